@@ -1,0 +1,242 @@
+/**
+ * What the host needs of the world: a journal, environments, a transport and a clock. Adapters see this file and nothing
+ * else of the host; the simulator brings its own of each.
+ */
+import type { StateView } from "../machine/machine.ts";
+import type { Command, Outcome } from "../machine/command.ts";
+import type { StoredChange } from "../machine/rows.ts";
+
+// --- clock -----------------------------------------------------------------------------------------------------------
+
+export interface Clock {
+  /** Milliseconds from an arbitrary origin; never goes back, never jumps with the wall clock. */
+  monotonicMs(): number;
+  /** Milliseconds since 1970 for people to read; consensus never depends on it. */
+  wallMs(): number;
+}
+
+// --- journal: one per node, makes writes durable ---------------------------------------------------------------------
+
+/** One append of one group. `payload` is the host's; the journal knows only whose it is. */
+export interface JournalRecord {
+  readonly group: number;
+  readonly payload: Uint8Array;
+}
+
+/** Position of a record in the order of all appends of this node; grows by one per record, also over restarts. */
+export type JournalSequence = number;
+
+export interface JournalRecovery {
+  /** Records not yet released, per group, in the order they were appended. */
+  readonly groups: ReadonlyMap<
+    number,
+    readonly { sequence: JournalSequence; payload: Uint8Array }[]
+  >;
+  /** Groups with a damaged record in the middle of the journal: they must neither vote nor answer. */
+  readonly damaged: ReadonlyMap<number, string>;
+  /** Bytes cut from the end because the last append was torn by a crash (0 = clean). */
+  readonly tornBytes: number;
+}
+
+export interface Journal {
+  /** What was found at opening. Dropped by the host once every group in it was read. */
+  recovery(): JournalRecovery;
+  /**
+   * Appends one turn's records of all groups: one write, durable when `done` is called, in order of the calls. Records
+   * are copied before this returns. An error of the disk is fatal to the process and reported by `onFatal`.
+   * @returns the sequence of the first record; the others follow by one each
+   */
+  append(records: readonly JournalRecord[], done: () => void): JournalSequence;
+  /** Everything of this group up to and including `sequence` is durable elsewhere; its space may be reused. */
+  release(group: number, sequence: JournalSequence): void;
+  /** Groups whose unreleased records keep the oldest segments from being dropped, oldest first. */
+  pinning(segmentsMax: number): readonly number[];
+  readonly status: {
+    readonly segments: number;
+    readonly bytes: number;
+    readonly appends: number;
+    readonly syncs: number;
+  };
+  close(): Promise<void>;
+}
+
+// --- environments: one per replica, hold log and state between checkpoints -------------------------------------------
+
+/** One durable, atomic change of an environment. Order: clear, then deletes, then puts. */
+export interface EnvironmentChange {
+  /** Replaces everything (a snapshot is being installed). */
+  readonly clear: boolean;
+  readonly meta: Uint8Array;
+  /** State rows: JSON text by ASCII key, undefined deletes. */
+  readonly rows: Iterable<readonly [key: string, value: string | undefined]>;
+  /** Log entries by index. */
+  readonly entries: Iterable<readonly [index: number, bytes: Uint8Array]>;
+  /** Log entries with low ≤ index < high are deleted. */
+  readonly entriesDeleted: readonly { readonly low: number; readonly high: number }[];
+}
+
+export interface Range {
+  /** First key, inclusive. */
+  readonly gte: string;
+  /** End, exclusive. */
+  readonly lt: string;
+  readonly reverse?: boolean;
+}
+
+/** Reads are synchronous and see the last committed change. */
+export interface Environment {
+  meta(): Uint8Array | null;
+  get(key: string): string | undefined;
+  range(range: Range): Iterable<readonly [key: string, value: string]>;
+  entry(index: number): Uint8Array | undefined;
+  /** One durable transaction; `done` is called once it is on disk. One at a time per environment. */
+  commit(change: EnvironmentChange, done: (error: Error | null) => void): void;
+  /** Refused (throws) while a commit is under way. */
+  close(): Promise<void>;
+}
+
+export interface Environments {
+  /** Opens, or creates, synchronously. Throws `environment-limit` when the cap on open ones is reached. */
+  open(name: string): Environment;
+  exists(name: string): boolean;
+  /** Deletes a closed environment from the disk. */
+  remove(name: string): Promise<void>;
+  readonly open_count: number;
+  /** How many may be open at once, computed from the process's limits before anything is opened. */
+  readonly cap: number;
+}
+
+// --- transport: frames between nodes ----------------------------------------------------------------------------------
+
+/** control: liveness, votes, wake-ups; append: log entries and their answers; snapshot: chunks; rpc: forwarding. */
+export const lanes = ["control", "append", "snapshot", "rpc"] as const;
+export type Lane = (typeof lanes)[number];
+
+export interface FrameHandler {
+  /** `bytes` may be a view into a receive buffer: copy what outlives the call. `boot` grows with each start of `from`. */
+  (from: string, boot: number, lane: Lane, bytes: Uint8Array): void;
+}
+
+/**
+ * At most once, in order per peer and lane while the path is stable; may drop, may delay for minutes. Nothing is kept
+ * over a broken connection: Raft retries.
+ */
+export interface Transport {
+  /** Connects, and calls `handler` from then on. */
+  start(handler: FrameHandler): Promise<void>;
+  /** False when it was not sent: disconnected, unknown peer, or the lane's window to it is full. Takes up to 16 MiB. */
+  send(to: string, lane: Lane, bytes: Uint8Array): boolean;
+  readonly connected: boolean;
+  close(): Promise<void>;
+}
+
+// --- what the gateway sees of the host ----------------------------------------------------------------------------------
+
+export interface ReadOptions {
+  readonly consistency: "linearizable" | "stale";
+  /** Wait, bounded, until this revision is applied here. */
+  readonly minRevision?: number;
+  readonly timeoutMs?: number;
+}
+
+/** A tenant's applied state, as of one revision, valid during one synchronous call. */
+export interface TenantView extends StateView {
+  readonly tenant: string;
+  readonly epoch: number;
+  readonly revision: number;
+}
+
+export interface CommitEvent {
+  readonly revision: number;
+  readonly at: number;
+  readonly changes: readonly StoredChange[];
+}
+
+/** Everything a subscriber gets, in order, without a gap. */
+export interface WatchListener {
+  /** One applied revision. */
+  commit(event: CommitEvent, view: TenantView): void;
+  /** The replica here is going away (moved, deleted, node stopping); resume elsewhere with the last cursor. */
+  end(reason: string): void;
+}
+
+export interface ReplicaStatus {
+  readonly node: string;
+  readonly id: number;
+  readonly role: "leader" | "voter" | "learner";
+  /** Highest log index known to be on that replica; null where only the leader would know. */
+  readonly match: number | null;
+  readonly state: "probe" | "replicate" | "snapshot" | "self" | "unknown";
+}
+
+export interface GroupStatus {
+  readonly tenant: string;
+  readonly group: number;
+  readonly leader: string | null;
+  readonly term: number;
+  readonly commit: number;
+  readonly applied: number;
+  readonly revision: number;
+  readonly epoch: number;
+  readonly replicas: readonly ReplicaStatus[];
+}
+
+export interface NodeStatus {
+  readonly name: string;
+  readonly self: boolean;
+  readonly alive: boolean;
+  /** Milliseconds since this node last heard of it; null = never, or itself. */
+  readonly heardMsAgo: number | null;
+  readonly boot: number | null;
+}
+
+export interface ClusterStatus {
+  readonly cluster: string;
+  readonly node: string;
+  readonly version: string;
+  readonly ready: boolean;
+  readonly transport: "loopback" | "nats";
+  readonly connected: boolean;
+  readonly nodes: readonly NodeStatus[];
+  readonly replicas: { readonly warm: number; readonly leaders: number };
+  readonly journal: Journal["status"];
+  readonly environments: { readonly open: number; readonly cap: number };
+  readonly tenants: number;
+}
+
+/**
+ * The host as the gateway knows it. Tenant `_system` is addressed like any other. All failures are `Problem`s.
+ */
+export interface ConfigService {
+  readonly node: string;
+  readonly ready: boolean;
+  /** Whether this node holds a replica of the tenant; else which nodes do, best first. Unknown tenant: `null`. */
+  locate(
+    tenant: string,
+  ): Promise<
+    { readonly local: true } | { readonly local: false; readonly nodes: readonly string[] } | null
+  >;
+  /** Same without waiting, from what this node knows; undefined when it must be asked of the directory. */
+  locateNow(tenant: string): { readonly local: boolean } | undefined;
+  /** Replicates and applies; forwards to the leader if that is elsewhere. `timeoutMs` over → `outcome-unknown`. */
+  propose(tenant: string, command: Command, timeoutMs?: number): Promise<Outcome>;
+  /** Runs `query` synchronously on this node's replica once the consistency asked for holds. */
+  read<T>(tenant: string, options: ReadOptions, query: (view: TenantView) => T): Promise<T>;
+  /**
+   * In one synchronous turn: `start` sees the applied state, and from the next revision on the listener is called.
+   * @returns a function that ends the subscription
+   */
+  watch(
+    tenant: string,
+    start: (view: TenantView) => void,
+    listener: WatchListener,
+  ): Promise<() => void>;
+  group(tenant: string): Promise<GroupStatus>;
+  cluster(): ClusterStatus;
+  /** Asks the leadership of the tenant's group to move to this node's replica. */
+  transfer(tenant: string, toNode: string): Promise<void>;
+  /** Sends a request of the gateway to the gateway of another node, and its answer back. */
+  exchange(node: string, request: Uint8Array, timeoutMs: number): Promise<Uint8Array>;
+  /** Sets who answers `exchange` of other nodes. */
+  onExchange(handler: (from: string, request: Uint8Array) => Promise<Uint8Array>): void;
+}

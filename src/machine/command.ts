@@ -1,0 +1,195 @@
+/**
+ * Commands: the only way a tenant's state changes. A command is data, validated before it was proposed (content parsed,
+ * hashed, checked against its schema), and applied on every replica with the same result. Encoded as JSON text.
+ */
+import type { ContentFormat, ReleaseRule } from "../model/release.ts";
+import type { KeyKind, Quotas, StoredPlacement } from "./rows.ts";
+
+/** Who asked, as written into history and audit. The machine checks again that the key still holds. */
+export interface Actor {
+  readonly kind: KeyKind | "system";
+  readonly keyId: string;
+  readonly requestId?: string;
+  readonly address?: string;
+}
+
+export interface Envelope {
+  /** Wall clock of the proposer, milliseconds; the machine never lets a tenant's time go back. */
+  readonly at: number;
+  readonly actor: Actor;
+  /** A repeat with the same key and fingerprint gets the first answer; with another fingerprint it is refused. */
+  readonly idempotency?: { readonly key: string; readonly fingerprint: string };
+  readonly action: Action;
+}
+
+export type Command = Envelope;
+
+/** Text as it will be served, with the sha256 (`sha256:<hex>`) over its UTF-8 bytes and their number. */
+export interface Content {
+  readonly text: string;
+  readonly hash: string;
+  readonly bytes: number;
+}
+
+/** HTTP's preconditions, judged where the change is applied. `ifMatch`: revisions of the ETag, or "*" for any existing. */
+export interface Precondition {
+  readonly ifMatch?: readonly number[] | "*";
+  /** Create only. */
+  readonly ifNoneMatch?: "*";
+}
+
+interface Target extends Precondition {
+  readonly namespace: string;
+  readonly name: string;
+}
+
+/** Says with which schema the content was checked: the machine refuses when it is no longer the config's. */
+interface Checked {
+  /** Hash of the schema's text, or null when the config had none. */
+  readonly schemaHash: string | null;
+}
+
+/** One change of one config or namespace: what a transaction is made of. */
+export type ConfigAction =
+  | ({
+      readonly op: "config.put";
+      readonly format?: ContentFormat;
+      readonly description?: string;
+      readonly tags?: Readonly<Record<string, string>>;
+      /** JSON Schema text; null removes it. */
+      readonly schema?: { readonly text: string; readonly hash: string } | null;
+      /** At creation only: version 1, released as default. */
+      readonly content?: Content;
+    } & Target)
+  | ({ readonly op: "config.delete" } & Target)
+  | ({ readonly op: "config.undelete" } & Target)
+  | ({
+      readonly op: "version.create";
+      readonly content: Content;
+      readonly message?: string;
+    } & Target &
+      Checked)
+  | ({ readonly op: "version.delete"; readonly versions: readonly number[] } & Target)
+  | ({
+      readonly op: "release.put";
+      readonly rules: readonly ReleaseRule[];
+      /** A version number, or null: nothing for clients that no rule matches. */
+      readonly default: number | null;
+      readonly message?: string;
+    } & Target)
+  | ({ readonly op: "publish"; readonly content: Content; readonly message?: string } & Target &
+      Checked)
+  | ({ readonly op: "rollback"; readonly toRelease?: number; readonly message?: string } & Target)
+  | ({
+      readonly op: "namespace.put";
+      readonly namespace: string;
+      readonly extends?: string | null;
+      readonly protected?: boolean;
+    } & Precondition);
+
+export interface TransactionCondition {
+  readonly namespace: string;
+  readonly name: string;
+  /** The config's revision must be this … */
+  readonly revision?: number;
+  /** … or it must not exist. */
+  readonly absent?: boolean;
+}
+
+export interface NewKey {
+  readonly id: string;
+  readonly kind: Exclude<KeyKind, "root">;
+  /** sha256 over the whole token, hex. */
+  readonly hash: string;
+  readonly namespaces?: readonly string[];
+  readonly expiresAt?: number;
+  readonly description?: string;
+}
+
+export type TenantAction =
+  | ConfigAction
+  | {
+      readonly op: "transaction";
+      readonly if: readonly TransactionCondition[];
+      readonly then: readonly ConfigAction[];
+    }
+  | { readonly op: "key.create"; readonly key: NewKey }
+  | { readonly op: "key.delete"; readonly id: string }
+  /** The first command of a tenant's group, proposed by its first leader from the directory's record. */
+  | {
+      readonly op: "tenant.init";
+      readonly tenant: string;
+      readonly quotas: Quotas;
+      readonly keys: readonly NewKey[];
+    }
+  | { readonly op: "tenant.quotas"; readonly quotas: Quotas };
+
+/** Only in the group of `_system`. */
+export type SystemAction =
+  | {
+      readonly op: "directory.create";
+      readonly tenant: string;
+      readonly description?: string;
+      readonly quotas: Quotas;
+      /** Nodes that get a voter; the machine numbers group and replicas. */
+      readonly nodes: readonly string[];
+      readonly adminKey: NewKey;
+    }
+  | {
+      readonly op: "directory.update";
+      readonly tenant: string;
+      readonly description?: string;
+      readonly quotas?: Quotas;
+    }
+  | { readonly op: "directory.delete"; readonly tenant: string; readonly purge: boolean }
+  | { readonly op: "directory.undelete"; readonly tenant: string }
+  | { readonly op: "directory.move"; readonly tenant: string; readonly placement: StoredPlacement }
+  | {
+      readonly op: "node.register";
+      readonly node: string;
+      readonly boot: number;
+      readonly zone?: string;
+    }
+  /** One root key per node that brings one; another token from the same node replaces it. */
+  | {
+      readonly op: "rootKey.put";
+      readonly node: string;
+      readonly keyId: string;
+      readonly hash: string;
+    };
+
+export type Action = TenantAction | SystemAction;
+
+/** Why the machine refused. Each is a code of the problem table (a type test in host/ holds it). */
+export type RejectCode =
+  | "not-found"
+  | "already-exists"
+  | "precondition-failed"
+  | "conflict"
+  | "in-use"
+  | "invalid"
+  | "quota-exceeded"
+  | "idempotency-mismatch"
+  | "protected"
+  | "forbidden"
+  | "unauthorized"
+  | "tenant-deleted";
+
+export type Outcome =
+  | {
+      readonly ok: true;
+      /** The tenant's revision after this command. */
+      readonly revision: number;
+      /** True when the command changed something; false e.g. for content equal to the latest version. */
+      readonly created: boolean;
+      /** What the API answers with: shape by action (see machine.ts). */
+      readonly result: unknown;
+      /** The stored answer of an earlier command with the same idempotency key. */
+      readonly replayed?: true;
+    }
+  | {
+      readonly ok: false;
+      readonly code: RejectCode;
+      readonly detail: string;
+      readonly revision: number;
+    };

@@ -1,0 +1,191 @@
+/**
+ * The rows of a tenant's state: plain JSON by ASCII key. Rows are never changed in place; a change puts a new one.
+ *
+ * Keys (n padded to 16 digits so that text order is number order):
+ *   meta                      TenantMeta            ns/<ns>                     NamespaceRow
+ *   cfg/<ns>/<name>           ConfigRow             ver/<ns>/<name>/<n>         VersionRow
+ *   txt/<ns>/<name>/<n>       string (the content)  rel/<ns>/<name>/<n>         ReleaseRow
+ *   key/<keyId>               KeyRow                hist/<revision>             HistoryRow
+ *   aud/<n>                   AuditRow              idem/<key>                  IdempotencyRow
+ *   idq/<n>                   string (an idempotency key, in order of use)
+ * and in `_system` also:
+ *   ten/<tenant>              TenantRow             grp/<group>                 string (tenant)
+ *   node/<node>               NodeRow               root/<sha256 of the token>  RootKeyRow
+ */
+import type { ContentFormat, ReleaseRule } from "../model/release.ts";
+
+export type KeyKind = "root" | "admin" | "write" | "read" | "client";
+
+/** Limits of a tenant; absent = the default of `defaultQuotas`. */
+export interface Quotas {
+  readonly configs?: number;
+  readonly contentBytes?: number;
+  readonly rulesPerRelease?: number;
+  readonly versionsPerConfig?: number;
+  readonly keys?: number;
+}
+
+export interface TenantMeta {
+  /** Empty until `tenant.init`. */
+  readonly tenant: string;
+  /** The tenant's commit counter. */
+  readonly revision: number;
+  /** Changes on restore, so that a cursor of another history is told apart. */
+  readonly epoch: number;
+  /** Oldest revision still in the history. */
+  readonly historyFrom: number;
+  readonly at: number;
+  readonly configs: number;
+  readonly audits: number;
+  readonly idempotencyFrom: number;
+  readonly idempotencyTo: number;
+  readonly quotas: Quotas;
+  /** `_system` only: the next group number. */
+  readonly nextGroup?: number;
+  readonly tenants?: number;
+}
+
+export interface NamespaceRow {
+  readonly namespace: string;
+  readonly extends: string | null;
+  readonly protected: boolean;
+  readonly revision: number;
+  readonly createdAt: number;
+}
+
+export interface ConfigRow {
+  readonly namespace: string;
+  readonly name: string;
+  /** Distinguishes a config from one that had its name before. */
+  readonly uid: string;
+  readonly format: ContentFormat;
+  readonly description: string;
+  readonly tags: Readonly<Record<string, string>>;
+  readonly schema: { readonly text: string; readonly hash: string } | null;
+  /** Revision of the last change of anything about it: its ETag. */
+  readonly revision: number;
+  readonly createdAt: number;
+  readonly updatedAt: number;
+  /** Highest version number ever given; 0 = none yet. */
+  readonly latestVersion: number;
+  readonly latestHash: string | null;
+  readonly versions: number;
+  /** The release in force; 0 = never released. */
+  readonly release: number;
+  readonly rules: readonly ReleaseRule[];
+  readonly default: number | null;
+  readonly deletedAt: number | null;
+}
+
+export interface VersionRow {
+  readonly version: number;
+  readonly hash: string;
+  readonly bytes: number;
+  readonly format: ContentFormat;
+  readonly schemaHash: string | null;
+  readonly message: string;
+  readonly at: number;
+  readonly revision: number;
+  readonly by: string;
+}
+
+export interface ReleaseRow {
+  readonly release: number;
+  readonly rules: readonly ReleaseRule[];
+  readonly default: number | null;
+  readonly message: string;
+  readonly at: number;
+  readonly revision: number;
+  readonly by: string;
+  /** The release it repeats, when it is a rollback. */
+  readonly rollbackOf: number | null;
+}
+
+export interface KeyRow {
+  readonly id: string;
+  readonly kind: Exclude<KeyKind, "root">;
+  readonly hash: string;
+  /** Null: all namespaces. */
+  readonly namespaces: readonly string[] | null;
+  readonly expiresAt: number | null;
+  readonly description: string;
+  readonly createdAt: number;
+}
+
+/** One change as watchers and history see it. */
+export interface StoredChange {
+  readonly type:
+    | "put"
+    | "version"
+    | "version-delete"
+    | "release"
+    | "delete"
+    | "undelete"
+    | "namespace"
+    | "key"
+    | "key-delete"
+    | "tenant"
+    | "node";
+  readonly namespace: string;
+  readonly name: string;
+  readonly version?: number;
+  readonly hash?: string;
+  readonly release?: number;
+}
+
+export interface HistoryRow {
+  readonly revision: number;
+  readonly at: number;
+  readonly changes: readonly StoredChange[];
+}
+
+export interface AuditRow {
+  readonly sequence: number;
+  readonly revision: number;
+  readonly at: number;
+  readonly actor: { readonly kind: string; readonly keyId: string };
+  readonly action: string;
+  readonly target: string;
+  readonly requestId: string | null;
+  readonly address: string | null;
+}
+
+export interface IdempotencyRow {
+  readonly fingerprint: string;
+  readonly at: number;
+  readonly revision: number;
+  readonly created: boolean;
+  readonly result: unknown;
+}
+
+export interface StoredPlacement {
+  readonly replicas: readonly { readonly node: string; readonly id: number }[];
+}
+
+export interface TenantRow {
+  readonly tenant: string;
+  readonly group: number;
+  /** Grows when the tenant is recreated under the same name or restored. */
+  readonly incarnation: number;
+  readonly placement: StoredPlacement;
+  readonly nextReplica: number;
+  readonly description: string;
+  readonly quotas: Quotas;
+  readonly adminKey: { readonly id: string; readonly hash: string };
+  readonly createdAt: number;
+  readonly deletedAt: number | null;
+  readonly revision: number;
+}
+
+export interface NodeRow {
+  readonly node: string;
+  readonly zone: string | null;
+  readonly boot: number;
+  readonly registeredAt: number;
+}
+
+export interface RootKeyRow {
+  readonly node: string;
+  readonly keyId: string;
+  readonly createdAt: number;
+}
