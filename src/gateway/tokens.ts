@@ -1,0 +1,128 @@
+/**
+ * Keys as people carry them: `cfx_<kind>_<tenant>_<keyId>_<secret+checksum>`.
+ *
+ * The prefix lets secret scanners find a leaked one; kind and tenant let the gateway refuse a key for another tenant
+ * without asking anybody; the checksum tells a typing error from a guess. Only the sha256 of the whole token is kept: the
+ * secret has 256 bits of chance, so a slow hash would protect nothing.
+ */
+import { createHash, createHmac, randomBytes, timingSafeEqual } from "node:crypto";
+import type { KeyKind } from "../machine/rows.ts";
+
+export type TenantKeyKind = Exclude<KeyKind, "root">;
+
+export interface TenantToken {
+  readonly kind: TenantKeyKind;
+  readonly tenant: string;
+  readonly keyId: string;
+}
+
+const alphabet = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+export const secretBytes = 32;
+/** 62^43 > 2^256 > 62^42. */
+const secretDigits = 43;
+/** 62^6 > 2^32 > 62^5. */
+const checksumDigits = 6;
+const keyIdBytes = 9;
+const keyIdDigits = 13;
+
+const tenantForm =
+  /^cfx_(admin|write|read|client)_([a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)_([0-9A-Za-z]{1,32})_([0-9A-Za-z]{49})$/;
+
+/** Root tokens of operators may have any form but this one. */
+export function looksLikeTenantToken(token: string): boolean {
+  return /^cfx_(admin|write|read|client)_/.test(token);
+}
+
+/** @param secret 32 bytes of chance */
+export function makeToken(owner: TenantToken, secret: Uint8Array): string {
+  const body = `cfx_${owner.kind}_${owner.tenant}_${owner.keyId}_${base62(secret, secretDigits)}`;
+  return body + checksum(body);
+}
+
+/** The operator's token as the server makes it when none was given. */
+export function makeRootToken(): string {
+  const body = `cfx_root_${base62(randomBytes(secretBytes), secretDigits)}`;
+  return body + checksum(body);
+}
+
+/** Null when it is not a tenant's token, or was mistyped. */
+export function parseToken(token: string): TenantToken | null {
+  const match = tenantForm.exec(token);
+  if (match === null) return null;
+  if (token.slice(-checksumDigits) !== checksum(token.slice(0, -checksumDigits))) return null;
+  return {
+    kind: match[1] as TenantKeyKind,
+    tenant: match[2] as string,
+    keyId: match[3] as string,
+  };
+}
+
+/** sha256 over the whole token, lower-case hex: what the state keeps. */
+export function hashToken(token: string): string {
+  return createHash("sha256").update(token).digest("hex");
+}
+
+/** Compares two hex hashes in a time that does not depend on where they differ. */
+export function equalHashes(a: string, b: string): boolean {
+  return a.length === b.length && timingSafeEqual(Buffer.from(a), Buffer.from(b));
+}
+
+export interface NewTokenOptions {
+  readonly kind: TenantKeyKind;
+  readonly tenant: string;
+  /**
+   * With an Idempotency-Key the repeat must be answered with the same token, which nobody keeps. So id and secret are
+   * derived from what only the caller knows: his own token, and the key of the request.
+   */
+  readonly repeatable?: { readonly callerToken: string; readonly idempotencyKey: string };
+}
+
+export function newToken({ kind, tenant, repeatable }: NewTokenOptions): {
+  readonly keyId: string;
+  readonly token: string;
+} {
+  const chance =
+    repeatable === undefined
+      ? randomBytes(64)
+      : createHmac("sha512", repeatable.callerToken)
+          .update(JSON.stringify(["conflux key", tenant, repeatable.idempotencyKey, kind]))
+          .digest();
+  const keyId = base62(chance.subarray(0, keyIdBytes), keyIdDigits);
+  const secret = chance.subarray(chance.length - secretBytes);
+  return { keyId, token: makeToken({ kind, tenant, keyId }, secret) };
+}
+
+/** Big-endian, padded with zeros to `digits`. */
+export function base62(bytes: Uint8Array, digits: number): string {
+  let value = bytes.length === 0 ? 0n : BigInt(`0x${Buffer.from(bytes).toString("hex")}`);
+  let text = "";
+  while (value > 0n) {
+    text = (alphabet[Number(value % 62n)] as string) + text;
+    value /= 62n;
+  }
+  return text.padStart(digits, "0");
+}
+
+function checksum(text: string): string {
+  let value = crc32(text);
+  let digits = "";
+  for (let i = 0; i < checksumDigits; i++) {
+    digits = (alphabet[value % 62] as string) + digits;
+    value = Math.floor(value / 62);
+  }
+  return digits;
+}
+
+const crcTable = new Uint32Array(256).map((_, index) => {
+  let value = index;
+  for (let bit = 0; bit < 8; bit++) value = value & 1 ? (value >>> 1) ^ 0xedb88320 : value >>> 1;
+  return value >>> 0;
+});
+
+/** CRC-32 (IEEE 802.3) of ASCII text. */
+export function crc32(text: string): number {
+  let value = 0xffffffff;
+  for (let i = 0; i < text.length; i++)
+    value = (value >>> 8) ^ (crcTable[(value ^ text.charCodeAt(i)) & 0xff] as number);
+  return (value ^ 0xffffffff) >>> 0;
+}

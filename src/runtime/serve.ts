@@ -1,0 +1,285 @@
+/**
+ * Serves a fetch handler over HTTP/1.1 on Bun, Deno and Node alike.
+ *
+ * What all three must keep: the body of a request and of a response stream; a client that goes away cancels the response
+ * stream; a client that reads slowly slows the stream (pull is not called); a silent stream is never cut.
+ */
+import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
+import { bun, deno } from "./runtime.ts";
+
+export interface RequestInfo {
+  readonly remoteAddress?: string | undefined;
+}
+
+export type FetchHandler = (request: Request, info: RequestInfo) => Response | Promise<Response>;
+
+export interface ServeOptions {
+  readonly host: string;
+  /** 0 picks a free one. */
+  readonly port: number;
+}
+
+export interface HttpServer {
+  readonly port: number;
+  readonly url: string;
+  /** Takes no new connections, lets requests under way finish for `gracefulMs`, then cuts them. */
+  stop(gracefulMs: number): Promise<void>;
+}
+
+/** The gateway refuses by its own, lower limits with a proper answer; this one only ends what is absurd. */
+const requestBytesMax = 256 * 1024 * 1024;
+
+/** The port could not be bound. The message names the setting. */
+export class ListenError extends Error {
+  override readonly name = "ListenError";
+}
+
+/** @throws ListenError */
+export async function serve(handler: FetchHandler, options: ServeOptions): Promise<HttpServer> {
+  try {
+    if (bun !== undefined) return serveOnBun(handler, options);
+    if (deno !== undefined) return serveOnDeno(handler, options);
+    return await serveOnNode(handler, options);
+  } catch (error) {
+    throw listenError(error, options);
+  }
+}
+
+function listenError(error: unknown, { host, port }: ServeOptions): unknown {
+  if (!(error instanceof Error)) return error;
+  const code = `${(error as { code?: string }).code ?? ""} ${error.name} ${error.message}`;
+  if (/EADDRINUSE|AddrInUse|Address already in use|port .* in use/i.test(code))
+    return new ListenError(
+      `CONFLUX_PORT ${port} is already in use on ${host}: stop what listens there, or choose another port (0 picks a free one)`,
+      { cause: error },
+    );
+  if (/EACCES|PermissionDenied/.test(code))
+    return new ListenError(
+      `CONFLUX_PORT ${port} may not be bound by this user: choose one above 1023`,
+      { cause: error },
+    );
+  if (/EADDRNOTAVAIL|AddrNotAvailable|ENOTFOUND|EAI_|failed to lookup|Failed to listen/i.test(code))
+    return new ListenError(`CONFLUX_HOST ${host} is not an address of this machine`, {
+      cause: error,
+    });
+  return error;
+}
+
+function urlOf(host: string, port: number): string {
+  return `http://${host.includes(":") ? `[${host}]` : host}:${port}`;
+}
+
+/** Waits for `graceful`, at most `ms`, then calls `cut` and waits again. */
+async function stopWithin(graceful: Promise<unknown>, ms: number, cut: () => void): Promise<void> {
+  const timer = setTimeout(cut, ms);
+  await graceful;
+  clearTimeout(timer);
+}
+
+// --- Bun ---------------------------------------------------------------------------------------------------------------
+
+function serveOnBun(handler: FetchHandler, { host, port }: ServeOptions): HttpServer {
+  if (bun === undefined) throw new Error("Not on Bun");
+  const server = bun.serve({
+    hostname: host,
+    port,
+    // Bun cuts a silent stream after about ten seconds unless told not to.
+    idleTimeout: 0,
+    maxRequestBodySize: requestBytesMax,
+    development: false,
+    fetch: (request, self) =>
+      handler(request, {
+        // Asked for only where it is written down: looking it up for every read would cost more than the read.
+        get remoteAddress() {
+          return self.requestIP(request)?.address;
+        },
+      }),
+    error: () => new Response(null, { status: 500 }),
+  });
+  return {
+    port: server.port,
+    url: urlOf(host, server.port),
+    stop: (gracefulMs) =>
+      stopWithin(server.stop(false), gracefulMs, () => {
+        void server.stop(true);
+      }),
+  };
+}
+
+// --- Deno --------------------------------------------------------------------------------------------------------------
+
+function serveOnDeno(handler: FetchHandler, { host, port }: ServeOptions): HttpServer {
+  if (deno === undefined) throw new Error("Not on Deno");
+  const abort = new AbortController();
+  const server = deno.serve(
+    {
+      hostname: host,
+      port,
+      signal: abort.signal,
+      onListen: () => {},
+      onError: () => new Response(null, { status: 500 }),
+    },
+    (request, info) => handler(request, { remoteAddress: info.remoteAddr.hostname }),
+  );
+  return {
+    port: server.addr.port,
+    url: urlOf(host, server.addr.port),
+    stop: (gracefulMs) => stopWithin(server.shutdown(), gracefulMs, () => abort.abort()),
+  };
+}
+
+// --- Node --------------------------------------------------------------------------------------------------------------
+
+async function serveOnNode(
+  handler: FetchHandler,
+  { host, port }: ServeOptions,
+): Promise<HttpServer> {
+  const server = createServer((incoming, outgoing) => {
+    void answer(handler, incoming, outgoing);
+  });
+  await new Promise<void>((resolve, reject) => {
+    server.once("error", reject);
+    server.listen(port, host, () => {
+      server.off("error", reject);
+      resolve();
+    });
+  });
+  const bound = (server.address() as AddressInfo).port;
+  return {
+    port: bound,
+    url: urlOf(host, bound),
+    stop: (gracefulMs) => {
+      const closed = new Promise<void>((resolve) => server.close(() => resolve()));
+      server.closeIdleConnections();
+      return stopWithin(closed, gracefulMs, () => server.closeAllConnections());
+    },
+  };
+}
+
+async function answer(
+  handler: FetchHandler,
+  incoming: IncomingMessage,
+  outgoing: ServerResponse,
+): Promise<void> {
+  // A client that resets the connection is its own affair; without a listener the event would end the process.
+  outgoing.on("error", () => {});
+  incoming.on("error", () => {});
+  let response: Response;
+  try {
+    const request = toRequest(incoming);
+    response =
+      request === null
+        ? new Response(null, { status: 400 })
+        : await handler(request, { remoteAddress: incoming.socket.remoteAddress });
+  } catch {
+    response = new Response(null, { status: 500 });
+  }
+  try {
+    await write(response, incoming.method === "HEAD", outgoing);
+  } catch {
+    outgoing.destroy();
+  }
+}
+
+/** Null when Node's parser let through what the fetch standard does not: a forbidden method or a broken target. */
+function toRequest(incoming: IncomingMessage): Request | null {
+  const headers = new Headers();
+  for (let i = 0; i + 1 < incoming.rawHeaders.length; i += 2) {
+    try {
+      headers.append(incoming.rawHeaders[i] as string, incoming.rawHeaders[i + 1] as string);
+    } catch {
+      return null;
+    }
+  }
+  const method = incoming.method ?? "GET";
+  try {
+    // The authority is irrelevant here and comes from the client: a fixed one cannot confuse anything behind.
+    const url = new URL(incoming.url ?? "/", "http://localhost");
+    if (method === "GET" || method === "HEAD")
+      return new Request(`http://localhost${url.pathname}${url.search}`, { method, headers });
+    return new Request(`http://localhost${url.pathname}${url.search}`, {
+      method,
+      headers,
+      body: bodyStream(incoming),
+      duplex: "half",
+    } as RequestInit);
+  } catch {
+    return null;
+  }
+}
+
+function bodyStream(incoming: IncomingMessage): ReadableStream<Uint8Array> {
+  let ended = false;
+  return new ReadableStream<Uint8Array>(
+    {
+      start(controller) {
+        incoming.pause();
+        incoming.on("data", (chunk: Uint8Array) => {
+          incoming.pause();
+          if (!ended) controller.enqueue(chunk);
+        });
+        incoming.on("end", () => {
+          if (!ended) controller.close();
+          ended = true;
+        });
+        incoming.on("close", () => {
+          if (!ended) controller.error(new Error("Client went away"));
+          ended = true;
+        });
+      },
+      pull() {
+        incoming.resume();
+      },
+      cancel() {
+        // The rest is read and dropped: cutting it off would lose the answer that says why.
+        ended = true;
+        incoming.resume();
+      },
+    },
+    { highWaterMark: 0 },
+  );
+}
+
+async function write(response: Response, head: boolean, outgoing: ServerResponse): Promise<void> {
+  const headers: string[] = [];
+  response.headers.forEach((value, name) => {
+    headers.push(name, value);
+  });
+  outgoing.writeHead(response.status, headers);
+  const body = response.body;
+  if (body === null) {
+    outgoing.end();
+    return;
+  }
+  if (head || outgoing.destroyed) {
+    outgoing.end();
+    await body.cancel();
+    return;
+  }
+  const reader = body.getReader();
+  let gone = false;
+  outgoing.on("close", () => {
+    gone = true;
+    reader.cancel().catch(() => {});
+  });
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done || gone) break;
+    if (!outgoing.write(value)) await drained(outgoing);
+  }
+  outgoing.end();
+}
+
+function drained(outgoing: ServerResponse): Promise<void> {
+  return new Promise((resolve) => {
+    const settle = (): void => {
+      outgoing.off("drain", settle);
+      outgoing.off("close", settle);
+      resolve();
+    };
+    outgoing.on("drain", settle);
+    outgoing.on("close", settle);
+    if (outgoing.destroyed) settle();
+  });
+}

@@ -1,0 +1,328 @@
+/**
+ * The settings of a node: one table from which flags, environment variables, the settings file and the documentation are
+ * read. Flags > environment > file > defaults. Whatever is unknown, out of range or contradictory stops the start with
+ * one line that names the setting, its value and what is allowed: a node that guesses is a node that surprises.
+ */
+import { parse as parseYaml } from "yaml";
+
+export type LogLevel = "fatal" | "error" | "warn" | "info" | "debug" | "trace" | "silent";
+
+export interface Settings {
+  readonly port: number;
+  readonly host: string;
+  readonly data: string;
+  /** Null: read from `<data>/root-token`, made there at the first start. */
+  readonly rootToken: string | null;
+  readonly cluster: string;
+  readonly node: string;
+  /** NATS URLs; null: single process, loopback. */
+  readonly nats: readonly string[] | null;
+  /** Names of the initial nodes; null outside cluster mode. */
+  readonly peers: readonly string[] | null;
+  /** Folder of manifests applied at start. */
+  readonly tenants: string | null;
+  readonly log: LogLevel;
+}
+
+export type SettingName = keyof Settings;
+
+export interface Setting {
+  readonly name: SettingName;
+  readonly env: string;
+  readonly flag: string;
+  /** As written by the user; null: none. */
+  readonly default: string | null;
+  readonly allowed: string;
+  readonly meaning: string;
+  /** Its value never appears in a message. */
+  readonly secret: boolean;
+  readonly read: (text: string) => unknown;
+}
+
+/** A setting that stops the start. The message is the whole line to print. */
+export class SettingsError extends Error {
+  override readonly name = "SettingsError";
+}
+
+export const logLevels: readonly LogLevel[] = [
+  "fatal",
+  "error",
+  "warn",
+  "info",
+  "debug",
+  "trace",
+  "silent",
+];
+
+// Names become NATS subject tokens and file names: no dots, spaces or wildcards.
+const name = /^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/;
+const rootTokenLengthMin = 8;
+const rootTokenLengthMax = 512;
+const natsUrl = /^(nats|tls|ws|wss):\/\/[^\s,/]+\/?$|^[a-zA-Z0-9.-]+(:\d{1,5})?$/;
+
+/** What a reader returns when the text is not allowed. */
+const refused = Symbol("refused");
+
+const readName = (text: string): unknown => (name.test(text) ? text : refused);
+const readText = (text: string): unknown => (text.trim() === "" ? refused : text);
+
+const readList =
+  (item: RegExp) =>
+  (text: string): unknown => {
+    const items = text.split(",").map((part) => part.trim());
+    const good = items.every((part) => item.test(part)) && new Set(items).size === items.length;
+    return good ? items : refused;
+  };
+
+export const settingsTable: readonly Setting[] = [
+  {
+    name: "port",
+    env: "CONFLUX_PORT",
+    flag: "--port",
+    default: "8080",
+    allowed: "a whole number from 0 to 65535",
+    meaning: "port of the gateway; 0 picks a free one and logs it",
+    secret: false,
+    read: (text) => (/^\d{1,5}$/.test(text) && Number(text) <= 65_535 ? Number(text) : refused),
+  },
+  {
+    name: "host",
+    env: "CONFLUX_HOST",
+    flag: "--host",
+    default: "127.0.0.1",
+    allowed: "an address or name of this machine",
+    meaning: "address the gateway listens on",
+    secret: false,
+    read: (text) => (/^[a-zA-Z0-9:._-]+$/.test(text) ? text : refused),
+  },
+  {
+    name: "data",
+    env: "CONFLUX_DATA",
+    flag: "--data",
+    default: "./data",
+    allowed: "a directory",
+    meaning: "data directory of this node; locked, a second process on it is refused",
+    secret: false,
+    read: readText,
+  },
+  {
+    name: "rootToken",
+    env: "CONFLUX_ROOT_TOKEN",
+    flag: "--root-token",
+    default: null,
+    allowed: `${rootTokenLengthMin} to ${rootTokenLengthMax} visible ASCII characters, not in the form of a tenant's key`,
+    meaning:
+      "the operator's key; without it one is made at the first start and written to <data>/root-token",
+    secret: true,
+    read: (text) =>
+      text.length >= rootTokenLengthMin &&
+      text.length <= rootTokenLengthMax &&
+      /^[\x21-\x7e]+$/.test(text) &&
+      !/^cfx_(admin|write|read|client)_/.test(text)
+        ? text
+        : refused,
+  },
+  {
+    name: "cluster",
+    env: "CONFLUX_CLUSTER",
+    flag: "--cluster",
+    default: "conflux",
+    allowed: "lower-case letters, digits and dashes, at most 63",
+    meaning: "name of the cluster; nodes of different names never talk to each other",
+    secret: false,
+    read: readName,
+  },
+  {
+    name: "node",
+    env: "CONFLUX_NODE",
+    flag: "--node",
+    default: "n1",
+    allowed: "lower-case letters, digits and dashes, at most 63",
+    meaning: "name of this node, unique in the cluster",
+    secret: false,
+    read: readName,
+  },
+  {
+    name: "nats",
+    env: "CONFLUX_NATS",
+    flag: "--nats",
+    default: null,
+    allowed: "comma-separated NATS URLs, e.g. nats://127.0.0.1:4222",
+    meaning: "servers that carry the cluster's messages; without it this is a single process",
+    secret: true,
+    read: readList(natsUrl),
+  },
+  {
+    name: "peers",
+    env: "CONFLUX_PEERS",
+    flag: "--peers",
+    default: null,
+    allowed: "comma-separated, distinct node names, e.g. n1,n2,n3",
+    meaning: "names of the initial nodes; a node whose name is not among them joins as new",
+    secret: false,
+    read: readList(name),
+  },
+  {
+    name: "tenants",
+    env: "CONFLUX_TENANTS",
+    flag: "--tenants",
+    default: null,
+    allowed: "a directory",
+    meaning: "manifests applied at start",
+    secret: false,
+    read: readText,
+  },
+  {
+    name: "log",
+    env: "CONFLUX_LOG",
+    flag: "--log",
+    default: "info",
+    allowed: logLevels.join(", "),
+    meaning: "what is logged",
+    secret: false,
+    read: (text) => (logLevels.includes(text as LogLevel) ? text : refused),
+  },
+];
+
+/** Variables of the same prefix that other parts of Conflux read: known, and not for the server. */
+export const foreignVariables: ReadonlySet<string> = new Set([
+  "CONFLUX_URL",
+  "CONFLUX_TOKEN",
+  "CONFLUX_TENANT",
+  "CONFLUX_NAMESPACE",
+  "CONFLUX_ORACLES",
+  "CONFLUX_NATS_SERVER",
+]);
+
+export interface SettingsSources {
+  /** What follows `conflux start`. */
+  readonly args: readonly string[];
+  readonly env: Readonly<Record<string, string | undefined>>;
+  /** Reads the settings file; throws when there is none. */
+  readonly readFile: (path: string) => string;
+}
+
+interface Given {
+  readonly text: string;
+  /** How the user wrote it, for the message. */
+  readonly source: string;
+}
+
+/** @throws SettingsError */
+export function readSettings(sources: SettingsSources): Settings {
+  const flags = readFlags(sources.args);
+  const file =
+    flags.config === null ? new Map<string, Given>() : readSettingsFile(flags.config, sources);
+  const environment = readEnvironment(sources.env);
+  const values: Record<string, unknown> = {};
+  const givenBy = new Map<string, string>();
+  for (const setting of settingsTable) {
+    const given =
+      flags.given.get(setting.name) ?? environment.get(setting.name) ?? file.get(setting.name);
+    if (given !== undefined) givenBy.set(setting.name, given.source);
+    const text = given?.text ?? setting.default;
+    if (text === null) {
+      values[setting.name] = null;
+      continue;
+    }
+    const value = setting.read(text);
+    if (value === refused)
+      throw new SettingsError(
+        `${given?.source ?? setting.env} is ${setting.secret ? "not valid" : JSON.stringify(text)}: allowed is ${setting.allowed}`,
+      );
+    values[setting.name] = value;
+  }
+  const settings = values as unknown as Settings;
+  refuseContradictions(settings, givenBy);
+  return settings;
+}
+
+function refuseContradictions(settings: Settings, givenBy: ReadonlyMap<string, string>): void {
+  if (settings.peers !== null && settings.nats === null)
+    throw new SettingsError(
+      `${givenBy.get("peers")} is ${JSON.stringify(settings.peers.join(","))} but CONFLUX_NATS is not set: peers are reached over NATS, so set both or neither`,
+    );
+  if (settings.nats !== null && settings.peers === null)
+    throw new SettingsError(
+      `${givenBy.get("nats")} is set but CONFLUX_PEERS is not: a cluster must know its initial nodes, e.g. n1,n2,n3`,
+    );
+}
+
+function readFlags(args: readonly string[]): { given: Map<string, Given>; config: string | null } {
+  const given = new Map<string, Given>();
+  let config: string | null = null;
+  for (let i = 0; i < args.length; i++) {
+    const arg = args[i] as string;
+    const equals = arg.indexOf("=");
+    const flag = equals === -1 ? arg : arg.slice(0, equals);
+    const setting = settingsTable.find((known) => known.flag === flag);
+    if (setting === undefined && flag !== "--config")
+      throw new SettingsError(
+        `${JSON.stringify(flag)} is not a flag: allowed is ${flagsAllowed()}`,
+      );
+    const next = equals === -1 ? args[++i] : arg.slice(equals + 1);
+    if (next === undefined || (equals === -1 && next.startsWith("--")))
+      throw new SettingsError(
+        `${flag} has no value: allowed is ${setting?.allowed ?? "the path of a settings file"}`,
+      );
+    if (setting === undefined ? config !== null : given.has(setting.name))
+      throw new SettingsError(`${flag} is given twice: allowed is once`);
+    if (setting === undefined) config = next;
+    else given.set(setting.name, { text: next, source: flag });
+  }
+  return { given, config };
+}
+
+function flagsAllowed(): string {
+  return [...settingsTable.map((setting) => setting.flag), "--config"].join(", ");
+}
+
+function readEnvironment(env: SettingsSources["env"]): Map<string, Given> {
+  const given = new Map<string, Given>();
+  for (const [variable, text] of Object.entries(env)) {
+    if (!variable.startsWith("CONFLUX_") || foreignVariables.has(variable)) continue;
+    const setting = settingsTable.find((known) => known.env === variable);
+    if (setting === undefined)
+      throw new SettingsError(
+        `${variable} is not a setting: allowed is ${settingsTable.map((known) => known.env).join(", ")}`,
+      );
+    // `CONFLUX_NATS=${NATS:-}` in a compose file means unset.
+    if (text === undefined || text === "") continue;
+    given.set(setting.name, { text, source: variable });
+  }
+  return given;
+}
+
+function readSettingsFile(path: string, sources: SettingsSources): Map<string, Given> {
+  let document: unknown;
+  try {
+    document = parseYaml(sources.readFile(path), { maxAliasCount: 0 });
+  } catch (error) {
+    const reason = error instanceof Error ? (error.message.split("\n")[0] ?? "") : String(error);
+    throw new SettingsError(
+      `--config is ${JSON.stringify(path)}: it cannot be read as YAML (${reason})`,
+      { cause: error },
+    );
+  }
+  if (document === null || document === undefined) return new Map();
+  if (typeof document !== "object" || Array.isArray(document))
+    throw new SettingsError(
+      `--config is ${JSON.stringify(path)}: allowed is a YAML mapping of settings`,
+    );
+  const given = new Map<string, Given>();
+  for (const [key, value] of Object.entries(document)) {
+    const setting = settingsTable.find((known) => known.name === key);
+    if (setting === undefined)
+      throw new SettingsError(
+        `${JSON.stringify(key)} in ${path} is not a setting: allowed is ${settingsTable.map((known) => known.name).join(", ")}`,
+      );
+    if (value === null) continue;
+    const text = Array.isArray(value) ? value.join(",") : value;
+    if (typeof text !== "string" && typeof text !== "number")
+      throw new SettingsError(
+        `${key} in ${path} is ${setting.secret ? "not valid" : JSON.stringify(value)}: allowed is ${setting.allowed}`,
+      );
+    given.set(setting.name, { text: String(text), source: `${key} in ${path}` });
+  }
+  return given;
+}
