@@ -13,6 +13,10 @@ export interface Clock {
   monotonicMs(): number;
   /** Milliseconds since 1970 for people to read; consensus never depends on it. */
   wallMs(): number;
+  /** Runs once what has already arrived was handled: the end of this turn of the event loop. */
+  defer(run: () => void): void;
+  /** Runs about every `ms` until the returned function is called. Late is fine, early is not. */
+  every(ms: number, run: () => void): () => void;
 }
 
 // --- journal: one per node, makes writes durable ---------------------------------------------------------------------

@@ -1,0 +1,206 @@
+/**
+ * One group's log on this replica: what Raft reads, synchronously.
+ *
+ * Recent entries are in memory, in journal order; everything up to the last checkpoint is in the environment. The two
+ * overlap by nothing: `tail` starts right after `stored`. An append that replaces entries already in the environment
+ * only moves `stored` back; the stale ones are deleted by the next checkpoint, and replay of the journal does the same.
+ */
+import { assert } from "../lib/assert.ts";
+import { entryFromBytes, entryToBytes } from "../raft/codec.ts";
+import type { ConfState, Entry, HardState, LogReader, SnapshotMeta } from "../raft/types.ts";
+import type { Environment } from "./ports.ts";
+
+/** What an environment knows of itself: identity, and where log and state stand. Stored as JSON. */
+export interface ReplicaMeta {
+  readonly format: 1;
+  readonly tenant: string;
+  readonly group: number;
+  readonly incarnation: number;
+  readonly replica: number;
+  /** Node of each replica, current members only. */
+  readonly members: readonly { readonly node: string; readonly id: number }[];
+  readonly hard: HardState;
+  readonly conf: ConfState;
+  readonly applied: number;
+  readonly appliedTerm: number;
+  /** First entry still held, and the term of the one before it. */
+  readonly first: number;
+  readonly firstTerm: number;
+  readonly last: number;
+  /** Journal records of this group up to here are contained. */
+  readonly sequence: number;
+}
+
+/** The log's part of a checkpoint. */
+export interface LogCheckpoint {
+  readonly first: number;
+  readonly firstTerm: number;
+  readonly last: number;
+  readonly entries: Iterable<readonly [index: number, bytes: Uint8Array]>;
+  readonly entriesDeleted: readonly { readonly low: number; readonly high: number }[];
+}
+
+export class GroupLog implements LogReader {
+  readonly #environment: Environment;
+  #hard: HardState;
+  #conf: ConfState;
+  #first: number;
+  #firstTerm: number;
+  /** Last index in the environment that is still part of the log. */
+  #stored: number;
+  /** Entries stored+1 …, consecutive. */
+  #tail: Entry[] = [];
+  /** Highest index ever written to the environment and not deleted from it. */
+  #storedEnd: number;
+  tailBytes = 0;
+  /** Where the replica's state stands; what a snapshot sent now would cover. */
+  snapshotNow: () => SnapshotMeta | null = () => null;
+
+  constructor(environment: Environment, meta: ReplicaMeta) {
+    this.#environment = environment;
+    this.#hard = meta.hard;
+    this.#conf = meta.conf;
+    this.#first = meta.first;
+    this.#firstTerm = meta.firstTerm;
+    this.#stored = meta.last;
+    this.#storedEnd = meta.last;
+    assert(meta.last >= meta.first - 1, "the stored log ends before it begins");
+  }
+
+  initialState(): { hardState: HardState; confState: ConfState } {
+    return { hardState: this.#hard, confState: this.#conf };
+  }
+
+  firstIndex(): number {
+    return this.#first;
+  }
+
+  lastIndex(): number {
+    return this.#stored + this.#tail.length;
+  }
+
+  term(index: number): number {
+    if (index === this.#first - 1) return this.#firstTerm;
+    if (index < this.#first || index > this.lastIndex()) return -1;
+    if (index > this.#stored) return (this.#tail[index - this.#stored - 1] as Entry).term;
+    return this.#storedEntry(index).term;
+  }
+
+  entries(low: number, high: number, bytesMax: number): readonly Entry[] | null {
+    if (low < this.#first) return null;
+    assert(high <= this.lastIndex() + 1, "entries beyond the end of the log were asked for");
+    const result: Entry[] = [];
+    let bytes = 0;
+    for (let index = low; index < high; index++) {
+      const entry =
+        index > this.#stored
+          ? (this.#tail[index - this.#stored - 1] as Entry)
+          : this.#storedEntry(index);
+      bytes += entry.data.length;
+      if (bytes > bytesMax && result.length > 0) break;
+      result.push(entry);
+    }
+    return result;
+  }
+
+  snapshot(): SnapshotMeta | null {
+    return this.snapshotNow();
+  }
+
+  /** Journal recovery only: the newest hard state found. */
+  recoverHardState(hard: HardState): void {
+    this.#hard = hard;
+  }
+
+  /** Recovery only: the commit index cannot be behind what was applied, nor ahead of the log. */
+  settleRecovery(applied: number): void {
+    const commit = Math.max(this.#hard.commit, applied);
+    this.#hard = { ...this.#hard, commit: Math.min(commit, this.lastIndex()) };
+  }
+
+  /**
+   * Takes entries that are on their way into the journal. Entries at and after the first one's index are replaced.
+   * @returns the index from which older entries were cut off, or null when none were
+   */
+  append(entries: readonly Entry[]): number | null {
+    const first = entries[0];
+    if (first === undefined) return null;
+    const last = this.lastIndex();
+    assert(first.index >= this.#first, "an append reaches below the start of the log");
+    assert(first.index <= last + 1, "an append leaves a hole in the log");
+    const cut = first.index <= last;
+    if (cut) {
+      if (first.index <= this.#stored) {
+        this.#stored = first.index - 1;
+        this.#tail = [];
+        this.tailBytes = 0;
+      } else {
+        for (const entry of this.#tail.splice(first.index - this.#stored - 1)) {
+          this.tailBytes -= entry.data.length;
+        }
+      }
+    }
+    for (const entry of entries) {
+      this.#tail.push(entry);
+      this.tailBytes += entry.data.length;
+    }
+    return cut ? first.index : null;
+  }
+
+  /** Everything up to the snapshot is gone; the environment is being cleared in the same breath. */
+  restart(snapshot: SnapshotMeta): void {
+    this.#first = snapshot.index + 1;
+    this.#firstTerm = snapshot.term;
+    this.#stored = snapshot.index;
+    this.#storedEnd = snapshot.index;
+    this.#tail = [];
+    this.tailBytes = 0;
+  }
+
+  /**
+   * What the environment must get so that it holds the log up to `durable`, and nothing below `compactTo` (inclusive).
+   * Call `checkpointed` when it is on disk.
+   */
+  checkpoint(durable: number, compactTo: number): LogCheckpoint {
+    const last = Math.max(durable, this.#stored);
+    const first = Math.max(this.#first, Math.min(compactTo, last) + 1);
+    const firstTerm = this.term(first - 1);
+    assert(firstTerm >= 0, "the term before the log's start is unknown");
+    const entriesDeleted: { low: number; high: number }[] = [];
+    if (this.#storedEnd > this.#stored) {
+      entriesDeleted.push({ low: this.#stored + 1, high: this.#storedEnd + 1 });
+    }
+    if (first > this.#first) entriesDeleted.push({ low: this.#first, high: first });
+    const entries: [number, Uint8Array][] = [];
+    for (let index = Math.max(this.#stored + 1, first); index <= last; index++) {
+      const entry = this.#tail[index - this.#stored - 1] as Entry;
+      entries.push([index, entryToBytes(entry)]);
+    }
+    return { first, firstTerm, last, entries, entriesDeleted };
+  }
+
+  /** The checkpoint is durable: its entries need no memory any more. */
+  checkpointed(checkpoint: LogCheckpoint, cutSince: number | null): void {
+    // An append may have replaced entries of the checkpoint while it was written: those stay in memory as they are.
+    const valid = cutSince === null ? checkpoint.last : Math.min(checkpoint.last, cutSince - 1);
+    if (valid > this.#stored) {
+      for (const entry of this.#tail.splice(0, valid - this.#stored)) {
+        this.tailBytes -= entry.data.length;
+      }
+      this.#stored = valid;
+    }
+    this.#storedEnd = Math.max(checkpoint.last, this.#stored);
+    if (checkpoint.first > this.#first) {
+      this.#first = checkpoint.first;
+      this.#firstTerm = checkpoint.firstTerm;
+    }
+  }
+
+  #storedEntry(index: number): Entry {
+    const bytes = this.#environment.entry(index);
+    assert(bytes !== undefined, `Log entry ${index} is missing in the environment`);
+    const entry = entryFromBytes(bytes);
+    assert(entry.index === index, `Log entry ${index} is stored under another index`);
+    return entry;
+  }
+}

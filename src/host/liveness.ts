@@ -1,0 +1,80 @@
+/**
+ * Which nodes are alive, as this node sees it: by pairs of nodes, never per group (decision D3).
+ *
+ * Each node sends every other a heartbeat every HEARTBEAT_MS; one that was not heard for SUPPORT_MS is not supported any
+ * more: the groups it leads look for another leader. Safety never rests on this, only how soon something happens.
+ */
+
+export const HEARTBEAT_MS = 150;
+export const SUPPORT_MS = 1_000;
+
+export interface LivenessEvents {
+  /** `node` is heard again, or for the first time, or came back under a new boot. */
+  up(node: string): void;
+  down(node: string): void;
+}
+
+interface Peer {
+  heardAt: number;
+  boot: number;
+  alive: boolean;
+}
+
+export class Liveness {
+  readonly #peers = new Map<string, Peer>();
+  readonly #self: string;
+  readonly #events: LivenessEvents;
+  #checkedAt: number;
+
+  constructor(self: string, now: number, events: LivenessEvents) {
+    this.#self = self;
+    this.#events = events;
+    this.#checkedAt = now;
+  }
+
+  get peers(): Iterable<string> {
+    return this.#peers.keys();
+  }
+
+  /** Takes up a node to watch. A node never heard of counts as not alive. */
+  add(node: string): void {
+    if (node === this.#self || this.#peers.has(node)) return;
+    this.#peers.set(node, { heardAt: -Infinity, boot: 0, alive: false });
+  }
+
+  heard(node: string, boot: number, now: number): void {
+    if (node === this.#self) return;
+    this.add(node);
+    const peer = this.#peers.get(node) as Peer;
+    const news = !peer.alive || boot > peer.boot;
+    peer.heardAt = now;
+    peer.boot = Math.max(peer.boot, boot);
+    peer.alive = true;
+    if (news) this.#events.up(node);
+  }
+
+  /** Call about every HEARTBEAT_MS. */
+  check(now: number): void {
+    // A process that was frozen hears nothing meanwhile: its own pause must not make everybody else look dead.
+    const pause = now - this.#checkedAt - 2 * HEARTBEAT_MS;
+    this.#checkedAt = now;
+    for (const [node, peer] of this.#peers) {
+      if (pause > 0) peer.heardAt += pause;
+      if (peer.alive && now - peer.heardAt > SUPPORT_MS) {
+        peer.alive = false;
+        this.#events.down(node);
+      }
+    }
+  }
+
+  supports(node: string): boolean {
+    return node === this.#self || this.#peers.get(node)?.alive === true;
+  }
+
+  status(node: string, now: number): { alive: boolean; heardMsAgo: number | null; boot: number | null } {
+    if (node === this.#self) return { alive: true, heardMsAgo: null, boot: null };
+    const peer = this.#peers.get(node);
+    if (peer === undefined || peer.boot === 0) return { alive: false, heardMsAgo: null, boot: null };
+    return { alive: peer.alive, heardMsAgo: Math.max(0, Math.round(now - peer.heardAt)), boot: peer.boot };
+  }
+}

@@ -1,0 +1,638 @@
+/**
+ * One replica of one tenant: its Raft, its log, its applied state, and who waits for what. Synchronous and
+ * event-driven: messages, ticks, proposals, reads and storage completions come in, `drain` sends what they led to out.
+ * No promise, clock or timer lives here, so the simulator runs it whole.
+ *
+ * Order that is owed (architecture, invariants 2 and 3):
+ *  - appends enter the journal in the order Raft asked for them; what depends on one leaves only after `persisted`;
+ *  - committed entries are applied in order, and rows, history and applied index move together;
+ *  - a snapshot is in the environment, durably, before the journal gets anything that follows it.
+ */
+import { assert } from "../lib/assert.ts";
+import type { Prng } from "../lib/prng.ts";
+import { apply } from "../machine/machine.ts";
+import type { Command, Outcome } from "../machine/command.ts";
+import type { HistoryRow, TenantMeta } from "../machine/rows.ts";
+import { newReady, Raft, decodeConfChange } from "../raft/raft.ts";
+import {
+  EntryKind,
+  MessageType,
+  NONE,
+  type Entry,
+  type HardState,
+  type Message,
+  type Ready,
+  type ReplicaId,
+  type SnapshotMeta,
+  type StorageAppend,
+} from "../raft/types.ts";
+import { GroupLog, type LogCheckpoint, type ReplicaMeta } from "./group_log.ts";
+import type { Environment, EnvironmentChange, TenantView } from "./ports.ts";
+import { TenantState } from "./tenant_state.ts";
+
+/** Ticks are this long; the host calls `tick` that often on replicas that need it. */
+export const TICK_MS = 100;
+const ELECTION_TICKS = 10;
+const HEARTBEAT_TICKS = 1;
+const MESSAGE_BYTES_MAX = 256 * 1024;
+const INFLIGHT_MESSAGES_MAX = 256;
+const INFLIGHT_BYTES_MAX = 8 * 1024 * 1024;
+const APPLYING_BYTES_MAX = 4 * 1024 * 1024;
+const UNCOMMITTED_BYTES_MAX = 32 * 1024 * 1024;
+/** Callers that wait for one replica; more are refused as overloaded. */
+const WAITING_MAX = 20_000;
+/** A read round that brought no answer in this many ticks is asked for again: its messages may be lost. */
+const READ_RETRY_TICKS = 3;
+/** Entries kept behind the applied index, so that a follower a little behind needs no snapshot. */
+const LOG_KEPT_ENTRIES = 1_000;
+
+export type ProposalResult =
+  | { readonly kind: "applied"; readonly outcome: Outcome }
+  /** Certainly not applied and never will be: proposing again cannot do it twice. */
+  | { readonly kind: "lost" }
+  | { readonly kind: "not-leader" }
+  | { readonly kind: "overloaded" }
+  /** May have been applied. */
+  | { readonly kind: "unknown" }
+  | { readonly kind: "halted"; readonly reason: string };
+
+export type ReadResult = "ok" | "no-leader" | "overloaded" | "halted";
+
+/** What a replica makes its host do. */
+export interface ReplicaHooks {
+  send(replica: Replica, message: Message): void;
+  /** Make it durable, then call `replica.persisted(append)`. In order. */
+  persist(replica: Replica, append: StorageAppend): void;
+  /** The leader decided that this peer needs the state itself, not the log. */
+  sendSnapshot(replica: Replica, message: Message): void;
+  committed(replica: Replica, event: HistoryRow): void;
+  /** Leader or role as this replica knows it is another than before. */
+  leaderChanged(replica: Replica): void;
+  /** Another checkpoint or install ended; `error` is the environment's. */
+  stored(replica: Replica, error: Error | null): void;
+}
+
+interface Proposal {
+  readonly term: number;
+  readonly deadline: number;
+  readonly done: (result: ProposalResult) => void;
+}
+
+interface Read {
+  readonly deadline: number;
+  readonly done: (result: ReadResult) => void;
+}
+
+interface ReadRound {
+  readonly reads: readonly Read[];
+  ticks: number;
+}
+
+const decoder = new TextDecoder();
+
+export class Replica {
+  readonly tenant: string;
+  readonly group: number;
+  readonly incarnation: number;
+  readonly id: ReplicaId;
+  readonly members: ReadonlyMap<ReplicaId, string>;
+  readonly raft: Raft;
+  readonly log: GroupLog;
+  readonly view: TenantView;
+  /** Highest journal record of this group that was submitted, and that is known to be durable. */
+  sequenceSubmitted: number;
+  sequenceDurable: number;
+  /** Set by the host's turn; kept here so that marking costs nothing. */
+  dirty = false;
+  /** Why this replica was stopped; null while it runs. */
+  halted: string | null = null;
+  /** Host time (ms) of the last request or message; decides who sleeps first. */
+  usedAt = 0;
+
+  readonly #environment: Environment;
+  readonly #state: TenantState;
+  readonly #hooks: ReplicaHooks;
+  readonly #ready: Ready = newReady();
+  readonly #proposals = new Map<number, Proposal>();
+  #readsWaiting: Read[] = [];
+  readonly #readRounds = new Map<number, ReadRound>();
+  #readsBlocked: { index: number; reads: readonly Read[] }[] = [];
+  #readSequence = 0;
+  #waiting = 0;
+  #appliedTerm: number;
+  #durableIndex: number;
+  #durableHard: HardState;
+  /** Appends handed to the journal and not yet durable. */
+  #appendsInFlight: StorageAppend[] = [];
+  /** Appends waiting behind a snapshot that is being installed. */
+  #lane: StorageAppend[] = [];
+  #storing = false;
+  /** Lowest index cut from the log since the running checkpoint began. */
+  #cutSince: number | null = null;
+  #snapshotRows: { meta: SnapshotMeta; rows: readonly (readonly [string, string])[] } | null = null;
+  #leadKnown: ReplicaId = NONE;
+  #leaderKnown = false;
+
+  constructor(options: {
+    meta: ReplicaMeta;
+    /** Journal records newer than the environment, already merged into `log`. */
+    log: GroupLog;
+    environment: Environment;
+    hooks: ReplicaHooks;
+    random: Prng;
+    supports: (id: ReplicaId) => boolean;
+    sequence: number;
+  }) {
+    const { meta, log, environment, random } = options;
+    this.tenant = meta.tenant;
+    this.group = meta.group;
+    this.incarnation = meta.incarnation;
+    this.id = meta.replica;
+    this.members = new Map(meta.members.map((member) => [member.id, member.node]));
+    this.log = log;
+    this.#environment = environment;
+    this.#state = new TenantState(environment);
+    this.#hooks = options.hooks;
+    this.#appliedTerm = meta.appliedTerm;
+    this.#durableIndex = log.lastIndex();
+    this.#durableHard = log.initialState().hardState;
+    this.sequenceSubmitted = options.sequence;
+    this.sequenceDurable = options.sequence;
+    this.raft = new Raft({
+      id: meta.replica,
+      log,
+      applied: meta.applied,
+      electionTicks: ELECTION_TICKS,
+      heartbeatTicks: HEARTBEAT_TICKS,
+      random: (bound) => random.below(bound),
+      preVote: true,
+      checkQuorum: true,
+      stepDownOnRemoval: true,
+      readOnly: "safe",
+      messageBytesMax: MESSAGE_BYTES_MAX,
+      inflightMessagesMax: INFLIGHT_MESSAGES_MAX,
+      inflightBytesMax: INFLIGHT_BYTES_MAX,
+      applyingBytesMax: APPLYING_BYTES_MAX,
+      uncommittedBytesMax: UNCOMMITTED_BYTES_MAX,
+      supports: this.members.size > 1 ? options.supports : null,
+    });
+    log.snapshotNow = () => ({
+      index: this.raft.appliedIndex,
+      term: this.#appliedTerm,
+      confState: this.raft.confState,
+    });
+    const state = this.#state;
+    const tenant = meta.tenant;
+    this.view = {
+      tenant,
+      get epoch() {
+        return state.get<TenantMeta>("meta")?.epoch ?? 0;
+      },
+      get revision() {
+        return state.get<TenantMeta>("meta")?.revision ?? 0;
+      },
+      get: (key) => state.get(key),
+      range: (range) => state.range(range),
+    };
+  }
+
+  /** Until its first command is applied a tenant has no state to show. */
+  get initialised(): boolean {
+    return this.#state.get("meta") !== undefined;
+  }
+
+  get leaderNode(): string | null {
+    return this.members.get(this.raft.lead) ?? null;
+  }
+
+  /** Nobody waits, nothing is in flight, Raft would not notice a tick. */
+  get idle(): boolean {
+    return this.raft.idle && this.#waiting === 0 && !this.dirty && !this.busyStoring;
+  }
+
+  get busyStoring(): boolean {
+    return this.#storing || this.#appendsInFlight.length > 0 || this.#lane.length > 0;
+  }
+
+  // --- inputs --------------------------------------------------------------------------------------------------------
+
+  step(message: Message): void {
+    if (this.halted !== null) return;
+    this.raft.step(message);
+  }
+
+  tick(): void {
+    if (this.halted !== null) return;
+    this.raft.tick();
+    for (const [context, round] of this.#readRounds) {
+      if (++round.ticks < READ_RETRY_TICKS) continue;
+      this.#readRounds.delete(context);
+      this.#readsWaiting.push(...round.reads);
+    }
+  }
+
+  /** `done` is called exactly once, at the latest by `expire`. */
+  propose(data: Uint8Array, deadline: number, done: (result: ProposalResult) => void): void {
+    if (this.halted !== null) return done({ kind: "halted", reason: this.halted });
+    if (this.#waiting >= WAITING_MAX) return done({ kind: "overloaded" });
+    const proposed = this.raft.propose(data);
+    if (!proposed.ok) {
+      return done({ kind: proposed.reason === "too-much-uncommitted" ? "overloaded" : "not-leader" });
+    }
+    this.#waiting += 1;
+    this.#proposals.set(proposed.index, { term: proposed.term, deadline, done });
+  }
+
+  /** A linearizable read: `done("ok")` means that everything acknowledged before this call is applied here. */
+  read(deadline: number, done: (result: ReadResult) => void): void {
+    if (this.halted !== null) return done("halted");
+    if (this.#waiting >= WAITING_MAX) return done("overloaded");
+    this.#waiting += 1;
+    this.#readsWaiting.push({ deadline, done });
+  }
+
+  /** The journal holds this append, durably. */
+  persisted(append: StorageAppend, sequence: number): void {
+    if (this.halted !== null) return;
+    assert(this.#appendsInFlight.shift() === append, "appends became durable out of order");
+    this.sequenceDurable = sequence;
+    this.#acknowledge(append);
+  }
+
+  #acknowledge(append: StorageAppend): void {
+    if (append.hardState !== null) this.#durableHard = append.hardState;
+    const last = append.entries.at(-1);
+    if (append.snapshot !== null) this.#durableIndex = append.snapshot.index;
+    // A later append may already have cut the log below what this one reached.
+    if (last !== undefined) this.#durableIndex = Math.min(last.index, this.log.lastIndex());
+    for (const message of append.responses) this.#hooks.send(this, message);
+    this.raft.appended(append);
+  }
+
+  /** Rows of a snapshot, complete; Raft decides whether it is still wanted. */
+  offerSnapshot(message: Message, rows: readonly (readonly [string, string])[]): void {
+    if (this.halted !== null || message.snapshot === null) return;
+    this.#snapshotRows = { meta: message.snapshot, rows };
+    this.raft.step(message);
+  }
+
+  /** Ends waits whose time is up. `now` is host time, ms. */
+  expire(now: number): void {
+    for (const [index, proposal] of this.#proposals) {
+      if (proposal.deadline > now) continue;
+      this.#proposals.delete(index);
+      this.#waiting -= 1;
+      proposal.done({ kind: "unknown" });
+    }
+    const alive = (read: Read): boolean => {
+      if (read.deadline > now) return true;
+      this.#waiting -= 1;
+      read.done("no-leader");
+      return false;
+    };
+    this.#readsWaiting = this.#readsWaiting.filter(alive);
+    for (const [context, round] of this.#readRounds) {
+      const reads = round.reads.filter(alive);
+      if (reads.length === 0) this.#readRounds.delete(context);
+      else this.#readRounds.set(context, { reads, ticks: round.ticks });
+    }
+    this.#readsBlocked = this.#readsBlocked
+      .map(({ index, reads }) => ({ index, reads: reads.filter(alive) }))
+      .filter(({ reads }) => reads.length > 0);
+  }
+
+  /** Stops for good: a broken invariant, a damaged log. Neighbours go on. */
+  halt(reason: string): void {
+    if (this.halted !== null) return;
+    this.halted = reason;
+    this.#failAll({ kind: "halted", reason }, "halted");
+  }
+
+  /** The replica is closed in good order; whoever waits is told that it is not known how it ended. */
+  abandon(): void {
+    this.#failAll({ kind: "unknown" }, "no-leader");
+  }
+
+  #failAll(proposal: ProposalResult, read: ReadResult): void {
+    const proposals = [...this.#proposals.values()];
+    this.#proposals.clear();
+    const reads = [
+      ...this.#readsWaiting,
+      ...[...this.#readRounds.values()].flatMap((round) => round.reads),
+      ...this.#readsBlocked.flatMap((blocked) => blocked.reads),
+    ];
+    this.#readsWaiting = [];
+    this.#readRounds.clear();
+    this.#readsBlocked = [];
+    this.#waiting = 0;
+    for (const waiter of proposals) waiter.done(proposal);
+    for (const waiter of reads) waiter.done(read);
+  }
+
+  // --- output --------------------------------------------------------------------------------------------------------
+
+  /**
+   * Sends out what the inputs since the last call led to.
+   * @returns true when there is more to do at once (bounded work per call keeps neighbours alive)
+   */
+  drain(): boolean {
+    if (this.halted !== null) return false;
+    this.#askForReads();
+    if (this.raft.hasReady()) {
+      const ready = this.#ready;
+      this.raft.ready(ready);
+      for (const message of ready.messages) {
+        // The state that a snapshot message stands for is the one before this turn's entries are applied.
+        if (message.type === MessageType.installSnapshot) this.#hooks.sendSnapshot(this, message);
+        else this.#hooks.send(this, message);
+      }
+      if (ready.append !== null) {
+        this.#lane.push(ready.append);
+        this.#advanceLane();
+      }
+      for (const read of ready.reads) {
+        const round = this.#readRounds.get(read.context);
+        if (round === undefined) continue;
+        this.#readRounds.delete(read.context);
+        this.#readsBlocked.push({ index: read.index, reads: round.reads });
+      }
+      this.#apply(ready.committed);
+    }
+    this.#serveReads();
+    this.#noticeLeader();
+    return this.raft.hasReady() || (this.#readsWaiting.length > 0 && this.raft.lead !== NONE);
+  }
+
+  #askForReads(): void {
+    if (this.#readsWaiting.length === 0) return;
+    const context = ++this.#readSequence;
+    if (!this.raft.readIndex(context)) return;
+    this.#readRounds.set(context, { reads: this.#readsWaiting, ticks: 0 });
+    this.#readsWaiting = [];
+  }
+
+  #serveReads(): void {
+    if (this.#readsBlocked.length === 0 || !this.initialised) return;
+    const applied = this.raft.appliedIndex;
+    const blocked = this.#readsBlocked;
+    this.#readsBlocked = blocked.filter(({ index }) => index > applied);
+    for (const { index, reads } of blocked) {
+      if (index > applied) continue;
+      for (const read of reads) {
+        this.#waiting -= 1;
+        read.done("ok");
+      }
+    }
+  }
+
+  #noticeLeader(): void {
+    const { lead, isLeader } = this.raft;
+    if (lead === this.#leadKnown && isLeader === this.#leaderKnown) return;
+    this.#leadKnown = lead;
+    this.#leaderKnown = isLeader;
+    this.#hooks.leaderChanged(this);
+  }
+
+  #advanceLane(): void {
+    while (this.#lane.length > 0 && !this.#installing) {
+      const append = this.#lane[0] as StorageAppend;
+      if (append.snapshot !== null) {
+        // The environment is cleared by the install: nothing of the old log may still be on its way into the journal.
+        if (this.#appendsInFlight.length > 0 || this.#storing) return;
+        this.#lane.shift();
+        this.#install(append, append.snapshot);
+        return;
+      }
+      this.#lane.shift();
+      const cut = this.log.append(append.entries);
+      if (cut !== null) this.#cut(cut);
+      this.#appendsInFlight.push(append);
+      this.#hooks.persist(this, append);
+    }
+  }
+
+  /** Call after `persisted` and stored completions: a snapshot may have waited for them. */
+  resumeLane(): void {
+    if (this.halted === null) this.#advanceLane();
+  }
+
+  #cut(from: number): void {
+    this.#durableIndex = Math.min(this.#durableIndex, from - 1);
+    if (this.#storing) this.#cutSince = Math.min(this.#cutSince ?? from, from);
+    for (const [index, proposal] of this.#proposals) {
+      if (index < from) continue;
+      this.#proposals.delete(index);
+      this.#waiting -= 1;
+      proposal.done({ kind: "lost" });
+    }
+  }
+
+  #apply(entries: readonly Entry[]): void {
+    let bytes = 0;
+    for (const entry of entries) {
+      assert(entry.index === this.raft.appliedIndex + 1, "an entry is applied out of order");
+      bytes = entry.data.length;
+      let outcome: Outcome | null = null;
+      if (entry.kind === EntryKind.confChange) {
+        this.raft.applyConfChange(decodeConfChange(entry.data));
+      } else if (entry.data.length > 0) {
+        const applied = apply(this.#state, JSON.parse(decoder.decode(entry.data)) as Command);
+        outcome = applied.outcome;
+        this.#appliedTerm = entry.term;
+        this.raft.applied(entry.index, bytes);
+        if (applied.commit !== null) this.#hooks.committed(this, applied.commit);
+      }
+      if (outcome === null) {
+        this.#appliedTerm = entry.term;
+        this.raft.applied(entry.index, bytes);
+      }
+      const proposal = this.#proposals.get(entry.index);
+      if (proposal === undefined) continue;
+      this.#proposals.delete(entry.index);
+      this.#waiting -= 1;
+      proposal.done(
+        proposal.term === entry.term && outcome !== null
+          ? { kind: "applied", outcome }
+          : { kind: "lost" },
+      );
+    }
+  }
+
+  // --- checkpoints and snapshots -------------------------------------------------------------------------------------
+
+  get checkpointBytes(): number {
+    return this.#state.overlayBytes + this.log.tailBytes;
+  }
+
+  /** Something is in the journal or in memory that the environment lacks. */
+  get needsCheckpoint(): boolean {
+    return this.#state.dirty || this.sequenceDurable > this.#sequenceStored || this.#state.checkpointing;
+  }
+
+  #sequenceStored = 0;
+  #installing = false;
+
+  /** Called once after construction: what the environment already held. */
+  startFrom(sequenceStored: number): void {
+    this.#sequenceStored = sequenceStored;
+  }
+
+  get sequenceStored(): number {
+    return this.#sequenceStored;
+  }
+
+  #meta(parts: {
+    hard: HardState;
+    applied: number;
+    appliedTerm: number;
+    first: number;
+    firstTerm: number;
+    last: number;
+    sequence: number;
+  }): ReplicaMeta {
+    return {
+      format: 1,
+      tenant: this.tenant,
+      group: this.group,
+      incarnation: this.incarnation,
+      replica: this.id,
+      members: [...this.members].map(([id, node]) => ({ id, node })),
+      conf: this.raft.confState,
+      ...parts,
+    };
+  }
+
+  /**
+   * Writes log and state as they are durable now into the environment; then the journal may forget them.
+   * @returns false when one is under way, or has to wait for an append that cuts the log
+   */
+  checkpoint(): boolean {
+    if (this.halted !== null || this.#storing) return false;
+    if (this.#appendsInFlight.some((append) => (append.entries[0]?.index ?? Infinity) <= this.#durableIndex)) {
+      return false;
+    }
+    this.#storing = true;
+    this.#cutSince = null;
+    const applied = this.raft.appliedIndex;
+    const sequence = this.sequenceDurable;
+    const log = this.log.checkpoint(this.#durableIndex, applied - LOG_KEPT_ENTRIES);
+    const change: EnvironmentChange = {
+      clear: false,
+      meta: metaToBytes(
+        this.#meta({
+          hard: { ...this.#durableHard, commit: Math.max(this.#durableHard.commit, applied) },
+          applied,
+          appliedTerm: this.#appliedTerm,
+          first: log.first,
+          firstTerm: log.firstTerm,
+          last: log.last,
+          sequence,
+        }),
+      ),
+      rows: this.#state.freeze(),
+      entries: log.entries,
+      entriesDeleted: log.entriesDeleted,
+    };
+    this.#environment.commit(change, (error) => {
+      if (error === null) this.#checkpointed(log, sequence);
+      this.#hooks.stored(this, error);
+    });
+    return true;
+  }
+
+  #checkpointed(log: LogCheckpoint, sequence: number): void {
+    this.#state.thaw();
+    this.log.checkpointed(log, this.#cutSince);
+    this.#cutSince = null;
+    this.#storing = false;
+    this.#sequenceStored = sequence;
+  }
+
+  #install(append: StorageAppend, snapshot: SnapshotMeta): void {
+    const offered = this.#snapshotRows;
+    assert(
+      offered !== null && offered.meta.index === snapshot.index && offered.meta.term === snapshot.term,
+      "Raft installs a snapshot that was not offered",
+    );
+    this.#snapshotRows = null;
+    this.#storing = true;
+    this.#installing = true;
+    const hard = append.hardState ?? this.#durableHard;
+    const sequence = this.sequenceDurable;
+    const change: EnvironmentChange = {
+      clear: true,
+      meta: metaToBytes(
+        this.#meta({
+          hard: { ...hard, commit: Math.max(hard.commit, snapshot.index) },
+          applied: snapshot.index,
+          appliedTerm: snapshot.term,
+          first: snapshot.index + 1,
+          firstTerm: snapshot.term,
+          last: snapshot.index,
+          sequence,
+        }),
+      ),
+      rows: offered.rows,
+      entries: [],
+      entriesDeleted: [],
+    };
+    this.#environment.commit(change, (error) => {
+      if (error === null) {
+        this.log.restart(snapshot);
+        this.#state.reset();
+        this.#appliedTerm = snapshot.term;
+        this.#sequenceStored = sequence;
+        this.#storing = false;
+        this.#installing = false;
+        this.#failSkipped(snapshot.index);
+        if (append.entries.length > 0) {
+          // What follows the snapshot goes through the journal like any append; the answer waits for it.
+          this.log.append(append.entries);
+          this.#appendsInFlight.push(append);
+          this.#hooks.persist(this, append);
+        } else {
+          this.#acknowledge(append);
+        }
+        this.raft.applied(snapshot.index, 0);
+        this.#advanceLane();
+      }
+      this.#hooks.stored(this, error);
+    });
+  }
+
+  /** Proposals below an installed snapshot were decided where nobody here can see how. */
+  #failSkipped(index: number): void {
+    for (const [at, proposal] of this.#proposals) {
+      if (at > index) continue;
+      this.#proposals.delete(at);
+      this.#waiting -= 1;
+      proposal.done({ kind: "unknown" });
+    }
+  }
+
+  /** Everything a snapshot of the applied state consists of, as of this call. */
+  *snapshotRows(): Generator<readonly [key: string, value: string]> {
+    for (const [key, row] of this.#state.range({ gte: "", lt: "\x7f" })) {
+      yield [key, JSON.stringify(row)];
+    }
+  }
+
+  snapshotMeta(): SnapshotMeta | null {
+    return this.log.snapshot();
+  }
+
+  async close(): Promise<void> {
+    assert(!this.busyStoring, "a replica is closed while it stores");
+    await this.#environment.close();
+  }
+}
+
+export function metaToBytes(meta: ReplicaMeta): Uint8Array {
+  return new TextEncoder().encode(JSON.stringify(meta));
+}
+
+export function metaFromBytes(bytes: Uint8Array): ReplicaMeta {
+  const meta = JSON.parse(decoder.decode(bytes)) as ReplicaMeta;
+  assert(meta.format === 1, `Unknown format of a replica's environment: ${String(meta.format)}`);
+  return meta;
+}
