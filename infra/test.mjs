@@ -1,0 +1,114 @@
+// @ts-check
+/**
+ * `npm test`: installs what is missing, then the static checks, the whole suite on Vitest, and the suite without the
+ * end-to-end tests once more on Bun. All of it runs, also after something failed. The last line counts the tests.
+ */
+import { spawn } from "node:child_process";
+import { mkdirSync, readFileSync, rmSync } from "node:fs";
+import path from "node:path";
+import { bin, ensureModules, ensureRuntimes, root, runMain, runtimes } from "./bootstrap.mjs";
+import { runChecks, staticChecks } from "./check.mjs";
+
+/** @typedef {{passed: number, failed: number, skipped: number}} Counts */
+
+const results = path.join(root, ".results");
+
+/** @param {string} command @param {string[]} args @returns {Promise<number>} */
+function run(command, args) {
+  return new Promise((resolve) => {
+    const child = spawn(bin(command), args, { cwd: root, stdio: ["ignore", "inherit", "inherit"] });
+    child.on("error", () => resolve(1));
+    child.on("close", (code) => resolve(code ?? 1));
+  });
+}
+
+/** @param {string} file @param {(text: string) => Counts} read @returns {Counts | null} */
+function counts(file, read) {
+  try {
+    return read(readFileSync(file, "utf8"));
+  } catch {
+    return null;
+  }
+}
+
+/** @returns {Promise<{ok: boolean, counts: Counts | null}>} */
+async function vitest() {
+  const file = path.join(results, "vitest.json");
+  const code = await run("vitest", [
+    "run",
+    "--reporter=default",
+    "--reporter=json",
+    `--outputFile.json=${file}`,
+  ]);
+  const found = counts(file, (text) => {
+    const result = JSON.parse(text);
+    return {
+      passed: result.numPassedTests,
+      failed: result.numFailedTests,
+      skipped: result.numPendingTests + result.numTodoTests,
+    };
+  });
+  return { ok: code === 0, counts: found };
+}
+
+/** @returns {Promise<{ok: boolean, counts: Counts | null}>} */
+async function bunTest() {
+  const file = path.join(results, "bun.xml");
+  const code = await run("bun", [
+    "test",
+    "--only-failures",
+    "--path-ignore-patterns=test/e2e/**",
+    "--reporter=junit",
+    `--reporter-outfile=${file}`,
+  ]);
+  const found = counts(file, (text) => {
+    const head = /<testsuites [^>]*>/.exec(text)?.[0] ?? "";
+    /** @param {string} name */
+    const number = (name) => Number(new RegExp(`\\b${name}="(\\d+)"`).exec(head)?.[1]);
+    const [tests, failed, skipped] = [number("tests"), number("failures"), number("skipped")];
+    if (Number.isNaN(tests + failed + skipped)) throw new Error("Cannot read Bun's report");
+    return { passed: tests - failed - skipped, failed, skipped };
+  });
+  return { ok: code === 0, counts: found };
+}
+
+await runMain(async () => {
+  await ensureModules();
+  await ensureRuntimes(runtimes);
+  const { ensureNatsServer } = await import("./nats_server.mjs");
+  await ensureNatsServer();
+  rmSync(results, { recursive: true, force: true });
+  mkdirSync(results);
+
+  console.log("\n== checks");
+  const failed = await runChecks(staticChecks);
+  console.log("\n== tests on Vitest (Node)");
+  const onNode = await vitest();
+  if (!onNode.ok) failed.push("vitest");
+  console.log("\n== tests on Bun, without the end-to-end ones");
+  const onBun = await bunTest();
+  if (!onBun.ok) failed.push("bun test");
+
+  console.log("");
+  if (failed.length > 0) console.log(`FAILED: ${failed.join(", ")}`);
+  const sum = { passed: 0, failed: 0, skipped: 0 };
+  for (const [name, result] of /** @type {const} */ ([
+    ["vitest", onNode],
+    ["bun test", onBun],
+  ])) {
+    if (result.counts === null) {
+      console.log(`${name} wrote no result`);
+      if (result.ok) failed.push(name);
+      continue;
+    }
+    const { passed, failed: failures, skipped } = result.counts;
+    console.log(`${name}: ${passed} passed, ${failures} failed, ${skipped} skipped`);
+    sum.passed += passed;
+    sum.failed += failures;
+    sum.skipped += skipped;
+  }
+  console.log(
+    `tests: ${sum.passed} passed, ${sum.failed} failed${sum.skipped > 0 ? `, ${sum.skipped} skipped` : ""}`,
+  );
+  return failed.length === 0 ? 0 : 1;
+});
