@@ -1,0 +1,705 @@
+/**
+ * The live client: holds the effective values of one namespace for one set of labels, as one consistent snapshot that
+ * follows the server. Reads are synchronous and never fail; everything that can fail happens behind, is retried, and
+ * shows in `status`.
+ *
+ * One loop owns the connection. It prefers the event stream and falls back to long polling (the same frames) where
+ * something between here and the server swallows streams. Memory is bounded by the namespace's size: a consumer that
+ * does not keep up gets the newest change per name, never a queue that grows.
+ */
+import { Problem } from "../api/problems.ts";
+import type { ContentFormat, Labels } from "../model/release.ts";
+import { Backoff, baseUrls, path, problemOf, reasonOf, sleep, Unreachable } from "./http.ts";
+import type { Fetch, Token } from "./http.ts";
+import { EventStreamParser, FrameError, same, Snapshot } from "./watch.ts";
+import type { Held, HeldChange, StreamEvent } from "./watch.ts";
+
+export interface ConfluxOptions {
+  /** Gateway, or several that are tried in turn. */
+  readonly url: string | readonly string[];
+  /** A key of kind `client` is enough (any kind but root's works within its namespaces). */
+  readonly token?: Token;
+  readonly tenant: string;
+  /** Default: `default`. */
+  readonly namespace?: string;
+  /** What this client says of itself; the release rules look at it. */
+  readonly labels?: Labels;
+  /** Values to serve until the first snapshot is here, and for names that are not released. */
+  readonly defaults?: Readonly<Record<string, unknown>>;
+  /** Follow only this config. Default: all of the namespace. */
+  readonly name?: string;
+  /** What is reported here never stops the client: failing callbacks, content that does not parse. */
+  readonly onError?: (error: unknown) => void;
+  readonly fetch?: Fetch;
+  readonly timing?: Partial<Timing>;
+}
+
+/** All waits, in milliseconds. */
+export interface Timing {
+  readonly backoffBaseMs: number;
+  readonly backoffCapMs: number;
+  /** A connection that held this long makes the next wait short again. */
+  readonly healthyMs: number;
+  /** A stream that shows no byte in this time is swallowed by something. */
+  readonly firstBytesMs: number;
+  /** No byte for this long: the connection is dead. 2.5 bookmark intervals. */
+  readonly idleMs: number;
+  /** How long one long poll is held by the server. */
+  readonly pollWaitMs: number;
+  /** How long to poll before the stream is tried again. */
+  readonly pollingMs: number;
+  /** Between attempts when the key or the request is refused. */
+  readonly refusedMs: number;
+  readonly requestMs: number;
+}
+
+export const defaultTiming: Timing = {
+  backoffBaseMs: 100,
+  backoffCapMs: 10_000,
+  healthyMs: 60_000,
+  firstBytesMs: 3_000,
+  idleMs: 37_500,
+  pollWaitMs: 30_000,
+  pollingMs: 300_000,
+  refusedMs: 60_000,
+  requestMs: 10_000,
+};
+
+/** Where a value comes from: the server, or the caller's default. */
+export type Source = "live" | "default";
+
+export interface Entry<T = unknown> {
+  readonly name: string;
+  /** JSON and flags parsed (and frozen: all readers share it), other formats as text. */
+  readonly value: T;
+  /** Null when the value is a default. */
+  readonly version: number | null;
+  readonly hash: string | null;
+  readonly format: ContentFormat | null;
+  readonly source: Source;
+  /** Of the snapshot it was read from: entries read in one turn have the same. 0 = no snapshot yet. */
+  readonly revision: number;
+}
+
+export interface Change {
+  readonly name: string;
+  /** Undefined (or the default) when there was none. */
+  readonly old: unknown;
+  /** Undefined (or the default) when it is no longer released for these labels. */
+  readonly new: unknown;
+  readonly revision: number;
+  /** The new value with its version and hash. */
+  readonly entry: Entry;
+}
+
+export type State = "connecting" | "live" | "reconnecting" | "refused" | "closed";
+
+export interface Status {
+  /** `reconnecting`: values are served and may be old. `refused`: the server will not have this key or request. */
+  readonly state: State;
+  readonly revision: number;
+  readonly cursor: string;
+  readonly via: "stream" | "poll";
+  readonly url: string;
+  /** Since the server was last heard; null = never. */
+  readonly silentMs: number | null;
+  /** The last failure, until a connection works again. */
+  readonly problem: Error | null;
+}
+
+/** Repeating such a request without changing it cannot help. 404 is left out: a tenant may be on its way. */
+const refusals: ReadonlySet<number> = new Set([400, 401, 403, 405, 406, 410, 413, 414, 415, 431]);
+
+const fetchesAtOnce = 4;
+
+export class Conflux {
+  readonly #options: ConfluxOptions;
+  readonly #timing: Timing;
+  readonly #urls: readonly string[];
+  readonly #fetch: Fetch;
+  readonly #base: string;
+  readonly #query: string;
+  readonly #snapshot = new Snapshot();
+  readonly #backoff: Backoff;
+  readonly #stop = new AbortController();
+  readonly #queues = new Set<ChangeQueue>();
+  readonly #callbacks = new Set<(change: Change) => unknown>();
+  readonly #waiting = new Set<() => void>();
+  readonly #parsed = new WeakMap<Held, { readonly value: unknown } | { readonly error: unknown }>();
+  readonly #done: Promise<void>;
+
+  #state: State = "connecting";
+  #problem: Error | null = null;
+  #attempt = 0;
+  #heardAt: number | null = null;
+  /** Until when to poll instead of streaming; 0 = stream. */
+  #pollUntil = 0;
+  /** Evidence that streams are swallowed here: 2 is enough. */
+  #swallowed = 0;
+  /** After a frame that could not be understood, ask for everything anew. */
+  #resync = false;
+
+  /** Connects in the background at once. Call `close()` when done: an open stream keeps a process alive. */
+  constructor(options: ConfluxOptions) {
+    this.#options = options;
+    this.#timing = { ...defaultTiming, ...options.timing };
+    this.#urls = baseUrls(options.url);
+    this.#fetch = options.fetch ?? ((url, init) => fetch(url, init));
+    this.#base = path(
+      "v1",
+      "tenants",
+      options.tenant,
+      "namespaces",
+      options.namespace ?? "default",
+    );
+    const query = new URLSearchParams();
+    for (const [label, value] of Object.entries(options.labels ?? {}))
+      query.append(`label.${label}`, value);
+    this.#query = query.toString();
+    this.#backoff = new Backoff(this.#timing.backoffBaseMs, this.#timing.backoffCapMs);
+    this.#done = Promise.resolve().then(() => this.#run());
+  }
+
+  // --- reads ------------------------------------------------------------------------------------------------------------
+
+  /**
+   * Waits for the first snapshot, bounded: `"live"` when it is here, `"default"` when the time is over or the client was
+   * closed (it goes on trying behind).
+   * @throws Problem when the server refuses the key or the request and there is no snapshot
+   */
+  ready(options: { readonly timeoutMs?: number } = {}): Promise<"live" | "default"> {
+    const { timeoutMs = 5_000 } = options;
+    return new Promise((resolve, reject) => {
+      const settle = (over: boolean): void => {
+        if (this.#snapshot.live) resolve("live");
+        else if (this.#state === "refused") reject(this.#problem);
+        else if (over || this.#state === "closed") resolve("default");
+        else return;
+        clearTimeout(timer);
+        this.#waiting.delete(check);
+      };
+      const check = (): void => settle(false);
+      const timer = setTimeout(() => settle(true), timeoutMs);
+      this.#waiting.add(check);
+      check();
+    });
+  }
+
+  /** The value now; `fallback`, else the one of `defaults`, where nothing is released. Never waits, never throws. */
+  get<T = unknown>(name: string): T | undefined;
+  get<T>(name: string, fallback: T): T;
+  get(name: string, fallback?: unknown): unknown {
+    return this.getEntry(name, fallback).value;
+  }
+
+  /** The value with where it comes from. */
+  getEntry<T = unknown>(name: string, fallback?: T): Entry<T | undefined> {
+    return this.#entry(name, this.#snapshot.get(name) ?? null, fallback) as Entry<T | undefined>;
+  }
+
+  /** Names that have a released value. */
+  names(): string[] {
+    return this.#snapshot.names();
+  }
+
+  get status(): Status {
+    return {
+      state: this.#state,
+      revision: this.#snapshot.revision,
+      cursor: this.#snapshot.cursor,
+      via: this.#pollUntil === 0 ? "stream" : "poll",
+      url: this.#url,
+      silentMs: this.#heardAt === null ? null : Math.round(performance.now() - this.#heardAt),
+      problem: this.#problem,
+    };
+  }
+
+  // --- changes ----------------------------------------------------------------------------------------------------------
+
+  /**
+   * Changes from this call on, in order of revision. A consumer that is slower than the changes gets the latest per name
+   * (`old` is then what it saw last), and nothing for a name that came back to what it saw last. Ends with the signal or
+   * with `close()`.
+   */
+  watch(
+    options: { readonly name?: string; readonly signal?: AbortSignal } = {},
+  ): AsyncIterableIterator<Change> {
+    const queue = new ChangeQueue(options.name ?? null, (change, revision) =>
+      this.#change(change, revision),
+    );
+    const end = (): void => queue.end();
+    queue.onEnd = () => {
+      this.#queues.delete(queue);
+      options.signal?.removeEventListener("abort", end);
+    };
+    if (this.#state === "closed" || options.signal?.aborted === true) queue.end();
+    else {
+      this.#queues.add(queue);
+      options.signal?.addEventListener("abort", end);
+    }
+    return queue;
+  }
+
+  /**
+   * Calls `callback` for every change, after the snapshot was swapped. One that throws or rejects is reported to
+   * `onError` and called again for the next change.
+   * @returns a function that ends it
+   */
+  onChange(callback: (change: Change) => unknown): () => void {
+    // A wrapper, so that the same function registered twice is called twice and ended one by one.
+    const own = (change: Change): unknown => callback(change);
+    this.#callbacks.add(own);
+    return () => {
+      this.#callbacks.delete(own);
+    };
+  }
+
+  /** Ends the connection and all iterators. Values stay readable. */
+  async close(): Promise<void> {
+    this.#setState("closed");
+    this.#stop.abort();
+    for (const queue of this.#queues) queue.end();
+    this.#callbacks.clear();
+    await this.#done;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  // --- the connection ---------------------------------------------------------------------------------------------------
+
+  get #url(): string {
+    return this.#urls[this.#attempt % this.#urls.length] as string;
+  }
+
+  async #run(): Promise<void> {
+    const { signal } = this.#stop;
+    while (!signal.aborted) {
+      const from = performance.now();
+      let waitMs: number | null = null;
+      try {
+        if (this.#pollUntil === 0) await this.#stream();
+        else await this.#poll();
+      } catch (error) {
+        if (signal.aborted) break;
+        waitMs = this.#failed(error);
+      }
+      if (signal.aborted) break;
+      if (performance.now() - from >= this.#timing.healthyMs) this.#backoff.reset();
+      if (this.#state === "live") this.#setState("reconnecting");
+      this.#attempt += 1;
+      await sleep(waitMs ?? this.#backoff.next(), signal);
+    }
+  }
+
+  /** Takes note of a failed connection; gives how long to wait before the next. */
+  #failed(error: unknown): number {
+    this.#problem = error instanceof Error ? error : new Error(String(error));
+    this.#pollUntil = 0;
+    if (error instanceof FrameError) this.#resync = true;
+    if (error instanceof Silence) {
+      this.#swallowed += error.opened ? 2 : 1;
+      if (this.#swallowed >= 2) {
+        this.#swallowed = 0;
+        this.#pollUntil = performance.now() + this.#timing.pollingMs;
+      }
+    }
+    if (error instanceof Problem) {
+      if (refusals.has(error.status)) {
+        this.#setState("refused");
+        // Jittered downwards, so that a fleet with one revoked key does not come as one.
+        return this.#timing.refusedMs * (0.5 + Math.random() / 2);
+      }
+      const floorMs = Math.min((error.retryAfter ?? 0) * 1000, 60_000);
+      // 429 is the tenant's everywhere. Other trouble may be that node's alone: the next url is tried without delay.
+      if (error.status === 429) return this.#backoff.next(floorMs);
+      const lastOfRound = (this.#attempt + 1) % this.#urls.length === 0;
+      return this.#backoff.next(lastOfRound ? Math.min(floorMs, 1_000) : 0);
+    }
+    return this.#backoff.next();
+  }
+
+  async #stream(): Promise<void> {
+    let opened = false;
+    let frames = 0;
+    const wire = new Wire(this.#stop.signal);
+    try {
+      wire.expectWithin(this.#timing.firstBytesMs);
+      const response = await this.#ask("watch", "text/event-stream", wire);
+      opened = true;
+      const parser = new EventStreamParser();
+      this.#snapshot.restart();
+      const reader = (response.body as ReadableStream<Uint8Array>).getReader();
+      for (;;) {
+        const { done, value } = await wire.race(reader.read());
+        if (done) return;
+        wire.expectWithin(this.#timing.idleMs);
+        this.#heardAt = performance.now();
+        for (const event of parser.push(value)) {
+          frames += 1;
+          if (parser.retryMs !== null) this.#backoff.baseMs = parser.retryMs;
+          if (!(await this.#take(event, wire))) return;
+        }
+      }
+    } catch (error) {
+      if (wire.lapsed && frames === 0) throw new Silence(this.#url, opened);
+      if (wire.lapsed) throw new Unreachable(this.#url, "the stream fell silent");
+      throw error;
+    } finally {
+      wire.close();
+      if (frames > 0) this.#swallowed = 0;
+    }
+  }
+
+  /** Polls until it is time to try the stream again. Each answer holds the frames since the cursor. */
+  async #poll(): Promise<void> {
+    while (performance.now() < this.#pollUntil && !this.#stop.signal.aborted) {
+      const wire = new Wire(this.#stop.signal);
+      const from = performance.now();
+      let frames = 0;
+      try {
+        wire.expectWithin(this.#timing.pollWaitMs + this.#timing.requestMs);
+        const wait = `wait=${Math.ceil(this.#timing.pollWaitMs / 1000)}s`;
+        const response = await this.#ask(`watch?${wait}`, "text/event-stream", wire);
+        const parser = new EventStreamParser();
+        this.#snapshot.restart();
+        const bytes = new Uint8Array(await wire.race(response.arrayBuffer()));
+        this.#heardAt = performance.now();
+        for (const event of parser.push(bytes)) {
+          frames += 1;
+          if (!(await this.#take(event, wire))) return;
+        }
+      } catch (error) {
+        if (wire.lapsed) throw new Unreachable(this.#url, "no answer to a long poll in time");
+        throw error;
+      } finally {
+        wire.close();
+      }
+      this.#backoff.reset();
+      // A server (or a proxy) that answers at once with nothing must not be asked in a tight loop.
+      if (frames === 0 && performance.now() - from < 1_000)
+        await sleep(this.#backoff.next(500), this.#stop.signal);
+    }
+    this.#pollUntil = 0;
+  }
+
+  async #ask(
+    what: string,
+    accept: string,
+    wire: Wire,
+    headers: Readonly<Record<string, string>> = {},
+  ): Promise<Response> {
+    const base = `${this.#url}${this.#base}/${what}`;
+    const more = [this.#query];
+    if (what.startsWith("watch") && this.#options.name !== undefined)
+      more.push(`name=${encodeURIComponent(this.#options.name)}`);
+    const query = more.filter((part) => part !== "").join("&");
+    const url = query === "" ? base : `${base}${base.includes("?") ? "&" : "?"}${query}`;
+    const { token } = this.#options;
+    const key = typeof token === "function" ? await wire.race(Promise.resolve(token())) : token;
+    const cursor = this.#resync || !what.startsWith("watch") ? "" : this.#snapshot.cursor;
+    let response: Response;
+    try {
+      response = await wire.race(
+        this.#fetch(url, {
+          signal: wire.signal,
+          cache: "no-store",
+          headers: {
+            accept,
+            ...(key === undefined ? {} : { authorization: `Bearer ${key}` }),
+            ...(cursor === "" ? {} : { "last-event-id": cursor }),
+            ...headers,
+          },
+        }),
+      );
+    } catch (error) {
+      throw new Unreachable(this.#url, reasonOf(error), error);
+    }
+    if (!response.ok) throw await wire.race(problemOf(response));
+    const type = response.headers.get("content-type") ?? "";
+    if (accept !== "*/*" && !type.startsWith(accept)) {
+      throw new Unreachable(this.#url, `the answer is ${type || "of no type"}, not ${accept}`);
+    }
+    return response;
+  }
+
+  /** Takes one frame. False: this connection has given all it will. */
+  async #take(event: StreamEvent, wire: Wire): Promise<boolean> {
+    const taken = this.#snapshot.take(event);
+    if (taken.kind === "goodbye") return false;
+    if (taken.kind === "behind")
+      throw new Unreachable(this.#url, "it is behind what was seen elsewhere");
+    this.#resync = false;
+    if (taken.kind === "swapped") this.#swapped(taken.changes, taken.revision);
+    else if (taken.kind === "incomplete") await this.#fetchMissing(wire);
+    if (this.#snapshot.live && this.#state !== "closed") {
+      this.#problem = null;
+      this.#setState("live");
+    }
+    return true;
+  }
+
+  /**
+   * Fetches the contents that were too large for a frame. The server may have moved on: then what it gives has another
+   * hash, is not used, and the frame that says so is already on its way.
+   */
+  async #fetchMissing(wire: Wire): Promise<void> {
+    const missing = this.#snapshot.missing();
+    for (let at = 0; at < missing.length; at += fetchesAtOnce) {
+      wire.expectWithin(this.#timing.requestMs + this.#timing.idleMs);
+      await Promise.all(
+        missing.slice(at, at + fetchesAtOnce).map(async ({ name, value, revision }) => {
+          let response: Response;
+          try {
+            response = await this.#ask(`values/${encodeURIComponent(name)}`, "*/*", wire, {
+              "conflux-min-revision": String(revision),
+            });
+          } catch (error) {
+            if (error instanceof Problem && error.status === 404) return; // gone meanwhile
+            throw error;
+          }
+          const bytes = new Uint8Array(await wire.race(response.arrayBuffer()));
+          if (!(await matches(bytes, value.hash, response, value.version))) return;
+          const content = new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
+          const taken = this.#snapshot.fill(name, value.hash, content);
+          if (taken.kind === "swapped") this.#swapped(taken.changes, taken.revision);
+        }),
+      );
+    }
+    wire.expectWithin(this.#timing.idleMs);
+  }
+
+  // --- telling ----------------------------------------------------------------------------------------------------------
+
+  #setState(state: State): void {
+    if (this.#state === "closed") return;
+    this.#state = state;
+    for (const check of this.#waiting) check();
+  }
+
+  #swapped(changes: readonly HeldChange[], revision: number): void {
+    for (const check of this.#waiting) check();
+    if (changes.length === 0) return;
+    for (const queue of this.#queues) for (const change of changes) queue.push(change, revision);
+    if (this.#callbacks.size === 0) return;
+    for (const change of changes) {
+      const told = this.#change(change, revision);
+      for (const callback of this.#callbacks) {
+        try {
+          const result = callback(told);
+          if (result instanceof Promise) result.catch((error: unknown) => this.#report(error));
+        } catch (error) {
+          this.#report(error);
+        }
+      }
+    }
+  }
+
+  #change({ name, old, new: now }: HeldChange, revision: number): Change {
+    const entry = { ...this.#entry(name, now, undefined), revision };
+    return {
+      name,
+      old: this.#entry(name, old, undefined).value,
+      new: entry.value,
+      revision,
+      entry,
+    };
+  }
+
+  #entry(name: string, held: Held | null, fallback: unknown): Entry {
+    const revision = this.#snapshot.revision;
+    if (held !== null) {
+      const parsed = this.#parse(name, held);
+      if ("value" in parsed) {
+        const { version, hash, format } = held;
+        return { name, value: parsed.value, version, hash, format, source: "live", revision };
+      }
+    }
+    const defaults = this.#options.defaults;
+    const value =
+      fallback === undefined && defaults !== undefined && Object.hasOwn(defaults, name)
+        ? defaults[name]
+        : fallback;
+    return { name, value, version: null, hash: null, format: null, source: "default", revision };
+  }
+
+  /** Once per content. The server checks contents before they are stored, so a failure here is worth a report. */
+  #parse(name: string, held: Held): { readonly value: unknown } | { readonly error: unknown } {
+    let parsed = this.#parsed.get(held);
+    if (parsed === undefined) {
+      try {
+        parsed = { value: valueOf(held) };
+      } catch (error) {
+        parsed = { error };
+        this.#report(new Error(`Content of ${name} does not parse`, { cause: error }));
+      }
+      this.#parsed.set(held, parsed);
+    }
+    return parsed;
+  }
+
+  #report(error: unknown): void {
+    try {
+      if (this.#options.onError !== undefined) this.#options.onError(error);
+      else console.error("conflux:", error);
+    } catch {
+      // A failing error handler has nowhere left to be reported to.
+    }
+  }
+}
+
+/** A stream without a sign of life: `opened` tells whether at least the headers came through. */
+class Silence extends Unreachable {
+  readonly opened: boolean;
+
+  constructor(url: string, opened: boolean) {
+    super(url, opened ? "the stream opened and stayed silent" : "no answer in time");
+    this.opened = opened;
+  }
+}
+
+/** One connection's lifetime: ends with the client, by its watchdog, or when closed. */
+class Wire {
+  readonly #abort = new AbortController();
+  readonly #parent: AbortSignal;
+  readonly #onParent = (): void => this.#abort.abort();
+  readonly #waiting = new Set<(error: Error) => void>();
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  lapsed = false;
+
+  constructor(parent: AbortSignal) {
+    this.#parent = parent;
+    this.signal.addEventListener("abort", () => {
+      for (const reject of this.#waiting) reject(new Error("Connection is closed"));
+    });
+    if (parent.aborted) this.#abort.abort();
+    else parent.addEventListener("abort", this.#onParent);
+  }
+
+  get signal(): AbortSignal {
+    return this.#abort.signal;
+  }
+
+  /** Arms the watchdog anew. */
+  expectWithin(ms: number): void {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => {
+      this.lapsed = true;
+      this.#abort.abort();
+    }, ms);
+  }
+
+  /**
+   * A platform's promise may outlive its abort signal; ours may not. (Not Promise.race: each call would stay attached to
+   * the one promise that lasts as long as the connection, with every chunk that was ever read.)
+   */
+  race<T>(promise: Promise<T>): Promise<T> {
+    return new Promise((resolve, reject) => {
+      const { signal } = this;
+      if (signal.aborted) reject(new Error("Connection is closed"));
+      else this.#waiting.add(reject);
+      promise.then(
+        (value) => {
+          this.#waiting.delete(reject);
+          resolve(value);
+        },
+        (error: unknown) => {
+          this.#waiting.delete(reject);
+          reject(error instanceof Error ? error : new Error(String(error)));
+        },
+      );
+    });
+  }
+
+  close(): void {
+    clearTimeout(this.#timer);
+    this.#parent.removeEventListener("abort", this.#onParent);
+    this.#abort.abort();
+  }
+}
+
+/** The changes a consumer has not taken yet: at most one per name. */
+class ChangeQueue implements AsyncIterableIterator<Change> {
+  readonly #name: string | null;
+  readonly #render: (change: HeldChange, revision: number) => Change;
+  readonly #changes = new Map<string, { readonly change: HeldChange; readonly revision: number }>();
+  readonly #takers: ((result: IteratorResult<Change>) => void)[] = [];
+  #ended = false;
+  onEnd: () => void = () => undefined;
+
+  constructor(name: string | null, render: (change: HeldChange, revision: number) => Change) {
+    this.#name = name;
+    this.#render = render;
+  }
+
+  push(change: HeldChange, revision: number): void {
+    if (this.#ended || (this.#name !== null && this.#name !== change.name)) return;
+    const taker = this.#takers.shift();
+    if (taker !== undefined) return taker({ done: false, value: this.#render(change, revision) });
+    const waiting = this.#changes.get(change.name);
+    // Deleted and set again, so that the order stays that of revisions.
+    this.#changes.delete(change.name);
+    const old = waiting === undefined ? change.old : waiting.change.old;
+    if (!same(old, change.new))
+      this.#changes.set(change.name, { change: { ...change, old }, revision });
+  }
+
+  next(): Promise<IteratorResult<Change>> {
+    const [first] = this.#changes;
+    if (first !== undefined) {
+      const [name, { change, revision }] = first;
+      this.#changes.delete(name);
+      return Promise.resolve({ done: false, value: this.#render(change, revision) });
+    }
+    if (this.#ended) return Promise.resolve({ done: true, value: undefined });
+    return new Promise((resolve) => this.#takers.push(resolve));
+  }
+
+  /** What is waiting is still given. */
+  end(): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    this.onEnd();
+    for (const taker of this.#takers.splice(0)) taker({ done: true, value: undefined });
+  }
+
+  return(): Promise<IteratorResult<Change>> {
+    this.#changes.clear();
+    this.end();
+    return Promise.resolve({ done: true, value: undefined });
+  }
+
+  [Symbol.asyncIterator](): this {
+    return this;
+  }
+}
+
+function valueOf(held: Held): unknown {
+  if (held.format !== "json" && held.format !== "flag") return held.content;
+  return frozen(JSON.parse(held.content));
+}
+
+/** All readers share one parsed value: a reader that writes into it must fail, not surprise the others. */
+function frozen(value: unknown): unknown {
+  if (typeof value === "object" && value !== null) {
+    for (const member of Object.values(value)) frozen(member);
+    Object.freeze(value);
+  }
+  return value;
+}
+
+/** Whether these bytes are the value that was announced. */
+async function matches(
+  bytes: Uint8Array<ArrayBuffer>,
+  hash: string,
+  response: Response,
+  version: number,
+): Promise<boolean> {
+  // Browsers give `subtle` to secure origins only; there the version number has to do.
+  const subtle = (globalThis.crypto as Crypto | undefined)?.subtle;
+  if (subtle === undefined) return response.headers.get("conflux-version") === String(version);
+  const digest = new Uint8Array(await subtle.digest("SHA-256", bytes));
+  const hex = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  return hash === `sha256:${hex}`;
+}

@@ -1,0 +1,354 @@
+/**
+ * The pure half of the live client: bytes of an event stream in, events out; events in, a snapshot and its changes out.
+ * No network, no timers, no chance, so that every cut, order and repetition can be tested.
+ *
+ * Invariants: a snapshot is swapped whole, per commit; within an epoch the revision never goes back; the cursor to
+ * resume from is that of the snapshot being served, never of one that is still incomplete.
+ */
+import type { ContentFormat } from "../model/release.ts";
+
+// --- event stream (https://html.spec.whatwg.org/multipage/server-sent-events.html §9.2.6) ------------------------------
+
+export interface StreamEvent {
+  /** `message` when the stream named none. */
+  readonly type: string;
+  readonly data: string;
+  /** The last id the stream gave, here or before; "" = none. */
+  readonly id: string;
+}
+
+/** Longer than any frame of a server with sane limits; beyond it the peer is broken or hostile. */
+export const eventCharsMax = 256 * 1024 * 1024;
+
+/** Parses an event stream that comes in arbitrary pieces. An event that was not finished by a blank line is never given. */
+export class EventStreamParser {
+  /** Strips a byte order mark and replaces malformed UTF-8, as the standard asks. */
+  readonly #decoder = new TextDecoder();
+  /** Pieces of the line that has not ended yet: joined once, so that a long line costs no more than its length. */
+  #line: string[] = [];
+  #chars = 0;
+  /** The last piece ended in CR: an LF that follows belongs to it. */
+  #afterCr = false;
+  #type = "";
+  #data: string[] = [];
+  #id = "";
+  #retryMs: number | null = null;
+
+  /** What the stream last asked for as the time before a reconnect; null = nothing. */
+  get retryMs(): number | null {
+    return this.#retryMs;
+  }
+
+  push(bytes: Uint8Array): StreamEvent[] {
+    return this.pushText(this.#decoder.decode(bytes, { stream: true }));
+  }
+
+  pushText(text: string): StreamEvent[] {
+    const events: StreamEvent[] = [];
+    let from = 0;
+    if (this.#afterCr && text.length > 0) {
+      this.#afterCr = false;
+      if (text.charCodeAt(0) === 10) from = 1;
+    }
+    const lineEnd = /\r\n?|\n/g;
+    lineEnd.lastIndex = from;
+    for (let match = lineEnd.exec(text); match !== null; match = lineEnd.exec(text)) {
+      this.#line.push(text.slice(from, match.index));
+      from = match.index + match[0].length;
+      if (match[0] === "\r" && from === text.length) this.#afterCr = true;
+      const line = this.#line.length === 1 ? (this.#line[0] as string) : this.#line.join("");
+      this.#line = [];
+      const event = this.#take(line);
+      if (event !== null) events.push(event);
+    }
+    if (from < text.length) this.#line.push(text.slice(from));
+    this.#chars += text.length;
+    if (events.length > 0) this.#chars = text.length - from;
+    if (this.#chars > eventCharsMax)
+      throw new FrameError(`An event is longer than ${eventCharsMax} characters`);
+    return events;
+  }
+
+  #take(line: string): StreamEvent | null {
+    if (line === "") return this.#dispatch();
+    const colon = line.indexOf(":");
+    if (colon === 0) return null; // a comment
+    const field = colon === -1 ? line : line.slice(0, colon);
+    let value = colon === -1 ? "" : line.slice(colon + 1);
+    if (value.startsWith(" ")) value = value.slice(1);
+    if (field === "data") this.#data.push(value);
+    else if (field === "event") this.#type = value;
+    else if (field === "id") {
+      if (!value.includes("\0")) this.#id = value;
+    } else if (field === "retry" && /^[0-9]+$/.test(value)) this.#retryMs = Number(value);
+    return null;
+  }
+
+  #dispatch(): StreamEvent | null {
+    const type = this.#type === "" ? "message" : this.#type;
+    const data = this.#data;
+    this.#type = "";
+    this.#data = [];
+    // The standard dispatches nothing for an event without a data line.
+    return data.length === 0 ? null : { type, data: data.join("\n"), id: this.#id };
+  }
+}
+
+// --- snapshot -----------------------------------------------------------------------------------------------------------
+
+/** A frame that breaks the contract. The connection is not to be trusted further; start over with a full snapshot. */
+export class FrameError extends Error {
+  override readonly name = "FrameError";
+}
+
+/** A value as the server holds it for this client's labels. */
+export interface Held {
+  readonly version: number;
+  readonly hash: string;
+  readonly format: ContentFormat;
+  readonly content: string;
+}
+
+/** Content is absent when it is above the server's limit for values within frames. */
+export type WireValue = Omit<Held, "content"> & { readonly content?: string };
+
+export interface HeldChange {
+  readonly name: string;
+  readonly old: Held | null;
+  readonly new: Held | null;
+}
+
+export type Taken =
+  /** The snapshot (or only its cursor) moved on. `changes` may be empty. */
+  | { readonly kind: "swapped"; readonly revision: number; readonly changes: readonly HeldChange[] }
+  /** Contents are missing; `missing()` names them, and nothing is swapped before they are filled in. */
+  | { readonly kind: "incomplete" }
+  /** Known already, or not for us. */
+  | { readonly kind: "nothing" }
+  /** The server is behind what this client has seen: take it elsewhere, or later. */
+  | { readonly kind: "behind" }
+  | { readonly kind: "goodbye"; readonly reason: string };
+
+export interface Cursor {
+  readonly epoch: string;
+  readonly revision: number;
+}
+
+/** `<epoch>-<revision>`; null when it is something else. The epoch is only ever compared for equality. */
+export function parseCursor(text: string): Cursor | null {
+  const match = /^(.+)-([0-9]{1,16})$/.exec(text);
+  if (match === null) return null;
+  const revision = Number(match[2]);
+  return Number.isSafeInteger(revision) ? { epoch: match[1] as string, revision } : null;
+}
+
+/** The effective values of one client: takes frames, serves a snapshot. */
+export class Snapshot {
+  readonly #values = new Map<string, Held>();
+  #cursor: Cursor | null = null;
+  #cursorText = "";
+
+  /** The newest frames that are not served yet, merged; null when all are. */
+  #pending: {
+    replace: boolean;
+    cursor: Cursor;
+    cursorText: string;
+    readonly values: Map<string, WireValue | null>;
+  } | null = null;
+
+  /** Whether a snapshot was ever complete. */
+  get live(): boolean {
+    return this.#cursor !== null;
+  }
+
+  /** 0 before the first snapshot. */
+  get revision(): number {
+    return this.#cursor?.revision ?? 0;
+  }
+
+  /** Where to resume; "" = from the start. */
+  get cursor(): string {
+    return this.#cursorText;
+  }
+
+  get(name: string): Held | undefined {
+    return this.#values.get(name);
+  }
+
+  names(): string[] {
+    return [...this.#values.keys()];
+  }
+
+  /** A new connection resumes from what is served: what was waiting for contents comes again. */
+  restart(): void {
+    this.#pending = null;
+  }
+
+  take(event: StreamEvent): Taken {
+    switch (event.type) {
+      case "sync":
+        return this.#sync(event);
+      case "commit":
+        return this.#commit(event);
+      case "bookmark":
+        return this.#bookmark(event);
+      case "goodbye":
+        return { kind: "goodbye", reason: reasonOfGoodbye(event.data) };
+      default:
+        return { kind: "nothing" }; // a later server may say more
+    }
+  }
+
+  /** Values whose content must be fetched before anything more is served. */
+  missing(): { readonly name: string; readonly value: WireValue; readonly revision: number }[] {
+    const pending = this.#pending;
+    if (pending === null) return [];
+    const list = [];
+    for (const [name, value] of pending.values) {
+      if (value !== null && value.content === undefined)
+        list.push({ name, value, revision: pending.cursor.revision });
+    }
+    return list;
+  }
+
+  /** Gives a content that was missing. Ignored when the value became another one meanwhile. */
+  fill(name: string, hash: string, content: string): Taken {
+    const pending = this.#pending;
+    const value = pending?.values.get(name);
+    if (!pending || !value || value.hash !== hash || value.content !== undefined)
+      return { kind: "nothing" };
+    pending.values.set(name, { ...value, content });
+    return this.#settle();
+  }
+
+  #sync(event: StreamEvent): Taken {
+    const { cursor, body } = opened(event);
+    const seen = this.#cursor;
+    if (seen !== null && seen.epoch === cursor.epoch && cursor.revision < seen.revision)
+      return { kind: "behind" };
+    const values = new Map<string, WireValue | null>();
+    if (!isObject(body["values"])) throw new FrameError("Frame `sync` has no values");
+    for (const [name, value] of Object.entries(body["values"]))
+      values.set(name, this.#known(name, wireValue(name, value)));
+    this.#pending = { replace: true, cursor, cursorText: event.id, values };
+    return this.#settle();
+  }
+
+  #commit(event: StreamEvent): Taken {
+    const { cursor, body } = opened(event);
+    const at = this.#pending?.cursor ?? this.#cursor;
+    // Without a snapshot of the same history there is nothing that these changes could be changes of.
+    if (at === null || at.epoch !== cursor.epoch)
+      throw new FrameError("Frame `commit` came without the `sync` of its epoch");
+    if (cursor.revision <= at.revision) return { kind: "nothing" };
+    const changes = body["changes"];
+    if (!Array.isArray(changes)) throw new FrameError("Frame `commit` has no changes");
+    const values = new Map<string, WireValue | null>();
+    for (const change of changes as unknown[]) {
+      if (!isObject(change) || typeof change["name"] !== "string")
+        throw new FrameError("Frame `commit` has a change without a name");
+      const name = change["name"];
+      values.set(
+        name,
+        change["type"] === "delete" ? null : this.#known(name, wireValue(name, change)),
+      );
+    }
+    if (this.#pending === null)
+      this.#pending = { replace: false, cursor, cursorText: event.id, values };
+    else {
+      for (const [name, value] of values) this.#pending.values.set(name, value);
+      this.#pending.cursor = cursor;
+      this.#pending.cursorText = event.id;
+    }
+    return this.#settle();
+  }
+
+  #bookmark(event: StreamEvent): Taken {
+    const cursor = parseCursor(event.id);
+    const at = this.#pending ?? { cursor: this.#cursor };
+    if (cursor === null || at.cursor === null) return { kind: "nothing" };
+    if (cursor.epoch !== at.cursor.epoch || cursor.revision < at.cursor.revision)
+      return { kind: "nothing" };
+    if (this.#pending === null) {
+      this.#cursor = cursor;
+      this.#cursorText = event.id;
+      return { kind: "swapped", revision: cursor.revision, changes: [] };
+    }
+    this.#pending.cursor = cursor;
+    this.#pending.cursorText = event.id;
+    return { kind: "incomplete" };
+  }
+
+  /** A content this client already holds need not be fetched again. */
+  #known(name: string, value: WireValue): WireValue {
+    if (value.content !== undefined) return value;
+    const held = this.#values.get(name);
+    return held !== undefined && held.hash === value.hash
+      ? { ...value, content: held.content }
+      : value;
+  }
+
+  #settle(): Taken {
+    const pending = this.#pending;
+    if (pending === null) return { kind: "nothing" };
+    for (const value of pending.values.values())
+      if (value !== null && value.content === undefined) return { kind: "incomplete" };
+    const changes: HeldChange[] = [];
+    const set = (name: string, value: Held | null): void => {
+      const old = this.#values.get(name) ?? null;
+      if (value === null) this.#values.delete(name);
+      else this.#values.set(name, value);
+      if (!same(old, value)) changes.push({ name, old, new: value });
+    };
+    if (pending.replace) {
+      // Deleting while iterating over a Map's keys is defined; the copy is for the reader.
+      for (const name of this.names()) if (!pending.values.has(name)) set(name, null);
+    }
+    for (const [name, value] of pending.values) set(name, value as Held | null);
+    this.#cursor = pending.cursor;
+    this.#cursorText = pending.cursorText;
+    this.#pending = null;
+    return { kind: "swapped", revision: this.revision, changes };
+  }
+}
+
+export function same(a: Held | null, b: Held | null): boolean {
+  return a === b || (a !== null && b !== null && a.version === b.version && a.hash === b.hash);
+}
+
+function opened(event: StreamEvent): { cursor: Cursor; body: Record<string, unknown> } {
+  const cursor = parseCursor(event.id);
+  if (cursor === null) throw new FrameError(`Frame \`${event.type}\` has no cursor`);
+  let body: unknown;
+  try {
+    body = JSON.parse(event.data);
+  } catch (error) {
+    throw new FrameError(`Frame \`${event.type}\` is not JSON`, { cause: error });
+  }
+  if (!isObject(body)) throw new FrameError(`Frame \`${event.type}\` is not an object`);
+  return { cursor, body };
+}
+
+function wireValue(name: string, value: unknown): WireValue {
+  if (!isObject(value)) throw new FrameError(`Value of ${name} is not an object`);
+  const { version, hash, format, content } = value;
+  if (typeof version !== "number" || typeof hash !== "string" || typeof format !== "string")
+    throw new FrameError(`Value of ${name} lacks version, hash or format`);
+  if (typeof content === "string")
+    return { version, hash, format: format as ContentFormat, content };
+  return { version, hash, format: format as ContentFormat };
+}
+
+function reasonOfGoodbye(data: string): string {
+  try {
+    const body: unknown = JSON.parse(data);
+    if (isObject(body) && typeof body["reason"] === "string") return body["reason"];
+  } catch {
+    // The word itself is the message.
+  }
+  return "unknown";
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
