@@ -313,8 +313,9 @@ export class FrameReceiver {
     const sender = this.#senders.get(frame.from) ?? this.#meet(frame, nowMs);
     if (frame.boot < sender.boot) return this.#drop("old-boot");
     if (sender.boot < frame.boot) {
-      sender.boot = frame.boot;
       this.#abandonAll(sender);
+      sender.boot = frame.boot;
+      sender.incomplete = -1;
     }
     sender.heardMs = nowMs;
 
