@@ -1,0 +1,110 @@
+/**
+ * The journal's disk over node:fs, the same on Bun, Deno and Node.
+ *
+ * Durable by O_DSYNC: one system call per write instead of write and fdatasync, and it is durable when it returns, size
+ * included. Files grow in steps of zeros, carried by the write that reaches the end: writing into space that exists
+ * spares the file system's own journal. Measured (p50 of a 140-byte append, Bun / Node 22): growing file with
+ * write+fdatasync 0.34 / 0.35 ms, growing with O_DSYNC 0.26 / 0.28, existing space with O_DSYNC 0.20 / 0.19.
+ */
+import * as fs from "node:fs";
+import { join } from "node:path";
+import type { DiskDone, JournalDisk, JournalFile } from "./journal.ts";
+
+const growthBytes = 1024 * 1024;
+
+export function openJournalDisk(directory: string): JournalDisk {
+  fs.mkdirSync(directory, { recursive: true });
+  syncDirectorySync(join(directory, ".."));
+  return {
+    list: () => fs.readdirSync(directory),
+    read: (name) => fs.readFileSync(join(directory, name)),
+    truncate(name, size) {
+      const descriptor = fs.openSync(join(directory, name), "r+");
+      try {
+        fs.ftruncateSync(descriptor, size);
+        fs.fsyncSync(descriptor);
+      } finally {
+        fs.closeSync(descriptor);
+      }
+    },
+    create(name, done) {
+      const { O_CREAT, O_EXCL, O_WRONLY, O_DSYNC } = fs.constants;
+      // Windows has no O_DSYNC, and Conflux does not run there; anywhere else its absence would lose writes silently.
+      if (O_DSYNC === undefined) throw new Error("This system has no O_DSYNC");
+      const flags = O_CREAT | O_EXCL | O_WRONLY | O_DSYNC;
+      fs.open(join(directory, name), flags, 0o600, (error, descriptor) => {
+        if (error !== null) done(error, null);
+        else done(null, new DiskFile(descriptor));
+      });
+    },
+    remove: (name, done) => fs.unlink(join(directory, name), done),
+    syncDirectory(done) {
+      fs.open(directory, "r", (openError, descriptor) => {
+        if (openError !== null) return done(openError);
+        fs.fsync(descriptor, (syncError) => {
+          fs.close(descriptor, (closeError) => done(syncError ?? closeError ?? null));
+        });
+      });
+    },
+  };
+}
+
+/** Makes a name that was created, renamed or removed in this directory durable. */
+export function syncDirectorySync(directory: string): void {
+  const descriptor = fs.openSync(directory, "r");
+  try {
+    fs.fsyncSync(descriptor);
+  } finally {
+    fs.closeSync(descriptor);
+  }
+}
+
+class DiskFile implements JournalFile {
+  readonly #descriptor: number;
+  #allocated = 0;
+  #end = 0;
+
+  constructor(descriptor: number) {
+    this.#descriptor = descriptor;
+  }
+
+  write(position: number, bytes: Uint8Array, done: DiskDone): void {
+    const end = position + bytes.byteLength;
+    const allocate = end > this.#allocated ? Math.ceil(end / growthBytes) * growthBytes : 0;
+    const vector = allocate === 0 ? [bytes] : [bytes, new Uint8Array(allocate - end)];
+    this.#writeAll(vector, position, (error) => {
+      if (error !== null) return done(error);
+      if (allocate !== 0) this.#allocated = allocate;
+      this.#end = end;
+      done(null);
+    });
+  }
+
+  /** Gives back what was allocated and not used, so that a stopped node's directory is small. */
+  close(done: DiskDone): void {
+    fs.ftruncate(this.#descriptor, this.#end, (truncateError) => {
+      fs.close(this.#descriptor, (closeError) => done(truncateError ?? closeError ?? null));
+    });
+  }
+
+  /** A system call may take less than it was given; going on is no retry of a failed one. */
+  #writeAll(vector: readonly Uint8Array[], position: number, done: DiskDone): void {
+    fs.writev(this.#descriptor, vector, position, (error, written) => {
+      if (error !== null) return done(error);
+      const rest = after(vector, written);
+      if (rest.length === 0) return done(null);
+      if (written === 0) return done(new Error("Disk took no bytes"));
+      this.#writeAll(rest, position + written, done);
+    });
+  }
+}
+
+function after(vector: readonly Uint8Array[], written: number): Uint8Array[] {
+  const rest: Uint8Array[] = [];
+  let skip = written;
+  for (const part of vector) {
+    if (part.byteLength > skip) rest.push(part.subarray(skip));
+    skip = Math.max(0, skip - part.byteLength);
+  }
+  return rest;
+}

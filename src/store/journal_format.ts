@@ -1,0 +1,344 @@
+/**
+ * The journal's bytes, version 1: what a segment file looks like, and how one is read back. Pure; the journal writes
+ * with it, the journal's opening and the inspection of a directory read with it. All numbers are little-endian.
+ *
+ *   segment   64-byte header, then records, then zeros (space that was allocated and not yet used)
+ *   header    0 "cfxjrnl\n"   8 u32 version   12 u32 zero   16 u64 segment number   24 u64 first sequence
+ *             32 u64 end of the previous segment's records (0 = there was none)   40 u32 salt   44 zeros
+ *             60 u32 crc of 0 … 60
+ *   record    0 u32 crc of 4 … 32, xor the segment's salt   4 u32 payload length   8 u32 crc of the payload
+ *             12 u32 offset of this record from the start of the write that carried it
+ *             16 u64 sequence   24 u56 group   31 u8 kind   32 payload, padded with zeros to a multiple of 8
+ *   kinds     1 data: the payload is the host's   2 release: pairs of u64 group, u64 sequence
+ *
+ * Why the header of a record has a checksum of its own: a payload that rotted still says whose it was, so one group
+ * stops and its neighbours do not.
+ * Why it knows its offset in the write: only the last write of a journal can have been cut by a crash, since each write
+ * starts after the one before was durable. The offset of any surviving record gives that write's beginning, also when
+ * the disk stored its pages out of order; damage before it is damage, whatever it looks like.
+ * Why the salt: after damage the reader looks for the next record inside bytes that customers may have chosen. A payload
+ * that spells a record does not know the salt.
+ */
+import { assert, assertSafeInteger } from "../lib/assert.ts";
+import { crc32, crc32Table } from "./crc32.ts";
+
+export const formatVersion = 1;
+export const segmentHeaderBytes = 64;
+export const recordHeaderBytes = 32;
+
+export const recordKinds = { data: 1, release: 2 } as const;
+export type RecordKind = (typeof recordKinds)[keyof typeof recordKinds];
+
+const magic = Uint8Array.from("cfxjrnl\n", (char) => char.charCodeAt(0));
+/** The unit a disk writes whole or not at all. Larger real ones only make larger holes. */
+const sectorBytes = 512;
+const twoTo32 = 0x1_0000_0000;
+
+export function segmentName(number: number): string {
+  return `${String(number).padStart(12, "0")}.cfxj`;
+}
+
+/** Undefined for a file that is not a segment. */
+export function segmentNumber(name: string): number | undefined {
+  const match = /^(\d{12})\.cfxj$/.exec(name);
+  return match === null ? undefined : Number(match[1]);
+}
+
+// --- writing -----------------------------------------------------------------------------------------------------
+
+export interface SegmentHeader {
+  readonly number: number;
+  readonly firstSequence: number;
+  readonly previousEnd: number;
+  readonly salt: number;
+}
+
+export function encodeSegmentHeader(header: SegmentHeader): Uint8Array {
+  const bytes = new Uint8Array(segmentHeaderBytes);
+  const view = new DataView(bytes.buffer);
+  bytes.set(magic, 0);
+  view.setUint32(8, formatVersion, true);
+  putUint64(view, 16, header.number);
+  putUint64(view, 24, header.firstSequence);
+  putUint64(view, 32, header.previousEnd);
+  view.setUint32(40, header.salt, true);
+  view.setUint32(60, crc32Table(bytes, 0, 60), true);
+  return bytes;
+}
+
+/** What a record of this payload takes on disk. */
+export function recordBytes(payloadBytes: number): number {
+  return recordHeaderBytes + align8(payloadBytes);
+}
+
+/** Puts the header in front of a payload that stands already at `at + 32`, and zeros behind it. */
+export function sealRecord(
+  target: { readonly bytes: Uint8Array; readonly view: DataView },
+  at: number,
+  record: { kind: RecordKind; group: number; sequence: number; payloadBytes: number },
+  salt: number,
+): void {
+  const { bytes, view } = target;
+  const payloadStart = at + recordHeaderBytes;
+  const payloadEnd = payloadStart + record.payloadBytes;
+  bytes.fill(0, payloadEnd, payloadStart + align8(record.payloadBytes));
+  view.setUint32(at + 4, record.payloadBytes, true);
+  view.setUint32(at + 8, crc32(bytes, payloadStart, payloadEnd), true);
+  view.setUint32(at + 12, at, true);
+  putUint64(view, at + 16, record.sequence);
+  view.setUint32(at + 24, record.group >>> 0, true);
+  // The kind stands in the top byte: the last byte of a header is never zero, so a header cut short shows.
+  view.setUint32(at + 28, Math.floor(record.group / twoTo32) + record.kind * 0x1_00_00_00, true);
+  view.setUint32(at, (crc32Table(bytes, at + 4, at + recordHeaderBytes) ^ salt) >>> 0, true);
+}
+
+export function encodeReleases(
+  target: { readonly bytes: Uint8Array; readonly view: DataView },
+  at: number,
+  releases: readonly (readonly [group: number, sequence: number])[],
+): void {
+  let position = at + recordHeaderBytes;
+  for (const [group, sequence] of releases) {
+    putUint64(target.view, position, group);
+    putUint64(target.view, position + 8, sequence);
+    position += 16;
+  }
+}
+
+export function* decodeReleases(
+  payload: Uint8Array,
+): Generator<readonly [group: number, sequence: number]> {
+  const view = new DataView(payload.buffer, payload.byteOffset, payload.byteLength);
+  for (let at = 0; at + 16 <= payload.byteLength; at += 16)
+    yield [getUint64(view, at), getUint64(view, at + 8)];
+}
+
+// --- reading -----------------------------------------------------------------------------------------------------
+
+export interface ReadRecord {
+  readonly at: number;
+  readonly kind: RecordKind;
+  readonly group: number;
+  readonly sequence: number;
+  /** A view into the segment's bytes. */
+  readonly payload: Uint8Array;
+}
+
+/** A place that does not verify. */
+export interface Damage {
+  readonly at: number;
+  readonly end: number;
+  /** Null when not even the record's header could be read. */
+  readonly record: {
+    readonly group: number;
+    readonly sequence: number;
+    readonly kind: RecordKind;
+  } | null;
+  /** Sequences that may have stood here: after < lost < before. `before` is null at the end of the segment. */
+  readonly after: number;
+  readonly before: number | null;
+}
+
+export interface ReadSegment {
+  /** Null when the header does not verify; records are found without it. */
+  readonly header: SegmentHeader | null;
+  readonly records: readonly ReadRecord[];
+  readonly damage: readonly Damage[];
+  /** Where the records end. */
+  readonly end: number;
+  /** Set when the last write was cut short: records from here on are no part of `records`. */
+  readonly torn: { readonly at: number; readonly bytes: number } | null;
+}
+
+/** A segment written by a later version of this program. */
+export class NewerFormatError extends Error {
+  override readonly name = "NewerFormatError";
+}
+
+/** @param last whether a write may have been cut here, that is: no later segment exists */
+export function readSegment(bytes: Uint8Array, name: string, last: boolean): ReadSegment {
+  const header = readSegmentHeader(bytes, name);
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const records: ReadRecord[] = [];
+  const damage: Damage[] = [];
+  const written = lengthWithoutZeros(bytes);
+  const salt = header === null ? guessSalt(bytes, view) : header.salt;
+
+  let position = segmentHeaderBytes;
+  let sequence = header === null ? -1 : header.firstSequence - 1;
+  let lastWrite = segmentHeaderBytes;
+  while (position < written) {
+    const found = readRecordHeader(bytes, view, position, sequence, salt);
+    if (found === null) {
+      let next = position + 8;
+      while (next < written && readRecordHeader(bytes, view, next, sequence, salt) === null)
+        next += 8;
+      const follower = next < written ? readRecordHeader(bytes, view, next, sequence, salt) : null;
+      const end = follower === null ? written : next;
+      const before = follower === null ? null : follower.sequence;
+      damage.push({ at: position, end, record: null, after: sequence, before });
+      position = follower === null ? align8(written) : next;
+      continue;
+    }
+    const payloadStart = position + recordHeaderBytes;
+    const payload = bytes.subarray(payloadStart, payloadStart + found.payloadBytes);
+    const end = position + recordBytes(found.payloadBytes);
+    const { kind, group } = found;
+    lastWrite = Math.max(lastWrite, position - found.offsetInWrite);
+    if (
+      payload.byteLength === found.payloadBytes &&
+      crc32(payload, 0, payload.byteLength) === found.payloadCrc
+    )
+      records.push({ at: position, kind, group, sequence: found.sequence, payload });
+    else
+      damage.push({
+        at: position,
+        end,
+        record: { group, sequence: found.sequence, kind },
+        after: found.sequence - 1,
+        before: found.sequence + 1,
+      });
+    sequence = found.sequence;
+    position = end;
+  }
+
+  const end = Math.min(position, Math.max(bytes.byteLength, segmentHeaderBytes));
+  if (!last) return { header, records, damage, end, torn: null };
+  const cut = damage.find((place) => place.at >= lastWrite && looksUnwritten(bytes, place));
+  if (cut === undefined) return { header, records, damage, end, torn: null };
+  return {
+    header,
+    records: records.filter((record) => record.at < cut.at),
+    damage: damage.filter((place) => place.at < cut.at),
+    end: cut.at,
+    torn: { at: cut.at, bytes: written - cut.at },
+  };
+}
+
+/** Whether anything but allocated space follows the segment's header. */
+export function hasRecordBytes(bytes: Uint8Array): boolean {
+  return lengthWithoutZeros(bytes) > segmentHeaderBytes;
+}
+
+export function readSegmentHeader(bytes: Uint8Array, name: string): SegmentHeader | null {
+  if (bytes.byteLength < segmentHeaderBytes) return null;
+  if (!magic.every((byte, at) => bytes[at] === byte)) return null;
+  const view = new DataView(bytes.buffer, bytes.byteOffset, segmentHeaderBytes);
+  if (view.getUint32(60, true) !== crc32Table(bytes, 0, 60)) return null;
+  const version = view.getUint32(8, true);
+  if (version > formatVersion)
+    throw new NewerFormatError(
+      `Cannot read journal segment ${name}: it has format version ${version}, this program knows up to ${formatVersion}; start the newer program`,
+    );
+  return {
+    number: getUint64(view, 16),
+    firstSequence: getUint64(view, 24),
+    previousEnd: getUint64(view, 32),
+    salt: view.getUint32(40, true),
+  };
+}
+
+/** With the segment's header gone, the record that always stands behind it tells the salt it was written with. */
+function guessSalt(bytes: Uint8Array, view: DataView): number {
+  const at = segmentHeaderBytes;
+  if (at + recordHeaderBytes > bytes.byteLength) return 0;
+  return (view.getUint32(at, true) ^ crc32Table(bytes, at + 4, at + recordHeaderBytes)) >>> 0;
+}
+
+interface RecordHeader {
+  readonly payloadBytes: number;
+  readonly payloadCrc: number;
+  readonly offsetInWrite: number;
+  readonly sequence: number;
+  readonly group: number;
+  readonly kind: RecordKind;
+}
+
+/** Cheap refusals first: looking for the next record after damage tries this at every eighth byte. */
+function readRecordHeader(
+  bytes: Uint8Array,
+  view: DataView,
+  at: number,
+  after: number,
+  salt: number,
+): RecordHeader | null {
+  if (at + recordHeaderBytes > bytes.byteLength) return null;
+  const kind = bytes[at + 31];
+  if (kind !== recordKinds.data && kind !== recordKinds.release) return null;
+  const payloadBytes = view.getUint32(at + 4, true);
+  // A payload that reaches past the end of the file was cut with the file; its header still says whose it was.
+  const offsetInWrite = view.getUint32(at + 12, true);
+  if (offsetInWrite % 8 !== 0 || offsetInWrite > at - segmentHeaderBytes) return null;
+  const crc = (crc32Table(bytes, at + 4, at + recordHeaderBytes) ^ salt) >>> 0;
+  if (view.getUint32(at, true) !== crc) return null;
+  const sequence = getUint64(view, at + 16);
+  if (sequence <= after) return null;
+  return {
+    payloadBytes,
+    payloadCrc: view.getUint32(at + 8, true),
+    offsetInWrite,
+    sequence,
+    group: view.getUint32(at + 24, true) + (view.getUint32(at + 28, true) & 0xff_ff_ff) * twoTo32,
+    kind,
+  };
+}
+
+/**
+ * Whether a place that does not verify shows space that was never written, as a write cut by a crash leaves it: zeros
+ * at its end, or a hole the size of a sector. Bytes that are all there and wrong are damage, not a torn write.
+ */
+function looksUnwritten(bytes: Uint8Array, place: Damage): boolean {
+  const start = place.record === null ? place.at : place.at + recordHeaderBytes;
+  const end = place.record === null ? place.at + recordHeaderBytes : place.end;
+  if (end > bytes.byteLength) return true;
+  // The padding behind a payload is zero in any case.
+  const lastByte = place.record === null ? end - 1 : start + payloadLength(bytes, place.at) - 1;
+  if (bytes[lastByte] === 0) return true;
+  for (let from = start; from < end;) {
+    const to = Math.min(end, from - (from % sectorBytes) + sectorBytes);
+    if (isZero(bytes, from, to)) return true;
+    from = to;
+  }
+  return false;
+}
+
+function payloadLength(bytes: Uint8Array, at: number): number {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength).getUint32(at + 4, true);
+}
+
+function isZero(bytes: Uint8Array, start: number, end: number): boolean {
+  for (let at = start; at < end; at++) if (bytes[at] !== 0) return false;
+  return true;
+}
+
+const zeros = new Uint8Array(64 * 1024);
+
+function lengthWithoutZeros(bytes: Uint8Array): number {
+  let end = bytes.byteLength;
+  // Allocated space is most of a young segment: whole blocks by a native comparison, the rest by hand.
+  while (end >= zeros.byteLength) {
+    const block = bytes.subarray(end - zeros.byteLength, end);
+    if (Buffer.compare(block, zeros) !== 0) break;
+    end -= zeros.byteLength;
+  }
+  while (end > 0 && bytes[end - 1] === 0) end--;
+  return end;
+}
+
+function align8(length: number): number {
+  return Math.ceil(length / 8) * 8;
+}
+
+function putUint64(view: DataView, at: number, value: number): void {
+  view.setUint32(at, value >>> 0, true);
+  view.setUint32(at + 4, Math.floor(value / twoTo32), true);
+}
+
+function getUint64(view: DataView, at: number): number {
+  return view.getUint32(at, true) + view.getUint32(at + 4, true) * twoTo32;
+}
+
+export function assertGroup(group: number): void {
+  assertSafeInteger(group, "Group");
+  assert(group > 0, "Group must be above zero");
+}
