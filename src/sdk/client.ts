@@ -11,8 +11,8 @@ import { Problem } from "../api/problems.ts";
 import type { ContentFormat, Labels } from "../model/release.ts";
 import { Backoff, baseUrls, path, problemOf, reasonOf, sleep, Unreachable } from "./http.ts";
 import type { Fetch, Token } from "./http.ts";
-import { EventStreamParser, FrameError, same, Snapshot } from "./watch.ts";
-import type { Held, HeldChange, StreamEvent } from "./watch.ts";
+import { EventStreamParser, FrameError, frameOf, framesOf, same, Snapshot } from "./watch.ts";
+import type { Frame, Held, HeldChange } from "./watch.ts";
 
 export interface ConfluxOptions {
   /** Gateway, or several that are tried in turn. */
@@ -339,7 +339,7 @@ export class Conflux {
         for (const event of parser.push(value)) {
           frames += 1;
           if (parser.retryMs !== null) this.#backoff.baseMs = parser.retryMs;
-          if (!(await this.#take(event, wire))) return;
+          if (!(await this.#take(frameOf(event), wire))) return;
         }
       }
     } catch (error) {
@@ -357,18 +357,17 @@ export class Conflux {
     while (performance.now() < this.#pollUntil && !this.#stop.signal.aborted) {
       const wire = new Wire(this.#stop.signal);
       const from = performance.now();
-      let frames = 0;
+      let news = 0;
       try {
         wire.expectWithin(this.#timing.pollWaitMs + this.#timing.requestMs);
         const wait = `wait=${Math.ceil(this.#timing.pollWaitMs / 1000)}s`;
-        const response = await this.#ask(`watch?${wait}`, "text/event-stream", wire);
-        const parser = new EventStreamParser();
+        const response = await this.#ask(`watch?${wait}`, "application/json", wire);
         this.#snapshot.restart();
-        const bytes = new Uint8Array(await wire.race(response.arrayBuffer()));
+        const body = await wire.race(response.text());
         this.#heardAt = performance.now();
-        for (const event of parser.push(bytes)) {
-          frames += 1;
-          if (!(await this.#take(event, wire))) return;
+        for (const frame of framesOf(parsed(body))) {
+          if (frame.event !== "bookmark") news += 1;
+          if (!(await this.#take(frame, wire))) return;
         }
       } catch (error) {
         if (wire.lapsed) throw new Unreachable(this.#url, "no answer to a long poll in time");
@@ -378,7 +377,7 @@ export class Conflux {
       }
       this.#backoff.reset();
       // A server (or a proxy) that answers at once with nothing must not be asked in a tight loop.
-      if (frames === 0 && performance.now() - from < 1_000)
+      if (news === 0 && performance.now() - from < 1_000)
         await sleep(this.#backoff.next(500), this.#stop.signal);
     }
     this.#pollUntil = 0;
@@ -425,8 +424,8 @@ export class Conflux {
   }
 
   /** Takes one frame. False: this connection has given all it will. */
-  async #take(event: StreamEvent, wire: Wire): Promise<boolean> {
-    const taken = this.#snapshot.take(event);
+  async #take(frame: Frame, wire: Wire): Promise<boolean> {
+    const taken = this.#snapshot.take(frame);
     if (taken.kind === "goodbye") return false;
     if (taken.kind === "behind")
       throw new Unreachable(this.#url, "it is behind what was seen elsewhere");
@@ -672,6 +671,14 @@ class ChangeQueue implements AsyncIterableIterator<Change> {
 
   [Symbol.asyncIterator](): this {
     return this;
+  }
+}
+
+function parsed(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new FrameError("The answer to a long poll is not JSON", { cause: error });
   }
 }
 

@@ -101,6 +101,34 @@ export class FrameError extends Error {
   override readonly name = "FrameError";
 }
 
+/** One message of a watch, however it came: as an event of a stream or in the answer to a long poll. */
+export interface Frame {
+  readonly event: string;
+  /** Cursor; "" = none. */
+  readonly id: string;
+  readonly data: unknown;
+}
+
+export function frameOf(event: StreamEvent): Frame {
+  try {
+    return { event: event.type, id: event.id, data: JSON.parse(event.data) as unknown };
+  } catch (error) {
+    throw new FrameError(`Frame \`${event.type}\` is not JSON`, { cause: error });
+  }
+}
+
+/** The frames of a long poll's answer. */
+export function framesOf(body: unknown): Frame[] {
+  if (!isObject(body) || !Array.isArray(body["frames"]))
+    throw new FrameError("The answer to a long poll has no frames");
+  return (body["frames"] as unknown[]).map((frame) => {
+    if (!isObject(frame) || typeof frame["event"] !== "string")
+      throw new FrameError("A frame of a long poll has no event");
+    const { event, id, data } = frame;
+    return { event, id: typeof id === "string" ? id : "", data };
+  });
+}
+
 /** A value as the server holds it for this client's labels. */
 export interface Held {
   readonly version: number;
@@ -184,16 +212,16 @@ export class Snapshot {
     this.#pending = null;
   }
 
-  take(event: StreamEvent): Taken {
-    switch (event.type) {
+  take(frame: Frame): Taken {
+    switch (frame.event) {
       case "sync":
-        return this.#sync(event);
+        return this.#sync(frame);
       case "commit":
-        return this.#commit(event);
+        return this.#commit(frame);
       case "bookmark":
-        return this.#bookmark(event);
+        return this.#bookmark(frame);
       case "goodbye":
-        return { kind: "goodbye", reason: reasonOfGoodbye(event.data) };
+        return { kind: "goodbye", reason: reasonOfGoodbye(frame.data) };
       default:
         return { kind: "nothing" }; // a later server may say more
     }
@@ -221,8 +249,8 @@ export class Snapshot {
     return this.#settle();
   }
 
-  #sync(event: StreamEvent): Taken {
-    const { cursor, body } = opened(event);
+  #sync(frame: Frame): Taken {
+    const { cursor, body } = opened(frame);
     const seen = this.#cursor;
     if (seen !== null && seen.epoch === cursor.epoch && cursor.revision < seen.revision)
       return { kind: "behind" };
@@ -230,12 +258,12 @@ export class Snapshot {
     if (!isObject(body["values"])) throw new FrameError("Frame `sync` has no values");
     for (const [name, value] of Object.entries(body["values"]))
       values.set(name, this.#known(name, wireValue(name, value)));
-    this.#pending = { replace: true, cursor, cursorText: event.id, values };
+    this.#pending = { replace: true, cursor, cursorText: frame.id, values };
     return this.#settle();
   }
 
-  #commit(event: StreamEvent): Taken {
-    const { cursor, body } = opened(event);
+  #commit(frame: Frame): Taken {
+    const { cursor, body } = opened(frame);
     const at = this.#pending?.cursor ?? this.#cursor;
     // Without a snapshot of the same history there is nothing that these changes could be changes of.
     if (at === null || at.epoch !== cursor.epoch)
@@ -248,34 +276,33 @@ export class Snapshot {
       if (!isObject(change) || typeof change["name"] !== "string")
         throw new FrameError("Frame `commit` has a change without a name");
       const name = change["name"];
-      values.set(
-        name,
-        change["type"] === "delete" ? null : this.#known(name, wireValue(name, change)),
-      );
+      // No version: nothing is released for these labels any more.
+      const gone = change["version"] === null;
+      values.set(name, gone ? null : this.#known(name, wireValue(name, change)));
     }
     if (this.#pending === null)
-      this.#pending = { replace: false, cursor, cursorText: event.id, values };
+      this.#pending = { replace: false, cursor, cursorText: frame.id, values };
     else {
       for (const [name, value] of values) this.#pending.values.set(name, value);
       this.#pending.cursor = cursor;
-      this.#pending.cursorText = event.id;
+      this.#pending.cursorText = frame.id;
     }
     return this.#settle();
   }
 
-  #bookmark(event: StreamEvent): Taken {
-    const cursor = parseCursor(event.id);
+  #bookmark(frame: Frame): Taken {
+    const cursor = parseCursor(frame.id);
     const at = this.#pending ?? { cursor: this.#cursor };
     if (cursor === null || at.cursor === null) return { kind: "nothing" };
     if (cursor.epoch !== at.cursor.epoch || cursor.revision < at.cursor.revision)
       return { kind: "nothing" };
     if (this.#pending === null) {
       this.#cursor = cursor;
-      this.#cursorText = event.id;
+      this.#cursorText = frame.id;
       return { kind: "swapped", revision: cursor.revision, changes: [] };
     }
     this.#pending.cursor = cursor;
-    this.#pending.cursorText = event.id;
+    this.#pending.cursorText = frame.id;
     return { kind: "incomplete" };
   }
 
@@ -316,17 +343,11 @@ export function same(a: Held | null, b: Held | null): boolean {
   return a === b || (a !== null && b !== null && a.version === b.version && a.hash === b.hash);
 }
 
-function opened(event: StreamEvent): { cursor: Cursor; body: Record<string, unknown> } {
-  const cursor = parseCursor(event.id);
-  if (cursor === null) throw new FrameError(`Frame \`${event.type}\` has no cursor`);
-  let body: unknown;
-  try {
-    body = JSON.parse(event.data);
-  } catch (error) {
-    throw new FrameError(`Frame \`${event.type}\` is not JSON`, { cause: error });
-  }
-  if (!isObject(body)) throw new FrameError(`Frame \`${event.type}\` is not an object`);
-  return { cursor, body };
+function opened(frame: Frame): { cursor: Cursor; body: Record<string, unknown> } {
+  const cursor = parseCursor(frame.id);
+  if (cursor === null) throw new FrameError(`Frame \`${frame.event}\` has no cursor`);
+  if (!isObject(frame.data)) throw new FrameError(`Frame \`${frame.event}\` is not an object`);
+  return { cursor, body: frame.data };
 }
 
 function wireValue(name: string, value: unknown): WireValue {
@@ -339,14 +360,8 @@ function wireValue(name: string, value: unknown): WireValue {
   return { version, hash, format: format as ContentFormat };
 }
 
-function reasonOfGoodbye(data: string): string {
-  try {
-    const body: unknown = JSON.parse(data);
-    if (isObject(body) && typeof body["reason"] === "string") return body["reason"];
-  } catch {
-    // The word itself is the message.
-  }
-  return "unknown";
+function reasonOfGoodbye(data: unknown): string {
+  return isObject(data) && typeof data["reason"] === "string" ? data["reason"] : "unknown";
 }
 
 function isObject(value: unknown): value is Record<string, unknown> {

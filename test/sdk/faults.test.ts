@@ -3,7 +3,17 @@ import { createHash } from "node:crypto";
 import { describe, expect, onTestFinished, test } from "vitest";
 import { Conflux } from "../../src/sdk/mod.ts";
 import type { Change, ConfluxOptions } from "../../src/sdk/mod.ts";
-import { answer, bookmark, commit, goodbye, Peer, problem, streamHead, sync } from "./peer.ts";
+import {
+  answer,
+  bookmark,
+  commit,
+  goodbye,
+  Peer,
+  polled,
+  problem,
+  streamHead,
+  sync,
+} from "./peer.ts";
 
 const timing = {
   backoffBaseMs: 5,
@@ -276,14 +286,11 @@ describe("long polling", () => {
         if (swallow) socket.write(streamHead);
         else socket.write(streamHead + commit("1-100", { a: "100" }));
       } else if (headers["last-event-id"] === undefined)
-        socket.end(answer(200, sync("1-1", { a: "1" }), { "content-type": "text/event-stream" }));
+        socket.end(polled(sync("1-1", { a: "1" })));
       else {
         revision += 1;
         const frames = commit(`1-${revision}`, { a: String(revision) });
-        setTimeout(
-          () => socket.end(answer(200, frames, { "content-type": "text/event-stream" })),
-          20,
-        );
+        setTimeout(() => socket.end(polled(frames)), 20);
       }
     });
     const conflux = client(peer.url);
@@ -297,8 +304,7 @@ describe("long polling", () => {
 
   test("takes over where not even the headers come", async () => {
     await using peer = await Peer.start((socket, { url }) => {
-      if (url.includes("wait="))
-        socket.end(answer(200, sync("1-1", { a: "1" }), { "content-type": "text/event-stream" }));
+      if (url.includes("wait=")) socket.end(polled(sync("1-1", { a: "1" })));
     });
     expect(await client(peer.url).ready()).toBe("live");
   });
@@ -311,8 +317,8 @@ describe("large values", () => {
     revision: 2,
     at: 0,
     changes: [
-      { type: "put", name: "big", version: 4, hash, format: "json" },
-      { type: "put", name: "a", version: 2, hash: "h2", format: "json", content: "2" },
+      { name: "big", version: 4, hash, format: "json" },
+      { name: "a", version: 2, hash: "h2", format: "json", content: "2" },
     ],
   })}\n\n`;
 

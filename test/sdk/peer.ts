@@ -123,7 +123,7 @@ export function sync(cursor: string, values: WireText): string {
 export function commit(cursor: string, values: WireText): string {
   const revision = Number(cursor.split("-")[1]);
   const changes = Object.entries(values).map(([name, content]) =>
-    content === null ? { type: "delete", name } : { type: "put", name, ...value(content) },
+    content === null ? { name, version: null } : { name, ...value(content) },
   );
   return `event: commit\nid: ${cursor}\ndata: ${JSON.stringify({ revision, at: 0, changes })}\n\n`;
 }
@@ -135,3 +135,17 @@ export function bookmark(cursor: string): string {
 
 export const goodbye = (reason: string): string =>
   `event: goodbye\ndata: ${JSON.stringify({ reason })}\n\n`;
+
+/** The answer to a long poll with the frames of this event stream. */
+export function polled(stream: string): string {
+  const frames = stream
+    .split("\n\n")
+    .filter((event) => event !== "")
+    .map((event) => {
+      const fields = Object.fromEntries(event.split("\n").map((line) => line.split(/: (.*)/s, 2)));
+      return { event: fields["event"], id: fields["id"], data: JSON.parse(fields["data"] ?? "") };
+    });
+  return answer(200, JSON.stringify({ frames }), {
+    "content-type": "application/json; charset=utf-8",
+  });
+}

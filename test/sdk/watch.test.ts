@@ -1,8 +1,15 @@
 import * as fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { Backoff } from "../../src/sdk/http.ts";
-import { EventStreamParser, FrameError, parseCursor, Snapshot } from "../../src/sdk/watch.ts";
-import type { StreamEvent, Taken } from "../../src/sdk/watch.ts";
+import {
+  EventStreamParser,
+  FrameError,
+  frameOf,
+  framesOf,
+  parseCursor,
+  Snapshot,
+} from "../../src/sdk/watch.ts";
+import type { Frame, StreamEvent, Taken } from "../../src/sdk/watch.ts";
 
 const utf8 = new TextEncoder();
 
@@ -166,9 +173,8 @@ interface Put {
 const hashOf = (content: string): string => `sha256:of ${content}`;
 
 function wire(put: Put, version: number): Record<string, unknown> {
-  if (put.content === null) return { type: "delete", name: put.name };
+  if (put.content === null) return { name: put.name, version: null };
   return {
-    type: "put",
     name: put.name,
     version,
     hash: hashOf(put.content),
@@ -177,16 +183,16 @@ function wire(put: Put, version: number): Record<string, unknown> {
   };
 }
 
-function frame(type: string, id: string, body: unknown): StreamEvent {
-  return { type, id, data: JSON.stringify(body) };
+function frame(event: string, id: string, data: unknown): Frame {
+  return { event, id, data };
 }
 
-function sync(epoch: number, revision: number, puts: readonly Put[]): StreamEvent {
+function sync(epoch: number, revision: number, puts: readonly Put[]): Frame {
   const values = Object.fromEntries(puts.map((put) => [put.name, wire(put, revision)]));
   return frame("sync", `${epoch}-${revision}`, { revision, values });
 }
 
-function commit(epoch: number, revision: number, puts: readonly Put[]): StreamEvent {
+function commit(epoch: number, revision: number, puts: readonly Put[]): Frame {
   const changes = puts.map((put) => wire(put, revision));
   return frame("commit", `${epoch}-${revision}`, { revision, at: 0, changes });
 }
@@ -283,13 +289,18 @@ describe("Snapshot", () => {
     ["a value without hash", { type: "sync", id: "1-1", data: '{"values":{"a":{"version":1}}}' }],
     ["a value that is null", { type: "sync", id: "1-1", data: '{"values":{"a":null}}' }],
   ])("a frame with %s is refused", (_, event) => {
-    expect(() => new Snapshot().take(event)).toThrow(FrameError);
+    expect(() => new Snapshot().take(frameOf(event))).toThrow(FrameError);
   });
+
+  test.each([[null], [{}], [{ frames: {} }], [{ frames: [null] }], [{ frames: [{ id: "1-1" }] }]])(
+    "an answer to a long poll such as %j is refused",
+    (body) => expect(() => framesOf(body)).toThrow(FrameError),
+  );
 
   test("names out of Object.prototype are names like any other", () => {
     const snapshot = new Snapshot();
     const data = '{"values":{"__proto__":{"version":1,"hash":"h","format":"text","content":"x"}}}';
-    snapshot.take({ type: "sync", id: "1-1", data });
+    snapshot.take(frameOf({ type: "sync", id: "1-1", data }));
     expect(snapshot.names()).toEqual(["__proto__"]);
     expect(snapshot.get("toString")).toBeUndefined();
   });

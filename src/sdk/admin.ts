@@ -1,0 +1,502 @@
+/**
+ * The management client: one method per thing that the API can do, with the contract's own types. What the `conflux`
+ * command is made of, and a door of its own, because programs that only read configuration do not need it.
+ *
+ * Every change carries an Idempotency-Key that stays the same over retries, so a request whose answer was lost may be
+ * repeated without being done twice.
+ */
+import { Problem } from "../api/problems.ts";
+import type {
+  AuditRecord,
+  ClusterStatusAnswer,
+  ConfigAnswer,
+  ConfigDetailAnswer,
+  ConfigPut,
+  ConfigPutAnswer,
+  ContentPut,
+  DiffAnswer,
+  ExplainAnswer,
+  GroupAnswer,
+  KeyAnswer,
+  KeyCreate,
+  KeyCreated,
+  NamespaceAnswer,
+  NamespacePut,
+  PublishAnswer,
+  ReleaseAnswer,
+  ReleasePut,
+  RollbackRequest,
+  TenantAnswer,
+  TenantCreate,
+  TenantCreated,
+  TenantUpdate,
+  TransactionAnswer,
+  TransactionRequest,
+  UsageAnswer,
+  ValuesAnswer,
+  VersionAnswer,
+  VersionContentAnswer,
+} from "../api/schemas.ts";
+import type { Labels } from "../model/release.ts";
+import {
+  Backoff,
+  baseUrls,
+  path,
+  problemOf,
+  randomId,
+  reasonOf,
+  ServerProblem,
+  sleep,
+  Unreachable,
+} from "./http.ts";
+import type { Fetch, Token } from "./http.ts";
+import { EventStreamParser, FrameError, frameOf } from "./watch.ts";
+import type { Frame } from "./watch.ts";
+
+export type * from "../api/schemas.ts";
+export { Problem, ServerProblem, Unreachable };
+export type { Fetch, Frame, Token };
+
+export interface AdminOptions {
+  /** Gateway, or several that are tried in turn. */
+  readonly url: string | readonly string[];
+  readonly token?: Token;
+  readonly fetch?: Fetch;
+  /** One attempt's time. */
+  readonly requestMs?: number;
+  /** All attempts' time. */
+  readonly totalMs?: number;
+}
+
+/** A namespace of a tenant. */
+export interface Where {
+  readonly tenant: string;
+  readonly namespace: string;
+}
+
+/** Preconditions and the like, for any change. */
+export interface ChangeOptions {
+  /** ETag that must still hold; `*` = must exist. */
+  readonly ifMatch?: string;
+  /** Create only. */
+  readonly ifNoneMatch?: "*";
+  /** Default: a fresh one per call. */
+  readonly idempotencyKey?: string;
+  readonly dryRun?: boolean;
+}
+
+export interface Value {
+  readonly content: string;
+  readonly mediaType: string;
+  readonly version: number;
+  /** The rule that chose it; null = the default. */
+  readonly rule: string | null;
+  readonly etag: string;
+  readonly revision: number;
+}
+
+export interface WatchOptions {
+  readonly namespace?: string;
+  readonly prefix?: string;
+  /** Cursor to go on from, or `now`; default: a snapshot first. */
+  readonly since?: string;
+  /** Whether frames carry contents. */
+  readonly content?: boolean;
+  readonly signal?: AbortSignal;
+}
+
+interface Query {
+  readonly [name: string]: string | number | boolean | undefined;
+}
+
+const idleMs = 37_500;
+const pageMax = 1_000;
+
+export class Admin {
+  readonly #options: AdminOptions;
+  readonly #urls: readonly string[];
+  readonly #fetch: Fetch;
+  /** The url that answered last. */
+  #at = 0;
+
+  constructor(options: AdminOptions) {
+    this.#options = options;
+    this.#urls = baseUrls(options.url);
+    this.#fetch = options.fetch ?? ((url, init) => fetch(url, init));
+  }
+
+  // --- tenants and keys -------------------------------------------------------------------------------------------------
+
+  tenants(): Promise<TenantAnswer[]> {
+    return this.#list("/v1/tenants");
+  }
+
+  /** The answer holds the tenant's first admin key: the only time its token is shown. */
+  createTenant(tenant: TenantCreate, options?: ChangeOptions): Promise<TenantCreated> {
+    return this.#change("POST", "/v1/tenants", tenant, options);
+  }
+
+  tenant(tenant: string): Promise<TenantAnswer> {
+    return this.#read(tenantPath(tenant));
+  }
+
+  updateTenant(
+    tenant: string,
+    update: TenantUpdate,
+    options?: ChangeOptions,
+  ): Promise<TenantAnswer> {
+    return this.#change("PATCH", tenantPath(tenant), update, options);
+  }
+
+  /** Soft, unless `purge`: then it is final. */
+  deleteTenant(
+    tenant: string,
+    options: ChangeOptions & { purge?: boolean } = {},
+  ): Promise<unknown> {
+    const query = { purge: options.purge === true ? true : undefined };
+    return this.#change("DELETE", tenantPath(tenant), undefined, options, query);
+  }
+
+  undeleteTenant(tenant: string, options?: ChangeOptions): Promise<TenantAnswer> {
+    return this.#change("POST", `${tenantPath(tenant)}/undelete`, undefined, options);
+  }
+
+  usage(tenant: string): Promise<UsageAnswer> {
+    return this.#read(`${tenantPath(tenant)}/usage`);
+  }
+
+  audit(tenant: string): Promise<AuditRecord[]> {
+    return this.#list(`${tenantPath(tenant)}/audit`);
+  }
+
+  group(tenant: string): Promise<GroupAnswer> {
+    return this.#read(`${tenantPath(tenant)}/group`);
+  }
+
+  keys(tenant: string): Promise<KeyAnswer[]> {
+    return this.#list(`${tenantPath(tenant)}/keys`);
+  }
+
+  createKey(tenant: string, key: KeyCreate, options?: ChangeOptions): Promise<KeyCreated> {
+    return this.#change("POST", `${tenantPath(tenant)}/keys`, key, options);
+  }
+
+  deleteKey(tenant: string, id: string, options?: ChangeOptions): Promise<unknown> {
+    return this.#change("DELETE", `${tenantPath(tenant)}/keys${path(id)}`, undefined, options);
+  }
+
+  // --- configs ------------------------------------------------------------------------------------------------------------
+
+  putNamespace(
+    where: Where,
+    body: NamespacePut,
+    options?: ChangeOptions,
+  ): Promise<NamespaceAnswer> {
+    return this.#change("PUT", namespacePath(where), body, options);
+  }
+
+  configs(where: Where): Promise<ConfigAnswer[]> {
+    return this.#list(`${namespacePath(where)}/configs`);
+  }
+
+  config(where: Where, name: string): Promise<ConfigDetailAnswer> {
+    return this.#read(configPath(where, name));
+  }
+
+  putConfig(
+    where: Where,
+    name: string,
+    body: ConfigPut,
+    options?: ChangeOptions,
+  ): Promise<ConfigPutAnswer> {
+    return this.#change("PUT", configPath(where, name), body, options);
+  }
+
+  deleteConfig(where: Where, name: string, options?: ChangeOptions): Promise<unknown> {
+    return this.#change("DELETE", configPath(where, name), undefined, options);
+  }
+
+  undeleteConfig(where: Where, name: string, options?: ChangeOptions): Promise<ConfigAnswer> {
+    return this.#change("POST", `${configPath(where, name)}/undelete`, undefined, options);
+  }
+
+  versions(where: Where, name: string): Promise<VersionAnswer[]> {
+    return this.#list(`${configPath(where, name)}/versions`);
+  }
+
+  /** By number or by hash. */
+  version(where: Where, name: string, version: number | string): Promise<VersionContentAnswer> {
+    return this.#read(`${configPath(where, name)}/versions${path(String(version))}`);
+  }
+
+  createVersion(
+    where: Where,
+    name: string,
+    body: ContentPut,
+    options?: ChangeOptions,
+  ): Promise<VersionAnswer> {
+    return this.#change("POST", `${configPath(where, name)}/versions`, body, options);
+  }
+
+  publish(
+    where: Where,
+    name: string,
+    body: ContentPut,
+    options?: ChangeOptions,
+  ): Promise<PublishAnswer> {
+    return this.#change("POST", `${configPath(where, name)}/publish`, body, options);
+  }
+
+  release(where: Where, name: string): Promise<ReleaseAnswer> {
+    return this.#read(`${configPath(where, name)}/release`);
+  }
+
+  putRelease(
+    where: Where,
+    name: string,
+    body: ReleasePut,
+    options?: ChangeOptions,
+  ): Promise<ReleaseAnswer> {
+    return this.#change("PUT", `${configPath(where, name)}/release`, body, options);
+  }
+
+  rollback(
+    where: Where,
+    name: string,
+    body: RollbackRequest = {},
+    options?: ChangeOptions,
+  ): Promise<ReleaseAnswer> {
+    return this.#change("POST", `${configPath(where, name)}/rollback`, body, options);
+  }
+
+  /** Releases, newest first. */
+  history(where: Where, name: string): Promise<ReleaseAnswer[]> {
+    return this.#list(`${configPath(where, name)}/history`);
+  }
+
+  diff(where: Where, name: string, from: number, to: number): Promise<DiffAnswer> {
+    return this.#read(`${configPath(where, name)}/diff`, { from, to });
+  }
+
+  transaction(
+    tenant: string,
+    body: TransactionRequest,
+    options?: ChangeOptions,
+  ): Promise<TransactionAnswer> {
+    return this.#change("POST", `${tenantPath(tenant)}/transactions`, body, options);
+  }
+
+  // --- effective values -----------------------------------------------------------------------------------------------------
+
+  values(where: Where, labels: Labels = {}): Promise<ValuesAnswer> {
+    return this.#read(`${namespacePath(where)}/values`, labelQuery(labels));
+  }
+
+  async value(where: Where, name: string, labels: Labels = {}): Promise<Value> {
+    const target = `${namespacePath(where)}/values${path(name)}`;
+    const response = await this.request("GET", target, { query: labelQuery(labels) });
+    const { headers } = response;
+    return {
+      content: await response.text(),
+      mediaType: headers.get("content-type") ?? "",
+      version: Number(headers.get("conflux-version")),
+      rule: headers.get("conflux-rule"),
+      etag: headers.get("etag") ?? "",
+      revision: Number(headers.get("conflux-revision")),
+    };
+  }
+
+  explain(where: Where, name: string, labels: Labels = {}): Promise<ExplainAnswer> {
+    const query = { ...labelQuery(labels), explain: true };
+    return this.#read(`${namespacePath(where)}/values${path(name)}`, query);
+  }
+
+  /**
+   * All changes of a tenant, frame by frame (`sync`, `commit`, `bookmark`), over reconnects, without gaps. Ends with the
+   * signal; throws what the server refuses for good.
+   */
+  async *watch(tenant: string, options: WatchOptions = {}): AsyncGenerator<Frame> {
+    const { namespace, prefix, content, signal = new AbortController().signal } = options;
+    const backoff = new Backoff(100, 10_000);
+    let cursor = options.since ?? "";
+    while (!signal.aborted) {
+      const wire = new AbortController();
+      const end = (): void => wire.abort();
+      signal.addEventListener("abort", end);
+      let watchdog = setTimeout(end, idleMs);
+      try {
+        const query = { namespace, prefix, content, since: cursor === "" ? undefined : cursor };
+        const response = await this.#once("GET", `${tenantPath(tenant)}/watch${queryOf(query)}`, {
+          signal: wire.signal,
+          headers: { accept: "text/event-stream" },
+        });
+        const parser = new EventStreamParser();
+        const reader = (response.body as ReadableStream<Uint8Array>).getReader();
+        for (;;) {
+          const { done, value } = await reader.read();
+          if (done) break;
+          clearTimeout(watchdog);
+          watchdog = setTimeout(end, idleMs);
+          for (const event of parser.push(value)) {
+            const frame = frameOf(event);
+            if (frame.id !== "") cursor = frame.id;
+            if (frame.event === "goodbye") continue;
+            backoff.reset();
+            yield frame;
+          }
+        }
+      } catch (error) {
+        if (signal.aborted) return;
+        if (error instanceof FrameError) throw error;
+        if (error instanceof Problem && !mayRepeat(error)) throw error;
+      } finally {
+        clearTimeout(watchdog);
+        signal.removeEventListener("abort", end);
+        wire.abort();
+      }
+      this.#at += 1;
+      await sleep(backoff.next(), signal);
+    }
+  }
+
+  // --- cluster --------------------------------------------------------------------------------------------------------------
+
+  clusterStatus(): Promise<ClusterStatusAnswer> {
+    return this.#read("/v1/cluster/status");
+  }
+
+  // --- requests -------------------------------------------------------------------------------------------------------------
+
+  /**
+   * One request with its retries: on no answer, 503, 504 and a 429 that says when to come back, until `totalMs` is over.
+   * @throws Problem as the server told it; Unreachable when nobody answered
+   */
+  async request(
+    method: string,
+    target: string,
+    options: {
+      readonly query?: Query;
+      readonly body?: unknown;
+      readonly headers?: Readonly<Record<string, string>>;
+    } = {},
+  ): Promise<Response> {
+    const { requestMs = 15_000, totalMs = 30_000 } = this.#options;
+    const backoff = new Backoff(100, 2_000);
+    const until = performance.now() + totalMs;
+    const never = new AbortController().signal;
+    for (;;) {
+      try {
+        return await this.#once(method, `${target}${queryOf(options.query ?? {})}`, {
+          method,
+          signal: AbortSignal.timeout(requestMs),
+          headers: {
+            accept: "application/json, application/problem+json, */*;q=0.5",
+            ...(options.body === undefined ? {} : { "content-type": "application/json" }),
+            ...options.headers,
+          },
+          ...(options.body === undefined ? {} : { body: JSON.stringify(options.body) }),
+        });
+      } catch (error) {
+        const told = error instanceof Problem;
+        if (told && !mayRepeat(error)) throw error;
+        const waitMs = backoff.next(told ? Math.min((error.retryAfter ?? 0) * 1000, 10_000) : 0);
+        if (performance.now() + waitMs > until) throw error;
+        this.#at += 1;
+        await sleep(waitMs, never);
+      }
+    }
+  }
+
+  async #once(method: string, target: string, init: RequestInit): Promise<Response> {
+    const base = this.#urls[this.#at % this.#urls.length] as string;
+    const { token } = this.#options;
+    const key = typeof token === "function" ? await token() : token;
+    let response: Response;
+    try {
+      response = await this.#fetch(`${base}${target}`, {
+        ...init,
+        method,
+        headers: {
+          ...(init.headers as Record<string, string>),
+          ...(key === undefined ? {} : { authorization: `Bearer ${key}` }),
+        },
+      });
+    } catch (error) {
+      throw new Unreachable(base, reasonOf(error), error);
+    }
+    if (!response.ok) throw await problemOf(response);
+    return response;
+  }
+
+  async #read<T>(target: string, query: Query = {}): Promise<T> {
+    return (await (await this.request("GET", target, { query })).json()) as T;
+  }
+
+  async #change<T>(
+    method: string,
+    target: string,
+    body: unknown,
+    options: ChangeOptions = {},
+    query: Query = {},
+  ): Promise<T> {
+    const headers: Record<string, string> = {
+      "idempotency-key": options.idempotencyKey ?? randomId(),
+    };
+    if (options.ifMatch !== undefined) headers["if-match"] = options.ifMatch;
+    if (options.ifNoneMatch !== undefined) headers["if-none-match"] = options.ifNoneMatch;
+    const dryRun = options.dryRun === true ? true : undefined;
+    const response = await this.request(method, target, {
+      headers,
+      query: { ...query, dryRun },
+      ...(body === undefined ? {} : { body }),
+    });
+    const text = await response.text();
+    return (text === "" ? null : JSON.parse(text)) as T;
+  }
+
+  async #list<T>(target: string): Promise<T[]> {
+    const items: T[] = [];
+    let cursor: string | undefined;
+    do {
+      const page: { items: T[]; next?: string } = await this.#read(target, {
+        limit: pageMax,
+        cursor,
+      });
+      items.push(...page.items);
+      cursor = page.next;
+    } while (cursor !== undefined);
+    return items;
+  }
+}
+
+/** Whether the same request may be sent again: the server says so by its status. */
+function mayRepeat(problem: Problem): boolean {
+  if (problem.status === 503 || problem.status === 504 || problem.status === 502) return true;
+  return problem.status === 429 && problem.code === "too-many-requests";
+}
+
+function tenantPath(tenant: string): string {
+  return `/v1/tenants${path(tenant)}`;
+}
+
+function namespacePath({ tenant, namespace }: Where): string {
+  return `${tenantPath(tenant)}/namespaces${path(namespace)}`;
+}
+
+function configPath(where: Where, name: string): string {
+  return `${namespacePath(where)}/configs${path(name)}`;
+}
+
+function labelQuery(labels: Labels): Query {
+  return Object.fromEntries(
+    Object.entries(labels).map(([label, value]) => [`label.${label}`, value]),
+  );
+}
+
+function queryOf(query: Query): string {
+  const params = new URLSearchParams();
+  for (const [name, value] of Object.entries(query))
+    if (value !== undefined) params.append(name, String(value));
+  const text = params.toString();
+  return text === "" ? "" : `?${text}`;
+}
