@@ -5,6 +5,7 @@
  * Every change carries an Idempotency-Key that stays the same over retries, so a request whose answer was lost may be
  * repeated without being done twice.
  */
+import type { Static } from "@sinclair/typebox";
 import { Problem } from "../api/problems.ts";
 import type {
   AuditRecord,
@@ -282,7 +283,7 @@ export class Admin {
     tenant: string,
     body: TransactionRequest,
     options?: ChangeOptions,
-  ): Promise<TransactionAnswer> {
+  ): Promise<Static<typeof TransactionAnswer>> {
     return this.#change("POST", `${tenantPath(tenant)}/transactions`, body, options);
   }
 
@@ -306,7 +307,7 @@ export class Admin {
     };
   }
 
-  explain(where: Where, name: string, labels: Labels = {}): Promise<ExplainAnswer> {
+  explain(where: Where, name: string, labels: Labels = {}): Promise<Static<typeof ExplainAnswer>> {
     const query = { ...labelQuery(labels), explain: true };
     return this.#read(`${namespacePath(where)}/values${path(name)}`, query);
   }
@@ -361,7 +362,7 @@ export class Admin {
 
   // --- cluster --------------------------------------------------------------------------------------------------------------
 
-  clusterStatus(): Promise<ClusterStatusAnswer> {
+  clusterStatus(): Promise<Static<typeof ClusterStatusAnswer>> {
     return this.#read("/v1/cluster/status");
   }
 

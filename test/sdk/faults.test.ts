@@ -62,6 +62,7 @@ describe("ready()", () => {
     expect(conflux.getEntry("a")).toMatchObject({ source: "default", version: null, revision: 0 });
     expect(conflux.get("b", 7)).toBe(7);
     expect(conflux.status).toMatchObject({ state: "connecting" });
+    await until(() => conflux.status.problem !== null);
     expect(conflux.status.problem?.message).toMatch(/Cannot reach/);
     open = true;
     expect(await conflux.ready()).toBe("live");
