@@ -47,6 +47,8 @@ interface Target extends Precondition {
 interface Checked {
   /** Hash of the schema's text, or null when the config had none. */
   readonly schemaHash: string | null;
+  /** The format it was checked as; refused when it is no longer the config's. */
+  readonly format?: ContentFormat;
 }
 
 /** One change of one config or namespace: what a transaction is made of. */
@@ -58,7 +60,7 @@ export type ConfigAction =
       readonly tags?: Readonly<Record<string, string>>;
       /** JSON Schema text; null removes it. */
       readonly schema?: { readonly text: string; readonly hash: string } | null;
-      /** At creation only: version 1, released as default. */
+      /** At creation only: version 1, released as default. On an existing config it must be its latest content. */
       readonly content?: Content;
     } & Target)
   | ({ readonly op: "config.delete" } & Target)
@@ -180,9 +182,13 @@ export type Outcome =
       readonly ok: true;
       /** The tenant's revision after this command. */
       readonly revision: number;
-      /** True when the command changed something; false e.g. for content equal to the latest version. */
+      /**
+       * True when the command made something new: a config, version, release, namespace, key, tenant or node. False for
+       * changed metadata and deletions, and when nothing changed (content equal to the latest version). Whether anything
+       * changed at all is told by `Applied.commit`.
+       */
       readonly created: boolean;
-      /** What the API answers with: shape by action (see machine.ts). */
+      /** What the API answers with: shape by action (see results.ts). */
       readonly result: unknown;
       /** The stored answer of an earlier command with the same idempotency key. */
       readonly replayed?: true;
@@ -192,4 +198,6 @@ export type Outcome =
       readonly code: RejectCode;
       readonly detail: string;
       readonly revision: number;
+      /** In a transaction: which of `then` was refused, or which of `if` did not hold. */
+      readonly place?: { readonly list: "if" | "then"; readonly index: number };
     };

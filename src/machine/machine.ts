@@ -1,9 +1,63 @@
 /**
  * The replicated state machine of a tenant: `apply` takes the state and a command and gives an outcome, the same on
  * every replica. No clock, no chance, no parsing of content: what needs those was done before the command was proposed.
+ *
+ * What must stay true:
+ * - a refused command changes nothing at all; an accepted one that changed something raises the revision by one, and
+ *   history has a row for every revision from `historyFrom` on;
+ * - time never goes back within a tenant; everything that expires does so by the time of commands;
+ * - a command with an idempotency key has one outcome for as long as its record is kept.
  */
-import type { HistoryRow } from "./rows.ts";
-import type { Command, Outcome } from "./command.ts";
+import { unreachable } from "../lib/assert.ts";
+import {
+  isIdempotencyKey,
+  isName,
+  systemTenant,
+  checkKeyId,
+  isTenantName,
+} from "../model/names.ts";
+import type {
+  Action,
+  Actor,
+  Command,
+  ConfigAction,
+  NewKey,
+  Outcome,
+  TransactionCondition,
+} from "./command.ts";
+import { applyConfigAction, isConfigAction } from "./configs.ts";
+import { applySystemAction, isSystemAction } from "./directory.ts";
+import { Draft, emptyMeta, refuse, Refusal } from "./draft.ts";
+import {
+  auditKey,
+  configKey,
+  historyKey,
+  idempotencyKey,
+  idempotencyQueueKey,
+  keyKey,
+  metaKey,
+} from "./keys.ts";
+import { keyInfo } from "./results.ts";
+import type { ResultOf } from "./results.ts";
+import { defaultQuotas, sameQuotas } from "./rows.ts";
+import type {
+  AuditRow,
+  ConfigRow,
+  HistoryRow,
+  IdempotencyRow,
+  KeyRow,
+  TenantMeta,
+} from "./rows.ts";
+
+export const historyMax = 10_000;
+export const auditsMax = 50_000;
+export const idempotencyMax = 10_000;
+export const idempotencyAgeMs = 24 * 3_600_000;
+export const actionsPerTransactionMax = 500;
+/** Old rows dropped per command: each adds at most a few, so this catches up with a lowered bound too. */
+const dropsPerCommandMax = 1_000;
+/** Expired idempotency records dropped per command. */
+const expiredPerCommandMax = 16;
 
 /** Rows by key, synchronously. Rows must not be changed in place. */
 export interface StateView {
@@ -28,4 +82,339 @@ export interface Applied {
 }
 
 /** Applies one command. Writes go to `state` only if the outcome is ok (all or nothing). */
-export declare function apply(state: StateTransaction, command: Command): Applied;
+export function apply(state: StateTransaction, command: Command): Applied {
+  const meta = state.get<TenantMeta>(metaKey) ?? emptyMeta;
+  const draft = new Draft(state, meta, Math.max(meta.at, command.at));
+  try {
+    return judge(draft, command);
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    const { code, detail, place } = error;
+    const refused: Outcome = { ok: false, code, detail, revision: meta.revision };
+    return { outcome: place === null ? refused : { ...refused, place }, commit: null };
+  }
+}
+
+/** What `apply` would answer, without changing anything. */
+export function dryRun(view: StateView, command: Command): Outcome {
+  const state: StateTransaction = {
+    get: (key) => view.get(key),
+    range: (range) => view.range(range),
+    put: () => {},
+    delete: () => {},
+  };
+  return apply(state, command).outcome;
+}
+
+function judge(draft: Draft, command: Command): Applied {
+  const { actor, action, idempotency } = command;
+  guardRoom(draft, action);
+  authorize(draft, actor, action);
+  if (idempotency !== undefined) {
+    const first = firstOutcome(draft, idempotency);
+    if (first !== null) return { outcome: first, commit: null };
+  }
+  const { created, result } = perform(draft, action, actor.keyId);
+  const commit = draft.changes.length === 0 ? null : recordCommit(draft, actor);
+  const revision = draft.meta.revision;
+  if (idempotency !== undefined) recordOutcome(draft, idempotency, { revision, created, result });
+  if (commit !== null || idempotency !== undefined) {
+    draft.meta.at = draft.at;
+    draft.flush();
+  }
+  return { outcome: { ok: true, revision, created, result }, commit };
+}
+
+// --- who may do what -----------------------------------------------------------------------------------------------------
+
+/** Which ops a tenant's state takes at all: the directory's are only for `_system`, which takes no configs. */
+function guardRoom(draft: Draft, action: Action): void {
+  const { tenant } = draft.meta;
+  if (action.op === "tenant.init") return;
+  if (tenant === "") refuse("not-found", "Initialise the tenant first: it is empty");
+  if (isSystemAction(action) !== (tenant === systemTenant))
+    refuse("invalid", `Send ${action.op} to another tenant: ${tenant} does not take it`);
+}
+
+function authorize(draft: Draft, actor: Actor, action: Action): void {
+  if (actor.kind === "system" || actor.kind === "root") return;
+  const key = keyOf(draft, actor.keyId);
+  if (key === undefined || key.kind !== actor.kind)
+    refuse("unauthorized", "Use a key that exists: this one was deleted");
+  if (key.expiresAt !== null && key.expiresAt <= draft.at)
+    refuse("unauthorized", "Use a key that is valid: this one has expired");
+  if (isConfigAction(action)) return guardConfigAction(key, action);
+  if (action.op === "transaction") {
+    for (const condition of action.if) guardScope(key, condition.namespace);
+    for (const one of action.then) guardConfigAction(key, one);
+  } else if (action.op === "key.create") {
+    guardKind(key, "admin", action.op);
+    guardKeyScope(key, action.key.namespaces ?? null);
+  } else if (action.op === "key.delete") {
+    guardKind(key, "admin", action.op);
+    guardKeyScope(key, keyOf(draft, action.id)?.namespaces ?? null);
+  } else refuse("forbidden", `Use a root key: a key of kind ${key.kind} may not do ${action.op}`);
+}
+
+/** Ids that no key can have never get as far as the store. */
+function keyOf(draft: Draft, id: string): KeyRow | undefined {
+  return checkKeyId(id) === null ? draft.get<KeyRow>(keyKey(id)) : undefined;
+}
+
+function guardConfigAction(key: KeyRow, action: ConfigAction): void {
+  // Options of a namespace decide what its keys can read and delete, so they are not for those keys.
+  guardKind(key, action.op === "namespace.put" ? "admin" : "write", action.op);
+  guardScope(key, action.namespace);
+  if (action.op === "namespace.put" && typeof action.extends === "string")
+    guardScope(key, action.extends);
+}
+
+function guardKind(key: KeyRow, least: "admin" | "write", op: string): void {
+  if (key.kind !== "admin" && key.kind !== least)
+    refuse("forbidden", `Use a key of kind ${least}: one of kind ${key.kind} may not do ${op}`);
+}
+
+function guardScope(key: KeyRow, namespace: string): void {
+  if (key.namespaces !== null && !key.namespaces.includes(namespace))
+    refuse("forbidden", `Use a key for namespace ${namespace}: this one is limited to others`);
+}
+
+/** A limited admin key must not make, or take away, keys that reach further than itself. */
+function guardKeyScope(key: KeyRow, namespaces: readonly string[] | null): void {
+  if (key.namespaces === null) return;
+  if (namespaces === null)
+    refuse("forbidden", "Use a key for all namespaces: this one is limited to some");
+  for (const namespace of namespaces) guardScope(key, namespace);
+}
+
+// --- what is done ----------------------------------------------------------------------------------------------------------
+
+interface Done {
+  readonly created: boolean;
+  readonly result: unknown;
+}
+
+function perform(draft: Draft, action: Action, by: string): Done {
+  if (isConfigAction(action)) return applyConfigAction(draft, action, by);
+  if (isSystemAction(action)) return applySystemAction(draft, action);
+  switch (action.op) {
+    case "transaction":
+      return transact(draft, action.if, action.then, by);
+    case "key.create":
+      return createKey(draft, action.key);
+    case "key.delete":
+      return deleteKey(draft, action.id);
+    case "tenant.init":
+      return initialise(draft, action);
+    case "tenant.quotas":
+      return setQuotas(draft, action.quotas);
+    default:
+      return unreachable(action);
+  }
+}
+
+/** Conditions are judged before any action; each action sees those before it. */
+function transact(
+  draft: Draft,
+  conditions: readonly TransactionCondition[],
+  actions: readonly ConfigAction[],
+  by: string,
+): { created: boolean; result: ResultOf<"transaction"> } {
+  if (actions.length === 0 || actions.length + conditions.length > actionsPerTransactionMax)
+    refuse(
+      "invalid",
+      `Give 1 to ${actionsPerTransactionMax} conditions and actions in all: ` +
+        `there are ${conditions.length} and ${actions.length}`,
+    );
+  conditions.forEach((condition, index) =>
+    placed("if", index, () => guardCondition(draft, condition)),
+  );
+  const results = actions.map((action, index) =>
+    placed("then", index, () => applyConfigAction(draft, action, by)),
+  );
+  return { created: results.some(({ created }) => created), result: { results } };
+}
+
+function placed<T>(list: "if" | "then", index: number, run: () => T): T {
+  try {
+    return run();
+  } catch (error) {
+    if (error instanceof Refusal) error.place = { list, index };
+    throw error;
+  }
+}
+
+function guardCondition(draft: Draft, condition: TransactionCondition): void {
+  const { namespace, name, revision, absent } = condition;
+  if (!isName(namespace) || !isName(name))
+    refuse("invalid", "Name namespace and config within their grammar");
+  const row = draft.get<ConfigRow>(configKey(namespace, name));
+  const live = row === undefined || row.deletedAt !== null ? undefined : row;
+  if (absent === true && live !== undefined)
+    refuse("precondition-failed", `Read ${namespace}/${name} again: it exists`);
+  if (revision !== undefined && live?.revision !== revision)
+    refuse(
+      "precondition-failed",
+      live === undefined
+        ? `Read ${namespace}/${name} again: it does not exist`
+        : `Read ${namespace}/${name} again: it is at revision ${live.revision}`,
+    );
+}
+
+function createKey(draft: Draft, key: NewKey): { created: true; result: ResultOf<"key.create"> } {
+  const idError = checkKeyId(key.id);
+  if (idError !== null) refuse("invalid", idError);
+  if (draft.get(keyKey(key.id)) !== undefined)
+    refuse("already-exists", `Make a key with another id: ${key.id} exists`);
+  const max = draft.quota("keys");
+  if (draft.meta.keys >= max)
+    refuse("quota-exceeded", `Delete keys that are not needed: there are ${max} already`);
+  if (key.expiresAt !== undefined && key.expiresAt <= draft.at)
+    refuse("invalid", "Let the key expire in the future: the time given has passed");
+  if (key.namespaces?.length === 0)
+    refuse("invalid", "Name at least one namespace, or none for all of them");
+  return { created: true, result: { key: keyInfo(addKey(draft, key)) } };
+}
+
+function addKey(draft: Draft, key: NewKey): KeyRow {
+  const row: KeyRow = {
+    id: key.id,
+    kind: key.kind,
+    hash: key.hash,
+    namespaces: key.namespaces ?? null,
+    expiresAt: key.expiresAt ?? null,
+    description: key.description ?? "",
+    createdAt: draft.at,
+  };
+  draft.meta.keys++;
+  draft.put(keyKey(key.id), row);
+  draft.change({ type: "key", namespace: "", name: key.id });
+  draft.audits.push({ action: "key.create", target: key.id });
+  return row;
+}
+
+function deleteKey(draft: Draft, id: string): { created: false; result: ResultOf<"key.delete"> } {
+  if (keyOf(draft, id) === undefined)
+    refuse("not-found", "Name a key that exists: there is none with this id");
+  draft.meta.keys--;
+  draft.delete(keyKey(id));
+  draft.change({ type: "key-delete", namespace: "", name: id });
+  draft.audits.push({ action: "key.delete", target: id });
+  return { created: false, result: { id } };
+}
+
+/** The first leader proposes it, and so may its successor: the second time changes nothing. */
+function initialise(
+  draft: Draft,
+  action: Extract<Action, { op: "tenant.init" }>,
+): { created: boolean; result: ResultOf<"tenant.init"> } {
+  const { tenant } = action;
+  if (tenant !== systemTenant && !isTenantName(tenant))
+    refuse("invalid", "Name the tenant within its grammar");
+  const { meta } = draft;
+  if (meta.tenant !== "") {
+    if (meta.tenant !== tenant)
+      refuse("conflict", `Send this to the group of ${tenant}: this one is of ${meta.tenant}`);
+    return { created: false, result: { tenant, epoch: meta.epoch } };
+  }
+  meta.tenant = tenant;
+  meta.epoch = 1;
+  meta.quotas = action.quotas;
+  if (tenant === systemTenant) {
+    meta.nextGroup = 2;
+    meta.tenants = 0;
+  }
+  draft.change({ type: "tenant", namespace: "", name: tenant });
+  draft.audits.push({ action: "tenant.init", target: tenant });
+  for (const key of action.keys) {
+    const error = checkKeyId(key.id);
+    if (error !== null) refuse("invalid", error);
+    addKey(draft, key);
+  }
+  return { created: true, result: { tenant, epoch: 1 } };
+}
+
+function setQuotas(
+  draft: Draft,
+  quotas: TenantMeta["quotas"],
+): { created: false; result: ResultOf<"tenant.quotas"> } {
+  if (!sameQuotas(quotas, draft.meta.quotas)) {
+    draft.meta.quotas = quotas;
+    draft.change({ type: "tenant", namespace: "", name: draft.meta.tenant });
+    draft.audits.push({ action: "tenant.quotas", target: draft.meta.tenant });
+  }
+  return { created: false, result: { quotas: { ...defaultQuotas, ...quotas } } };
+}
+
+// --- what is kept of it -------------------------------------------------------------------------------------------------------
+
+function recordCommit(draft: Draft, actor: Actor): HistoryRow {
+  const { meta, revision, at } = draft;
+  meta.revision = revision;
+  const commit: HistoryRow = { revision, at, changes: draft.changes };
+  draft.put(historyKey(revision), commit);
+  for (let n = 0; revision - meta.historyFrom >= historyMax && n < dropsPerCommandMax; n++)
+    draft.delete(historyKey(meta.historyFrom++));
+  for (const { action, target } of draft.audits) {
+    const row: AuditRow = {
+      sequence: ++meta.audits,
+      revision,
+      at,
+      actor: { kind: actor.kind, keyId: actor.keyId },
+      action,
+      target,
+      requestId: actor.requestId ?? null,
+      address: actor.address ?? null,
+    };
+    draft.put(auditKey(row.sequence), row);
+    if (row.sequence > auditsMax) draft.delete(auditKey(row.sequence - auditsMax));
+  }
+  return commit;
+}
+
+function firstOutcome(
+  draft: Draft,
+  { key, fingerprint }: { key: string; fingerprint: string },
+): Outcome | null {
+  if (!isIdempotencyKey(key))
+    refuse("invalid", "Give an idempotency key of 1 to 255 printable ASCII characters");
+  const row = draft.get<IdempotencyRow>(idempotencyKey(key));
+  if (row === undefined || isExpired(draft, row)) return null;
+  if (row.fingerprint !== fingerprint)
+    refuse(
+      "idempotency-mismatch",
+      `Use a new idempotency key for a new request: this one was used at revision ${row.revision}`,
+    );
+  const { revision, created, result } = row;
+  return { ok: true, revision, created, result, replayed: true };
+}
+
+function isExpired(draft: Draft, row: IdempotencyRow): boolean {
+  return row.at < draft.at - idempotencyAgeMs;
+}
+
+/** Kept also when nothing changed: the same request later must not do what it did not do the first time. */
+function recordOutcome(
+  draft: Draft,
+  { key, fingerprint }: { key: string; fingerprint: string },
+  outcome: { revision: number; created: boolean; result: unknown },
+): void {
+  const { meta } = draft;
+  const sequence = meta.idempotencyTo++;
+  const row: IdempotencyRow = { fingerprint, sequence, at: draft.at, ...outcome };
+  draft.put(idempotencyKey(key), row);
+  draft.put(idempotencyQueueKey(sequence), key);
+  for (let n = 0; n < expiredPerCommandMax; n++) {
+    const oldest = meta.idempotencyFrom;
+    const oldestKey = draft.get<string>(idempotencyQueueKey(oldest));
+    if (oldestKey === undefined) break;
+    const record = draft.get<IdempotencyRow>(idempotencyKey(oldestKey));
+    // The key may have been used again after its record expired: then the record has another place.
+    const isOwn = record?.sequence === oldest;
+    const isOver = meta.idempotencyTo - oldest > idempotencyMax;
+    if (isOwn && !isOver && !isExpired(draft, record)) break;
+    if (isOwn) draft.delete(idempotencyKey(oldestKey));
+    draft.delete(idempotencyQueueKey(oldest));
+    meta.idempotencyFrom++;
+  }
+}

@@ -8,6 +8,7 @@
  *   key/<keyId>               KeyRow                hist/<revision>             HistoryRow
  *   aud/<n>                   AuditRow              idem/<key>                  IdempotencyRow
  *   idq/<n>                   string (an idempotency key, in order of use)
+ *   del/<revision>/<ns>/<name>  true (a soft-deleted config, in order of deletion)
  * and in `_system` also:
  *   ten/<tenant>              TenantRow             grp/<group>                 string (tenant)
  *   node/<node>               NodeRow               root/<sha256 of the token>  RootKeyRow
@@ -23,6 +24,22 @@ export interface Quotas {
   readonly rulesPerRelease?: number;
   readonly versionsPerConfig?: number;
   readonly keys?: number;
+  /** All versions of all configs together. */
+  readonly bytes?: number;
+}
+
+export const defaultQuotas: Required<Quotas> = {
+  configs: 10_000,
+  contentBytes: 1_048_576,
+  rulesPerRelease: 100,
+  versionsPerConfig: 1_000,
+  keys: 1_000,
+  bytes: 1_073_741_824,
+};
+
+export function sameQuotas(a: Quotas, b: Quotas): boolean {
+  const names = Object.keys(defaultQuotas) as (keyof Quotas)[];
+  return names.every((name) => a[name] === b[name]);
 }
 
 export interface TenantMeta {
@@ -34,9 +51,19 @@ export interface TenantMeta {
   readonly epoch: number;
   /** Oldest revision still in the history. */
   readonly historyFrom: number;
+  /** Time of the last command that was kept, milliseconds; never goes back. */
   readonly at: number;
+  /** Configs that are not deleted. */
   readonly configs: number;
+  /** Deleted configs that can still be undeleted. */
+  readonly deleted: number;
+  readonly namespaces: number;
+  readonly keys: number;
+  /** Contents of all kept versions, UTF-8 bytes. */
+  readonly bytes: number;
+  /** Sequence of the newest audit row; 0 = none yet. */
   readonly audits: number;
+  /** Idempotency records are those with idempotencyFrom ≤ n < idempotencyTo. */
   readonly idempotencyFrom: number;
   readonly idempotencyTo: number;
   readonly quotas: Quotas;
@@ -68,7 +95,9 @@ export interface ConfigRow {
   readonly updatedAt: number;
   /** Highest version number ever given; 0 = none yet. */
   readonly latestVersion: number;
+  /** Hash of that version; null when there is none, or it was deleted. */
   readonly latestHash: string | null;
+  /** How many versions are kept. */
   readonly versions: number;
   /** The release in force; 0 = never released. */
   readonly release: number;
@@ -152,6 +181,8 @@ export interface AuditRow {
 
 export interface IdempotencyRow {
   readonly fingerprint: string;
+  /** Its place in idq/: tells a record from an earlier one of the same key. */
+  readonly sequence: number;
   readonly at: number;
   readonly revision: number;
   readonly created: boolean;
@@ -165,7 +196,10 @@ export interface StoredPlacement {
 export interface TenantRow {
   readonly tenant: string;
   readonly group: number;
-  /** Grows when the tenant is recreated under the same name or restored. */
+  /**
+   * Grows when the tenant is recreated under the same name or restored. The directory's revision at that time, so that
+   * it grows over a purge too.
+   */
   readonly incarnation: number;
   readonly placement: StoredPlacement;
   readonly nextReplica: number;
@@ -185,7 +219,10 @@ export interface NodeRow {
 }
 
 export interface RootKeyRow {
+  /** The node that brought it last. */
   readonly node: string;
+  /** All nodes that brought this token: it goes with the last of them. */
+  readonly nodes: readonly string[];
   readonly keyId: string;
   readonly createdAt: number;
 }

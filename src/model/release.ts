@@ -12,6 +12,9 @@ export const contentFormats: readonly ContentFormat[] = [
   "flag",
 ];
 
+/** What a config is when nobody said. */
+export const defaultFormat: ContentFormat = "json";
+
 /** What a client says of itself. */
 export type Labels = Readonly<Record<string, string>>;
 
@@ -47,4 +50,10 @@ export interface ReleaseRule {
   readonly from?: string;
   readonly until?: string;
   readonly version: number;
+}
+
+/** What is released of a config: all that an evaluation needs. */
+export interface Release {
+  readonly rules: readonly ReleaseRule[];
+  readonly default: number | null;
 }

@@ -1,0 +1,250 @@
+/**
+ * Changes of the directory: what only the group of `_system` knows. Tenants, their groups and places, nodes, root keys.
+ *
+ * What must stay true: a group number and a replica id are given once and never again; `grp/` names exactly the tenants
+ * of `ten/`.
+ */
+import { unreachable } from "../lib/assert.ts";
+import { checkKeyId, isTenantName } from "../model/names.ts";
+import type { Action, SystemAction } from "./command.ts";
+import { refuse } from "./draft.ts";
+import type { Draft } from "./draft.ts";
+import { groupKey, nodeKey, rootKeyKey, tenantKey, under } from "./keys.ts";
+import { tenantInfo } from "./results.ts";
+import type { ResultOf } from "./results.ts";
+import { sameQuotas } from "./rows.ts";
+import type { NodeRow, RootKeyRow, StoredPlacement, TenantRow } from "./rows.ts";
+
+/** The group of `_system` itself. */
+export const systemGroup = 1;
+export const replicasMax = 16;
+
+const nodePattern = /^[A-Za-z0-9_-]{1,128}$/;
+const hashPattern = /^[0-9a-f]{64}$/;
+
+type Of<Op extends SystemAction["op"]> = Extract<SystemAction, { op: Op }>;
+
+interface Done<Op extends SystemAction["op"]> {
+  readonly created: boolean;
+  readonly result: ResultOf<Op>;
+}
+
+const systemOps: ReadonlySet<string> = new Set<SystemAction["op"]>([
+  "directory.create",
+  "directory.update",
+  "directory.delete",
+  "directory.undelete",
+  "directory.move",
+  "node.register",
+  "rootKey.put",
+]);
+
+export function isSystemAction(action: Action): action is SystemAction {
+  return systemOps.has(action.op);
+}
+
+export function applySystemAction(draft: Draft, action: SystemAction): Done<SystemAction["op"]> {
+  const changesBefore = draft.changes.length;
+  const done = dispatch(draft, action);
+  if (draft.changes.length > changesBefore) {
+    const target = "tenant" in action ? action.tenant : action.node;
+    draft.audits.push({ action: action.op, target });
+  }
+  return done;
+}
+
+function dispatch(draft: Draft, action: SystemAction): Done<SystemAction["op"]> {
+  switch (action.op) {
+    case "directory.create":
+      return createTenant(draft, action);
+    case "directory.update":
+      return updateTenant(draft, action);
+    case "directory.delete":
+      return deleteTenant(draft, action);
+    case "directory.undelete":
+      return undeleteTenant(draft, action);
+    case "directory.move":
+      return moveTenant(draft, action);
+    case "node.register":
+      return registerNode(draft, action);
+    case "rootKey.put":
+      return putRootKey(draft, action);
+    default:
+      return unreachable(action);
+  }
+}
+
+export function isNodeName(node: string): boolean {
+  return nodePattern.test(node);
+}
+
+/** 64 hex digits. */
+export function isSha256(hash: string): boolean {
+  return hashPattern.test(hash);
+}
+
+function guardNode(node: string): void {
+  if (!isNodeName(node)) refuse("invalid", "Name nodes with letters, digits, _ and -");
+}
+
+function tenantOf(draft: Draft, tenant: string): TenantRow {
+  const row = isTenantName(tenant) ? draft.get<TenantRow>(tenantKey(tenant)) : undefined;
+  if (row === undefined) refuse("not-found", `Create the tenant first: there is no ${tenant}`);
+  return row;
+}
+
+function liveTenantOf(draft: Draft, tenant: string): TenantRow {
+  const row = tenantOf(draft, tenant);
+  if (row.deletedAt !== null)
+    refuse("tenant-deleted", `Undelete the tenant first: ${tenant} is deleted`);
+  return row;
+}
+
+function putTenant(draft: Draft, row: TenantRow): TenantRow {
+  const next = { ...row, revision: draft.revision };
+  draft.put(tenantKey(row.tenant), next);
+  draft.change({ type: "tenant", namespace: "", name: row.tenant });
+  return next;
+}
+
+function createTenant(draft: Draft, action: Of<"directory.create">): Done<"directory.create"> {
+  const { tenant, nodes } = action;
+  if (!isTenantName(tenant)) refuse("invalid", "Name the tenant within its grammar");
+  const before = draft.get<TenantRow>(tenantKey(tenant));
+  if (before !== undefined)
+    refuse(
+      "already-exists",
+      before.deletedAt === null
+        ? `Choose another name: tenant ${tenant} exists`
+        : `Undelete or purge it first: a deleted tenant ${tenant} is kept`,
+    );
+  if (nodes.length === 0 || nodes.length > replicasMax || new Set(nodes).size < nodes.length)
+    refuse("invalid", `Name 1 to ${replicasMax} different nodes for the replicas`);
+  nodes.forEach(guardNode);
+  const keyError = checkKeyId(action.adminKey.id);
+  if (keyError !== null) refuse("invalid", keyError);
+  const group = draft.meta.nextGroup ?? systemGroup + 1;
+  draft.meta.nextGroup = group + 1;
+  draft.meta.tenants = (draft.meta.tenants ?? 0) + 1;
+  draft.put(groupKey(group), tenant);
+  const row = putTenant(draft, {
+    tenant,
+    group,
+    incarnation: draft.revision,
+    placement: { replicas: nodes.map((node, i) => ({ node, id: i + 1 })) },
+    nextReplica: nodes.length + 1,
+    description: action.description ?? "",
+    quotas: action.quotas,
+    adminKey: { id: action.adminKey.id, hash: action.adminKey.hash },
+    createdAt: draft.at,
+    deletedAt: null,
+    revision: draft.revision,
+  });
+  return { created: true, result: { tenant: tenantInfo(row) } };
+}
+
+function updateTenant(draft: Draft, action: Of<"directory.update">): Done<"directory.update"> {
+  const before = liveTenantOf(draft, action.tenant);
+  const description = action.description ?? before.description;
+  const quotas = action.quotas ?? before.quotas;
+  const row =
+    description === before.description && sameQuotas(quotas, before.quotas)
+      ? before
+      : putTenant(draft, { ...before, description, quotas });
+  return { created: false, result: { tenant: tenantInfo(row) } };
+}
+
+function deleteTenant(draft: Draft, action: Of<"directory.delete">): Done<"directory.delete"> {
+  const before = tenantOf(draft, action.tenant);
+  if (action.purge) {
+    draft.delete(tenantKey(before.tenant));
+    draft.delete(groupKey(before.group));
+    draft.meta.tenants = (draft.meta.tenants ?? 1) - 1;
+    draft.change({ type: "tenant", namespace: "", name: before.tenant });
+    return { created: false, result: { tenant: tenantInfo(before), purged: true } };
+  }
+  if (before.deletedAt !== null)
+    refuse("tenant-deleted", `Purge or undelete it: tenant ${action.tenant} is deleted already`);
+  const row = putTenant(draft, { ...before, deletedAt: draft.at });
+  return { created: false, result: { tenant: tenantInfo(row), purged: false } };
+}
+
+function undeleteTenant(
+  draft: Draft,
+  action: Of<"directory.undelete">,
+): Done<"directory.undelete"> {
+  const before = tenantOf(draft, action.tenant);
+  const row = before.deletedAt === null ? before : putTenant(draft, { ...before, deletedAt: null });
+  return { created: false, result: { tenant: tenantInfo(row) } };
+}
+
+function moveTenant(draft: Draft, action: Of<"directory.move">): Done<"directory.move"> {
+  const before = liveTenantOf(draft, action.tenant);
+  const { replicas } = action.placement;
+  guardPlacement(before, action.placement);
+  const nextReplica = Math.max(before.nextReplica, ...replicas.map(({ id }) => id + 1));
+  const row = putTenant(draft, { ...before, placement: { replicas }, nextReplica });
+  return { created: false, result: { tenant: tenantInfo(row) } };
+}
+
+function guardPlacement(before: TenantRow, placement: StoredPlacement): void {
+  const { replicas } = placement;
+  if (
+    replicas.length === 0 ||
+    replicas.length > replicasMax ||
+    new Set(replicas.map(({ node }) => node)).size < replicas.length ||
+    new Set(replicas.map(({ id }) => id)).size < replicas.length
+  )
+    refuse("invalid", `Place 1 to ${replicasMax} replicas, each with its own node and id`);
+  for (const { node, id } of replicas) {
+    guardNode(node);
+    if (!Number.isSafeInteger(id) || id < 1)
+      refuse("invalid", "Number replicas with whole numbers from 1");
+    // A replica that lost its disk, or left, is another one when it comes again: its votes are forgotten.
+    const isKept = before.placement.replicas.some((old) => old.node === node && old.id === id);
+    if (!isKept && id < before.nextReplica)
+      refuse("conflict", `Number new replicas from ${before.nextReplica}: ${id} was given before`);
+  }
+}
+
+function registerNode(draft: Draft, action: Of<"node.register">): Done<"node.register"> {
+  guardNode(action.node);
+  const before = draft.get<NodeRow>(nodeKey(action.node));
+  const zone = action.zone ?? before?.zone ?? null;
+  if (before !== undefined && before.boot === action.boot && before.zone === zone)
+    return { created: false, result: { node: before } };
+  const row: NodeRow = {
+    node: action.node,
+    zone,
+    boot: action.boot,
+    registeredAt: before?.registeredAt ?? draft.at,
+  };
+  draft.put(nodeKey(action.node), row);
+  draft.change({ type: "node", namespace: "", name: action.node });
+  return { created: before === undefined, result: { node: row } };
+}
+
+function putRootKey(draft: Draft, action: Of<"rootKey.put">): Done<"rootKey.put"> {
+  const { node, keyId, hash } = action;
+  guardNode(node);
+  if (!isSha256(hash)) refuse("invalid", "Give the root key's sha256 as 64 hex digits");
+  const result = { keyId, node };
+  const before = draft.get<RootKeyRow>(rootKeyKey(hash));
+  if (before?.nodes.includes(node) === true) return { created: false, result };
+  for (const [key, row] of draft.range<RootKeyRow>(under("root"))) {
+    const nodes = row.nodes.filter((one) => one !== node);
+    if (nodes.length === row.nodes.length) continue;
+    // Other nodes may have been started with the same token: it stays valid for as long as one of them has it.
+    if (nodes.length === 0) draft.delete(key);
+    else draft.put(key, { ...row, node: nodes.at(-1), nodes });
+  }
+  const row: RootKeyRow = {
+    node,
+    nodes: [...(before?.nodes ?? []), node],
+    keyId,
+    createdAt: before?.createdAt ?? draft.at,
+  };
+  draft.put(rootKeyKey(hash), row);
+  draft.change({ type: "key", namespace: "", name: keyId });
+  return { created: before === undefined, result };
+}

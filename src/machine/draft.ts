@@ -1,0 +1,146 @@
+/**
+ * The changes of one command before they count: reads see them, the state does not. `flush` writes them all; a command
+ * that is refused is dropped with its draft, so nothing of it can remain.
+ */
+import { assert } from "../lib/assert.ts";
+import type { RejectCode } from "./command.ts";
+import { metaKey, namespaceKey } from "./keys.ts";
+import type { StateTransaction, StateView } from "./machine.ts";
+import { defaultQuotas } from "./rows.ts";
+import type { NamespaceRow, Quotas, StoredChange, TenantMeta } from "./rows.ts";
+
+/** An expected refusal: thrown inside `apply` and turned into an outcome there, never seen outside. */
+export class Refusal {
+  readonly code: RejectCode;
+  readonly detail: string;
+  place: { readonly list: "if" | "then"; readonly index: number } | null = null;
+
+  constructor(code: RejectCode, detail: string) {
+    this.code = code;
+    this.detail = detail;
+  }
+}
+
+export function refuse(code: RejectCode, detail: string): never {
+  // oxlint-disable-next-line no-throw-literal -- no stack is wanted: refusals are answers, and frequent
+  throw new Refusal(code, detail);
+}
+
+export const emptyMeta: TenantMeta = {
+  tenant: "",
+  revision: 0,
+  epoch: 0,
+  historyFrom: 1,
+  at: 0,
+  configs: 0,
+  deleted: 0,
+  namespaces: 0,
+  keys: 0,
+  bytes: 0,
+  audits: 0,
+  idempotencyFrom: 1,
+  idempotencyTo: 1,
+  quotas: {},
+};
+
+type Writable<T> = { -readonly [K in keyof T]: T[K] };
+
+export interface DraftAudit {
+  readonly action: string;
+  readonly target: string;
+}
+
+export class Draft implements StateView {
+  /** The revision these changes get, if there are any. */
+  readonly revision: number;
+  readonly at: number;
+  readonly meta: Writable<TenantMeta>;
+  readonly changes: StoredChange[] = [];
+  readonly audits: DraftAudit[] = [];
+  readonly #base: StateTransaction;
+  /** Undefined = deleted. */
+  readonly #rows = new Map<string, unknown>();
+
+  constructor(base: StateTransaction, meta: TenantMeta, at: number) {
+    this.#base = base;
+    this.meta = { ...meta };
+    this.revision = meta.revision + 1;
+    this.at = at;
+  }
+
+  get<T = unknown>(key: string): T | undefined {
+    if (this.#rows.has(key)) return this.#rows.get(key) as T | undefined;
+    return this.#base.get<T>(key);
+  }
+
+  put(key: string, row: unknown): void {
+    assert(row !== undefined, "a row is never undefined: that would delete it");
+    this.#rows.set(key, row);
+  }
+
+  delete(key: string): void {
+    this.#rows.set(key, undefined);
+  }
+
+  *range<T = unknown>(range: {
+    gte: string;
+    lt: string;
+    reverse?: boolean;
+  }): Iterable<readonly [key: string, row: T]> {
+    const sign = range.reverse === true ? -1 : 1;
+    const own = [...this.#rows]
+      .filter(([key]) => key >= range.gte && key < range.lt)
+      .sort(([a], [b]) => (a < b ? -sign : sign));
+    let next = 0;
+    for (const [key, row] of this.#base.range<T>(range)) {
+      while (next < own.length) {
+        const [ownKey, ownRow] = own[next] as [string, unknown];
+        if (sign * (ownKey < key ? -1 : 1) > 0 || ownKey === key) break;
+        next++;
+        if (ownRow !== undefined) yield [ownKey, ownRow as T];
+      }
+      if (!this.#rows.has(key)) yield [key, row];
+    }
+    for (; next < own.length; next++) {
+      const [ownKey, ownRow] = own[next] as [string, unknown];
+      if (ownRow !== undefined) yield [ownKey, ownRow as T];
+    }
+  }
+
+  change(change: StoredChange): void {
+    this.changes.push(change);
+  }
+
+  quota(name: keyof Quotas): number {
+    return this.meta.quotas[name] ?? defaultQuotas[name];
+  }
+
+  /** A namespace exists once something is put into it. */
+  ensureNamespace(namespace: string): void {
+    if (this.get(namespaceKey(namespace)) !== undefined) return;
+    this.addNamespace({
+      namespace,
+      extends: null,
+      protected: false,
+      revision: this.revision,
+      createdAt: this.at,
+    });
+  }
+
+  addNamespace(row: NamespaceRow): void {
+    if (this.meta.namespaces >= namespacesMax)
+      refuse("quota-exceeded", `Use a namespace that exists: there are ${namespacesMax}`);
+    this.meta.namespaces++;
+    this.put(namespaceKey(row.namespace), row);
+  }
+
+  flush(): void {
+    this.put(metaKey, this.meta);
+    for (const [key, row] of this.#rows) {
+      if (row === undefined) this.#base.delete(key);
+      else this.#base.put(key, row);
+    }
+  }
+}
+
+export const namespacesMax = 10_000;

@@ -1,0 +1,61 @@
+/**
+ * Keys of rows (see rows.ts). Names hold no slash, and "0" follows "/" in ASCII: everything under a prefix is one range.
+ */
+
+/** Numbers up to 2^53 in text order. */
+export function padded(n: number): string {
+  return String(n).padStart(16, "0");
+}
+
+export const metaKey = "meta";
+
+export function namespaceKey(namespace: string): string {
+  return `ns/${namespace}`;
+}
+export function configKey(namespace: string, name: string): string {
+  return `cfg/${namespace}/${name}`;
+}
+export function versionKey(namespace: string, name: string, version: number): string {
+  return `ver/${namespace}/${name}/${padded(version)}`;
+}
+export function textKey(namespace: string, name: string, version: number): string {
+  return `txt/${namespace}/${name}/${padded(version)}`;
+}
+export function releaseKey(namespace: string, name: string, release: number): string {
+  return `rel/${namespace}/${name}/${padded(release)}`;
+}
+export function deletedKey(revision: number, namespace: string, name: string): string {
+  return `del/${padded(revision)}/${namespace}/${name}`;
+}
+export function keyKey(id: string): string {
+  return `key/${id}`;
+}
+export function historyKey(revision: number): string {
+  return `hist/${padded(revision)}`;
+}
+export function auditKey(sequence: number): string {
+  return `aud/${padded(sequence)}`;
+}
+export function idempotencyKey(key: string): string {
+  return `idem/${key}`;
+}
+export function idempotencyQueueKey(n: number): string {
+  return `idq/${padded(n)}`;
+}
+export function tenantKey(tenant: string): string {
+  return `ten/${tenant}`;
+}
+export function groupKey(group: number): string {
+  return `grp/${padded(group)}`;
+}
+export function nodeKey(node: string): string {
+  return `node/${node}`;
+}
+export function rootKeyKey(hash: string): string {
+  return `root/${hash}`;
+}
+
+/** All keys that continue `prefix` after a slash. */
+export function under(prefix: string): { gte: string; lt: string } {
+  return { gte: `${prefix}/`, lt: `${prefix}0` };
+}

@@ -1,0 +1,95 @@
+/**
+ * What an accepted command answers with, by its `op`. Small, without contents and secrets: results are kept with the
+ * idempotency records.
+ */
+import type {
+  ConfigRow,
+  KeyRow,
+  NamespaceRow,
+  NodeRow,
+  Quotas,
+  ReleaseRow,
+  TenantRow,
+  VersionRow,
+} from "./rows.ts";
+import type { Action } from "./command.ts";
+
+/** A config without its schema's text and its rules. */
+export interface ConfigInfo extends Omit<ConfigRow, "schema" | "rules"> {
+  readonly schemaHash: string | null;
+  /** How many rules the release in force has. */
+  readonly rules: number;
+}
+
+export type KeyInfo = Omit<KeyRow, "hash">;
+export type TenantInfo = Omit<TenantRow, "adminKey"> & { readonly adminKeyId: string };
+
+export interface ConfigResult {
+  readonly config: ConfigInfo;
+}
+
+export interface ConfigPutResult extends ConfigResult {
+  /** At creation with content. */
+  readonly version: VersionRow | null;
+  readonly release: ReleaseRow | null;
+}
+
+export interface VersionResult extends ConfigResult {
+  /** The new version, or the latest when its content is the same. */
+  readonly version: VersionRow;
+}
+
+export interface VersionDeleteResult extends ConfigResult {
+  readonly deleted: readonly number[];
+}
+
+export interface ReleaseResult extends ConfigResult {
+  readonly release: ReleaseRow;
+}
+
+export interface PublishResult extends VersionResult, ReleaseResult {}
+
+/** What each op answers with. */
+export interface ResultByOp {
+  "config.put": ConfigPutResult;
+  "config.delete": ConfigResult;
+  "config.undelete": ConfigResult;
+  "version.create": VersionResult;
+  "version.delete": VersionDeleteResult;
+  "release.put": ReleaseResult;
+  publish: PublishResult;
+  rollback: ReleaseResult;
+  "namespace.put": { readonly namespace: NamespaceRow };
+  /** One per action, in their order. */
+  transaction: {
+    readonly results: readonly { readonly created: boolean; readonly result: unknown }[];
+  };
+  "key.create": { readonly key: KeyInfo };
+  "key.delete": { readonly id: string };
+  "tenant.init": { readonly tenant: string; readonly epoch: number };
+  "tenant.quotas": { readonly quotas: Required<Quotas> };
+  "directory.create": { readonly tenant: TenantInfo };
+  "directory.update": { readonly tenant: TenantInfo };
+  "directory.delete": { readonly tenant: TenantInfo; readonly purged: boolean };
+  "directory.undelete": { readonly tenant: TenantInfo };
+  "directory.move": { readonly tenant: TenantInfo };
+  "node.register": { readonly node: NodeRow };
+  "rootKey.put": { readonly keyId: string; readonly node: string };
+}
+
+export type ResultOf<Op extends Action["op"]> = ResultByOp[Op];
+
+export function configInfo(row: ConfigRow): ConfigInfo {
+  const { schema, rules, ...rest } = row;
+  return { ...rest, schemaHash: schema?.hash ?? null, rules: rules.length };
+}
+
+export function keyInfo(row: KeyRow): KeyInfo {
+  const { hash: _secret, ...rest } = row;
+  return rest;
+}
+
+export function tenantInfo(row: TenantRow): TenantInfo {
+  const { adminKey, ...rest } = row;
+  return { ...rest, adminKeyId: adminKey.id };
+}
