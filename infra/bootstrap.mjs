@@ -174,6 +174,26 @@ export function runCommand(runtime, file, args = []) {
   }
 }
 
+/**
+ * Kills a process when this one is gone, also by SIGKILL: a small shell reads from a pipe whose other end we hold.
+ * @param {number} pid
+ * @returns {() => void} to be called when the process has ended by itself
+ */
+export function killWithUs(pid) {
+  const guard = spawn(
+    "/bin/sh",
+    ["-c", 'read -r _ && exit 0; kill -9 "$1"', "conflux-guard", String(pid)],
+    { stdio: ["pipe", "ignore", "ignore"], detached: true },
+  );
+  const { stdin } = guard;
+  guard.on("error", () => {});
+  stdin.on("error", () => {});
+  guard.unref();
+  // A pipe is a socket to Node, which would keep the process alive; its types know only the stream.
+  /** @type {{ unref?: () => void }} */ (/** @type {unknown} */ (stdin)).unref?.();
+  return () => stdin.end("\n");
+}
+
 /** Runs a command's main function; failures end the process with one line. @param {() => Promise<number | void>} main */
 export async function runMain(main) {
   try {

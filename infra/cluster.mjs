@@ -4,7 +4,7 @@
  * the end-to-end tests import `startCluster`, so what they prove is what people run.
  *
  * Each process is the leader of its own process group: Ctrl-C reaches the launcher alone, which then stops the nodes in
- * order and waits for them.
+ * order and waits for them. None outlives the launcher, whatever ends it.
  */
 import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
@@ -25,6 +25,7 @@ import {
   ensureModules,
   ensureRuntimes,
   isProgram,
+  killWithUs,
   root,
   runCommand,
   runMain,
@@ -175,7 +176,9 @@ export class ClusterNode {
       child.on("error", (error) => resolve(`cannot be started: ${error.message}`));
       child.on("close", (code, signal) => resolve(signal ? `killed by ${signal}` : `exit ${code}`));
     });
+    const release = child.pid === undefined ? () => {} : killWithUs(child.pid);
     void this.#exit.then((how) => {
+      release();
       if (!this.#expectedToEnd && this.#child === child) onDeath?.(this, how);
     });
   }
@@ -233,12 +236,6 @@ export class ClusterNode {
     const how = await this.kill("SIGTERM");
     clearTimeout(timer);
     return how;
-  }
-
-  /** At once and without waiting: for the exit of the launcher itself. */
-  abandon() {
-    this.#expectedToEnd = true;
-    if (this.running) this.#child?.kill("SIGKILL");
   }
 
   /** Ends it if it runs, starts it on the same data and port, and waits until it is ready. */
@@ -306,15 +303,12 @@ export async function startCluster(options = {}) {
     });
   });
 
-  const abandon = () => nodes.forEach((node) => node.abandon());
-  process.on("exit", abandon);
   let stopped = false;
   const stop = async () => {
     if (stopped) return;
     stopped = true;
     await Promise.all(nodes.map((node) => node.stop()));
     await nats.stop();
-    process.off("exit", abandon);
     if (temporary) rmSync(dataDir, { recursive: true, force: true });
   };
   try {
@@ -327,10 +321,18 @@ export async function startCluster(options = {}) {
   return { nodes, natsUrl: nats.url, rootToken, dataDir, stop, [Symbol.asyncDispose]: stop };
 }
 
-/** @param {string} dataDir @returns {Promise<{url: string, stop: () => Promise<void>}>} */
+/**
+ * @param {string} dataDir
+ * @returns {Promise<{ url: string, stop: () => Promise<void> }>}
+ */
 async function startNats(dataDir) {
-  const { startNatsServer } = await import("./nats_server.mjs");
-  return startNatsServer({ dir: path.join(dataDir, "nats") });
+  const { ensureNatsServer, startNatsServer } = await import("./nats_server.mjs");
+  try {
+    await ensureNatsServer({ log: (line) => process.stderr.write(`conflux: ${line}\n`) });
+    return await startNatsServer({ dir: path.join(dataDir, "nats") });
+  } catch (error) {
+    throw new SetupError(error instanceof Error ? error.message : String(error), { cause: error });
+  }
 }
 
 const usage = `npm run cluster [-- OPTIONS]

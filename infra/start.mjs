@@ -8,6 +8,7 @@ import { constants } from "node:os";
 import {
   ensureModules,
   ensureRuntimes,
+  killWithUs,
   root,
   runCommand,
   runMain,
@@ -25,22 +26,28 @@ await runMain(async () => {
   await ensureRuntimes([runtime]);
 
   const tenantsGiven =
-    args.some((arg) => arg === "--tenants" || arg.startsWith("--tenants=")) ||
+    args.some((arg) => /^--(tenants|config)(=|$)/.test(arg)) ||
     process.env["CONFLUX_TENANTS"] !== undefined;
   const env = tenantsGiven ? process.env : { ...process.env, CONFLUX_TENANTS: "./tenants" };
-  const child = spawn(program.command, program.args, { cwd: root, stdio: "inherit", env });
-  // Ctrl-C reaches the child from the terminal as well; it takes a second one as "now", so only pass on what was sent to us.
-  for (const signal of /** @type {const} */ (["SIGTERM", "SIGHUP"]))
-    process.on(signal, () => child.kill(signal));
-  process.on("SIGINT", () => {
-    if (!process.stdin.isTTY) child.kill("SIGINT");
+  // A process group of its own: Ctrl-C in a terminal reaches every process of the group, and the node would take the copy
+  // passed on from here for a second one, which means "at once".
+  const child = spawn(program.command, program.args, {
+    cwd: root,
+    stdio: "inherit",
+    env,
+    detached: true,
   });
+  for (const signal of /** @type {const} */ (["SIGINT", "SIGTERM", "SIGHUP"])) {
+    process.on(signal, () => child.kill(signal));
+  }
+  const release = child.pid === undefined ? () => {} : killWithUs(child.pid);
   return new Promise((resolve, reject) => {
     child.on("error", (error) =>
       reject(new SetupError(`Cannot start ${program.command}: ${error.message}`)),
     );
-    child.on("exit", (code, signal) =>
-      resolve(code ?? 128 + (signal ? constants.signals[signal] : 0)),
-    );
+    child.on("exit", (code, signal) => {
+      release();
+      resolve(code ?? 128 + (signal ? constants.signals[signal] : 0));
+    });
   });
 });

@@ -6,7 +6,15 @@
 import { spawn } from "node:child_process";
 import { mkdirSync, readFileSync, rmSync } from "node:fs";
 import path from "node:path";
-import { bin, ensureModules, ensureRuntimes, root, runMain, runtimes } from "./bootstrap.mjs";
+import {
+  bin,
+  ensureModules,
+  ensureRuntimes,
+  root,
+  runMain,
+  runtimes,
+  SetupError,
+} from "./bootstrap.mjs";
 import { runChecks, staticChecks } from "./check.mjs";
 
 /** @typedef {{passed: number, failed: number, skipped: number}} Counts */
@@ -76,7 +84,11 @@ await runMain(async () => {
   await ensureModules();
   await ensureRuntimes(runtimes);
   const { ensureNatsServer } = await import("./nats_server.mjs");
-  await ensureNatsServer();
+  await ensureNatsServer({ log: (line) => console.error(`conflux: ${line}`) }).catch(
+    (/** @type {Error} */ error) => {
+      throw new SetupError(error.message, { cause: error });
+    },
+  );
   rmSync(results, { recursive: true, force: true });
   mkdirSync(results);
 
