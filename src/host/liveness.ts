@@ -71,10 +71,18 @@ export class Liveness {
     return node === this.#self || this.#peers.get(node)?.alive === true;
   }
 
-  status(node: string, now: number): { alive: boolean; heardMsAgo: number | null; boot: number | null } {
+  status(
+    node: string,
+    now: number,
+  ): { alive: boolean; heardMsAgo: number | null; boot: number | null } {
     if (node === this.#self) return { alive: true, heardMsAgo: null, boot: null };
     const peer = this.#peers.get(node);
-    if (peer === undefined || peer.boot === 0) return { alive: false, heardMsAgo: null, boot: null };
-    return { alive: peer.alive, heardMsAgo: Math.max(0, Math.round(now - peer.heardAt)), boot: peer.boot };
+    if (peer === undefined || peer.boot === 0)
+      return { alive: false, heardMsAgo: null, boot: null };
+    return {
+      alive: peer.alive,
+      heardMsAgo: Math.max(0, Math.round(now - peer.heardAt)),
+      boot: peer.boot,
+    };
   }
 }

@@ -68,7 +68,9 @@ export interface ReplicaHooks {
   committed(replica: Replica, event: HistoryRow): void;
   /** Leader or role as this replica knows it is another than before. */
   leaderChanged(replica: Replica): void;
-  /** Another checkpoint or install ended; `error` is the environment's. */
+  /** A snapshot replaced the state: revisions were skipped, whoever watches must catch up anew. */
+  installed(replica: Replica): void;
+  /** A checkpoint or install ended; `error` is the environment's. */
   stored(replica: Replica, error: Error | null): void;
 }
 
@@ -237,7 +239,9 @@ export class Replica {
     if (this.#waiting >= WAITING_MAX) return done({ kind: "overloaded" });
     const proposed = this.raft.propose(data);
     if (!proposed.ok) {
-      return done({ kind: proposed.reason === "too-much-uncommitted" ? "overloaded" : "not-leader" });
+      return done({
+        kind: proposed.reason === "too-much-uncommitted" ? "overloaded" : "not-leader",
+      });
     }
     this.#waiting += 1;
     this.#proposals.set(proposed.index, { term: proposed.term, deadline, done });
@@ -466,11 +470,21 @@ export class Replica {
 
   /** Something is in the journal or in memory that the environment lacks. */
   get needsCheckpoint(): boolean {
-    return this.#state.dirty || this.sequenceDurable > this.#sequenceStored || this.#state.checkpointing;
+    return (
+      this.#state.dirty || this.sequenceDurable > this.#sequenceStored || this.#state.checkpointing
+    );
   }
 
   #sequenceStored = 0;
   #installing = false;
+  #storedWaiters: (() => void)[] = [];
+
+  #storingEnded(): void {
+    this.#storing = false;
+    const waiters = this.#storedWaiters;
+    this.#storedWaiters = [];
+    for (const done of waiters) done();
+  }
 
   /** Called once after construction: what the environment already held. */
   startFrom(sequenceStored: number): void {
@@ -508,7 +522,11 @@ export class Replica {
    */
   checkpoint(): boolean {
     if (this.halted !== null || this.#storing) return false;
-    if (this.#appendsInFlight.some((append) => (append.entries[0]?.index ?? Infinity) <= this.#durableIndex)) {
+    if (
+      this.#appendsInFlight.some(
+        (append) => (append.entries[0]?.index ?? Infinity) <= this.#durableIndex,
+      )
+    ) {
       return false;
     }
     this.#storing = true;
@@ -544,14 +562,16 @@ export class Replica {
     this.#state.thaw();
     this.log.checkpointed(log, this.#cutSince);
     this.#cutSince = null;
-    this.#storing = false;
     this.#sequenceStored = sequence;
+    this.#storingEnded();
   }
 
   #install(append: StorageAppend, snapshot: SnapshotMeta): void {
     const offered = this.#snapshotRows;
     assert(
-      offered !== null && offered.meta.index === snapshot.index && offered.meta.term === snapshot.term,
+      offered !== null &&
+        offered.meta.index === snapshot.index &&
+        offered.meta.term === snapshot.term,
       "Raft installs a snapshot that was not offered",
     );
     this.#snapshotRows = null;
@@ -582,8 +602,9 @@ export class Replica {
         this.#state.reset();
         this.#appliedTerm = snapshot.term;
         this.#sequenceStored = sequence;
-        this.#storing = false;
         this.#installing = false;
+        this.#storingEnded();
+        this.#hooks.installed(this);
         this.#failSkipped(snapshot.index);
         if (append.entries.length > 0) {
           // What follows the snapshot goes through the journal like any append; the answer waits for it.
@@ -621,9 +642,15 @@ export class Replica {
     return this.log.snapshot();
   }
 
-  async close(): Promise<void> {
-    assert(!this.busyStoring, "a replica is closed while it stores");
-    await this.#environment.close();
+  /** For closing and removing it; only once `whenStored` has called back. */
+  get environment(): Environment {
+    return this.#environment;
+  }
+
+  /** Calls back when no commit of the environment is under way (at once, or when it ends). */
+  whenStored(done: () => void): void {
+    if (this.#storing) this.#storedWaiters.push(done);
+    else done();
   }
 }
 

@@ -38,7 +38,8 @@ export class TenantState implements StateTransaction {
       const row = this.#active.get(key);
       if (row !== undefined || this.#active.has(key)) return row as T | undefined;
     }
-    if (this.#frozen !== null && this.#frozen.has(key)) return this.#frozen.get(key) as T | undefined;
+    if (this.#frozen !== null && this.#frozen.has(key))
+      return this.#frozen.get(key) as T | undefined;
     const text = this.#environment.get(key);
     return text === undefined ? undefined : (JSON.parse(text) as T);
   }
@@ -60,7 +61,11 @@ export class TenantState implements StateTransaction {
       this.#frozen === null ? null : overlayRange(this.#frozen, range),
       range.reverse === true,
     );
-    for (const [key, row] of layered(below, overlayRange(this.#active, range), range.reverse === true)) {
+    for (const [key, row] of layered(
+      below,
+      overlayRange(this.#active, range),
+      range.reverse === true,
+    )) {
       if (row !== undefined) yield [key, row as T];
     }
   }

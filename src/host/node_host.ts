@@ -1,0 +1,1488 @@
+/**
+ * All replicas of this node. It owns the one map of what runs here (invariant 4), turns inputs into turns, and turns
+ * into one journal write and one frame per peer:
+ *
+ *   onFrame / propose / read / tick → Replica → `#mark` → (end of the event-loop turn) `#turn`
+ *     → every dirty replica drains → journal.append(all of them at once) → frames leave
+ *     → journal says durable → `#persisted` → answers leave, entries commit and are applied → callers are answered
+ *
+ * Promises begin at the public methods; below them everything is callbacks, so that the simulator can run a NodeHost on
+ * virtual time.
+ */
+import { Problem, type ProblemCode } from "../api/problems.ts";
+import { assert } from "../lib/assert.ts";
+import { Prng } from "../lib/prng.ts";
+import type { Command, Outcome, RejectCode } from "../machine/command.ts";
+import type { HistoryRow, TenantRow } from "../machine/rows.ts";
+import { emptyConfState } from "../raft/raft.ts";
+import { MessageType, NONE, type Message, type ReplicaId, type StorageAppend } from "../raft/types.ts";
+import {
+  appendRecord,
+  createRecord,
+  FrameWriter,
+  frameItems,
+  ItemKind,
+  parseRaftItem,
+  parseRecord,
+  raftItem,
+} from "./codec.ts";
+import { Directory, SYSTEM_GROUP, SYSTEM_TENANT } from "./directory.ts";
+import { GroupLog, type ReplicaMeta } from "./group_log.ts";
+import { HEARTBEAT_MS, Liveness } from "./liveness.ts";
+import type {
+  Clock,
+  ClusterStatus,
+  ConfigService,
+  Environment,
+  Environments,
+  GroupStatus,
+  Journal,
+  Lane,
+  ReadOptions,
+  ReplicaStatus,
+  TenantView,
+  Transport,
+  WatchListener,
+} from "./ports.ts";
+import {
+  metaFromBytes,
+  Replica,
+  TICK_MS,
+  type ProposalResult,
+  type ReadResult,
+  type ReplicaHooks,
+} from "./replica.ts";
+import { Method, Rpc } from "./rpc.ts";
+import { SnapshotExchange } from "./snapshots.ts";
+import { WatchHub } from "./watch_hub.ts";
+
+/** Rejections of the machine are problems of the API; this fails to compile when one is missing there. */
+type EveryRejectionIsAProblem = RejectCode extends ProblemCode ? true : never;
+const everyRejectionIsAProblem: EveryRejectionIsAProblem = true;
+void everyRejectionIsAProblem;
+
+const PROPOSE_TIMEOUT_MS = 5_000;
+const READ_TIMEOUT_MS = 5_000;
+/** How long an attempt waits before it looks again who leads, when nothing tells it sooner. */
+const RETRY_MS = 50;
+/** Retries, campaigns and time-outs are looked at this often. */
+const PULSE_MS = 25;
+/** A frame leaves early when it has grown to this size. */
+const FRAME_BYTES = 384 * 1024;
+/** After a node died, at most this many of its groups are campaigned for per pulse. */
+const CAMPAIGNS_PER_PULSE = 64;
+/** A campaign that brought no leader is tried again after this long, plus as much again by chance. */
+const CAMPAIGN_RETRY_MS = 300;
+const CAMPAIGN_TRIES = 10;
+/** Overlay and log tail of a replica beyond this are checkpointed. */
+const CHECKPOINT_BYTES = 4 * 1024 * 1024;
+/** Journal segments beyond this many make the replicas that pin the oldest ones checkpoint. */
+const JOURNAL_SEGMENTS = 4;
+const CHECKPOINTS_AT_ONCE = 8;
+/** Environments kept free of the cap for waking replicas while others are being closed. */
+const ENVIRONMENTS_SPARE = 16;
+/** Only replicas unused for this long are put to sleep for want of environments. */
+const SLEEP_AFTER_MS = 2_000;
+/** Attempts and waiters this node keeps; more are refused. */
+const ATTEMPTS_MAX = 50_000;
+
+/** What the host logs with; pino fits. Values of tenants never go in. */
+export interface Log {
+  debug(fields: object, message: string): void;
+  info(fields: object, message: string): void;
+  warn(fields: object, message: string): void;
+  error(fields: object, message: string): void;
+}
+
+export interface NodeHostOptions {
+  readonly cluster: string;
+  readonly node: string;
+  readonly boot: number;
+  readonly version: string;
+  /** Names of the initial nodes, this one among them; each gets a voter of the system group. */
+  readonly peers: readonly string[];
+  readonly transportKind: "loopback" | "nats";
+  readonly journal: Journal;
+  readonly environments: Environments;
+  readonly transport: Transport;
+  readonly clock: Clock;
+  readonly seed: number;
+  readonly log: Log;
+  /** The process cannot go on: an environment or an invariant of the host itself failed. */
+  readonly onFatal: (error: Error) => void;
+}
+
+interface Outbox {
+  readonly frames: Record<Lane, FrameWriter>;
+  /** Calls in the rpc frame, and appends in the append frame: whom to tell when it does not leave. */
+  calls: number[];
+  appends: { replica: Replica; to: ReplicaId }[];
+}
+
+interface Attempt {
+  readonly group: number;
+  readonly run: () => void;
+  readonly due: number;
+}
+
+interface Campaign {
+  readonly replica: Replica;
+  readonly due: number;
+  readonly tries: number;
+}
+
+interface RevisionWaiter {
+  readonly revision: number;
+  readonly deadline: number;
+  readonly done: (ok: boolean) => void;
+}
+
+type Done<T> = (error: Problem | null, value?: T) => void;
+
+const encoder = new TextEncoder();
+const decoder = new TextDecoder();
+const EMPTY = new Uint8Array(0);
+
+export class NodeHost implements ConfigService {
+  readonly node: string;
+  readonly directory: Directory;
+  readonly liveness: Liveness;
+  readonly hub: WatchHub;
+
+  readonly #options: NodeHostOptions;
+  readonly #clock: Clock;
+  readonly #log: Log;
+  readonly #prng: Prng;
+  readonly #rpc: Rpc;
+  readonly #snapshots: SnapshotExchange;
+  readonly #replicas = new Map<number, Replica>();
+  /** Replicas whose environment is being closed; they wake again only after that. */
+  readonly #closing = new Map<number, Promise<void>>();
+  /** Journal records found at start, until their replica wakes. */
+  readonly #recovered = new Map<number, readonly { sequence: number; payload: Uint8Array }[]>();
+  readonly #damaged: ReadonlyMap<number, string>;
+  readonly #ticking = new Set<Replica>();
+  readonly #outboxes = new Map<string, Outbox>();
+  readonly #hooks: ReplicaHooks;
+  #dirty: Replica[] = [];
+  #scheduled = false;
+  #records: { group: number; payload: Uint8Array; replica: Replica; append: StorageAppend | null }[] =
+    [];
+  /** The journal takes no more just now; see `#writeJournal`. */
+  #journalFull = false;
+  #attempts: Attempt[] = [];
+  #campaigns: Campaign[] = [];
+  readonly #revisionWaiters = new Map<number, RevisionWaiter[]>();
+  #checkpoints = 0;
+  #checkpointQueue = new Set<number>();
+  readonly #timers: (() => void)[] = [];
+  #stopping = false;
+  #exchangeHandler: ((from: string, request: Uint8Array) => Promise<Uint8Array>) | null = null;
+
+  constructor(options: NodeHostOptions) {
+    this.#options = options;
+    this.node = options.node;
+    this.#clock = options.clock;
+    this.#log = options.log;
+    this.#prng = new Prng(options.seed);
+    this.directory = new Directory(() => this.#replicas.get(SYSTEM_GROUP)?.view ?? null);
+    this.hub = new WatchHub((error) => {
+      this.#log.error({ err: error }, "watch.listener_failed");
+    });
+    this.liveness = new Liveness(options.node, options.clock.monotonicMs(), {
+      up: (node) => this.#nodeUp(node),
+      down: (node) => this.#nodeDown(node),
+    });
+    this.#rpc = new Rpc((node, item, call) => this.#queueRpc(node, item, call));
+    this.#snapshots = new SnapshotExchange({
+      now: () => this.#clock.monotonicMs(),
+      send: (node, kind, item) => {
+        const frame = new FrameWriter();
+        frame.add(kind, item);
+        return this.#options.transport.send(node, "snapshot", frame.take());
+      },
+      received: (group, incarnation, message, rows) => {
+        const replica = this.#replicaFor(group, incarnation, message);
+        if (replica === null) return;
+        this.#guarded(replica, () => replica.offerSnapshot(message, rows));
+      },
+      sent: (replica, to, ok) => {
+        this.#guarded(replica, () => replica.raft.reportSnapshot(to, ok));
+      },
+    });
+    this.#hooks = {
+      send: (replica, message) => this.#send(replica, message),
+      persist: (replica, append) => {
+        this.#records.push({
+          group: replica.group,
+          payload: appendRecord(append),
+          replica,
+          append,
+        });
+        this.#schedule();
+      },
+      sendSnapshot: (replica, message) => {
+        const to = replica.members.get(message.to);
+        if (to !== undefined) this.#snapshots.send(replica, to, message);
+      },
+      committed: (replica, event) => this.#committed(replica, event),
+      leaderChanged: (replica) => this.#leaderChanged(replica),
+      installed: (replica) => this.hub.end(replica.group, "resync"),
+      stored: (replica, error) => this.#stored(replica, error),
+    };
+    const recovery = options.journal.recovery();
+    for (const [group, records] of recovery.groups) this.#recovered.set(group, records);
+    this.#damaged = recovery.damaged;
+    this.#serveCalls();
+  }
+
+  // --- life ------------------------------------------------------------------------------------------------------------
+
+  async start(): Promise<void> {
+    for (const peer of this.#options.peers) this.liveness.add(peer);
+    const { transport, clock } = this.#options;
+    await transport.start((from, boot, lane, bytes) => this.#onFrame(from, boot, lane, bytes));
+    const system = this.#wake(SYSTEM_GROUP);
+    assert(system !== null, "the system group did not wake");
+    this.#timers.push(
+      clock.every(TICK_MS, () => this.#tick()),
+      clock.every(PULSE_MS, () => this.#pulse()),
+      clock.every(HEARTBEAT_MS, () => this.#heartbeat()),
+    );
+    this.#heartbeat();
+    if (this.#options.peers.length === 1) this.#campaignSoon(system);
+    // What the journal still holds is brought up one replica at a time, so that its space becomes free.
+    for (const group of this.#recovered.keys()) this.#checkpointQueue.add(group);
+  }
+
+  /** Ready to serve: the system group is applied here and has a leader. */
+  get ready(): boolean {
+    const system = this.#replicas.get(SYSTEM_GROUP);
+    return (
+      !this.#stopping &&
+      system !== undefined &&
+      system.halted === null &&
+      system.initialised &&
+      system.raft.lead !== NONE
+    );
+  }
+
+  /** Ends in good order: leaderships handed over where possible, everything checkpointed, environments closed. */
+  async stop(): Promise<void> {
+    if (this.#stopping) return;
+    this.#stopping = true;
+    for (const replica of this.#replicas.values()) {
+      if (replica.halted !== null || !replica.raft.isLeader || replica.members.size === 1) continue;
+      const heir = [...replica.members].find(
+        ([id, node]) => id !== replica.id && this.liveness.supports(node),
+      );
+      if (heir !== undefined) this.#guarded(replica, () => replica.raft.transferLeadership(heir[0]));
+    }
+    await this.#until(
+      () =>
+        ![...this.#replicas.values()].some(
+          (replica) =>
+            replica.halted === null && replica.raft.isLeader && replica.raft.status().transferee !== NONE,
+        ),
+      1_000,
+    );
+    for (const group of this.#replicas.keys()) this.hub.end(group, "node-stopping");
+    for (const stop of this.#timers) stop();
+    // From here on nothing comes in; what is in flight ends.
+    await this.#options.transport.close();
+    await this.#until(
+      () => ![...this.#replicas.values()].some((replica) => replica.halted === null && replica.busyStoring),
+      5_000,
+    );
+    for (const replica of this.#replicas.values()) {
+      if (replica.halted === null && replica.needsCheckpoint) replica.checkpoint();
+    }
+    await this.#until(
+      () => ![...this.#replicas.values()].some((replica) => replica.halted === null && replica.busyStoring),
+      30_000,
+    );
+    for (const replica of this.#replicas.values()) {
+      replica.abandon();
+      if (!replica.busyStoring) await replica.environment.close();
+    }
+    await Promise.all(this.#closing.values());
+    this.#replicas.clear();
+    await this.#options.journal.close();
+  }
+
+  async #until(condition: () => boolean, ms: number): Promise<void> {
+    const end = this.#clock.monotonicMs() + ms;
+    while (!condition() && this.#clock.monotonicMs() < end) {
+      await new Promise<void>((resolve) => {
+        const stop = this.#clock.every(5, () => {
+          stop();
+          resolve();
+        });
+      });
+    }
+  }
+
+  // --- turns -----------------------------------------------------------------------------------------------------------
+
+  #mark(replica: Replica): void {
+    this.#ticking.add(replica);
+    if (replica.dirty) return;
+    replica.dirty = true;
+    this.#dirty.push(replica);
+    this.#schedule();
+  }
+
+  #schedule(): void {
+    if (this.#scheduled) return;
+    this.#scheduled = true;
+    this.#clock.defer(() => this.#turn());
+  }
+
+  /** One turn: everything that came in since the last one goes out together. */
+  #turn(): void {
+    this.#scheduled = false;
+    const visiting = this.#dirty;
+    this.#dirty = [];
+    for (const replica of visiting) {
+      replica.dirty = false;
+      let more = false;
+      this.#contained(replica, () => {
+        more = replica.drain();
+      });
+      if (more) this.#mark(replica);
+    }
+    this.#writeJournal();
+    for (const node of this.#outboxes.keys()) this.#flush(node);
+  }
+
+  #writeJournal(): void {
+    if (this.#records.length === 0) return;
+    const batch = this.#records;
+    this.#records = [];
+    let first = 0;
+    try {
+      first = this.#options.journal.append(batch, () => this.#persisted(batch, first));
+      this.#journalFull = false;
+    } catch (error) {
+      if (!(error instanceof Problem) || error.code !== "overloaded") throw error;
+      // What Raft asked for must be written in order: it waits here, and nothing new is proposed meanwhile.
+      this.#records = batch;
+      this.#journalFull = true;
+      return;
+    }
+    for (const [offset, record] of batch.entries()) {
+      record.replica.sequenceSubmitted = first + offset;
+    }
+  }
+
+  #persisted(
+    batch: readonly { replica: Replica; append: StorageAppend | null }[],
+    first: number,
+  ): void {
+    for (const [offset, { replica, append }] of batch.entries()) {
+      if (append === null) continue;
+      this.#guarded(replica, () => {
+        replica.persisted(append, first + offset);
+        replica.resumeLane();
+      });
+    }
+    for (const node of this.#outboxes.keys()) this.#flush(node);
+    if (this.#journalFull) this.#schedule();
+  }
+
+  /** Runs something of a replica; what it throws stops that replica and nothing else (invariant 5). */
+  #contained(replica: Replica, run: () => void): void {
+    try {
+      run();
+    } catch (error) {
+      const reason = error instanceof Error ? error.message : String(error);
+      this.#log.error(
+        { tenant: replica.tenant, group: replica.group, replica: replica.id, err: error },
+        "replica.halted",
+      );
+      replica.halt(reason);
+      this.#ticking.delete(replica);
+      this.hub.end(replica.group, "replica-halted");
+    }
+  }
+
+  #guarded(replica: Replica, run: () => void): void {
+    if (replica.halted !== null) return;
+    this.#contained(replica, run);
+    if (replica.halted === null) this.#mark(replica);
+  }
+
+  #tick(): void {
+    for (const replica of this.#ticking) {
+      if (replica.halted !== null || replica.idle) {
+        this.#ticking.delete(replica);
+        continue;
+      }
+      this.#contained(replica, () => replica.tick());
+      if (replica.halted === null) this.#mark(replica);
+    }
+  }
+
+  #pulse(): void {
+    const now = this.#clock.monotonicMs();
+    const attempts = this.#attempts;
+    this.#attempts = [];
+    for (const attempt of attempts) {
+      if (attempt.due <= now) attempt.run();
+      else this.#attempts.push(attempt);
+    }
+    this.#runCampaigns(now);
+    this.#rpc.expire(now);
+    this.#snapshots.expire(now);
+    for (const replica of this.#ticking) this.#contained(replica, () => replica.expire(now));
+    for (const [group, waiters] of this.#revisionWaiters) {
+      const left = waiters.filter((waiter) => {
+        if (waiter.deadline > now) return true;
+        waiter.done(false);
+        return false;
+      });
+      if (left.length === 0) this.#revisionWaiters.delete(group);
+      else this.#revisionWaiters.set(group, left);
+    }
+    this.#runCheckpoints(now);
+  }
+
+  // --- frames ----------------------------------------------------------------------------------------------------------
+
+  #outbox(node: string): Outbox {
+    let outbox = this.#outboxes.get(node);
+    if (outbox === undefined) {
+      outbox = {
+        frames: {
+          control: new FrameWriter(),
+          append: new FrameWriter(),
+          snapshot: new FrameWriter(),
+          rpc: new FrameWriter(),
+        },
+        calls: [],
+        appends: [],
+      };
+      this.#outboxes.set(node, outbox);
+    }
+    return outbox;
+  }
+
+  #send(replica: Replica, message: Message): void {
+    const node = replica.members.get(message.to);
+    if (node === undefined || node === this.node) return;
+    const outbox = this.#outbox(node);
+    const item = raftItem(replica.group, replica.incarnation, message);
+    if (isUrgent(message.type)) {
+      outbox.frames.control.add(ItemKind.raft, item);
+    } else {
+      outbox.frames.append.add(ItemKind.raft, item);
+      if (message.type === MessageType.appendEntries && message.entries.length > 0) {
+        outbox.appends.push({ replica, to: message.to });
+      }
+      if (outbox.frames.append.bytes > FRAME_BYTES) this.#flush(node);
+    }
+    this.#schedule();
+  }
+
+  #queueRpc(node: string, item: Uint8Array, call: number | null): void {
+    const outbox = this.#outbox(node);
+    outbox.frames.rpc.add(ItemKind.rpc, item);
+    if (call !== null) outbox.calls.push(call);
+    if (outbox.frames.rpc.bytes > FRAME_BYTES) this.#flush(node);
+    this.#schedule();
+  }
+
+  #flush(node: string): void {
+    const outbox = this.#outbox(node);
+    const { frames } = outbox;
+    const { transport } = this.#options;
+    if (!frames.control.empty) transport.send(node, "control", frames.control.take());
+    if (!frames.append.empty) {
+      const appends = outbox.appends;
+      outbox.appends = [];
+      if (!transport.send(node, "append", frames.append.take())) {
+        for (const { replica, to } of appends) {
+          this.#guarded(replica, () => replica.raft.reportUnreachable(to));
+        }
+      }
+    }
+    if (!frames.rpc.empty) {
+      const calls = outbox.calls;
+      outbox.calls = [];
+      if (!transport.send(node, "rpc", frames.rpc.take())) {
+        for (const call of calls) this.#rpc.notSent(call);
+      }
+    }
+  }
+
+  #onFrame(from: string, boot: number, lane: Lane, bytes: Uint8Array): void {
+    if (this.#stopping && lane !== "control" && lane !== "append") return;
+    try {
+      // Entries keep views into the frame; the transport's buffer is its own.
+      for (const { kind, item } of frameItems(bytes.slice())) {
+        this.#onItem(from, boot, kind, item);
+      }
+    } catch (error) {
+      this.#log.warn({ from, lane, bytes: bytes.length, err: error }, "frame.malformed");
+    }
+  }
+
+  #onItem(from: string, boot: number, kind: number, item: Uint8Array): void {
+    switch (kind) {
+      case ItemKind.heartbeat:
+        this.liveness.heard(from, boot, this.#clock.monotonicMs());
+        return;
+      case ItemKind.raft: {
+        const { group, incarnation, message } = parseRaftItem(item);
+        const replica = this.#replicaFor(group, incarnation, message);
+        if (replica === null || replica.members.get(message.from) !== from) return;
+        this.#guarded(replica, () => replica.step(message));
+        return;
+      }
+      case ItemKind.rpc:
+        this.#rpc.receive(from, item);
+        return;
+      case ItemKind.snapshot:
+        this.#snapshots.onChunk(from, item);
+        return;
+      case ItemKind.snapshotAck:
+        this.#snapshots.onAck(from, item);
+        return;
+      default:
+        // A newer peer may send what this version does not know.
+        return;
+    }
+  }
+
+  /** The replica a message is for, woken if it sleeps; null when it is not (or no longer) this node's. */
+  #replicaFor(group: number, incarnation: number, message: Message): Replica | null {
+    let replica = this.#replicas.get(group) ?? null;
+    if (replica === null) {
+      replica = this.#wake(group);
+      // Whoever sends these believes that this replica leads; it does not remember, so it asks to lead again.
+      if (replica !== null && expectsLeader(message.type)) this.#campaignSoon(replica);
+    }
+    if (replica === null || replica.incarnation !== incarnation || replica.id !== message.to) return null;
+    return replica;
+  }
+
+  #heartbeat(): void {
+    this.liveness.check(this.#clock.monotonicMs());
+    for (const node of this.directory.nodes()) this.liveness.add(node.node);
+    for (const node of this.liveness.peers) {
+      this.#outbox(node).frames.control.add(ItemKind.heartbeat, EMPTY);
+      this.#flush(node);
+    }
+  }
+
+  // --- liveness and elections --------------------------------------------------------------------------------------------
+
+  #nodeUp(node: string): void {
+    this.#log.info({ node }, "node.up");
+    // Leaders go on with their followers there, followers look whether their leader still is one.
+    for (const replica of this.#replicas.values()) {
+      if (replica.halted === null && hasMember(replica, node)) this.#mark(replica);
+    }
+  }
+
+  #nodeDown(node: string): void {
+    this.#log.warn({ node }, "node.down");
+    this.#rpc.nodeDown(node);
+    const now = this.#clock.monotonicMs();
+    for (const replica of this.#replicas.values()) {
+      if (replica.halted !== null || !hasMember(replica, node)) continue;
+      this.#mark(replica);
+      if (replica.leaderNode !== node || !this.#isFirstToCampaign(replica)) continue;
+      this.#campaigns.push({ replica, due: now, tries: CAMPAIGN_TRIES });
+    }
+  }
+
+  /** One of the live replicas goes first, another one for each group; the others follow by their own timers. */
+  #isFirstToCampaign(replica: Replica): boolean {
+    const alive = [...replica.members]
+      .filter(([, node]) => this.liveness.supports(node))
+      .map(([id]) => id)
+      .sort((left, right) => left - right);
+    return alive[replica.group % alive.length] === replica.id;
+  }
+
+  #campaignSoon(replica: Replica): void {
+    if (this.#campaigns.some((campaign) => campaign.replica === replica)) return;
+    const now = this.#clock.monotonicMs();
+    this.#campaigns.push({ replica, due: now, tries: CAMPAIGN_TRIES });
+    // Nothing else may be waiting: do it in this turn, not at the next pulse.
+    this.#clock.defer(() => this.#runCampaigns(this.#clock.monotonicMs()));
+  }
+
+  #runCampaigns(now: number): void {
+    const campaigns = this.#campaigns;
+    if (campaigns.length === 0) return;
+    this.#campaigns = [];
+    let started = 0;
+    for (const campaign of campaigns) {
+      const { replica, due, tries } = campaign;
+      const { raft } = replica;
+      const leader = replica.leaderNode;
+      const settled = raft.isLeader || (leader !== null && this.liveness.supports(leader));
+      if (replica.halted !== null || settled || this.#replicas.get(replica.group) !== replica) continue;
+      if (due > now || started >= CAMPAIGNS_PER_PULSE) {
+        this.#campaigns.push(campaign);
+        continue;
+      }
+      started += 1;
+      this.#guarded(replica, () => raft.campaign());
+      if (tries > 1) {
+        const wait = CAMPAIGN_RETRY_MS + this.#prng.below(CAMPAIGN_RETRY_MS);
+        this.#campaigns.push({ replica, due: now + wait, tries: tries - 1 });
+      }
+    }
+  }
+
+  #leaderChanged(replica: Replica): void {
+    const { tenant, group, raft } = replica;
+    this.#log.debug(
+      { tenant, group, leader: replica.leaderNode, term: raft.term, role: raft.role },
+      "replica.leader_changed",
+    );
+    if (raft.isLeader && !replica.initialised) this.#initialise(replica);
+    if (raft.lead === NONE) return;
+    const attempts = this.#attempts;
+    this.#attempts = [];
+    for (const attempt of attempts) {
+      if (attempt.group === group) this.#clock.defer(attempt.run);
+      else this.#attempts.push(attempt);
+    }
+  }
+
+  /** The first leader of a group writes down what the directory says of it, once. */
+  #initialise(replica: Replica): void {
+    const row = replica.group === SYSTEM_GROUP ? null : this.directory.byGroup(replica.group);
+    if (row === undefined) return;
+    const command: Command = {
+      at: this.#clock.wallMs(),
+      actor: { kind: "system", keyId: "system" },
+      action: {
+        op: "tenant.init",
+        tenant: replica.tenant,
+        quotas: row?.quotas ?? {},
+        keys: row === null ? [] : [{ ...row.adminKey, kind: "admin", description: "made with the tenant" }],
+      },
+    };
+    const data = encoder.encode(JSON.stringify(command));
+    replica.propose(data, this.#clock.monotonicMs() + PROPOSE_TIMEOUT_MS, (result) => {
+      if (result.kind !== "applied" && replica.raft.isLeader && !replica.initialised) {
+        this.#initialise(replica);
+      }
+    });
+    this.#mark(replica);
+  }
+
+  // --- waking and sleeping -----------------------------------------------------------------------------------------------
+
+  /** Brings a replica of this node into memory. Null: it is not this node's, or there is no room now. */
+  #wake(group: number): Replica | null {
+    const present = this.#replicas.get(group);
+    if (present !== undefined) return present;
+    if (this.#closing.has(group)) return null;
+    const identity = group === SYSTEM_GROUP ? this.#systemMeta() : this.#directoryMeta(group);
+    if (identity === null) return null;
+    const { environments } = this.#options;
+    if (environments.open_count >= environments.cap - ENVIRONMENTS_SPARE) this.#makeRoom();
+    if (environments.open_count >= environments.cap) {
+      this.#log.warn({ open: environments.open_count, cap: environments.cap }, "environments.full");
+      return null;
+    }
+    const environment = environments.open(environmentName(identity));
+    const replica = this.#load(identity, environment);
+    this.#replicas.set(group, replica);
+    replica.usedAt = this.#clock.monotonicMs();
+    const damage = this.#damaged.get(group) ?? this.#damaged.get(0);
+    if (damage !== undefined) {
+      this.#log.error({ tenant: replica.tenant, group, damage }, "replica.journal_damaged");
+      replica.halt(`Journal is damaged: ${damage}`);
+      return replica;
+    }
+    this.#mark(replica);
+    return replica;
+  }
+
+  #load(identity: ReplicaMeta, environment: Environment): Replica {
+    const stored = environment.meta();
+    const records = this.#recovered.get(identity.group) ?? [];
+    this.#recovered.delete(identity.group);
+    let meta = stored === null ? null : metaFromBytes(stored);
+    const appends: { sequence: number; payload: Uint8Array }[] = [];
+    for (const record of records) {
+      if (meta !== null && record.sequence <= meta.sequence) continue;
+      const parsed = parseRecord(record.payload);
+      if (parsed.kind === "append") appends.push(record);
+      else if (parsed.meta.replica === identity.replica) meta ??= parsed.meta;
+    }
+    const fresh = meta === null;
+    meta ??= identity;
+    const log = new GroupLog(environment, meta);
+    let sequence = meta.sequence;
+    for (const record of appends) {
+      const parsed = parseRecord(record.payload);
+      assert(parsed.kind === "append", "an append record changed its kind");
+      if (parsed.hard !== null) log.recoverHardState(parsed.hard);
+      log.append(parsed.entries);
+      sequence = record.sequence;
+    }
+    log.settleRecovery(meta.applied);
+    const replica = new Replica({
+      meta,
+      log,
+      environment,
+      hooks: this.#hooks,
+      random: this.#prng.fork(),
+      supports: (id) => {
+        const node = replica.members.get(id);
+        return node !== undefined && this.liveness.supports(node);
+      },
+      sequence,
+    });
+    replica.startFrom(stored === null ? 0 : meta.sequence);
+    if (fresh) {
+      // Its first record says who it is; the environment says so too from its first checkpoint on.
+      this.#records.push({
+        group: replica.group,
+        payload: createRecord(meta),
+        replica,
+        append: null,
+      });
+    }
+    return replica;
+  }
+
+  #systemMeta(): ReplicaMeta | null {
+    const peers = [...this.#options.peers].sort();
+    const members = peers.map((node, position) => ({ node, id: position + 1 }));
+    return this.#freshMeta(SYSTEM_TENANT, SYSTEM_GROUP, 1, members);
+  }
+
+  #directoryMeta(group: number): ReplicaMeta | null {
+    const row = this.directory.byGroup(group);
+    if (row === undefined) return null;
+    return this.#freshMeta(row.tenant, group, row.incarnation, row.placement.replicas);
+  }
+
+  #freshMeta(
+    tenant: string,
+    group: number,
+    incarnation: number,
+    members: readonly { node: string; id: number }[],
+  ): ReplicaMeta | null {
+    const own = members.find((member) => member.node === this.node);
+    if (own === undefined) return null;
+    return {
+      format: 1,
+      tenant,
+      group,
+      incarnation,
+      replica: own.id,
+      members,
+      hard: { term: 0, vote: NONE, commit: 0 },
+      conf: { ...emptyConfState(), voters: members.map((member) => member.id).sort((a, b) => a - b) },
+      applied: 0,
+      appliedTerm: 0,
+      first: 1,
+      firstTerm: 0,
+      last: 0,
+      sequence: 0,
+    };
+  }
+
+  /** Puts the longest unused replicas to sleep, so that others can wake. */
+  #makeRoom(): void {
+    const now = this.#clock.monotonicMs();
+    const sleepers = [...this.#replicas.values()]
+      .filter(
+        (replica) =>
+          replica.group !== SYSTEM_GROUP &&
+          replica.idle &&
+          now - replica.usedAt > SLEEP_AFTER_MS &&
+          !this.hub.watched(replica.group),
+      )
+      .sort((left, right) => left.usedAt - right.usedAt)
+      .slice(0, ENVIRONMENTS_SPARE * 4);
+    for (const replica of sleepers) {
+      if (replica.needsCheckpoint) this.#checkpointQueue.add(replica.group);
+      else this.#close(replica);
+    }
+  }
+
+  /** Everything of it is in its environment: it is cold once that is closed. */
+  #close(replica: Replica): void {
+    this.#replicas.delete(replica.group);
+    this.#ticking.delete(replica);
+    replica.abandon();
+    const closed = replica.environment
+      .close()
+      .catch((error: unknown) => {
+        this.#log.error({ tenant: replica.tenant, err: error }, "environment.close_failed");
+      })
+      .then(() => {
+        this.#closing.delete(replica.group);
+      });
+    this.#closing.set(replica.group, closed);
+  }
+
+  // --- checkpoints -------------------------------------------------------------------------------------------------------
+
+  #runCheckpoints(_now: number): void {
+    const { journal } = this.#options;
+    for (const replica of this.#ticking) {
+      if (replica.checkpointBytes > CHECKPOINT_BYTES) this.#checkpointQueue.add(replica.group);
+    }
+    if (journal.status.segments > JOURNAL_SEGMENTS) {
+      for (const group of journal.pinning(JOURNAL_SEGMENTS)) this.#checkpointQueue.add(group);
+    }
+    for (const group of this.#checkpointQueue) {
+      if (this.#checkpoints >= CHECKPOINTS_AT_ONCE) return;
+      this.#checkpointQueue.delete(group);
+      const replica = this.#replicas.get(group) ?? this.#wake(group);
+      if (replica === null) {
+        // Not this node's any more: whatever the journal holds of it is of no use.
+        if (!this.#closing.has(group) && this.ready && this.directory.byGroup(group) === undefined) {
+          const last = this.#recovered.get(group)?.at(-1);
+          this.#recovered.delete(group);
+          if (last !== undefined) journal.release(group, last.sequence);
+        }
+        continue;
+      }
+      if (replica.halted !== null || !replica.needsCheckpoint) continue;
+      this.#contained(replica, () => {
+        if (replica.checkpoint()) this.#checkpoints += 1;
+      });
+    }
+  }
+
+  #stored(replica: Replica, error: Error | null): void {
+    this.#checkpoints = Math.max(0, this.#checkpoints - 1);
+    if (error !== null) {
+      // After a failed commit nobody knows what an environment holds.
+      this.#options.onFatal(
+        new Error(`Cannot write the environment of tenant ${replica.tenant}: ${error.message}`, {
+          cause: error,
+        }),
+      );
+      return;
+    }
+    this.#options.journal.release(replica.group, replica.sequenceStored);
+    this.#guarded(replica, () => replica.resumeLane());
+  }
+
+  // --- what was applied ----------------------------------------------------------------------------------------------------
+
+  #committed(replica: Replica, event: HistoryRow): void {
+    if (replica.group === SYSTEM_GROUP) this.#directoryChanged(event);
+    this.hub.publish(replica.group, event, replica.view);
+    const waiters = this.#revisionWaiters.get(replica.group);
+    if (waiters === undefined) return;
+    const left = waiters.filter((waiter) => {
+      if (waiter.revision > event.revision) return true;
+      waiter.done(true);
+      return false;
+    });
+    if (left.length === 0) this.#revisionWaiters.delete(replica.group);
+    else this.#revisionWaiters.set(replica.group, left);
+  }
+
+  #directoryChanged(event: HistoryRow): void {
+    for (const change of event.changes) {
+      if (change.type !== "tenant") continue;
+      const row = this.directory.tenant(change.name);
+      if (row === undefined) {
+        this.#forget(change.name);
+      } else if (row.revision === event.revision && row.placement.replicas[0]?.node === this.node) {
+        // A new tenant's first replica asks for votes at once; its peers wake by being asked.
+        const replica = this.#wake(row.group);
+        if (replica !== null && replica.raft.lead === NONE) this.#campaignSoon(replica);
+      }
+    }
+  }
+
+  /** A purged tenant leaves no bytes on this node. */
+  #forget(tenant: string): void {
+    for (const replica of this.#replicas.values()) {
+      if (replica.tenant !== tenant || replica.group === SYSTEM_GROUP) continue;
+      this.hub.end(replica.group, "tenant-deleted");
+      replica.halt("tenant was purged");
+      this.#replicas.delete(replica.group);
+      this.#ticking.delete(replica);
+      this.#options.journal.release(replica.group, replica.sequenceSubmitted);
+      const name = environmentName({
+        tenant: replica.tenant,
+        group: replica.group,
+        replica: replica.id,
+      });
+      const removed = this.#removeWhenStored(replica, name).then(() => {
+        this.#closing.delete(replica.group);
+      });
+      this.#closing.set(replica.group, removed);
+    }
+  }
+
+  async #removeWhenStored(replica: Replica, environment: string): Promise<void> {
+    try {
+      await new Promise<void>((resolve) => {
+        replica.whenStored(resolve);
+      });
+      await replica.environment.close();
+      await this.#options.environments.remove(environment);
+    } catch (error) {
+      this.#log.error({ tenant: replica.tenant, err: error }, "environment.remove_failed");
+    }
+  }
+
+  // --- calls between nodes -------------------------------------------------------------------------------------------------
+
+  #serveCalls(): void {
+    this.#rpc.serve(Method.propose, (_from, payload, respond) => {
+      const { group, deadlineMs, data } = decodeProposal(payload);
+      const replica = this.#replicas.get(group) ?? this.#wake(group);
+      if (replica === null) return respond(encodeJson({ kind: "elsewhere" }));
+      replica.usedAt = this.#clock.monotonicMs();
+      if (!replica.raft.isLeader) {
+        const leader = replica.leaderNode;
+        if (leader === null || !this.liveness.supports(leader)) this.#campaignSoon(replica);
+        return respond(encodeJson({ kind: "not-leader", leader }));
+      }
+      this.#proposeHere(replica, data, this.#clock.monotonicMs() + deadlineMs, (result) => {
+        respond(encodeJson(result));
+      });
+    });
+    this.#rpc.serve(Method.status, (_from, payload, respond) => {
+      const group = Number(decoder.decode(payload));
+      const replica = this.#replicas.get(group);
+      respond(encodeJson(replica?.raft.isLeader === true ? this.#groupStatus(replica) : null));
+    });
+    this.#rpc.serve(Method.transfer, (_from, payload, respond) => {
+      const { group, to } = JSON.parse(decoder.decode(payload)) as { group: number; to: string };
+      const replica = this.#replicas.get(group);
+      respond(encodeJson(replica === undefined ? false : this.#transferHere(replica, to)));
+    });
+    this.#rpc.serve(Method.exchange, (from, payload, respond) => {
+      if (this.#exchangeHandler === null) return;
+      this.#exchangeHandler(from, payload.slice()).then(respond, (error: unknown) => {
+        this.#log.error({ from, err: error }, "exchange.failed");
+      });
+    });
+  }
+
+  // --- public: writes ------------------------------------------------------------------------------------------------------
+
+  propose(tenant: string, command: Command, timeoutMs = PROPOSE_TIMEOUT_MS): Promise<Outcome> {
+    return new Promise((resolve, reject) => {
+      this.proposeWith(tenant, command, timeoutMs, (error, outcome) => {
+        if (error !== null) reject(error);
+        else resolve(outcome as Outcome);
+      });
+    });
+  }
+
+  /** `propose` by callback. Tries until the deadline as long as trying again cannot apply the command twice. */
+  proposeWith(tenant: string, command: Command, timeoutMs: number, done: Done<Outcome>): void {
+    const data = encoder.encode(JSON.stringify(command));
+    const deadline = this.#clock.monotonicMs() + timeoutMs;
+    this.#find(tenant, deadline, (error, found) => {
+      if (error !== null) return done(error);
+      this.#attemptPropose(found as Found, data, command.idempotency !== undefined, deadline, null, done);
+    });
+  }
+
+  #attemptPropose(
+    found: Found,
+    data: Uint8Array,
+    repeatable: boolean,
+    deadline: number,
+    hint: string | null,
+    done: Done<Outcome>,
+  ): void {
+    const now = this.#clock.monotonicMs();
+    if (now >= deadline) return done(noQuorum(found.tenant));
+    const again = (next: string | null): void => {
+      this.#attemptPropose(found, data, repeatable, deadline, next, done);
+    };
+    const finish = (result: ProposalResult): void => {
+      switch (result.kind) {
+        case "applied":
+          return done(null, result.outcome);
+        case "lost":
+        case "not-leader":
+          return this.#later(found.group, deadline, () => again(null));
+        case "overloaded":
+          return done(new Problem("overloaded", `Too many changes wait for tenant ${found.tenant}`));
+        case "halted":
+          return done(halted(found.tenant));
+        case "unknown":
+          if (repeatable && this.#clock.monotonicMs() < deadline) {
+            return this.#later(found.group, deadline, () => again(null));
+          }
+          return done(outcomeUnknown());
+      }
+    };
+    const replica = found.local ? (this.#replicas.get(found.group) ?? this.#wake(found.group)) : null;
+    if (replica !== null) {
+      replica.usedAt = now;
+      if (replica.halted !== null) return done(halted(found.tenant));
+      if (replica.raft.isLeader) return this.#proposeHere(replica, data, deadline, finish);
+    }
+    const leader = hint ?? replica?.leaderNode ?? null;
+    const target =
+      leader !== null && leader !== this.node && this.liveness.supports(leader)
+        ? leader
+        : found.local
+          ? null
+          : (found.nodes.find((node) => this.liveness.supports(node)) ?? null);
+    if (target === null) {
+      if (replica !== null) this.#campaignSoon(replica);
+      return this.#later(found.group, deadline, () => again(null));
+    }
+    const payload = encodeProposal(found.group, Math.max(1, deadline - now), data);
+    this.#rpc.call(target, Method.propose, payload, deadline, (result) => {
+      if (result.kind === "not-sent") return this.#later(found.group, deadline, () => again(null));
+      if (result.kind === "unknown") return finish({ kind: "unknown" });
+      const answer = JSON.parse(decoder.decode(result.bytes)) as
+        | ProposalResult
+        | { kind: "elsewhere" }
+        | { kind: "not-leader"; leader?: string | null };
+      if (answer.kind === "elsewhere") return this.#later(found.group, deadline, () => again(null));
+      if (answer.kind === "not-leader") {
+        const next = "leader" in answer ? (answer.leader ?? null) : null;
+        if (next !== null && next !== target && hint === null) return again(next);
+        return this.#later(found.group, deadline, () => again(null));
+      }
+      finish(answer);
+    });
+  }
+
+  #proposeHere(
+    replica: Replica,
+    data: Uint8Array,
+    deadline: number,
+    done: (result: ProposalResult) => void,
+  ): void {
+    if (this.#journalFull) return done({ kind: "overloaded" });
+    this.#contained(replica, () => replica.propose(data, deadline, done));
+    if (replica.halted === null) this.#mark(replica);
+  }
+
+  /** Runs again when the group has a leader, or after a while. */
+  #later(group: number, deadline: number, run: () => void): void {
+    if (this.#attempts.length >= ATTEMPTS_MAX) {
+      // The attempt itself finds its deadline passed and says so.
+      this.#clock.defer(run);
+      return;
+    }
+    const due = Math.min(deadline, this.#clock.monotonicMs() + RETRY_MS);
+    this.#attempts.push({ group, run, due });
+  }
+
+  // --- public: reads -------------------------------------------------------------------------------------------------------
+
+  read<T>(tenant: string, options: ReadOptions, query: (view: TenantView) => T): Promise<T> {
+    return new Promise((resolve, reject) => {
+      this.readWith(tenant, options, (error, view) => {
+        if (error !== null) return reject(error);
+        try {
+          resolve(query(view as TenantView));
+        } catch (thrown) {
+          reject(thrown instanceof Error ? thrown : new Error(String(thrown)));
+        }
+      });
+    });
+  }
+
+  /** `read` by callback: the view is valid until `done` returns. */
+  readWith(tenant: string, options: ReadOptions, done: Done<TenantView>): void {
+    const deadline = this.#clock.monotonicMs() + (options.timeoutMs ?? READ_TIMEOUT_MS);
+    if (options.consistency === "stale") {
+      const row = tenant === SYSTEM_TENANT ? null : this.directory.tenant(tenant);
+      const group = row === null ? SYSTEM_GROUP : row?.group;
+      const replica = group === undefined ? undefined : this.#replicas.get(group);
+      if (replica?.initialised === true && replica.halted === null && row?.deletedAt == null) {
+        replica.usedAt = this.#clock.monotonicMs();
+        return this.#atRevision(replica, options.minRevision, deadline, done);
+      }
+    }
+    this.#find(tenant, deadline, (error, found) => {
+      if (error !== null) return done(error);
+      this.#attemptRead(found as Found, options, deadline, done);
+    });
+  }
+
+  #attemptRead(found: Found, options: ReadOptions, deadline: number, done: Done<TenantView>): void {
+    const now = this.#clock.monotonicMs();
+    const again = (): void => this.#attemptRead(found, options, deadline, done);
+    if (now >= deadline) return done(noQuorum(found.tenant));
+    if (!found.local) {
+      return done(new Problem("internal", `Tenant ${found.tenant} has no replica on this node`));
+    }
+    const replica = this.#replicas.get(found.group) ?? this.#wake(found.group);
+    if (replica === null) return this.#later(found.group, deadline, again);
+    replica.usedAt = now;
+    const leader = replica.leaderNode;
+    if (leader === null || !this.liveness.supports(leader)) this.#campaignSoon(replica);
+    const finish = (result: ReadResult): void => {
+      switch (result) {
+        case "ok":
+          return this.#atRevision(replica, options.minRevision, deadline, done);
+        case "no-leader":
+          return done(noQuorum(found.tenant));
+        case "overloaded":
+          return done(new Problem("overloaded", `Too many reads wait for tenant ${found.tenant}`));
+        case "halted":
+          return done(halted(found.tenant));
+      }
+    };
+    this.#contained(replica, () => replica.read(deadline, finish));
+    if (replica.halted === null) this.#mark(replica);
+  }
+
+  #atRevision(
+    replica: Replica,
+    revision: number | undefined,
+    deadline: number,
+    done: Done<TenantView>,
+  ): void {
+    if (revision === undefined || replica.view.revision >= revision) return done(null, replica.view);
+    const waiters = this.#revisionWaiters.get(replica.group) ?? [];
+    waiters.push({
+      revision,
+      deadline,
+      done: (ok) => {
+        if (ok) return done(null, replica.view);
+        done(
+          new Problem(
+            "not-caught-up",
+            `Revision ${revision} is not here yet: this replica is at ${replica.view.revision}`,
+          ),
+        );
+      },
+    });
+    this.#revisionWaiters.set(replica.group, waiters);
+  }
+
+  /** Finds a tenant's group; asks the directory's leader before it says that there is none. */
+  #find(tenant: string, deadline: number, done: Done<Found>): void {
+    if (tenant === SYSTEM_TENANT) {
+      return done(null, { tenant, group: SYSTEM_GROUP, local: true, nodes: [] });
+    }
+    const row = this.directory.tenant(tenant);
+    if (row !== undefined) return done(...this.#found(row));
+    const timeoutMs = Math.max(1, deadline - this.#clock.monotonicMs());
+    this.readWith(SYSTEM_TENANT, { consistency: "linearizable", timeoutMs }, (error) => {
+      if (error !== null) return done(error);
+      const now = this.directory.tenant(tenant);
+      if (now === undefined) return done(new Problem("not-found", `No tenant is called "${tenant}"`));
+      done(...this.#found(now));
+    });
+  }
+
+  #found(row: TenantRow): [Problem] | [null, Found] {
+    if (row.deletedAt !== null) {
+      return [new Problem("tenant-deleted", `Tenant "${row.tenant}" is deleted: undelete it first`)];
+    }
+    const nodes = row.placement.replicas.map((replica) => replica.node);
+    return [
+      null,
+      { tenant: row.tenant, group: row.group, local: nodes.includes(this.node), nodes },
+    ];
+  }
+
+  locateNow(tenant: string): { readonly local: boolean } | undefined {
+    if (tenant === SYSTEM_TENANT) return { local: true };
+    const row = this.directory.tenant(tenant);
+    if (row === undefined) return undefined;
+    return { local: row.placement.replicas.some((replica) => replica.node === this.node) };
+  }
+
+  locate(
+    tenant: string,
+  ): Promise<{ readonly local: true } | { readonly local: false; readonly nodes: readonly string[] } | null> {
+    return new Promise((resolve, reject) => {
+      this.#find(tenant, this.#clock.monotonicMs() + READ_TIMEOUT_MS, (error, found) => {
+        if (error?.code === "not-found") return resolve(null);
+        if (error !== null) return reject(error);
+        const { local, nodes } = found as Found;
+        if (local) return resolve({ local: true });
+        const alive = nodes.filter((node) => this.liveness.supports(node));
+        const rest = nodes.filter((node) => !this.liveness.supports(node));
+        resolve({ local: false, nodes: [...alive, ...rest] });
+      });
+    });
+  }
+
+  // --- public: watches -----------------------------------------------------------------------------------------------------
+
+  async watch(
+    tenant: string,
+    start: (view: TenantView) => void,
+    listener: WatchListener,
+  ): Promise<() => void> {
+    // Wakes the replica and waits until it has state; the subscription itself begins in one synchronous turn.
+    return await new Promise((resolve, reject) => {
+      this.readWith(tenant, { consistency: "stale" }, (error, view) => {
+        if (error !== null) return reject(error);
+        const row = tenant === SYSTEM_TENANT ? null : this.directory.tenant(tenant);
+        const group = row === null ? SYSTEM_GROUP : row?.group;
+        if (group === undefined) {
+          return reject(new Problem("not-found", `No tenant is called "${tenant}"`));
+        }
+        try {
+          start(view as TenantView);
+          resolve(this.hub.subscribe(group, listener));
+        } catch (thrown) {
+          reject(thrown instanceof Error ? thrown : new Error(String(thrown)));
+        }
+      });
+    });
+  }
+
+  /** What runs here, for status, benches and the simulator's checks. */
+  replicas(): Iterable<Replica> {
+    return this.#replicas.values();
+  }
+
+  // --- public: status and care ---------------------------------------------------------------------------------------------
+
+  #groupStatus(replica: Replica): GroupStatus {
+    const status = replica.raft.status();
+    const replicas: ReplicaStatus[] = [...replica.members].map(([id, node]) => {
+      const progress = status.progress.find((peer) => peer.id === id);
+      const learner = status.confState.learners.includes(id);
+      return {
+        node,
+        id,
+        role: id === status.lead ? "leader" : learner ? "learner" : "voter",
+        match: id === replica.id ? status.lastIndex : (progress?.match ?? null),
+        state: id === replica.id ? "self" : (progress?.state ?? "unknown"),
+      };
+    });
+    return {
+      tenant: replica.tenant,
+      group: replica.group,
+      leader: replica.leaderNode,
+      term: status.term,
+      commit: status.commit,
+      applied: status.applied,
+      revision: replica.view.revision,
+      epoch: replica.view.epoch,
+      replicas,
+    };
+  }
+
+  async group(tenant: string): Promise<GroupStatus> {
+    await this.#whenFound(tenant);
+    const row = tenant === SYSTEM_TENANT ? null : this.directory.tenant(tenant);
+    const group = row === null ? SYSTEM_GROUP : row?.group;
+    const replica = group === undefined ? undefined : (this.#replicas.get(group) ?? this.#wake(group));
+    if (replica == null) throw new Problem("not-found", `Tenant "${tenant}" has no replica on this node`);
+    if (replica.raft.isLeader) return this.#groupStatus(replica);
+    const leader = replica.leaderNode;
+    if (leader === null || !this.liveness.supports(leader)) {
+      this.#campaignSoon(replica);
+      return { ...this.#groupStatus(replica), leader: null };
+    }
+    const answer = await new Promise<GroupStatus | null>((resolve) => {
+      const deadline = this.#clock.monotonicMs() + 1_000;
+      const payload = encoder.encode(String(replica.group));
+      this.#rpc.call(leader, Method.status, payload, deadline, (result) => {
+        resolve(result.kind === "ok" ? (JSON.parse(decoder.decode(result.bytes)) as GroupStatus | null) : null);
+      });
+    });
+    return answer ?? this.#groupStatus(replica);
+  }
+
+  #whenFound(tenant: string): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#find(tenant, this.#clock.monotonicMs() + READ_TIMEOUT_MS, (error) => {
+        if (error === null) resolve();
+        else reject(error);
+      });
+    });
+  }
+
+  cluster(): ClusterStatus {
+    const now = this.#clock.monotonicMs();
+    const names = new Set([this.node, ...this.liveness.peers]);
+    for (const node of this.directory.nodes()) names.add(node.node);
+    const options = this.#options;
+    let leaders = 0;
+    for (const replica of this.#replicas.values()) if (replica.raft.isLeader) leaders += 1;
+    const system = this.#replicas.get(SYSTEM_GROUP);
+    return {
+      cluster: options.cluster,
+      node: this.node,
+      version: options.version,
+      ready: this.ready,
+      transport: options.transportKind,
+      connected: options.transport.connected,
+      nodes: [...names].sort().map((name) => {
+        const status = this.liveness.status(name, now);
+        return { name, self: name === this.node, ...status, ...(name === this.node ? { boot: options.boot } : {}) };
+      }),
+      replicas: { warm: this.#replicas.size, leaders },
+      journal: options.journal.status,
+      environments: { open: options.environments.open_count, cap: options.environments.cap },
+      tenants: system?.view.get<{ tenants?: number }>("meta")?.tenants ?? 0,
+    };
+  }
+
+  place(tenant: string, replicas: number | undefined): readonly string[] {
+    const names = new Set<string>(this.#options.peers);
+    for (const node of this.directory.nodes()) names.add(node.node);
+    const wanted = replicas ?? (names.size >= 3 ? 3 : 1);
+    if (wanted > names.size) {
+      throw new Problem(
+        "invalid",
+        `Cannot place ${wanted} replicas: the cluster has ${names.size} ${names.size === 1 ? "node" : "nodes"}`,
+        { errors: [{ pointer: "/replicas", detail: `must be at most ${names.size}` }] },
+      );
+    }
+    // Rendezvous hashing: each tenant has its own order of nodes, and a node more or less moves few tenants.
+    const order = [...names].sort((left, right) => {
+      const alive = Number(this.liveness.supports(right)) - Number(this.liveness.supports(left));
+      return alive !== 0 ? alive : hash32(`${tenant}/${right}`) - hash32(`${tenant}/${left}`);
+    });
+    return order.slice(0, wanted);
+  }
+
+  async transfer(tenant: string, toNode: string): Promise<void> {
+    await this.#whenFound(tenant);
+    const status = await this.group(tenant);
+    if (!status.replicas.some((replica) => replica.node === toNode)) {
+      throw new Problem("invalid", `Node "${toNode}" holds no replica of tenant "${tenant}"`);
+    }
+    if (status.leader === null) throw noQuorum(tenant);
+    const replica = this.#replicas.get(status.group);
+    const done =
+      status.leader === this.node && replica !== undefined
+        ? this.#transferHere(replica, toNode)
+        : await new Promise<boolean>((resolve) => {
+            const payload = encodeJson({ group: status.group, to: toNode });
+            const deadline = this.#clock.monotonicMs() + 1_000;
+            this.#rpc.call(status.leader as string, Method.transfer, payload, deadline, (result) => {
+              resolve(result.kind === "ok" && JSON.parse(decoder.decode(result.bytes)) === true);
+            });
+          });
+    if (!done) throw new Problem("conflict", "Leadership is not moving: the leader changed meanwhile");
+  }
+
+  #transferHere(replica: Replica, toNode: string): boolean {
+    const target = [...replica.members].find(([, node]) => node === toNode);
+    if (target === undefined || !replica.raft.isLeader) return false;
+    if (target[0] !== replica.id) {
+      this.#guarded(replica, () => replica.raft.transferLeadership(target[0]));
+    }
+    return true;
+  }
+
+  // --- public: the gateway's own calls ---------------------------------------------------------------------------------------
+
+  exchange(node: string, request: Uint8Array, timeoutMs: number): Promise<Uint8Array> {
+    return new Promise((resolve, reject) => {
+      const deadline = this.#clock.monotonicMs() + timeoutMs;
+      this.#rpc.call(node, Method.exchange, request, deadline, (result) => {
+        if (result.kind === "ok") resolve(result.bytes);
+        else if (result.kind === "not-sent") reject(new Problem("no-quorum", `Node "${node}" cannot be reached`));
+        else reject(outcomeUnknown());
+      });
+    });
+  }
+
+  onExchange(handler: (from: string, request: Uint8Array) => Promise<Uint8Array>): void {
+    this.#exchangeHandler = handler;
+  }
+}
+
+interface Found {
+  readonly tenant: string;
+  readonly group: number;
+  readonly local: boolean;
+  readonly nodes: readonly string[];
+}
+
+export function environmentName(identity: {
+  readonly tenant: string;
+  readonly group: number;
+  readonly replica: number;
+}): string {
+  return `${identity.tenant}.${identity.group}.${identity.replica}`;
+}
+
+/** Few and small, and what elections wait for: they must not queue behind log entries. */
+function isUrgent(type: MessageType): boolean {
+  switch (type) {
+    case MessageType.requestVote:
+    case MessageType.requestVoteResponse:
+    case MessageType.preVote:
+    case MessageType.preVoteResponse:
+    case MessageType.timeoutNow:
+      return true;
+    default:
+      return false;
+  }
+}
+
+function expectsLeader(type: MessageType): boolean {
+  switch (type) {
+    case MessageType.appendEntriesResponse:
+    case MessageType.heartbeatResponse:
+    case MessageType.readIndex:
+    case MessageType.propose:
+      return true;
+    default:
+      return false;
+  }
+}
+
+function hasMember(replica: Replica, node: string): boolean {
+  for (const member of replica.members.values()) if (member === node) return true;
+  return false;
+}
+
+function encodeJson(value: unknown): Uint8Array {
+  return encoder.encode(JSON.stringify(value));
+}
+
+function encodeProposal(group: number, deadlineMs: number, data: Uint8Array): Uint8Array {
+  const head = encoder.encode(`${group} ${Math.ceil(deadlineMs)}\n`);
+  const bytes = new Uint8Array(head.length + data.length);
+  bytes.set(head);
+  bytes.set(data, head.length);
+  return bytes;
+}
+
+function decodeProposal(bytes: Uint8Array): { group: number; deadlineMs: number; data: Uint8Array } {
+  const end = bytes.indexOf(10);
+  const [group, deadlineMs] = decoder.decode(bytes.subarray(0, end)).split(" ").map(Number);
+  return { group: group ?? 0, deadlineMs: deadlineMs ?? 0, data: bytes.slice(end + 1) };
+}
+
+function noQuorum(tenant: string): Problem {
+  return new Problem("no-quorum", `No leader answers for tenant "${tenant}": too few of its replicas are up`);
+}
+
+function halted(tenant: string): Problem {
+  return new Problem("replica-halted", `The replica of tenant "${tenant}" on this node was stopped by a fault`);
+}
+
+function outcomeUnknown(): Problem {
+  return new Problem(
+    "outcome-unknown",
+    "The change may or may not have been made: repeat it with the same Idempotency-Key to find out",
+  );
+}
+
+/** FNV-1a with a final mix: spreads names that differ in one character. */
+function hash32(text: string): number {
+  let hash = 0x811c9dc5;
+  for (let index = 0; index < text.length; index++) {
+    hash = Math.imul(hash ^ text.charCodeAt(index), 0x01000193);
+  }
+  hash = Math.imul(hash ^ (hash >>> 16), 0x85ebca6b);
+  return (hash ^ (hash >>> 13)) >>> 0;
+}

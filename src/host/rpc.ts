@@ -1,0 +1,116 @@
+/**
+ * Calls between nodes, over the rpc lane: forwarding of proposals and of the gateway's requests. A call ends exactly
+ * once: answered, refused before it left, or unknown (the peer may have acted on it).
+ */
+import { ByteReader, ByteWriter } from "../lib/bytes.ts";
+
+/** Calls in flight from this node; more are refused at once. */
+export const CALLS_MAX = 20_000;
+
+export const Method = { propose: 1, exchange: 2, status: 3, transfer: 4 } as const;
+export type Method = (typeof Method)[keyof typeof Method];
+
+export type CallResult =
+  | { readonly kind: "ok"; readonly bytes: Uint8Array }
+  /** Never left this node: trying elsewhere or again is safe. */
+  | { readonly kind: "not-sent" }
+  /** No answer: it may have happened. */
+  | { readonly kind: "unknown" };
+
+export type CallHandler = (
+  from: string,
+  payload: Uint8Array,
+  respond: (bytes: Uint8Array) => void,
+) => void;
+
+const REQUEST = 1;
+const RESPONSE = 2;
+
+interface Call {
+  readonly node: string;
+  readonly deadline: number;
+  readonly done: (result: CallResult) => void;
+}
+
+export class Rpc {
+  readonly #calls = new Map<number, Call>();
+  readonly #handlers = new Map<Method, CallHandler>();
+  readonly #queue: (node: string, item: Uint8Array, call: number | null) => void;
+  #next = 1;
+
+  /** `queue` takes one item for a node; when it cannot leave, `notSent` is called with its call. */
+  constructor(queue: (node: string, item: Uint8Array, call: number | null) => void) {
+    this.#queue = queue;
+  }
+
+  serve(method: Method, handler: CallHandler): void {
+    this.#handlers.set(method, handler);
+  }
+
+  call(
+    node: string,
+    method: Method,
+    payload: Uint8Array,
+    deadline: number,
+    done: (result: CallResult) => void,
+  ): void {
+    if (this.#calls.size >= CALLS_MAX) return done({ kind: "not-sent" });
+    const id = this.#next++;
+    this.#calls.set(id, { node, deadline, done });
+    this.#queue(node, encodeItem(REQUEST, id, method, payload), id);
+  }
+
+  /** `item` is one item as it was queued at the other end; a malformed one throws. */
+  receive(from: string, item: Uint8Array): void {
+    const reader = new ByteReader(item);
+    const kind = reader.u8();
+    const id = reader.u53();
+    const method = reader.u8() as Method;
+    const payload = reader.rest();
+    if (kind === RESPONSE) {
+      const call = this.#calls.get(id);
+      // Answers after the deadline, or of a node that was not asked, mean nothing any more.
+      if (call === undefined || call.node !== from) return;
+      this.#calls.delete(id);
+      call.done({ kind: "ok", bytes: payload });
+      return;
+    }
+    const handler = this.#handlers.get(method);
+    if (kind !== REQUEST || handler === undefined) return;
+    handler(from, payload, (bytes) => {
+      this.#queue(from, encodeItem(RESPONSE, id, method, bytes), null);
+    });
+  }
+
+  notSent(id: number): void {
+    this.#end(id, { kind: "not-sent" });
+  }
+
+  nodeDown(node: string): void {
+    for (const [id, call] of this.#calls) {
+      if (call.node === node) this.#end(id, { kind: "unknown" });
+    }
+  }
+
+  expire(now: number): void {
+    for (const [id, call] of this.#calls) {
+      if (call.deadline <= now) this.#end(id, { kind: "unknown" });
+    }
+  }
+
+  #end(id: number, result: CallResult): void {
+    const call = this.#calls.get(id);
+    if (call === undefined) return;
+    this.#calls.delete(id);
+    call.done(result);
+  }
+}
+
+function encodeItem(kind: number, id: number, method: Method, payload: Uint8Array): Uint8Array {
+  const writer = new ByteWriter(payload.length + 16);
+  writer.u8(kind);
+  writer.u53(id);
+  writer.u8(method);
+  writer.raw(payload);
+  return writer.finish();
+}

@@ -1,0 +1,215 @@
+/**
+ * Composition root: reads the settings, opens the adapters, wires them to the host, starts. The only place that wires.
+ */
+import { randomInt } from "node:crypto";
+import { chmodSync, existsSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import process from "node:process";
+import { pino } from "pino";
+import { Problem } from "./api/problems.ts";
+import { applyDirectory } from "./cli/apply.ts";
+import { createGateway, type Gateway } from "./gateway/gateway.ts";
+import { hashToken, makeRootToken } from "./gateway/tokens.ts";
+import { SYSTEM_TENANT } from "./host/directory.ts";
+import { NodeHost } from "./host/node_host.ts";
+import type { Clock, Transport } from "./host/ports.ts";
+import type { Action } from "./machine/command.ts";
+import { runtime } from "./runtime/runtime.ts";
+import { ListenError, serve } from "./runtime/serve.ts";
+import { readSettings, SettingsError, type Settings } from "./runtime/settings.ts";
+import { onStopSignal } from "./runtime/signals.ts";
+import { openDataDirectory, DataDirectoryError } from "./store/data_directory.ts";
+import { openJournalDisk } from "./store/disk.ts";
+import { LmdbEnvironments } from "./store/environments.ts";
+import { NodeJournal } from "./store/journal.ts";
+import { LoopbackNetwork } from "./transport/loopback.ts";
+import { NatsTransport, TransportError } from "./transport/nats.ts";
+
+const version = "0.1.0";
+/** How long requests under way may take to end when the node stops. */
+const STOP_GRACE_MS = 2_000;
+const WAITING_NOTICE_MS = 5_000;
+
+/** Ends the process with one line that says why. */
+function die(message: string): never {
+  process.stderr.write(`conflux: ${message}\n`);
+  process.exit(1);
+}
+
+function systemClock(): Clock {
+  return {
+    monotonicMs: () => performance.now(),
+    wallMs: () => Date.now(),
+    defer: (run) => {
+      setImmediate(run);
+    },
+    every: (ms, run) => {
+      const timer = setInterval(run, ms);
+      return () => clearInterval(timer);
+    },
+  };
+}
+
+/** The operator's token: given, or kept beside the data from the first start on. */
+function rootToken(settings: Settings): { token: string; where: string } {
+  if (settings.rootToken !== null) return { token: settings.rootToken, where: "CONFLUX_ROOT_TOKEN" };
+  const file = join(settings.data, "root-token");
+  if (!existsSync(file)) {
+    writeFileSync(file, `${makeRootToken()}\n`, { mode: 0o600, flush: true });
+    chmodSync(file, 0o600);
+  }
+  return { token: readFileSync(file, "utf8").trim(), where: file };
+}
+
+async function main(args: readonly string[]): Promise<void> {
+  const settings = readSettings({
+    args: args[0] === "start" ? args.slice(1) : args,
+    env: process.env,
+    readFile: (path) => readFileSync(path, "utf8"),
+  });
+  // Standard output is for people; the log goes beside it.
+  const log = pino({ level: settings.log, base: { node: settings.node } }, pino.destination(2));
+  const directory = openDataDirectory({
+    path: settings.data,
+    node: settings.node,
+    cluster: settings.cluster,
+  });
+  const root = rootToken(settings);
+  const fatal = (error: Error): void => {
+    log.fatal({ err: error }, "node.fatal");
+    // Nothing may be acknowledged any more, and nothing that is open can be trusted to close.
+    process.stderr.write(`conflux: ${error.message}\n`);
+    process.kill(process.pid, "SIGKILL");
+  };
+  const journal = new NodeJournal({
+    disk: openJournalDisk(join(settings.data, "journal")),
+    salt: randomInt(2 ** 32 - 1),
+    onFatal: fatal,
+  });
+  const environments = new LmdbEnvironments({ directory: join(settings.data, "tenants") });
+  const { cluster, node } = settings;
+  const transport: Transport =
+    settings.nats === null
+      ? new LoopbackNetwork().join({ cluster, node, boot: directory.boot })
+      : new NatsTransport({
+          cluster,
+          node,
+          boot: directory.boot,
+          servers: settings.nats,
+          onStatus: (status) => log.warn({ status: status.kind, link: status.link }, "transport.status"),
+        });
+  const host = new NodeHost({
+    cluster,
+    node,
+    boot: directory.boot,
+    version,
+    peers: settings.peers ?? [node],
+    transportKind: settings.nats === null ? "loopback" : "nats",
+    journal,
+    environments,
+    transport,
+    clock: systemClock(),
+    seed: randomInt(2 ** 32 - 1),
+    log,
+    onFatal: fatal,
+  });
+  const gateway = createGateway({ service: host, log });
+  await host.start();
+  const server = await serve((request, info) => gateway.fetch(request, info), {
+    host: settings.host,
+    port: settings.port,
+  });
+
+  onStopSignal((signal) => {
+    log.info({ signal }, "node.stopping");
+    stop().then(
+      () => process.exit(0),
+      (error: unknown) => die(`Cannot stop in good order: ${String(error)}`),
+    );
+  });
+  const stop = async (): Promise<void> => {
+    await gateway.close();
+    await server.stop(STOP_GRACE_MS);
+    await host.stop();
+    directory.release();
+  };
+
+  await whenReady(host, log, settings);
+  const change = async (action: Action): Promise<void> => {
+    const outcome = await host.propose(SYSTEM_TENANT, {
+      at: Date.now(),
+      actor: { kind: "system", keyId: node },
+      action,
+    });
+    if (!outcome.ok) throw new Problem(outcome.code, outcome.detail);
+  };
+  await untilDone(() => change({ op: "node.register", node, boot: directory.boot }));
+  const keyId = hashToken(root.token).slice(0, 13);
+  await untilDone(() => change({ op: "rootKey.put", node, keyId, hash: hashToken(root.token) }));
+  process.stdout.write(
+    `Conflux ${version} (${runtime.name} ${runtime.version}) listens on ${server.url} · root token in ${root.where}\n`,
+  );
+  log.info({ url: server.url, runtime: runtime.name, pid: process.pid }, "node.ready");
+  if (settings.tenants !== null) await applyTenants(settings.tenants, gateway, root.token);
+}
+
+/** Waits for the system group; says every few seconds what it is waiting for. */
+async function whenReady(host: NodeHost, log: pino.Logger, settings: Settings): Promise<void> {
+  for (let waited = 0; ; waited += WAITING_NOTICE_MS) {
+    try {
+      await host.read(
+        SYSTEM_TENANT,
+        { consistency: "linearizable", timeoutMs: WAITING_NOTICE_MS },
+        () => null,
+      );
+      return;
+    } catch (error) {
+      if (!(error instanceof Problem) || error.code !== "no-quorum") throw error;
+      const heard = host
+        .cluster()
+        .nodes.filter((peer) => peer.alive)
+        .map((peer) => peer.name);
+      log.warn({ peers: settings.peers, heard, waitedMs: waited + WAITING_NOTICE_MS }, "node.waiting_for_peers");
+    }
+  }
+}
+
+/** Registering is repeated until it is known to be done: doing it twice changes nothing. */
+async function untilDone(act: () => Promise<void>): Promise<void> {
+  for (;;) {
+    try {
+      await act();
+      return;
+    } catch (error) {
+      if (!(error instanceof Problem) || error.retryAfter === null) throw error;
+    }
+  }
+}
+
+async function applyTenants(folder: string, gateway: Gateway, token: string): Promise<void> {
+  if (!existsSync(folder)) die(`CONFLUX_TENANTS is "${folder}": no such folder`);
+  const summary = await applyDirectory({
+    folder,
+    token,
+    url: "http://localhost",
+    fetch: async (request: Request) => await gateway.fetch(request, {}),
+  });
+  process.stdout.write(`${summary}\n`);
+}
+
+process.on("unhandledRejection", (error) => {
+  // A promise nobody looks after is a mistake of ours: better a loud end than a silent half.
+  process.stderr.write(`conflux: Unhandled rejection: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`);
+  process.exit(70);
+});
+
+main(process.argv.slice(2)).catch((error: unknown) => {
+  const known =
+    error instanceof SettingsError ||
+    error instanceof ListenError ||
+    error instanceof TransportError ||
+    error instanceof DataDirectoryError ||
+    error instanceof Problem;
+  if (known) die((error as Error).message);
+  die(error instanceof Error ? (error.stack ?? error.message) : String(error));
+});

@@ -1,0 +1,461 @@
+/**
+ * A cluster in one thread on virtual time: real NodeHosts (floors 0–2 whole), the real journal over a simulated disk,
+ * environments and network made of memory. One seed decides everything; the same seed gives the same trace.
+ *
+ * Nothing of the host's below its promises is replaced: clock, disk, environments and transport are its own ports.
+ */
+import { SortedMap } from "../../src/lib/sorted_map.ts";
+import { Prng } from "../../src/lib/prng.ts";
+import { NodeHost, type Log } from "../../src/host/node_host.ts";
+import type {
+  Clock,
+  Environment,
+  EnvironmentChange,
+  Environments,
+  FrameHandler,
+  Lane,
+  Range,
+  Transport,
+} from "../../src/host/ports.ts";
+import { NodeJournal } from "../../src/store/journal.ts";
+import { SimDisk } from "../store/sim_disk.ts";
+
+/** What the network and the disks do; drawn from the seed, changed by the nemesis. */
+export interface Weather {
+  drop: number;
+  duplicate: number;
+  /** Milliseconds, drawn evenly. */
+  delay: readonly [min: number, max: number];
+  /** Chance of a frame being held back for `lateMs`. */
+  late: number;
+  lateMs: number;
+  /** Milliseconds one operation of a disk takes. */
+  disk: readonly [min: number, max: number];
+}
+
+export const calm: Weather = {
+  drop: 0,
+  duplicate: 0,
+  delay: [0.1, 1],
+  late: 0,
+  lateMs: 0,
+  disk: [0.1, 0.5],
+};
+
+interface Happening {
+  readonly at: number;
+  readonly order: number;
+  readonly run: () => void;
+}
+
+/** Binary heap by time, then by order of scheduling: ties never depend on anything else. */
+class Agenda {
+  readonly #heap: Happening[] = [];
+
+  get size(): number {
+    return this.#heap.length;
+  }
+
+  push(happening: Happening): void {
+    const heap = this.#heap;
+    let at = heap.push(happening) - 1;
+    while (at > 0) {
+      const parent = (at - 1) >> 1;
+      if (!before(heap[at] as Happening, heap[parent] as Happening)) break;
+      [heap[at], heap[parent]] = [heap[parent] as Happening, heap[at] as Happening];
+      at = parent;
+    }
+  }
+
+  pop(): Happening | undefined {
+    const heap = this.#heap;
+    const top = heap[0];
+    const last = heap.pop();
+    if (heap.length === 0 || last === undefined) return top;
+    heap[0] = last;
+    for (let at = 0; ; ) {
+      const left = 2 * at + 1;
+      const right = left + 1;
+      let least = at;
+      if (left < heap.length && before(heap[left] as Happening, heap[least] as Happening)) least = left;
+      if (right < heap.length && before(heap[right] as Happening, heap[least] as Happening)) least = right;
+      if (least === at) return top;
+      [heap[at], heap[least]] = [heap[least] as Happening, heap[at] as Happening];
+      at = least;
+    }
+  }
+}
+
+function before(left: Happening, right: Happening): boolean {
+  return left.at < right.at || (left.at === right.at && left.order < right.order);
+}
+
+// --- environments -------------------------------------------------------------------------------------------------------
+
+interface StoredEnvironment {
+  meta: Uint8Array | null;
+  rows: SortedMap<string>;
+  entries: Map<number, Uint8Array>;
+}
+
+/** Environments in memory: commits are atomic and take time; a crash leaves the one under way done or not done. */
+class SimEnvironments implements Environments {
+  readonly cap: number;
+  readonly stored = new Map<string, StoredEnvironment>();
+  readonly #schedule: (run: () => void) => void;
+  readonly #prng: Prng;
+  #open = new Set<string>();
+  #underWay: (() => void)[] = [];
+
+  constructor(prng: Prng, cap: number, schedule: (run: () => void) => void) {
+    this.#prng = prng;
+    this.cap = cap;
+    this.#schedule = schedule;
+  }
+
+  get open_count(): number {
+    return this.#open.size;
+  }
+
+  exists(name: string): boolean {
+    return this.stored.has(name);
+  }
+
+  async remove(name: string): Promise<void> {
+    this.stored.delete(name);
+  }
+
+  /** The process is gone: each commit under way is on disk, or is not. */
+  crash(): void {
+    for (const apply of this.#underWay) if (this.#prng.chance(0.5)) apply();
+    this.#underWay = [];
+    this.#open = new Set();
+  }
+
+  open(name: string): Environment {
+    if (this.#open.has(name)) throw new Error(`Environment ${name} is open already`);
+    this.#open.add(name);
+    let stored = this.stored.get(name);
+    if (stored === undefined) {
+      stored = { meta: null, rows: new SortedMap(), entries: new Map() };
+      this.stored.set(name, stored);
+    }
+    const held = stored;
+    let busy = false;
+    return {
+      meta: () => held.meta,
+      get: (key) => held.rows.get(key),
+      range: (range) => rangeOf(held.rows, range),
+      entry: (index) => held.entries.get(index),
+      commit: (change, done) => {
+        if (busy) throw new Error("A commit is under way");
+        busy = true;
+        const apply = prepare(held, change);
+        this.#underWay.push(apply);
+        this.#schedule(() => {
+          this.#underWay = this.#underWay.filter((other) => other !== apply);
+          apply();
+          busy = false;
+          done(null);
+        });
+      },
+      close: async () => {
+        if (busy) throw new Error("Closed while a commit is under way");
+        this.#open.delete(name);
+      },
+    };
+  }
+}
+
+function prepare(stored: StoredEnvironment, change: EnvironmentChange): () => void {
+  const rows = [...change.rows];
+  const entries = [...change.entries];
+  return () => {
+    if (change.clear) {
+      stored.rows = new SortedMap();
+      stored.entries = new Map();
+    }
+    for (const { low, high } of change.entriesDeleted) {
+      for (let index = low; index < high; index++) stored.entries.delete(index);
+    }
+    for (const [key, value] of rows) {
+      if (value === undefined) stored.rows.delete(key);
+      else stored.rows.set(key, value);
+    }
+    for (const [index, bytes] of entries) stored.entries.set(index, bytes);
+    stored.meta = change.meta;
+  };
+}
+
+function* rangeOf(rows: SortedMap<string>, range: Range): Generator<readonly [string, string]> {
+  const keys = [...rows.entries(range.gte)].filter(([key]) => key < range.lt);
+  if (range.reverse === true) keys.reverse();
+  yield* keys as [string, string][];
+}
+
+// --- nodes --------------------------------------------------------------------------------------------------------------
+
+export interface SimNode {
+  readonly name: string;
+  /** Null while the process is down. */
+  host: NodeHost | null;
+  readonly disk: SimDisk;
+  readonly environments: SimEnvironments;
+  boot: number;
+  /** Everything of an earlier life checks this before it runs. */
+  life: number;
+  handler: FrameHandler | null;
+  /** Until when this process is stopped (SIGSTOP): its events wait. */
+  frozenUntil: number;
+  readonly clockOffset: number;
+  fatal: Error | null;
+}
+
+export interface WorldOptions {
+  readonly seed: number;
+  readonly nodes: number;
+  readonly environmentsMax?: number;
+  readonly segmentBytes?: number;
+  readonly log?: Log;
+}
+
+const silent: Log = { debug() {}, info() {}, warn() {}, error() {} };
+
+export class World {
+  readonly prng: Prng;
+  readonly nodes: SimNode[] = [];
+  weather: Weather = calm;
+  now = 0;
+  events = 0;
+  /** What went on, one line each; equal seeds give equal traces. */
+  traceHash = 0;
+  trace: ((line: string) => void) | null = null;
+  readonly #agenda = new Agenda();
+  readonly #options: WorldOptions;
+  readonly #cut = new Set<string>();
+  #order = 0;
+
+  constructor(options: WorldOptions) {
+    this.#options = options;
+    this.prng = new Prng(options.seed);
+    for (let index = 1; index <= options.nodes; index++) {
+      const prng = this.prng.fork();
+      const node: SimNode = {
+        name: `n${index}`,
+        host: null,
+        disk: new SimDisk({ seed: prng.uint32() }),
+        environments: new SimEnvironments(prng.fork(), options.environmentsMax ?? 1_000, (run) => {
+          this.#inLife(node, this.#diskDelay() * 3, run);
+        }),
+        boot: 0,
+        life: 0,
+        handler: null,
+        frozenUntil: 0,
+        clockOffset: prng.below(100_000),
+        fatal: null,
+      };
+      this.nodes.push(node);
+    }
+  }
+
+  // --- time ---------------------------------------------------------------------------------------------------------
+
+  after(ms: number, run: () => void): void {
+    this.#agenda.push({ at: this.now + ms, order: this.#order++, run });
+  }
+
+  /** Runs events until `until` (virtual ms) or until `stop` says so after one. */
+  async run(until: number, stop: () => boolean = () => false): Promise<void> {
+    for (;;) {
+      const next = this.#agenda.pop();
+      if (next === undefined) return;
+      if (next.at > until) {
+        this.#agenda.push(next);
+        this.now = until;
+        return;
+      }
+      this.now = Math.max(this.now, next.at);
+      this.events += 1;
+      next.run();
+      // Closing and removing environments are the only promises below the public methods.
+      if (this.#promised) {
+        this.#promised = false;
+        for (let turn = 0; turn < 8; turn++) await Promise.resolve();
+      }
+      if (stop()) return;
+    }
+  }
+
+  #promised = false;
+
+  /** Says that something just done needs the microtasks to run before the next event. */
+  settle(): void {
+    this.#promised = true;
+  }
+
+  note(line: string): void {
+    let hash = this.traceHash;
+    for (let index = 0; index < line.length; index++) {
+      hash = Math.imul(hash ^ line.charCodeAt(index), 0x01000193);
+    }
+    this.traceHash = hash >>> 0;
+    this.trace?.(`${this.now.toFixed(3)} ${line}`);
+  }
+
+  #inLife(node: SimNode, ms: number, run: () => void): void {
+    const { life } = node;
+    const attempt = (): void => {
+      if (node.life !== life) return;
+      if (node.frozenUntil > this.now) this.after(node.frozenUntil - this.now, attempt);
+      else {
+        run();
+        this.#pumpDisk(node);
+      }
+    };
+    this.after(ms, attempt);
+  }
+
+  // --- disks --------------------------------------------------------------------------------------------------------
+
+  readonly #diskBusy = new Set<SimNode>();
+
+  #diskDelay(): number {
+    const [min, max] = this.weather.disk;
+    return min + (this.prng.uint32() / 0x1_0000_0000) * (max - min);
+  }
+
+  /** One operation of a node's disk at a time, each taking its while. */
+  #pumpDisk(node: SimNode): void {
+    if (node.disk.pending === 0 || this.#diskBusy.has(node)) return;
+    this.#diskBusy.add(node);
+    const { life } = node;
+    this.after(this.#diskDelay(), () => {
+      this.#diskBusy.delete(node);
+      if (node.life !== life) return this.#pumpDisk(node);
+      this.#inLife(node, 0, () => {
+        node.disk.step();
+      });
+    });
+  }
+
+  // --- network ------------------------------------------------------------------------------------------------------
+
+  /** Nothing goes from one to the other any more. */
+  cut(from: SimNode, to: SimNode): void {
+    this.#cut.add(`${from.name}>${to.name}`);
+  }
+
+  heal(): void {
+    this.#cut.clear();
+  }
+
+  #transport(node: SimNode): Transport {
+    const { life } = node;
+    return {
+      connected: true,
+      start: async (handler) => {
+        node.handler = handler;
+      },
+      close: async () => {
+        node.handler = null;
+      },
+      send: (to, lane, bytes) => {
+        const peer = this.nodes.find((other) => other.name === to);
+        if (peer === undefined || node.life !== life) return false;
+        const { drop, duplicate, late, lateMs, delay } = this.weather;
+        const copies = this.prng.chance(drop) ? 0 : this.prng.chance(duplicate) ? 2 : 1;
+        for (let copy = 0; copy < copies; copy++) {
+          const spread = (this.prng.uint32() / 0x1_0000_0000) * (delay[1] - delay[0]);
+          const wait = delay[0] + spread + (this.prng.chance(late) ? this.prng.below(lateMs) : 0);
+          this.#deliver(node, peer, lane, bytes.slice(), wait);
+        }
+        return true;
+      },
+    };
+  }
+
+  #deliver(from: SimNode, to: SimNode, lane: Lane, bytes: Uint8Array, wait: number): void {
+    const { boot } = from;
+    this.after(wait, () => {
+      if (this.#cut.has(`${from.name}>${to.name}`) || to.host === null) return;
+      this.note(`${from.name}>${to.name} ${lane} ${bytes.length}`);
+      this.#inLife(to, 0, () => to.handler?.(from.name, boot, lane, bytes));
+    });
+  }
+
+  // --- processes ----------------------------------------------------------------------------------------------------
+
+  start(node: SimNode): void {
+    node.boot += 1;
+    node.life += 1;
+    const { life } = node;
+    this.note(`start ${node.name} boot ${node.boot}`);
+    const journal = new NodeJournal({
+      disk: node.disk,
+      salt: this.prng.uint32(),
+      segmentBytes: this.#options.segmentBytes ?? 256 * 1024,
+      onFatal: (error) => {
+        node.fatal = error;
+      },
+    });
+    const clock: Clock = {
+      monotonicMs: () => this.now + node.clockOffset,
+      wallMs: () => 1_700_000_000_000 + Math.floor(this.now),
+      defer: (run) => this.#inLife(node, 0, run),
+      every: (ms, run) => {
+        let active = true;
+        const again = (): void => {
+          if (!active) return;
+          run();
+          this.#inLife(node, ms + this.prng.below(3), again);
+        };
+        this.#inLife(node, ms, again);
+        return () => {
+          active = false;
+        };
+      },
+    };
+    const host = new NodeHost({
+      cluster: "sim",
+      node: node.name,
+      boot: node.boot,
+      version: "sim",
+      peers: this.nodes.map((peer) => peer.name),
+      transportKind: "loopback",
+      journal,
+      environments: node.environments,
+      transport: this.#transport(node),
+      clock,
+      seed: this.prng.uint32(),
+      log: this.#options.log ?? silent,
+      onFatal: (error) => {
+        if (node.life === life) node.fatal = error;
+      },
+    });
+    node.host = host;
+    // `start` awaits nothing but the simulated transport.
+    void host.start();
+    this.settle();
+    this.#pumpDisk(node);
+  }
+
+  /** kill -9 with the power: what was not synced is lost or half there. */
+  crash(node: SimNode): void {
+    this.note(`crash ${node.name}`);
+    node.life += 1;
+    node.host = null;
+    node.handler = null;
+    node.frozenUntil = 0;
+    node.disk.crash();
+    node.environments.crash();
+  }
+
+  freeze(node: SimNode, ms: number): void {
+    this.note(`freeze ${node.name} ${ms}`);
+    node.frozenUntil = this.now + ms;
+  }
+
+  get alive(): SimNode[] {
+    return this.nodes.filter((node) => node.host !== null);
+  }
+}
