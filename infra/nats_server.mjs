@@ -120,7 +120,8 @@ export async function startNatsServer({ port, config, dir, logFile } = {}) {
   const folder = mkdtempSync(join(tmpdir(), "conflux-nats-"));
   if (dir !== undefined) mkdirSync(dir, { recursive: true });
   const log = logFile ?? join(dir ?? folder, "nats-server.log");
-  // Port -1 lets the server pick one, so that nobody else can take it in between; it tells which in a file.
+  // Port -1 lets the server pick one, so that nobody else can take it in between. It tells in a file once it listens;
+  // asking the port alone could be answered by another server there.
   const args = ["-a", "127.0.0.1", "-p", String(port ?? -1), "-l", log, "--ports_file_dir", folder];
   if (config !== undefined) {
     const file = join(folder, "nats.conf");
@@ -174,7 +175,7 @@ export async function startNatsServer({ port, config, dir, logFile } = {}) {
 
   const deadline = performance.now() + startMsMax;
   while (!life.ended && performance.now() < deadline) {
-    const open = port ?? readPort(folder);
+    const open = readPort(folder);
     if (open !== null && (await greets(open)))
       return { url: `nats://127.0.0.1:${open}`, port: open, pid, stop, kill, signal };
     await sleep(pollMs);

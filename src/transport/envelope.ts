@@ -247,7 +247,12 @@ export function decodeFrame(
   const parts = readUint16(bytes, 38);
   if (messageBytesMax < messageBytes) return "malformed";
   if (parts !== partsOf(messageBytes, partBytes) || parts <= part) return "malformed";
-  const payload = bytes.subarray(payloadOffset);
+  // A plain array also where `bytes` is a Buffer, whose slice() would not copy, against what handlers rely on.
+  const payload = new Uint8Array(
+    bytes.buffer,
+    bytes.byteOffset + payloadOffset,
+    bytes.length - payloadOffset,
+  );
   const expected = part < parts - 1 ? partBytes : messageBytes - part * partBytes;
   if (payload.length !== expected) return "malformed";
 

@@ -17,7 +17,7 @@
  */
 import { createConnection } from "node:net";
 import type { Authenticator, ConnectionOptions, NatsConnection, TlsOptions } from "nats";
-import { connect, credsAuthenticator, NatsError, nkeyAuthenticator } from "nats";
+import { connect, credsAuthenticator, NatsError, nkeyAuthenticator, nkeys } from "nats";
 import type { FrameHandler, Lane, Transport } from "../host/ports.ts";
 import { assert } from "../lib/assert.ts";
 import type { Identity, RefusalReason, TransportStats } from "./envelope.ts";
@@ -312,9 +312,8 @@ class Link {
   /** Why the last dial failed; null after one that did not. */
   lastError: unknown = null;
   readonly #options: LinkOptions;
+  readonly #closing = new AbortController();
   #running: Promise<void> | null = null;
-  #closed = false;
-  #wake: (() => void) | null = null;
   #lastServer: Address | null = null;
 
   constructor(options: LinkOptions) {
@@ -336,27 +335,26 @@ class Link {
   }
 
   async close(): Promise<void> {
-    this.#closed = true;
-    this.#wake?.();
+    this.#closing.abort();
     const session = this.session;
     this.session = null;
     if (session !== null) {
       await within(closeMsMax, session.connection.flush()).catch(() => {});
       await session.connection.close();
     }
-    // A dial under way cannot be called back; it ends by its own timeout and closes what it made.
+    // The library's dial cannot be called back; it ends by its own timeout and what it made is closed then.
     if (this.#running !== null) await within(closeMsMax, this.#running).catch(() => {});
   }
 
   async #run(started: () => void, failed: (error: unknown) => void): Promise<void> {
     const { onStatus, onReconnect } = this.#options;
     let connections = 0;
-    while (!this.#closed) {
+    while (!this.#closing.signal.aborted) {
       let session: Session;
       try {
         session = await this.#dial();
       } catch (error) {
-        if (this.#closed) break;
+        if (this.#closing.signal.aborted) break;
         const told = this.lastError === null ? null : messageOf(this.lastError);
         this.lastError = error;
         if (messageOf(error) !== told) onStatus("unreachable", messageOf(error));
@@ -364,7 +362,7 @@ class Link {
         await this.#pause();
         continue;
       }
-      if (this.#closed) return session.connection.close();
+      if (this.#closing.signal.aborted) return session.connection.close();
       this.lastError = null;
       this.session = session;
       connections++;
@@ -373,7 +371,7 @@ class Link {
       started();
       const reason = await session.connection.closed();
       this.session = null;
-      if (!this.#closed)
+      if (!this.#closing.signal.aborted)
         onStatus("disconnected", reason instanceof Error ? messageOf(reason) : session.lostBy);
     }
     failed(new TransportError("closed", "Cannot start the transport: it was closed meanwhile"));
@@ -386,8 +384,7 @@ class Link {
     const order = shuffled(servers).sort(
       (a, b) => Number(a === this.#lastServer) - Number(b === this.#lastServer),
     );
-    const server = await firstAnswering(order, handshakeFirst);
-    if (this.#closed) throw new TransportError("closed", "Cannot connect: transport is closed");
+    const server = await firstAnswering(order, handshakeFirst, this.#closing.signal);
     this.#lastServer = server;
     const connection = await connect({ ...options, servers: [server.hostPort] });
     const session = new Session(connection, this.#options.probeBytes);
@@ -454,14 +451,15 @@ class Link {
 
   #pause(): Promise<void> {
     const ms = reconnectMs.low + Math.random() * (reconnectMs.high - reconnectMs.low);
+    const { signal } = this.#closing;
     return new Promise((resolve) => {
-      const wake = (): void => {
+      const end = (): void => {
         clearTimeout(timer);
-        this.#wake = null;
+        signal.removeEventListener("abort", end);
         resolve();
       };
-      const timer = setTimeout(wake, ms);
-      this.#wake = wake;
+      const timer = setTimeout(end, ms);
+      signal.addEventListener("abort", end);
     });
   }
 }
@@ -572,44 +570,67 @@ function authOptions(auth: NatsAuth | undefined): ConnectionOptions {
   const encoder = new TextEncoder();
   const authenticator: Authenticator =
     "nkeySeed" in auth
-      ? nkeyAuthenticator(encoder.encode(auth.nkeySeed))
+      ? nkeyAuthenticator(checkedSeed(encoder.encode(auth.nkeySeed)))
       : credsAuthenticator(encoder.encode(auth.credentials));
   return { authenticator };
 }
 
+/** Found wrong only while dialing, it would be tried again for ever. */
+function checkedSeed(seed: Uint8Array): Uint8Array {
+  try {
+    nkeys.fromSeed(seed);
+  } catch (error) {
+    throw new TransportError(
+      "invalid-settings",
+      "Cannot use the NATS nkey seed: it is not the seed of a user key, SU…",
+      error,
+    );
+  }
+  return seed;
+}
+
 /** The first server that greets, each tried a little later than the one before. Rejects with the last one's error. */
-function firstAnswering(servers: readonly Address[], handshakeFirst: boolean): Promise<Address> {
+function firstAnswering(
+  servers: readonly Address[],
+  handshakeFirst: boolean,
+  signal: AbortSignal,
+): Promise<Address> {
   return new Promise((resolve, reject) => {
     const cleanups: (() => void)[] = [];
     let failures = 0;
     let started = 0;
-    const finish = (): void => cleanups.forEach((cleanup) => cleanup());
+    const finish = (): void => {
+      for (const cleanup of cleanups) cleanup();
+    };
+    const abort = (): void => {
+      finish();
+      reject(new TransportError("closed", "Cannot connect: transport is closed"));
+    };
+    cleanups.push(() => signal.removeEventListener("abort", abort));
+
     const tryNext = (): void => {
       const server = servers[started++];
       if (server === undefined) return;
       const socket = createConnection({ host: server.host, port: server.port });
-      const failed = (error: Error): void => {
+      const drop = (): void => {
         clearTimeout(timer);
         socket.removeAllListeners();
-        // A destroyed socket may still report an error; nobody must hear it as unhandled.
+        // A destroyed socket may still report an error; unheard it would end the process.
         socket.on("error", () => {});
         socket.destroy();
-        if (++failures === servers.length) {
-          finish();
-          reject(error);
-        } else tryNext();
+      };
+      const failed = (error: Error): void => {
+        drop();
+        if (++failures < servers.length) return tryNext();
+        finish();
+        reject(error);
       };
       const answered = (): void => {
         finish();
         resolve(server);
       };
       const timer = setTimeout(() => failed(new Error("no answer")), dialMsMax);
-      cleanups.push(() => {
-        clearTimeout(timer);
-        socket.removeAllListeners();
-        socket.on("error", () => {});
-        socket.destroy();
-      });
+      cleanups.push(drop);
       socket.once("error", failed);
       socket.once("close", () => failed(new Error("connection was closed")));
       // Who speaks TLS from the first byte waits for us to speak.
@@ -624,7 +645,11 @@ function firstAnswering(servers: readonly Address[], handshakeFirst: boolean): P
         cleanups.push(() => clearTimeout(stagger));
       }
     };
-    tryNext();
+    if (signal.aborted) abort();
+    else {
+      signal.addEventListener("abort", abort);
+      tryNext();
+    }
   });
 }
 
