@@ -188,6 +188,10 @@ export class Admin {
 
   // --- configs ------------------------------------------------------------------------------------------------------------
 
+  namespace(where: Where): Promise<NamespaceAnswer> {
+    return this.#read(namespacePath(where));
+  }
+
   putNamespace(
     where: Where,
     body: NamespacePut,
