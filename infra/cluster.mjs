@@ -389,6 +389,7 @@ async function main() {
     const hue = 31 + (Number(node.slice(1)) % 6);
     process.stdout.write(`${colour ? `\x1b[${hue}m${node}\x1b[0m` : node} ${line}\n`);
   };
+  let started = false;
   let stopping = false;
   /** @type {(code: number) => void} */
   let end = () => {};
@@ -407,10 +408,12 @@ async function main() {
     dataDir,
     runtimes,
     rootToken,
+    ...(process.env["CONFLUX_LOG"] && { env: { CONFLUX_LOG: process.env["CONFLUX_LOG"] } }),
     ...(values.tenants !== undefined && { tenants: path.resolve(root, values.tenants) }),
     onLine: print,
     onDeath: (node, how) => {
-      if (stopping) return;
+      // Before all are ready, a death is why the start fails, and is told as that.
+      if (stopping || !started) return;
       console.log(
         `conflux: ${node.name} died (${how})${values.restart ? ", starting it again" : "; the others go on"}`,
       );
@@ -424,6 +427,7 @@ async function main() {
       }
     },
   });
+  started = true;
   for (const signal of signals) process.off(signal, early);
 
   const tokenShown = path.relative(process.cwd(), tokenFile);
