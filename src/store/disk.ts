@@ -59,6 +59,18 @@ export function syncDirectorySync(directory: string): void {
   }
 }
 
+/** The file's bytes are on the disk when it returns; its name is not yet (`syncDirectorySync`). */
+export function writeFileDurably(path: string, bytes: Uint8Array | string): void {
+  // Not by the `flush` option of writeFileSync: not every runtime has it, and none says so.
+  const descriptor = fs.openSync(path, "w", 0o600);
+  try {
+    fs.writeFileSync(descriptor, bytes);
+    fs.fsyncSync(descriptor);
+  } finally {
+    fs.closeSync(descriptor);
+  }
+}
+
 class DiskFile implements JournalFile {
   readonly #descriptor: number;
   #allocated = 0;

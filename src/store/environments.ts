@@ -16,7 +16,7 @@ import type { Database, RootDatabase } from "lmdb";
 import { Problem } from "../api/problems.ts";
 import type { Environment, EnvironmentChange, Environments, Range } from "../host/ports.ts";
 import { assert, assertSafeInteger } from "../lib/assert.ts";
-import { syncDirectorySync } from "./disk.ts";
+import { syncDirectorySync, writeFileDurably } from "./disk.ts";
 import { environmentCap, readProcessLimits } from "./limits.ts";
 
 /** A range is read in pages of at most this, so that a large one is neither held in memory nor holds a snapshot. */
@@ -140,7 +140,7 @@ export class LmdbEnvironments implements Environments {
     const aside = join(this.#directory, `${making}${name}`);
     fs.rmSync(aside, { recursive: true, force: true });
     fs.mkdirSync(aside);
-    fs.writeFileSync(join(aside, dataFile), this.#template, { flush: true, mode: 0o600 });
+    writeFileDurably(join(aside, dataFile), this.#template);
     syncDirectorySync(aside);
     // A directory without its data file is no environment: nothing was ever acknowledged in it.
     fs.rmSync(path, { recursive: true, force: true });

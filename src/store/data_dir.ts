@@ -1,0 +1,136 @@
+/**
+ * A node's data directory: whose it is, how often it was started, and that one process has it.
+ *
+ *   conflux.json   {"format", "cluster", "node", "disk", "boot"}
+ *   lock.<n>       who has it now (lock.ts)
+ *   journal/       the node's journal (journal.ts)
+ *   tenants/       one LMDB environment per replica (environments.ts)
+ *
+ * `boot` grows by one, durably, before anything else happens: messages of an earlier start can be told apart, and no
+ * start is ever mistaken for another. `disk` is drawn when the directory is made: a wiped disk is a new replica.
+ */
+import { randomUUID } from "node:crypto";
+import * as fs from "node:fs";
+import { join, resolve } from "node:path";
+import { syncDirectorySync, writeFileDurably } from "./disk.ts";
+import { lockDirectory } from "./lock.ts";
+
+/** Of the directory as a whole; the journal's segments carry their own. */
+export const dataFormat = 1;
+
+const identityFile = "conflux.json";
+
+export interface DataDirectoryOptions {
+  readonly directory: string;
+  readonly cluster: string;
+  readonly node: string;
+}
+
+export interface DataDirectory {
+  readonly path: string;
+  readonly journal: string;
+  /** 1 at the first start. */
+  readonly boot: number;
+  readonly disk: string;
+  /** Lets the next process have it. */
+  close(): void;
+}
+
+/** The directory belongs to somebody else, or to a later version of this program. */
+export class DataDirectoryError extends Error {
+  override readonly name = "DataDirectoryError";
+}
+
+interface Identity {
+  readonly format: number;
+  readonly cluster: string;
+  readonly node: string;
+  readonly disk: string;
+  readonly boot: number;
+}
+
+/** @throws DirectoryInUseError, DataDirectoryError; either names the directory and what to do */
+export async function openDataDirectory(options: DataDirectoryOptions): Promise<DataDirectory> {
+  const path = resolve(options.directory);
+  try {
+    fs.mkdirSync(path, { recursive: true, mode: 0o700 });
+  } catch (cause) {
+    throw new DataDirectoryError(
+      `Cannot make data directory ${path}: ${String(cause)}; set one that this user may write`,
+      { cause },
+    );
+  }
+  const lock = await lockDirectory(path);
+  try {
+    const before = readIdentity(path) ?? newIdentity(path, options);
+    assertOurs(path, before, options);
+    const identity: Identity = { ...before, boot: before.boot + 1 };
+    writeIdentity(path, identity);
+    return {
+      path,
+      journal: join(path, "journal"),
+      boot: identity.boot,
+      disk: identity.disk,
+      close: () => lock.release(),
+    };
+  } catch (error) {
+    lock.release();
+    throw error;
+  }
+}
+
+function newIdentity(path: string, { cluster, node }: DataDirectoryOptions): Identity {
+  // Without its identity nobody knows whose votes these are.
+  for (const name of ["journal", "tenants"])
+    if (fs.existsSync(join(path, name)))
+      throw new DataDirectoryError(
+        `Data directory ${path} holds ${name}/ but no ${identityFile}: it was not written by a node, or lost a file; restore ${identityFile} or set an empty directory`,
+      );
+  return { format: dataFormat, cluster, node, disk: randomUUID(), boot: 0 };
+}
+
+function assertOurs(path: string, found: Identity, { cluster, node }: DataDirectoryOptions): void {
+  if (found.format > dataFormat)
+    throw new DataDirectoryError(
+      `Data directory ${path} has format ${found.format}, this program knows up to ${dataFormat}; start the newer program`,
+    );
+  if (found.cluster !== cluster)
+    throw new DataDirectoryError(
+      `Data directory ${path} belongs to cluster ${found.cluster}, this node is of cluster ${cluster}; set the right directory or cluster`,
+    );
+  if (found.node !== node)
+    throw new DataDirectoryError(
+      `Data directory ${path} belongs to node ${found.node}, this is node ${node}; set the right directory or node name`,
+    );
+}
+
+function readIdentity(path: string): Identity | null {
+  const file = join(path, identityFile);
+  if (!fs.existsSync(file)) return null;
+  let found: Partial<Identity>;
+  try {
+    found = JSON.parse(fs.readFileSync(file, "utf8")) as Partial<Identity>;
+  } catch (cause) {
+    throw new DataDirectoryError(`Cannot read ${file}: it is not JSON; restore it`, { cause });
+  }
+  const { format, cluster, node, disk, boot } = found;
+  if (
+    typeof format !== "number" ||
+    typeof cluster !== "string" ||
+    typeof node !== "string" ||
+    typeof disk !== "string" ||
+    !Number.isSafeInteger(boot)
+  )
+    throw new DataDirectoryError(
+      `Cannot read ${file}: format, cluster, node, disk or boot is missing; restore it`,
+    );
+  return { format, cluster, node, disk, boot: boot as number };
+}
+
+/** Whole or not at all: written aside, renamed, and the name made durable. */
+function writeIdentity(path: string, identity: Identity): void {
+  const aside = join(path, `${identityFile}.new`);
+  writeFileDurably(aside, `${JSON.stringify(identity)}\n`);
+  fs.renameSync(aside, join(path, identityFile));
+  syncDirectorySync(path);
+}
