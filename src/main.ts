@@ -18,7 +18,8 @@ import { runtime } from "./runtime/runtime.ts";
 import { ListenError, serve } from "./runtime/serve.ts";
 import { readSettings, SettingsError, type Settings } from "./runtime/settings.ts";
 import { onStopSignal } from "./runtime/signals.ts";
-import { openDataDirectory, DataDirectoryError } from "./store/data_directory.ts";
+import { DataDirectoryError, openDataDirectory } from "./store/data_dir.ts";
+import { DirectoryInUseError } from "./store/lock.ts";
 import { openJournalDisk } from "./store/disk.ts";
 import { LmdbEnvironments } from "./store/environments.ts";
 import { NodeJournal } from "./store/journal.ts";
@@ -52,7 +53,8 @@ function systemClock(): Clock {
 
 /** The operator's token: given, or kept beside the data from the first start on. */
 function rootToken(settings: Settings): { token: string; where: string } {
-  if (settings.rootToken !== null) return { token: settings.rootToken, where: "CONFLUX_ROOT_TOKEN" };
+  if (settings.rootToken !== null)
+    return { token: settings.rootToken, where: "CONFLUX_ROOT_TOKEN" };
   const file = join(settings.data, "root-token");
   if (!existsSync(file)) {
     writeFileSync(file, `${makeRootToken()}\n`, { mode: 0o600, flush: true });
@@ -69,8 +71,8 @@ async function main(args: readonly string[]): Promise<void> {
   });
   // Standard output is for people; the log goes beside it.
   const log = pino({ level: settings.log, base: { node: settings.node } }, pino.destination(2));
-  const directory = openDataDirectory({
-    path: settings.data,
+  const directory = await openDataDirectory({
+    directory: settings.data,
     node: settings.node,
     cluster: settings.cluster,
   });
@@ -82,11 +84,11 @@ async function main(args: readonly string[]): Promise<void> {
     process.kill(process.pid, "SIGKILL");
   };
   const journal = new NodeJournal({
-    disk: openJournalDisk(join(settings.data, "journal")),
+    disk: openJournalDisk(directory.journal),
     salt: randomInt(2 ** 32 - 1),
     onFatal: fatal,
   });
-  const environments = new LmdbEnvironments({ directory: join(settings.data, "tenants") });
+  const environments = new LmdbEnvironments({ data: directory.path });
   const { cluster, node } = settings;
   const transport: Transport =
     settings.nats === null
@@ -96,7 +98,11 @@ async function main(args: readonly string[]): Promise<void> {
           node,
           boot: directory.boot,
           servers: settings.nats,
-          onStatus: (status) => log.warn({ status: status.kind, link: status.link }, "transport.status"),
+          onStatus: (status) =>
+            log.warn(
+              { status: status.type, link: status.link, detail: status.detail },
+              "transport.status",
+            ),
         });
   const host = new NodeHost({
     cluster,
@@ -113,7 +119,7 @@ async function main(args: readonly string[]): Promise<void> {
     log,
     onFatal: fatal,
   });
-  const gateway = createGateway({ service: host, log });
+  const gateway = createGateway({ service: host, log, settings: { version } });
   await host.start();
   const server = await serve((request, info) => gateway.fetch(request, info), {
     host: settings.host,
@@ -128,10 +134,10 @@ async function main(args: readonly string[]): Promise<void> {
     );
   });
   const stop = async (): Promise<void> => {
-    await gateway.close();
+    gateway.close();
     await server.stop(STOP_GRACE_MS);
     await host.stop();
-    directory.release();
+    directory.close();
   };
 
   await whenReady(host, log, settings);
@@ -169,7 +175,10 @@ async function whenReady(host: NodeHost, log: pino.Logger, settings: Settings): 
         .cluster()
         .nodes.filter((peer) => peer.alive)
         .map((peer) => peer.name);
-      log.warn({ peers: settings.peers, heard, waitedMs: waited + WAITING_NOTICE_MS }, "node.waiting_for_peers");
+      log.warn(
+        { peers: settings.peers, heard, waitedMs: waited + WAITING_NOTICE_MS },
+        "node.waiting_for_peers",
+      );
     }
   }
 }
@@ -199,7 +208,9 @@ async function applyTenants(folder: string, gateway: Gateway, token: string): Pr
 
 process.on("unhandledRejection", (error) => {
   // A promise nobody looks after is a mistake of ours: better a loud end than a silent half.
-  process.stderr.write(`conflux: Unhandled rejection: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`);
+  process.stderr.write(
+    `conflux: Unhandled rejection: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`,
+  );
   process.exit(70);
 });
 
@@ -209,6 +220,7 @@ main(process.argv.slice(2)).catch((error: unknown) => {
     error instanceof ListenError ||
     error instanceof TransportError ||
     error instanceof DataDirectoryError ||
+    error instanceof DirectoryInUseError ||
     error instanceof Problem;
   if (known) die((error as Error).message);
   die(error instanceof Error ? (error.stack ?? error.message) : String(error));

@@ -17,14 +17,18 @@ const HAS_HARD_STATE = 1;
 export type JournalPayload =
   /** The first record of a replica: who it is, until its environment says so itself. */
   | { readonly kind: "create"; readonly meta: ReplicaMeta }
-  | { readonly kind: "append"; readonly hard: HardState | null; readonly entries: readonly Entry[] };
+  | {
+      readonly kind: "append";
+      readonly hard: HardState | null;
+      readonly entries: readonly Entry[];
+    };
 
 export function createRecord(meta: ReplicaMeta): Uint8Array {
   const bytes = metaToBytes(meta);
   const writer = new ByteWriter(bytes.length + 1);
   writer.u8(CREATE);
-  writer.raw(bytes);
-  return writer.finish();
+  writer.bytes(bytes);
+  return writer.view();
 }
 
 export function appendRecord(append: StorageAppend): Uint8Array {
@@ -40,12 +44,13 @@ export function appendRecord(append: StorageAppend): Uint8Array {
   }
   writer.u32(append.entries.length);
   for (const entry of append.entries) encodeEntry(writer, entry);
-  return writer.finish();
+  return writer.view();
 }
 
 export function parseRecord(payload: Uint8Array): JournalPayload {
   const reader = new ByteReader(payload);
-  if (reader.u8() === CREATE) return { kind: "create", meta: metaFromBytes(reader.rest()) };
+  if (reader.u8() === CREATE)
+    return { kind: "create", meta: metaFromBytes(reader.view(reader.remaining)) };
   const flags = reader.u8();
   const hard =
     (flags & HAS_HARD_STATE) === 0
@@ -66,7 +71,7 @@ export function raftItem(group: number, incarnation: number, message: Message): 
   writer.u53(group);
   writer.u32(incarnation);
   encodeMessage(writer, message);
-  return writer.finish();
+  return writer.view();
 }
 
 export function parseRaftItem(bytes: Uint8Array): {
@@ -96,13 +101,13 @@ export class FrameWriter {
   add(kind: number, item: Uint8Array): void {
     this.#writer.u8(kind);
     this.#writer.u32(item.length);
-    this.#writer.raw(item);
+    this.#writer.bytes(item);
     this.#items += 1;
   }
 
   /** The frame's bytes, valid until the next `add`. */
   take(): Uint8Array {
-    const frame = this.#writer.finish();
+    const frame = this.#writer.view();
     this.#writer = new ByteWriter(4096);
     this.#items = 0;
     return frame;
@@ -115,7 +120,7 @@ export function* frameItems(frame: Uint8Array): Generator<{ kind: number; item: 
   while (reader.remaining > 0) {
     const kind = reader.u8();
     const length = reader.u32();
-    yield { kind, item: reader.bytes(length) };
+    yield { kind, item: reader.view(length) };
   }
 }
 
@@ -143,8 +148,8 @@ export function encodeChunk(chunk: SnapshotChunk): Uint8Array {
   writer.u32(chunk.part);
   writer.u8((chunk.last ? 1 : 0) | (chunk.message === null ? 0 : 2));
   if (chunk.message !== null) encodeMessage(writer, chunk.message);
-  writer.raw(rows);
-  return writer.finish();
+  writer.bytes(rows);
+  return writer.view();
 }
 
 export function decodeChunk(bytes: Uint8Array): SnapshotChunk {
@@ -156,7 +161,10 @@ export function decodeChunk(bytes: Uint8Array): SnapshotChunk {
   const part = reader.u32();
   const flags = reader.u8();
   const message = (flags & 2) === 0 ? null : decodeMessage(reader);
-  const rows = JSON.parse(new TextDecoder().decode(reader.rest())) as [string, string][];
+  const rows = JSON.parse(new TextDecoder().decode(reader.view(reader.remaining))) as [
+    string,
+    string,
+  ][];
   return { transfer, group, incarnation, to, part, last: (flags & 1) !== 0, message, rows };
 }
 
@@ -165,7 +173,7 @@ export function encodeAck(transfer: number, part: number, ok: boolean): Uint8Arr
   writer.u53(transfer);
   writer.u32(part);
   writer.u8(ok ? 1 : 0);
-  return writer.finish();
+  return writer.view();
 }
 
 export function decodeAck(bytes: Uint8Array): { transfer: number; part: number; ok: boolean } {

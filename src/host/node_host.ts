@@ -15,7 +15,13 @@ import { Prng } from "../lib/prng.ts";
 import type { Command, Outcome, RejectCode } from "../machine/command.ts";
 import type { HistoryRow, TenantRow } from "../machine/rows.ts";
 import { emptyConfState } from "../raft/raft.ts";
-import { MessageType, NONE, type Message, type ReplicaId, type StorageAppend } from "../raft/types.ts";
+import {
+  MessageType,
+  NONE,
+  type Message,
+  type ReplicaId,
+  type StorageAppend,
+} from "../raft/types.ts";
 import {
   appendRecord,
   createRecord,
@@ -166,8 +172,12 @@ export class NodeHost implements ConfigService {
   readonly #hooks: ReplicaHooks;
   #dirty: Replica[] = [];
   #scheduled = false;
-  #records: { group: number; payload: Uint8Array; replica: Replica; append: StorageAppend | null }[] =
-    [];
+  #records: {
+    group: number;
+    payload: Uint8Array;
+    replica: Replica;
+    append: StorageAppend | null;
+  }[] = [];
   /** The journal takes no more just now; see `#writeJournal`. */
   #journalFull = false;
   #attempts: Attempt[] = [];
@@ -276,13 +286,16 @@ export class NodeHost implements ConfigService {
       const heir = [...replica.members].find(
         ([id, node]) => id !== replica.id && this.liveness.supports(node),
       );
-      if (heir !== undefined) this.#guarded(replica, () => replica.raft.transferLeadership(heir[0]));
+      if (heir !== undefined)
+        this.#guarded(replica, () => replica.raft.transferLeadership(heir[0]));
     }
     await this.#until(
       () =>
         ![...this.#replicas.values()].some(
           (replica) =>
-            replica.halted === null && replica.raft.isLeader && replica.raft.status().transferee !== NONE,
+            replica.halted === null &&
+            replica.raft.isLeader &&
+            replica.raft.status().transferee !== NONE,
         ),
       1_000,
     );
@@ -291,14 +304,20 @@ export class NodeHost implements ConfigService {
     // From here on nothing comes in; what is in flight ends.
     await this.#options.transport.close();
     await this.#until(
-      () => ![...this.#replicas.values()].some((replica) => replica.halted === null && replica.busyStoring),
+      () =>
+        ![...this.#replicas.values()].some(
+          (replica) => replica.halted === null && replica.busyStoring,
+        ),
       5_000,
     );
     for (const replica of this.#replicas.values()) {
       if (replica.halted === null && replica.needsCheckpoint) replica.checkpoint();
     }
     await this.#until(
-      () => ![...this.#replicas.values()].some((replica) => replica.halted === null && replica.busyStoring),
+      () =>
+        ![...this.#replicas.values()].some(
+          (replica) => replica.halted === null && replica.busyStoring,
+        ),
       30_000,
     );
     for (const replica of this.#replicas.values()) {
@@ -518,8 +537,8 @@ export class NodeHost implements ConfigService {
   #onFrame(from: string, boot: number, lane: Lane, bytes: Uint8Array): void {
     if (this.#stopping && lane !== "control" && lane !== "append") return;
     try {
-      // Entries keep views into the frame; the transport's buffer is its own.
-      for (const { kind, item } of frameItems(bytes.slice())) {
+      // The buffer is the transport's: what outlives this call is copied where it is decoded.
+      for (const { kind, item } of frameItems(bytes)) {
         this.#onItem(from, boot, kind, item);
       }
     } catch (error) {
@@ -562,7 +581,8 @@ export class NodeHost implements ConfigService {
       // Whoever sends these believes that this replica leads; it does not remember, so it asks to lead again.
       if (replica !== null && expectsLeader(message.type)) this.#campaignSoon(replica);
     }
-    if (replica === null || replica.incarnation !== incarnation || replica.id !== message.to) return null;
+    if (replica === null || replica.incarnation !== incarnation || replica.id !== message.to)
+      return null;
     return replica;
   }
 
@@ -624,7 +644,8 @@ export class NodeHost implements ConfigService {
       const { raft } = replica;
       const leader = replica.leaderNode;
       const settled = raft.isLeader || (leader !== null && this.liveness.supports(leader));
-      if (replica.halted !== null || settled || this.#replicas.get(replica.group) !== replica) continue;
+      if (replica.halted !== null || settled || this.#replicas.get(replica.group) !== replica)
+        continue;
       if (due > now || started >= CAMPAIGNS_PER_PULSE) {
         this.#campaigns.push(campaign);
         continue;
@@ -665,7 +686,10 @@ export class NodeHost implements ConfigService {
         op: "tenant.init",
         tenant: replica.tenant,
         quotas: row?.quotas ?? {},
-        keys: row === null ? [] : [{ ...row.adminKey, kind: "admin", description: "made with the tenant" }],
+        keys:
+          row === null
+            ? []
+            : [{ ...row.adminKey, kind: "admin", description: "made with the tenant" }],
       },
     };
     const data = encoder.encode(JSON.stringify(command));
@@ -783,7 +807,10 @@ export class NodeHost implements ConfigService {
       replica: own.id,
       members,
       hard: { term: 0, vote: NONE, commit: 0 },
-      conf: { ...emptyConfState(), voters: members.map((member) => member.id).sort((a, b) => a - b) },
+      conf: {
+        ...emptyConfState(),
+        voters: members.map((member) => member.id).sort((a, b) => a - b),
+      },
       applied: 0,
       appliedTerm: 0,
       first: 1,
@@ -844,7 +871,11 @@ export class NodeHost implements ConfigService {
       const replica = this.#replicas.get(group) ?? this.#wake(group);
       if (replica === null) {
         // Not this node's any more: whatever the journal holds of it is of no use.
-        if (!this.#closing.has(group) && this.ready && this.directory.byGroup(group) === undefined) {
+        if (
+          !this.#closing.has(group) &&
+          this.ready &&
+          this.directory.byGroup(group) === undefined
+        ) {
           const last = this.#recovered.get(group)?.at(-1);
           this.#recovered.delete(group);
           if (last !== undefined) journal.release(group, last.sequence);
@@ -942,7 +973,7 @@ export class NodeHost implements ConfigService {
     this.#rpc.serve(Method.propose, (_from, payload, respond) => {
       const { group, deadlineMs, data } = decodeProposal(payload);
       const replica = this.#replicas.get(group) ?? this.#wake(group);
-      if (replica === null) return respond(encodeJson({ kind: "elsewhere" }));
+      if (replica === null) return respond(encodeJson({ kind: "not-leader" }));
       replica.usedAt = this.#clock.monotonicMs();
       if (!replica.raft.isLeader) {
         const leader = replica.leaderNode;
@@ -984,78 +1015,89 @@ export class NodeHost implements ConfigService {
 
   /** `propose` by callback. Tries until the deadline as long as trying again cannot apply the command twice. */
   proposeWith(tenant: string, command: Command, timeoutMs: number, done: Done<Outcome>): void {
-    const data = encoder.encode(JSON.stringify(command));
     const deadline = this.#clock.monotonicMs() + timeoutMs;
     this.#find(tenant, deadline, (error, found) => {
       if (error !== null) return done(error);
-      this.#attemptPropose(found as Found, data, command.idempotency !== undefined, deadline, null, done);
+      this.#attemptPropose({
+        found: found as Found,
+        data: encoder.encode(JSON.stringify(command)),
+        repeatable: command.idempotency !== undefined,
+        deadline,
+        hint: null,
+        uncertain: false,
+        done,
+      });
     });
   }
 
-  #attemptPropose(
-    found: Found,
-    data: Uint8Array,
-    repeatable: boolean,
-    deadline: number,
-    hint: string | null,
-    done: Done<Outcome>,
-  ): void {
+  #attemptPropose(proposal: PendingProposal): void {
+    const { found, deadline } = proposal;
     const now = this.#clock.monotonicMs();
-    if (now >= deadline) return done(noQuorum(found.tenant));
-    const again = (next: string | null): void => {
-      this.#attemptPropose(found, data, repeatable, deadline, next, done);
-    };
-    const finish = (result: ProposalResult): void => {
-      switch (result.kind) {
-        case "applied":
-          return done(null, result.outcome);
-        case "lost":
-        case "not-leader":
-          return this.#later(found.group, deadline, () => again(null));
-        case "overloaded":
-          return done(new Problem("overloaded", `Too many changes wait for tenant ${found.tenant}`));
-        case "halted":
-          return done(halted(found.tenant));
-        case "unknown":
-          if (repeatable && this.#clock.monotonicMs() < deadline) {
-            return this.#later(found.group, deadline, () => again(null));
-          }
-          return done(outcomeUnknown());
-      }
-    };
-    const replica = found.local ? (this.#replicas.get(found.group) ?? this.#wake(found.group)) : null;
+    if (now >= deadline) return failProposal(proposal, noQuorum(found.tenant));
+    const replica = found.local
+      ? (this.#replicas.get(found.group) ?? this.#wake(found.group))
+      : null;
     if (replica !== null) {
       replica.usedAt = now;
-      if (replica.halted !== null) return done(halted(found.tenant));
-      if (replica.raft.isLeader) return this.#proposeHere(replica, data, deadline, finish);
+      if (replica.halted !== null) return failProposal(proposal, halted(found.tenant));
+      if (replica.raft.isLeader) {
+        return this.#proposeHere(replica, proposal.data, deadline, (result) => {
+          this.#proposed(proposal, result);
+        });
+      }
     }
-    const leader = hint ?? replica?.leaderNode ?? null;
-    const target =
-      leader !== null && leader !== this.node && this.liveness.supports(leader)
-        ? leader
-        : found.local
-          ? null
-          : (found.nodes.find((node) => this.liveness.supports(node)) ?? null);
+    const target = this.#whereToPropose(proposal, replica);
+    proposal.hint = null;
     if (target === null) {
       if (replica !== null) this.#campaignSoon(replica);
-      return this.#later(found.group, deadline, () => again(null));
+      return this.#later(found.group, deadline, () => this.#attemptPropose(proposal));
     }
-    const payload = encodeProposal(found.group, Math.max(1, deadline - now), data);
+    const payload = encodeProposal(found.group, Math.max(1, deadline - now), proposal.data);
     this.#rpc.call(target, Method.propose, payload, deadline, (result) => {
-      if (result.kind === "not-sent") return this.#later(found.group, deadline, () => again(null));
-      if (result.kind === "unknown") return finish({ kind: "unknown" });
-      const answer = JSON.parse(decoder.decode(result.bytes)) as
-        | ProposalResult
-        | { kind: "elsewhere" }
-        | { kind: "not-leader"; leader?: string | null };
-      if (answer.kind === "elsewhere") return this.#later(found.group, deadline, () => again(null));
-      if (answer.kind === "not-leader") {
-        const next = "leader" in answer ? (answer.leader ?? null) : null;
-        if (next !== null && next !== target && hint === null) return again(next);
-        return this.#later(found.group, deadline, () => again(null));
+      if (result.kind === "unknown") return this.#proposed(proposal, { kind: "unknown" });
+      if (result.kind === "not-sent") return this.#proposed(proposal, { kind: "not-leader" });
+      const answer = JSON.parse(decoder.decode(result.bytes)) as ProposeAnswer;
+      if (answer.kind === "not-leader" && answer.leader != null && answer.leader !== target) {
+        proposal.hint = answer.leader;
       }
-      finish(answer);
+      this.#proposed(proposal, answer);
     });
+  }
+
+  /** The leader if anybody knows it; a node without a replica asks one that has it. */
+  #whereToPropose(proposal: PendingProposal, replica: Replica | null): string | null {
+    const { found, hint } = proposal;
+    const leader = hint ?? replica?.leaderNode ?? null;
+    if (leader !== null && leader !== this.node && this.liveness.supports(leader)) return leader;
+    if (found.local) return null;
+    return found.nodes.find((node) => this.liveness.supports(node)) ?? null;
+  }
+
+  #proposed(proposal: PendingProposal, result: ProposeAnswer): void {
+    const { found, deadline } = proposal;
+    const again = (): void => this.#attemptPropose(proposal);
+    switch (result.kind) {
+      case "applied":
+        return proposal.done(null, result.outcome);
+      case "not-leader":
+        // A hint is followed at once; without one, whoever comes to lead ends the wait.
+        if (proposal.hint !== null) return again();
+        return this.#later(found.group, deadline, again);
+      case "lost":
+        return this.#later(found.group, deadline, again);
+      case "overloaded":
+        return failProposal(
+          proposal,
+          new Problem("overloaded", `Too many changes wait for tenant "${found.tenant}"`),
+        );
+      case "halted":
+        return failProposal(proposal, halted(found.tenant));
+      case "unknown":
+        proposal.uncertain = true;
+        // With an idempotency key it cannot be applied twice, whatever became of it.
+        if (proposal.repeatable) return this.#later(found.group, deadline, again);
+        return failProposal(proposal, outcomeUnknown());
+    }
   }
 
   #proposeHere(
@@ -1147,7 +1189,8 @@ export class NodeHost implements ConfigService {
     deadline: number,
     done: Done<TenantView>,
   ): void {
-    if (revision === undefined || replica.view.revision >= revision) return done(null, replica.view);
+    if (revision === undefined || replica.view.revision >= revision)
+      return done(null, replica.view);
     const waiters = this.#revisionWaiters.get(replica.group) ?? [];
     waiters.push({
       revision,
@@ -1171,25 +1214,26 @@ export class NodeHost implements ConfigService {
       return done(null, { tenant, group: SYSTEM_GROUP, local: true, nodes: [] });
     }
     const row = this.directory.tenant(tenant);
-    if (row !== undefined) return done(...this.#found(row));
+    if (row !== undefined) return this.#found(row, done);
     const timeoutMs = Math.max(1, deadline - this.#clock.monotonicMs());
     this.readWith(SYSTEM_TENANT, { consistency: "linearizable", timeoutMs }, (error) => {
       if (error !== null) return done(error);
       const now = this.directory.tenant(tenant);
-      if (now === undefined) return done(new Problem("not-found", `No tenant is called "${tenant}"`));
-      done(...this.#found(now));
+      if (now === undefined)
+        return done(new Problem("not-found", `No tenant is called "${tenant}"`));
+      this.#found(now, done);
     });
   }
 
-  #found(row: TenantRow): [Problem] | [null, Found] {
+  #found(row: TenantRow, done: Done<Found>): void {
     if (row.deletedAt !== null) {
-      return [new Problem("tenant-deleted", `Tenant "${row.tenant}" is deleted: undelete it first`)];
+      return done(
+        new Problem("tenant-deleted", `Tenant "${row.tenant}" is deleted: undelete it first`),
+      );
     }
     const nodes = row.placement.replicas.map((replica) => replica.node);
-    return [
-      null,
-      { tenant: row.tenant, group: row.group, local: nodes.includes(this.node), nodes },
-    ];
+    const local = nodes.includes(this.node);
+    done(null, { tenant: row.tenant, group: row.group, local, nodes });
   }
 
   locateNow(tenant: string): { readonly local: boolean } | undefined {
@@ -1201,7 +1245,9 @@ export class NodeHost implements ConfigService {
 
   locate(
     tenant: string,
-  ): Promise<{ readonly local: true } | { readonly local: false; readonly nodes: readonly string[] } | null> {
+  ): Promise<
+    { readonly local: true } | { readonly local: false; readonly nodes: readonly string[] } | null
+  > {
     return new Promise((resolve, reject) => {
       this.#find(tenant, this.#clock.monotonicMs() + READ_TIMEOUT_MS, (error, found) => {
         if (error?.code === "not-found") return resolve(null);
@@ -1278,8 +1324,10 @@ export class NodeHost implements ConfigService {
     await this.#whenFound(tenant);
     const row = tenant === SYSTEM_TENANT ? null : this.directory.tenant(tenant);
     const group = row === null ? SYSTEM_GROUP : row?.group;
-    const replica = group === undefined ? undefined : (this.#replicas.get(group) ?? this.#wake(group));
-    if (replica == null) throw new Problem("not-found", `Tenant "${tenant}" has no replica on this node`);
+    const replica =
+      group === undefined ? undefined : (this.#replicas.get(group) ?? this.#wake(group));
+    if (replica == null)
+      throw new Problem("not-found", `Tenant "${tenant}" has no replica on this node`);
     if (replica.raft.isLeader) return this.#groupStatus(replica);
     const leader = replica.leaderNode;
     if (leader === null || !this.liveness.supports(leader)) {
@@ -1290,7 +1338,11 @@ export class NodeHost implements ConfigService {
       const deadline = this.#clock.monotonicMs() + 1_000;
       const payload = encoder.encode(String(replica.group));
       this.#rpc.call(leader, Method.status, payload, deadline, (result) => {
-        resolve(result.kind === "ok" ? (JSON.parse(decoder.decode(result.bytes)) as GroupStatus | null) : null);
+        resolve(
+          result.kind === "ok"
+            ? (JSON.parse(decoder.decode(result.bytes)) as GroupStatus | null)
+            : null,
+        );
       });
     });
     return answer ?? this.#groupStatus(replica);
@@ -1322,7 +1374,12 @@ export class NodeHost implements ConfigService {
       connected: options.transport.connected,
       nodes: [...names].sort().map((name) => {
         const status = this.liveness.status(name, now);
-        return { name, self: name === this.node, ...status, ...(name === this.node ? { boot: options.boot } : {}) };
+        return {
+          name,
+          self: name === this.node,
+          ...status,
+          ...(name === this.node ? { boot: options.boot } : {}),
+        };
       }),
       replicas: { warm: this.#replicas.size, leaders },
       journal: options.journal.status,
@@ -1364,11 +1421,18 @@ export class NodeHost implements ConfigService {
         : await new Promise<boolean>((resolve) => {
             const payload = encodeJson({ group: status.group, to: toNode });
             const deadline = this.#clock.monotonicMs() + 1_000;
-            this.#rpc.call(status.leader as string, Method.transfer, payload, deadline, (result) => {
-              resolve(result.kind === "ok" && JSON.parse(decoder.decode(result.bytes)) === true);
-            });
+            this.#rpc.call(
+              status.leader as string,
+              Method.transfer,
+              payload,
+              deadline,
+              (result) => {
+                resolve(result.kind === "ok" && JSON.parse(decoder.decode(result.bytes)) === true);
+              },
+            );
           });
-    if (!done) throw new Problem("conflict", "Leadership is not moving: the leader changed meanwhile");
+    if (!done)
+      throw new Problem("conflict", "Leadership is not moving: the leader changed meanwhile");
   }
 
   #transferHere(replica: Replica, toNode: string): boolean {
@@ -1386,8 +1450,9 @@ export class NodeHost implements ConfigService {
     return new Promise((resolve, reject) => {
       const deadline = this.#clock.monotonicMs() + timeoutMs;
       this.#rpc.call(node, Method.exchange, request, deadline, (result) => {
-        if (result.kind === "ok") resolve(result.bytes);
-        else if (result.kind === "not-sent") reject(new Problem("no-quorum", `Node "${node}" cannot be reached`));
+        if (result.kind === "ok") resolve(result.bytes.slice());
+        else if (result.kind === "not-sent")
+          reject(new Problem("no-quorum", `Node "${node}" cannot be reached`));
         else reject(outcomeUnknown());
       });
     });
@@ -1396,6 +1461,29 @@ export class NodeHost implements ConfigService {
   onExchange(handler: (from: string, request: Uint8Array) => Promise<Uint8Array>): void {
     this.#exchangeHandler = handler;
   }
+}
+
+/** A proposal on its way to being applied somewhere. */
+interface PendingProposal {
+  readonly found: Found;
+  readonly data: Uint8Array;
+  readonly repeatable: boolean;
+  readonly deadline: number;
+  readonly done: Done<Outcome>;
+  /** Who leads, as the last one asked said. */
+  hint: string | null;
+  /** An earlier attempt may have been applied. */
+  uncertain: boolean;
+}
+
+/** What another node answers to a proposal. */
+type ProposeAnswer =
+  | Exclude<ProposalResult, { kind: "not-leader" }>
+  | { readonly kind: "not-leader"; readonly leader?: string | null };
+
+/** Once an attempt may have been applied, no later failure can be told as if nothing had happened. */
+function failProposal(proposal: PendingProposal, problem: Problem): void {
+  proposal.done(proposal.uncertain ? outcomeUnknown() : problem);
 }
 
 interface Found {
@@ -1456,18 +1544,28 @@ function encodeProposal(group: number, deadlineMs: number, data: Uint8Array): Ui
   return bytes;
 }
 
-function decodeProposal(bytes: Uint8Array): { group: number; deadlineMs: number; data: Uint8Array } {
+function decodeProposal(bytes: Uint8Array): {
+  group: number;
+  deadlineMs: number;
+  data: Uint8Array;
+} {
   const end = bytes.indexOf(10);
   const [group, deadlineMs] = decoder.decode(bytes.subarray(0, end)).split(" ").map(Number);
   return { group: group ?? 0, deadlineMs: deadlineMs ?? 0, data: bytes.slice(end + 1) };
 }
 
 function noQuorum(tenant: string): Problem {
-  return new Problem("no-quorum", `No leader answers for tenant "${tenant}": too few of its replicas are up`);
+  return new Problem(
+    "no-quorum",
+    `No leader answers for tenant "${tenant}": too few of its replicas are up`,
+  );
 }
 
 function halted(tenant: string): Problem {
-  return new Problem("replica-halted", `The replica of tenant "${tenant}" on this node was stopped by a fault`);
+  return new Problem(
+    "replica-halted",
+    `The replica of tenant "${tenant}" on this node was stopped by a fault`,
+  );
 }
 
 function outcomeUnknown(): Problem {

@@ -66,7 +66,7 @@ export class Rpc {
     const kind = reader.u8();
     const id = reader.u53();
     const method = reader.u8() as Method;
-    const payload = reader.rest();
+    const payload = reader.view(reader.remaining);
     if (kind === RESPONSE) {
       const call = this.#calls.get(id);
       // Answers after the deadline, or of a node that was not asked, mean nothing any more.
@@ -111,6 +111,6 @@ function encodeItem(kind: number, id: number, method: Method, payload: Uint8Arra
   writer.u8(kind);
   writer.u53(id);
   writer.u8(method);
-  writer.raw(payload);
-  return writer.finish();
+  writer.bytes(payload);
+  return writer.view();
 }

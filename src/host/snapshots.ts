@@ -3,7 +3,14 @@
  * time per group and peer. What arrives is handed to the replica complete or not at all.
  */
 import type { Message, ReplicaId } from "../raft/types.ts";
-import { decodeAck, decodeChunk, encodeAck, encodeChunk, ItemKind, type SnapshotChunk } from "./codec.ts";
+import {
+  decodeAck,
+  decodeChunk,
+  encodeAck,
+  encodeChunk,
+  ItemKind,
+  type SnapshotChunk,
+} from "./codec.ts";
 import type { Replica } from "./replica.ts";
 
 /** A part leaves when its rows have grown to this size. */
@@ -132,7 +139,9 @@ export class SnapshotExchange {
       this.#incoming.set(key, incoming);
     }
     const wanted =
-      incoming !== undefined && incoming.transfer === chunk.transfer && incoming.next === chunk.part;
+      incoming !== undefined &&
+      incoming.transfer === chunk.transfer &&
+      incoming.next === chunk.part;
     if (!wanted || this.#receiving + item.length > RECEIVING_BYTES_MAX) {
       if (incoming !== undefined) this.#drop(key, incoming);
       this.#hooks.send(from, ItemKind.snapshotAck, encodeAck(chunk.transfer, chunk.part, false));

@@ -73,12 +73,14 @@ class Agenda {
     const last = heap.pop();
     if (heap.length === 0 || last === undefined) return top;
     heap[0] = last;
-    for (let at = 0; ; ) {
+    for (let at = 0; ;) {
       const left = 2 * at + 1;
       const right = left + 1;
       let least = at;
-      if (left < heap.length && before(heap[left] as Happening, heap[least] as Happening)) least = left;
-      if (right < heap.length && before(heap[right] as Happening, heap[least] as Happening)) least = right;
+      if (left < heap.length && before(heap[left] as Happening, heap[least] as Happening))
+        least = left;
+      if (right < heap.length && before(heap[right] as Happening, heap[least] as Happening))
+        least = right;
       if (least === at) return top;
       [heap[at], heap[least]] = [heap[least] as Happening, heap[at] as Happening];
       at = least;
