@@ -1,0 +1,195 @@
+/**
+ * JSON texts: a scanner that says where a text breaks the grammar, the same on every engine (`JSON.parse` names places
+ * in some and not in others), and that refuses what it would let pass: names given twice and unbounded depth. And the
+ * canonical form of RFC 8785, so that equal values have equal hashes.
+ */
+import { loneSurrogateAt } from "./utf8.ts";
+
+export const depthMax = 100;
+
+export interface TextError {
+  readonly detail: string;
+  /** From 1; columns count UTF-16 units. */
+  readonly line: number;
+  readonly column: number;
+}
+
+export function placeOf(text: string, offset: number): { line: number; column: number } {
+  let line = 1;
+  let start = 0;
+  for (let i = text.indexOf("\n"); i >= 0 && i < offset; i = text.indexOf("\n", i + 1)) {
+    line++;
+    start = i + 1;
+  }
+  return { line, column: offset - start + 1 };
+}
+
+class Stop {
+  readonly offset: number;
+  readonly detail: string;
+  constructor(offset: number, detail: string) {
+    this.offset = offset;
+    this.detail = detail;
+  }
+}
+
+function stop(offset: number, detail: string): never {
+  // oxlint-disable-next-line no-throw-literal -- caught in scanJson: an answer, not an error
+  throw new Stop(offset, detail);
+}
+
+/** Null when the text is one JSON value without duplicate names and not too deep. */
+export function scanJson(text: string): TextError | null {
+  try {
+    const end = skipSpace(text, scanValue(text, skipSpace(text, 0), 0));
+    if (end < text.length) stop(end, "End the text after the value: more follows");
+    return null;
+  } catch (error) {
+    if (!(error instanceof Stop)) throw error;
+    return { detail: error.detail, ...placeOf(text, error.offset) };
+  }
+}
+
+function skipSpace(text: string, from: number): number {
+  let at = from;
+  for (; at < text.length; at++) {
+    const unit = text.charCodeAt(at);
+    if (unit !== 0x20 && unit !== 0x0a && unit !== 0x0d && unit !== 0x09) break;
+  }
+  return at;
+}
+
+const numberPattern = /-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?/y;
+const wordPattern = /true|false|null/y;
+/** Returns the offset after the value. */
+function scanValue(text: string, at: number, depth: number): number {
+  if (at >= text.length) stop(at, "Give a JSON value: the text ends here");
+  const first = text[at];
+  if (first === "{" || first === "[") {
+    if (depth >= depthMax) stop(at, `Nest at most ${depthMax} levels deep`);
+    return first === "{" ? scanObject(text, at, depth + 1) : scanArray(text, at, depth + 1);
+  }
+  if (first === '"') return scanString(text, at);
+  const end = matchEnd(numberPattern, text, at) ?? matchEnd(wordPattern, text, at);
+  if (end === null)
+    stop(at, "Give an object, array, string in double quotes, number, true, false or null");
+  return end;
+}
+
+function matchEnd(pattern: RegExp, text: string, at: number): number | null {
+  pattern.lastIndex = at;
+  return pattern.test(text) ? pattern.lastIndex : null;
+}
+
+function scanString(text: string, at: number): number {
+  // A loop, not a pattern: some engines recurse in long matches of a group.
+  for (let i = at + 1; i < text.length; i++) {
+    const unit = text.charCodeAt(i);
+    if (unit === 0x22) return i + 1;
+    if (unit < 0x20) stop(i, "Escape control characters in strings, such as \\n for a new line");
+    if (unit !== 0x5c) continue;
+    const escape = text[i + 1] ?? "";
+    if (escape === "u") {
+      if (!/^[0-9a-fA-F]{4}$/.test(text.slice(i + 2, i + 6)))
+        stop(i, "Give four hex digits after \\u");
+      i += 5;
+    } else if (escape !== "" && '"\\/bfnrt'.includes(escape)) i++;
+    else stop(i, 'Escape only ", \\, /, b, f, n, r, t and u with a backslash');
+  }
+  return stop(at, "Close the string: its end is missing");
+}
+
+function scanObject(text: string, start: number, depth: number): number {
+  const names = new Set<string>();
+  let at = skipSpace(text, start + 1);
+  if (text[at] === "}") return at + 1;
+  for (;;) {
+    if (text[at] !== '"') stop(at, "Give a name in double quotes, or close the object");
+    const end = scanString(text, at);
+    const raw = text.slice(at, end);
+    const name = raw.includes("\\") ? (JSON.parse(raw) as string) : raw.slice(1, -1);
+    if (names.has(name)) stop(at, "Give each name once: this one comes twice in its object");
+    names.add(name);
+    at = skipSpace(text, end);
+    if (text[at] !== ":") stop(at, "Put a colon between name and value");
+    at = skipSpace(text, scanValue(text, skipSpace(text, at + 1), depth));
+    if (text[at] === "}") return at + 1;
+    if (text[at] !== ",") stop(at, "Put a comma between members, or close the object");
+    at = skipSpace(text, at + 1);
+  }
+}
+
+function scanArray(text: string, start: number, depth: number): number {
+  let at = skipSpace(text, start + 1);
+  if (text[at] === "]") return at + 1;
+  for (;;) {
+    at = skipSpace(text, scanValue(text, at, depth));
+    if (text[at] === "]") return at + 1;
+    if (text[at] !== ",") stop(at, "Put a comma between items, or close the array");
+    at = skipSpace(text, at + 1);
+  }
+}
+
+export type Canonical =
+  | { readonly ok: true; readonly text: string }
+  | { readonly ok: false; readonly pointer: string; readonly detail: string };
+
+/** RFC 8785. Takes what JSON can say and nothing else. */
+export function canonicalJson(value: unknown): Canonical {
+  const parts: string[] = [];
+  const problem = writeCanonical(value, "", 0, parts);
+  return problem === null ? { ok: true, text: parts.join("") } : { ok: false, ...problem };
+}
+
+function writeCanonical(
+  value: unknown,
+  pointer: string,
+  depth: number,
+  parts: string[],
+): { pointer: string; detail: string } | null {
+  if (value === null || typeof value === "boolean") {
+    parts.push(String(value));
+    return null;
+  }
+  if (typeof value === "number") {
+    if (!Number.isFinite(value)) return { pointer, detail: "Give a finite number" };
+    // ECMAScript's own form of numbers is the canonical one (RFC 8785 §3.2.2.3); -0 becomes 0 in it.
+    parts.push(JSON.stringify(value));
+    return null;
+  }
+  if (typeof value === "string") {
+    if (loneSurrogateAt(value) >= 0)
+      return { pointer, detail: "Give well-formed Unicode: half of a surrogate pair is missing" };
+    parts.push(JSON.stringify(value));
+    return null;
+  }
+  if (typeof value !== "object")
+    return { pointer, detail: `Give only what JSON can say: not a ${typeof value}` };
+  // A pointer to the place would be longer than anyone reads.
+  if (depth >= depthMax) return { pointer: "", detail: `Nest at most ${depthMax} levels deep` };
+  if (Array.isArray(value)) {
+    parts.push("[");
+    for (let i = 0; i < value.length; i++) {
+      if (i > 0) parts.push(",");
+      const problem = writeCanonical(value[i], `${pointer}/${i}`, depth + 1, parts);
+      if (problem !== null) return problem;
+    }
+    parts.push("]");
+    return null;
+  }
+  const object = value as Readonly<Record<string, unknown>>;
+  parts.push("{");
+  // The default order is by UTF-16 units, as RFC 8785 §3.2.3 wants it.
+  const names = Object.keys(object).sort();
+  for (let i = 0; i < names.length; i++) {
+    const name = names[i] as string;
+    if (loneSurrogateAt(name) >= 0)
+      return { pointer, detail: "Give well-formed Unicode names: half of a pair is missing" };
+    parts.push(i > 0 ? "," : "", JSON.stringify(name), ":");
+    const step = name.replaceAll("~", "~0").replaceAll("/", "~1");
+    const problem = writeCanonical(object[name], `${pointer}/${step}`, depth + 1, parts);
+    if (problem !== null) return problem;
+  }
+  parts.push("}");
+  return null;
+}
