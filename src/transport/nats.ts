@@ -339,7 +339,7 @@ class Link {
     const session = this.session;
     this.session = null;
     if (session !== null) {
-      await within(closeMsMax, session.connection.flush()).catch(() => {});
+      await within(closeMsMax, session.flush()).catch(() => {});
       await session.connection.close();
     }
     // The library's dial cannot be called back; it ends by its own timeout and what it made is closed then.
@@ -406,15 +406,7 @@ class Link {
           },
         });
       // The server answers in order: after this it has taken, or refused, the subscriptions.
-      await within(
-        dialMsMax,
-        Promise.race([
-          connection.flush(),
-          connection.closed().then((error) => {
-            throw error ?? new Error("connection was closed");
-          }),
-        ]),
-      );
+      await within(dialMsMax, session.flush());
       if (refusal !== null) throw refusal as Error;
     } catch (error) {
       await connection.close();
@@ -482,6 +474,14 @@ class Session {
 
   get underWayBytes(): number {
     return this.#unprobedBytes + this.#probedBytes;
+  }
+
+  /** Resolves when the server has taken all before it. The library's own would wait for ever on a closed connection. */
+  async flush(): Promise<void> {
+    const closed = this.connection.closed().then((error) => {
+      throw error ?? new Error("connection was closed");
+    });
+    await Promise.race([this.connection.flush(), closed]);
   }
 
   handedOver(bytes: number): void {
