@@ -24,7 +24,7 @@ import { contentFormats } from "../model/release.ts";
 import type { ContentFormat, ReleaseRule } from "../model/release.ts";
 import { validateRules } from "../model/rules.ts";
 import { Admin } from "../sdk/admin.ts";
-import type { Fetch, Where } from "../sdk/admin.ts";
+import type { Where } from "../sdk/admin.ts";
 import { suggestion } from "./nearest.ts";
 
 // --- manifests ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,922 @@
+#!/usr/bin/env bun
+/**
+ * The `conflux` command. A table of commands, each a few lines over the management client; parsing, help, output and
+ * errors are the same for all. Exit codes: 0 done, 1 not done, 2 `diff` found differences.
+ */
+import { readFile } from "node:fs/promises";
+import process from "node:process";
+import { text as textOf } from "node:stream/consumers";
+import { pathToFileURL } from "node:url";
+import { parse as parseYaml } from "yaml";
+import { contentFormats } from "../model/release.ts";
+import type { ContentFormat } from "../model/release.ts";
+import { Admin, Problem } from "../sdk/admin.ts";
+import type { ConfigDetailAnswer, ReleaseAnswer, ReleasePut, Where } from "../sdk/admin.ts";
+import { Conflux } from "../sdk/mod.ts";
+import { applyManifest, planManifest, readManifests, summaryOf } from "./apply.ts";
+import type { Applied, Plan, PlanStep, Progress } from "./apply.ts";
+import { optionHelp, parseOptions, UsageError } from "./arguments.ts";
+import type { Options, OptionSpecs } from "./arguments.ts";
+import { suggestion } from "./nearest.ts";
+import {
+  errorText,
+  fields,
+  formats,
+  plainText,
+  print,
+  ProgressLine,
+  show,
+  table,
+} from "./output.ts";
+import type { Format } from "./output.ts";
+
+// --- what all commands share -----------------------------------------------------------------------------------------------
+
+const commonOptions = {
+  url: {
+    type: "string",
+    value: "URL",
+    help: "Gateway, or several with commas (CONFLUX_URL; default http://127.0.0.1:8080)",
+  },
+  token: { type: "string", value: "KEY", help: "Key (CONFLUX_TOKEN)" },
+  output: { type: "string", short: "o", value: "FORMAT", help: "table (default), json or yaml" },
+  help: { type: "boolean", short: "h", help: "This help" },
+} as const satisfies OptionSpecs;
+
+const tenantOption = {
+  tenant: { type: "string", value: "NAME", help: "Tenant (CONFLUX_TENANT; default: the key's)" },
+} as const satisfies OptionSpecs;
+
+const whereOptions = {
+  ...tenantOption,
+  namespace: { type: "string", short: "n", value: "NAME", help: "Namespace (default: default)" },
+} as const satisfies OptionSpecs;
+
+const labelOption = {
+  label: { type: "string", short: "l", multiple: true, value: "K=V", help: "A label; repeatable" },
+} as const satisfies OptionSpecs;
+
+const messageOption = {
+  message: { type: "string", short: "m", value: "TEXT", help: "Why, for the history" },
+} as const satisfies OptionSpecs;
+
+interface Command {
+  readonly name: string;
+  readonly summary: string;
+  /** After the name. */
+  readonly usage: string;
+  /** How many words may follow. */
+  readonly words: readonly [min: number, max: number];
+  readonly options: OptionSpecs;
+  readonly run: (context: Context) => Promise<number | void>;
+}
+
+/** A command line with its environment. */
+class Context {
+  readonly options: Options;
+  readonly words: readonly string[];
+  readonly format: Format;
+
+  constructor(options: Options) {
+    this.options = options;
+    this.words = options.positionals;
+    const format = options.get("output") ?? "table";
+    if (!formats.includes(format as Format))
+      throw new UsageError(`Option --output takes ${formats.join(", ")}: got ${format}`);
+    this.format = format as Format;
+  }
+
+  get url(): string {
+    return this.options.get("url") ?? (process.env["CONFLUX_URL"] || "http://127.0.0.1:8080");
+  }
+
+  get token(): string | undefined {
+    return this.options.get("token") ?? (process.env["CONFLUX_TOKEN"] || undefined);
+  }
+
+  get admin(): Admin {
+    const { url, token } = this;
+    try {
+      return new Admin({ url, ...(token !== undefined && { token }) });
+    } catch (error) {
+      throw new UsageError((error as Error).message);
+    }
+  }
+
+  get tenant(): string {
+    const given = this.options.get("tenant") ?? (process.env["CONFLUX_TENANT"] || undefined);
+    // A tenant's key says whose it is: cfx_<kind>_<tenant>_<keyId>_<secret>.
+    const tenant = given ?? /^cfx_(?:admin|write|read|client)_([^_]+)_/.exec(this.token ?? "")?.[1];
+    if (tenant === undefined) throw new UsageError("Name the tenant by --tenant or CONFLUX_TENANT");
+    return tenant;
+  }
+
+  get where(): Where {
+    return { tenant: this.tenant, namespace: this.options.get("namespace") ?? "default" };
+  }
+
+  /** The first word after the command. */
+  get name(): string {
+    return this.words[0] as string;
+  }
+
+  show(value: unknown, asTable: () => string): void {
+    show(value, this.format, asTable);
+  }
+}
+
+// --- commands ----------------------------------------------------------------------------------------------------------------
+
+const folderOption = {
+  file: { type: "string", short: "f", value: "PATH", help: "Folder of manifests, or one manifest" },
+} as const satisfies OptionSpecs;
+
+const commands: readonly Command[] = [
+  {
+    name: "start",
+    summary: "Run a node",
+    usage: "[settings]   (`conflux start --help` lists them)",
+    words: [0, Number.MAX_SAFE_INTEGER],
+    options: {},
+    // Taken out before parsing: its settings are the node's own.
+    run: () => Promise.resolve(),
+  },
+  {
+    name: "apply",
+    summary: "Make manifests true",
+    usage: "-f PATH",
+    words: [0, 0],
+    options: folderOption,
+    run: apply,
+  },
+  {
+    name: "diff",
+    summary: "What `apply` would change (exit code 2: something)",
+    usage: "-f PATH",
+    words: [0, 0],
+    options: folderOption,
+    run: diff,
+  },
+  {
+    name: "get",
+    summary: "List configs, or get one",
+    usage: "[NAME] [--content [--version N]]",
+    words: [0, 1],
+    options: {
+      ...whereOptions,
+      content: { type: "boolean", help: "Print the content of a version, as it is stored" },
+      version: { type: "string", value: "N", help: "Number or hash (default: the released one)" },
+    },
+    run: get,
+  },
+  {
+    name: "describe",
+    summary: "All about a config: release, rules, versions",
+    usage: "NAME",
+    words: [1, 1],
+    options: whereOptions,
+    run: describe,
+  },
+  {
+    name: "delete",
+    summary: "Delete a config (it can be undeleted)",
+    usage: "NAME",
+    words: [1, 1],
+    options: {
+      ...whereOptions,
+      undelete: { type: "boolean", help: "The other way round" },
+    },
+    run: remove,
+  },
+  {
+    name: "publish",
+    summary: "A new version, released as default; rules stay",
+    usage: "NAME (-f FILE | --content TEXT)",
+    words: [1, 1],
+    options: {
+      ...whereOptions,
+      ...messageOption,
+      file: {
+        type: "string",
+        short: "f",
+        value: "FILE",
+        help: "File with the content; - reads stdin",
+      },
+      content: { type: "string", value: "TEXT", help: "The content itself" },
+      format: {
+        type: "string",
+        value: "FORMAT",
+        help: `Create the config if there is none: ${contentFormats.join(", ")}`,
+      },
+    },
+    run: publish,
+  },
+  {
+    name: "release",
+    summary: "Set who gets which version",
+    usage: "NAME [--default N | --no-default] [--rules FILE | --no-rules]",
+    words: [1, 1],
+    options: {
+      ...whereOptions,
+      ...messageOption,
+      default: { type: "string", value: "N", help: "Version for clients that no rule matches" },
+      "no-default": { type: "boolean", help: "Nothing for clients that no rule matches" },
+      rules: { type: "string", value: "FILE", help: "Rules as YAML or JSON; - reads stdin" },
+      "no-rules": { type: "boolean", help: "Take all rules away" },
+    },
+    run: release,
+  },
+  {
+    name: "rollback",
+    summary: "A new release equal to an earlier one",
+    usage: "NAME [--to N]",
+    words: [1, 1],
+    options: {
+      ...whereOptions,
+      ...messageOption,
+      to: { type: "string", value: "N", help: "Release (default: the one before)" },
+    },
+    run: rollback,
+  },
+  {
+    name: "eval",
+    summary: "What a client with these labels gets",
+    usage: "[NAME] [--label K=V]… [--explain]",
+    words: [0, 1],
+    options: {
+      ...whereOptions,
+      ...labelOption,
+      explain: { type: "boolean", help: "Rule by rule, why" },
+    },
+    run: evaluate,
+  },
+  {
+    name: "watch",
+    summary: "Follow changes until interrupted",
+    usage: "[NAME] [--label K=V]… | [--all] [--since CURSOR]",
+    words: [0, 1],
+    options: {
+      ...whereOptions,
+      ...labelOption,
+      values: { type: "boolean", help: "Effective values, as a client without labels gets them" },
+      all: { type: "boolean", help: "All namespaces" },
+      since: { type: "string", value: "CURSOR", help: "Go on from here (default: now)" },
+    },
+    run: watch,
+  },
+  {
+    name: "history",
+    summary: "Releases of a config",
+    usage: "NAME",
+    words: [1, 1],
+    options: whereOptions,
+    run: history,
+  },
+  {
+    name: "keys",
+    summary: "Keys of a tenant",
+    usage: "list | create --kind KIND | delete ID",
+    words: [1, 2],
+    options: {
+      ...tenantOption,
+      kind: { type: "string", value: "KIND", help: "admin, write, read or client" },
+      only: { type: "string", multiple: true, value: "NAMESPACE", help: "Limit it; repeatable" },
+      expires: { type: "string", value: "TIME", help: "When it ends, RFC 3339" },
+      description: { type: "string", value: "TEXT", help: "What it is for" },
+    },
+    run: keys,
+  },
+  {
+    name: "tenants",
+    summary: "Tenants (with a root key)",
+    usage: "list | create NAME | get NAME | delete NAME [--purge] | undelete NAME",
+    words: [1, 2],
+    options: {
+      replicas: { type: "string", value: "N", help: "1, 3 or 5 (create)" },
+      description: { type: "string", value: "TEXT", help: "What it is for (create)" },
+      purge: { type: "boolean", help: "Delete for good, with all data" },
+    },
+    run: tenants,
+  },
+  {
+    name: "cluster",
+    summary: "The nodes (with a root key)",
+    usage: "status",
+    words: [1, 1],
+    options: {},
+    run: cluster,
+  },
+];
+
+async function manifestsOf(context: Context): ReturnType<typeof readManifests> {
+  const path = context.options.get("file");
+  if (path === undefined) throw new UsageError("Name the manifests: -f PATH");
+  return readManifests(path);
+}
+
+function progressText({ tenant, phase, done, total }: Progress): string {
+  return `${tenant}: ${phase === "read" ? "compared" : "applied"} ${done} of ${total}`;
+}
+
+async function apply(context: Context): Promise<void> {
+  const manifests = await manifestsOf(context);
+  const line = new ProgressLine();
+  const applied: Applied[] = [];
+  try {
+    for (const manifest of manifests)
+      applied.push(
+        await applyManifest(context.admin, manifest, (now) => line.show(progressText(now))),
+      );
+  } finally {
+    line.end();
+    // What was done before an error stays done, and is told.
+    if (applied.length > 0)
+      context.show(applied.map(withoutContents), () => {
+        const changes = applied.flatMap(({ tenant, steps }) => stepLines(tenant, steps));
+        const adminKeys = applied.flatMap(({ tenant, adminKey }) =>
+          adminKey === null ? [] : [`admin key of ${tenant}, shown this once: ${adminKey.token}`],
+        );
+        return [...changes, ...adminKeys, summaryOf(applied)].join("\n");
+      });
+  }
+}
+
+async function diff(context: Context): Promise<number> {
+  const manifests = await manifestsOf(context);
+  const line = new ProgressLine();
+  const plans: Plan[] = [];
+  for (const manifest of manifests)
+    plans.push(await planManifest(context.admin, manifest, (now) => line.show(progressText(now))));
+  line.end();
+  const lines = plans.flatMap(({ tenant, steps }) => stepLines(tenant, steps));
+  context.show(plans.map(withoutContents), () =>
+    lines.length === 0 ? "No differences" : lines.join("\n"),
+  );
+  return lines.length === 0 ? 0 : 2;
+}
+
+function stepLines(tenant: string, steps: readonly PlanStep[]): string[] {
+  return steps
+    .filter(({ action }) => action !== "unchanged")
+    .map(({ kind, namespace, name, action, reasons }) => {
+      const place = kind === "tenant" ? tenant : `${tenant}/${namespace}${name && `/${name}`}`;
+      const why = reasons.length === 0 ? "" : `: ${reasons.join(", ")}`;
+      return `${action === "create" ? "+" : "~"} ${kind} ${place}${why}`;
+    });
+}
+
+function withoutContents(done: Plan | Applied): object {
+  return {
+    tenant: done.tenant,
+    ...("revision" in done && { revision: done.revision, adminKey: done.adminKey }),
+    steps: done.steps.map(({ operations: _operations, condition: _condition, ...step }) => step),
+  };
+}
+
+async function get(context: Context): Promise<void> {
+  const { admin, where, options } = context;
+  const head = ["NAME", "FORMAT", "VERSIONS", "DEFAULT", "RULES", "RELEASE", "UPDATED"];
+  if (context.words.length === 0) {
+    if (options.has("content")) throw new UsageError("Name the config whose content is wanted");
+    const list = await admin.configs(where);
+    context.show(list, () =>
+      table(
+        head,
+        list.map((one) => [
+          one.name,
+          one.format,
+          one.latestVersion,
+          one.default,
+          one.ruleCount,
+          one.release,
+          one.updatedAt,
+        ]),
+      ),
+    );
+    return;
+  }
+  const config = await admin.config(where, context.name);
+  if (!options.has("content")) {
+    context.show(config, () =>
+      table(head, [
+        [
+          config.name,
+          config.format,
+          config.latestVersion,
+          config.default,
+          config.rules.length,
+          config.release,
+          config.updatedAt,
+        ],
+      ]),
+    );
+    return;
+  }
+  const version = options.get("version") ?? config.default;
+  if (version === null) throw new Error(`Nothing is released as default: name a --version`);
+  const held = await admin.version(where, context.name, version);
+  if (context.format === "table") process.stdout.write(held.content);
+  else context.show(held, () => "");
+}
+
+async function describe(context: Context): Promise<void> {
+  const { admin, where, name } = context;
+  const config = await admin.config(where, name);
+  const versions = await admin.versions(where, name);
+  context.show({ ...config, versionList: versions }, () =>
+    [
+      fields([
+        ["name", config.name],
+        ["namespace", config.namespace],
+        ["format", config.format],
+        ["description", config.description],
+        [
+          "tags",
+          Object.entries(config.tags)
+            .map(([tag, value]) => `${tag}=${value}`)
+            .join(" "),
+        ],
+        ["schema", config.schemaHash],
+        ["revision", config.revision],
+        ["created", config.createdAt],
+        ["updated", config.updatedAt],
+        ["release", config.release],
+        ["default", config.default === null ? null : `version ${config.default}`],
+      ]),
+      "",
+      config.rules.length === 0 ? "no rules" : rulesTable(config),
+      "",
+      table(
+        ["VERSION", "HASH", "BYTES", "AT", "BY", "MESSAGE"],
+        versions
+          .toSorted((a, b) => b.version - a.version)
+          .slice(0, 20)
+          .map((one) => [
+            one.version,
+            one.hash.slice(0, 19),
+            one.bytes,
+            one.at,
+            one.by,
+            one.message,
+          ]),
+      ),
+    ].join("\n"),
+  );
+}
+
+function rulesTable({ rules }: Pick<ConfigDetailAnswer, "rules">): string {
+  return table(
+    ["RULE", "MATCH", "ROLLOUT", "FROM", "UNTIL", "VERSION"],
+    rules.map(({ id, match, rollout, from, until, version }) => [
+      id,
+      JSON.stringify(match),
+      rollout === undefined ? null : `${rollout.percentage} % by ${rollout.by}`,
+      from,
+      until,
+      version,
+    ]),
+  );
+}
+
+async function remove(context: Context): Promise<void> {
+  const { admin, where, name } = context;
+  if (context.options.has("undelete")) {
+    const config = await admin.undeleteConfig(where, name);
+    context.show(config, () => `Undeleted ${where.namespace}/${name}`);
+    return;
+  }
+  const config = await admin.deleteConfig(where, name);
+  const back = `conflux delete ${name} -n ${where.namespace} --undelete`;
+  context.show(config, () => `Deleted ${where.namespace}/${name}; \`${back}\` brings it back`);
+}
+
+async function publish(context: Context): Promise<void> {
+  const { admin, where, name, options } = context;
+  const file = options.get("file");
+  const given = options.get("content");
+  if ((file === undefined) === (given === undefined))
+    throw new UsageError("Give the content by either -f FILE or --content TEXT");
+  const content = given ?? (await readText(file as string));
+  const message = messageOf(options);
+  const format = options.get("format");
+  if (format !== undefined && !contentFormats.includes(format as ContentFormat))
+    throw new UsageError(`Option --format takes ${contentFormats.join(", ")}: got ${format}`);
+  try {
+    const done = await admin.publish(where, name, { content, ...message });
+    context.show(
+      done,
+      () =>
+        `Published ${where.namespace}/${name} version ${done.version}, release ${done.release.release}`,
+    );
+  } catch (error) {
+    const isMissing = error instanceof Problem && error.code === "not-found";
+    if (!isMissing || format === undefined) throw error;
+    const body = { format: format as ContentFormat, content };
+    const done = await admin.putConfig(where, name, body, { ifNoneMatch: "*" });
+    context.show(done, () => `Created ${where.namespace}/${name} with version 1, released`);
+  }
+}
+
+async function release(context: Context): Promise<void> {
+  const { admin, where, name, options } = context;
+  const rulesFile = options.get("rules");
+  if (options.has("default") && options.has("no-default"))
+    throw new UsageError("Give either --default or --no-default");
+  if (rulesFile !== undefined && options.has("no-rules"))
+    throw new UsageError("Give either --rules or --no-rules");
+  const flags = ["default", "no-default", "rules", "no-rules"];
+  if (!flags.some((flag) => options.has(flag)))
+    throw new UsageError("Say what to release: --default, --no-default, --rules or --no-rules");
+  const config = await admin.config(where, name);
+  let { rules } = config as Pick<ReleasePut, "rules">;
+  if (options.has("no-rules")) rules = [];
+  else if (rulesFile !== undefined) {
+    const parsed: unknown = parseYaml(await readText(rulesFile));
+    const list = Array.isArray(parsed) ? parsed : (parsed as { rules?: unknown } | null)?.rules;
+    if (!Array.isArray(list)) throw new UsageError("The file of --rules must hold a list of rules");
+    rules = list as ReleasePut["rules"];
+  }
+  const chosen = options.count("default") ?? config.default;
+  const done = await admin.putRelease(
+    where,
+    name,
+    { rules, default: options.has("no-default") ? null : chosen, ...messageOf(options) },
+    // What is kept of the release in force was just read: it must still be that.
+    { ifMatch: `"${config.revision}"` },
+  );
+  context.show(done, () => releasedText(where, name, done));
+}
+
+async function rollback(context: Context): Promise<void> {
+  const { admin, where, name, options } = context;
+  const to = options.count("to");
+  const body = { ...(to !== undefined && { toRelease: to }), ...messageOf(options) };
+  const done = await admin.rollback(where, name, body);
+  context.show(done, () => `${releasedText(where, name, done)}, equal to ${done.rollbackOf}`);
+}
+
+function releasedText({ namespace }: Where, name: string, done: ReleaseAnswer): string {
+  const rules = done.rules.length === 1 ? "1 rule" : `${done.rules.length} rules`;
+  const fallback = done.default === null ? "no default" : `default version ${done.default}`;
+  return `Released ${namespace}/${name} as release ${done.release}: ${rules}, ${fallback}`;
+}
+
+async function evaluate(context: Context): Promise<void> {
+  const { admin, where, options } = context;
+  const labels = options.pairs("label");
+  if (context.words.length === 0) {
+    if (options.has("explain")) throw new UsageError("Name the config to explain");
+    const all = await admin.values(where, labels);
+    context.show(all, () =>
+      table(
+        ["NAME", "VERSION", "FORMAT", "CONTENT"],
+        Object.entries(all.values).map(([name, one]) => [
+          name,
+          one.version,
+          one.format,
+          one.content?.trim(),
+        ]),
+      ),
+    );
+    return;
+  }
+  if (options.has("explain")) {
+    const explained = await admin.explain(where, context.name, labels);
+    context.show(explained, () => explanation(explained));
+    return;
+  }
+  const value = await admin.value(where, context.name, labels);
+  if (context.format === "table") {
+    process.stdout.write(value.content);
+    if (process.stdout.isTTY && !value.content.endsWith("\n")) print("");
+  } else context.show(value, () => "");
+}
+
+function explanation(explained: Awaited<ReturnType<Admin["explain"]>>): string {
+  const { name, namespace, version, rule, reason, rules, revision } = explained;
+  const head = fields([
+    ["config", `${namespace}/${name}`],
+    ["version", version],
+    ["rule", rule ?? "the default"],
+    ["reason", reason],
+    ["revision", revision],
+  ]);
+  const lines = rules.map((one) => {
+    const { id, ...rest } = one as Record<string, unknown>;
+    return `  ${plainText(String(id))}: ${plainText(JSON.stringify(rest))}`;
+  });
+  return [head, ...(lines.length === 0 ? [] : ["rules", ...lines])].join("\n");
+}
+
+async function watch(context: Context): Promise<void> {
+  const { options } = context;
+  const stop = new AbortController();
+  process.once("SIGINT", () => stop.abort());
+  process.once("SIGTERM", () => stop.abort());
+  if (options.has("label") || options.has("values")) await watchValues(context, stop.signal);
+  else await watchChanges(context, stop.signal);
+}
+
+/** Every change of configs, for people who manage them. */
+async function watchChanges(context: Context, signal: AbortSignal): Promise<void> {
+  const { admin, options, format } = context;
+  const { tenant, namespace } = context.where;
+  const only = context.words[0];
+  const frames = admin.watch(tenant, {
+    since: options.get("since") ?? "now",
+    signal,
+    ...(!options.has("all") && { namespace }),
+    ...(only !== undefined && { prefix: only }),
+  });
+  for await (const frame of frames) {
+    const { at = "", changes } = frame.data as {
+      at?: string;
+      changes?: { type: string; namespace: string; name: string; version?: number }[];
+    };
+    const shown = changes?.filter(({ name }) => only === undefined || name === only);
+    if (frame.event === "bookmark" || (changes !== undefined && shown?.length === 0)) continue;
+    if (format !== "table") {
+      print(JSON.stringify({ cursor: frame.id, event: frame.event, data: frame.data }));
+    } else if (shown === undefined) print(`${frame.id}  ${frame.event}`);
+    else {
+      for (const { type, namespace: ns, name, version } of shown)
+        print(
+          plainText(
+            `${frame.id}  ${at}  ${type} ${ns}${name && `/${name}`}${version === undefined ? "" : ` version ${version}`}`,
+          ),
+        );
+    }
+  }
+}
+
+/** What a client with these labels gets, as it changes. */
+async function watchValues(context: Context, signal: AbortSignal): Promise<void> {
+  const { options, token, format, url } = context;
+  const conflux = new Conflux({
+    url: url.split(","),
+    ...context.where,
+    labels: options.pairs("label"),
+    ...(token !== undefined && { token }),
+    ...(context.words[0] !== undefined && { name: context.words[0] }),
+  });
+  try {
+    const changes = conflux.watch({ signal });
+    // Rejects when the key is refused; a server that is away is waited for.
+    await conflux.ready();
+    for await (const { name, revision, new: value, entry } of changes) {
+      const { version } = entry;
+      if (format !== "table") print(JSON.stringify({ name, revision, version, value }));
+      else if (version === null) print(`${revision}  ${name} is no longer released`);
+      else {
+        const text = typeof value === "string" ? value : JSON.stringify(value);
+        print(`${revision}  ${name} version ${version}  ${plainText(text)}`);
+      }
+    }
+  } finally {
+    await conflux.close();
+  }
+}
+
+async function history(context: Context): Promise<void> {
+  const { admin, where, name } = context;
+  const releases = await admin.history(where, name);
+  context.show(releases, () =>
+    table(
+      ["RELEASE", "REVISION", "AT", "BY", "DEFAULT", "RULES", "MESSAGE"],
+      releases.map((one) => [
+        one.release,
+        one.revision,
+        one.at,
+        one.by,
+        one.default,
+        one.rules.length,
+        one.rollbackOf === null ? one.message : `rollback to ${one.rollbackOf}  ${one.message}`,
+      ]),
+    ),
+  );
+}
+
+const keyKinds = ["admin", "write", "read", "client"] as const;
+
+async function keys(context: Context): Promise<void> {
+  const { admin, tenant, options } = context;
+  const [verb, id] = verbOf(context, { list: 0, create: 0, delete: 1 });
+  if (verb === "list") {
+    const list = await admin.keys(tenant);
+    context.show(list, () =>
+      table(
+        ["ID", "KIND", "NAMESPACES", "EXPIRES", "CREATED", "DESCRIPTION"],
+        list.map((key) => [
+          key.id,
+          key.kind,
+          key.namespaces?.join(",") ?? "all",
+          key.expiresAt ?? "never",
+          key.createdAt,
+          key.description,
+        ]),
+      ),
+    );
+  } else if (verb === "create") {
+    const kind = options.get("kind") as (typeof keyKinds)[number] | undefined;
+    if (kind === undefined || !keyKinds.includes(kind))
+      throw new UsageError(`Give the key's kind: --kind ${keyKinds.join(" | ")}`);
+    const only = options.all("only");
+    const expiresAt = options.get("expires");
+    const description = options.get("description");
+    const key = await admin.createKey(tenant, {
+      kind,
+      ...(only.length > 0 && { namespaces: [...only] }),
+      ...(expiresAt !== undefined && { expiresAt }),
+      ...(description !== undefined && { description }),
+    });
+    context.show(key, () => `Created key ${key.id}; its token, shown this once:\n${key.token}`);
+  } else {
+    await admin.deleteKey(tenant, id as string);
+    context.show({ id, deleted: true }, () => `Deleted key ${id}`);
+  }
+}
+
+async function tenants(context: Context): Promise<void> {
+  const { admin, options } = context;
+  const [verb, given] = verbOf(context, { list: 0, create: 1, get: 1, delete: 1, undelete: 1 });
+  const id = given as string;
+  if (verb === "list") {
+    const list = await admin.tenants();
+    context.show(list, () =>
+      table(
+        ["TENANT", "REPLICAS", "CREATED", "DELETED", "DESCRIPTION"],
+        list.map((one) => [
+          one.id,
+          one.replicas.join(","),
+          one.createdAt,
+          one.deletedAt,
+          one.description,
+        ]),
+      ),
+    );
+  } else if (verb === "create") {
+    const replicas = options.count("replicas");
+    const description = options.get("description");
+    const made = await admin.createTenant({
+      id,
+      ...(replicas !== undefined && { replicas }),
+      ...(description !== undefined && { description }),
+    });
+    context.show(
+      made,
+      () => `Created tenant ${id}; its admin key, shown this once:\n${made.key.token}`,
+    );
+  } else if (verb === "get") {
+    const one = await admin.tenant(id);
+    const usage = await admin.usage(id);
+    context.show({ ...one, usage }, () =>
+      fields([
+        ["tenant", one.id],
+        ["description", one.description],
+        ["replicas", one.replicas.join(", ")],
+        ["created", one.createdAt],
+        ["deleted", one.deletedAt],
+        ["revision", usage.revision],
+        ["configs", `${usage.configs} of ${usage.quotas.configs}`],
+        ["bytes", `${usage.bytes} of ${usage.quotas.bytes}`],
+        ["keys", `${usage.keys} of ${usage.quotas.keys}`],
+      ]),
+    );
+  } else if (verb === "delete") {
+    const purge = options.has("purge");
+    await admin.deleteTenant(id, { purge });
+    context.show({ id, deleted: true, purged: purge }, () =>
+      purge
+        ? `Deleted tenant ${id} for good`
+        : `Deleted tenant ${id}; \`conflux tenants undelete ${id}\` brings it back`,
+    );
+  } else {
+    const one = await admin.undeleteTenant(id);
+    context.show(one, () => `Undeleted tenant ${id}`);
+  }
+}
+
+async function cluster(context: Context): Promise<void> {
+  verbOf(context, { status: 0 });
+  const status = await context.admin.clusterStatus();
+  context.show(status, () =>
+    [
+      fields([
+        ["cluster", status.cluster],
+        ["asked", `${status.node}, version ${status.version}`],
+        ["ready", status.ready ? "yes" : "no"],
+        ["transport", `${status.transport}, ${status.connected ? "connected" : "disconnected"}`],
+        ["tenants", status.tenants],
+        ["replicas here", `${status.replicas.warm} warm, ${status.replicas.leaders} leaders`],
+      ]),
+      "",
+      table(
+        ["NODE", "ALIVE", "HEARD", "BOOT"],
+        status.nodes.map(({ name, self, alive, heardMsAgo, boot }) => [
+          name,
+          alive ? "yes" : "no",
+          self ? "itself" : heardMsAgo === null ? "never" : `${Math.round(heardMsAgo)} ms ago`,
+          boot,
+        ]),
+      ),
+    ].join("\n"),
+  );
+}
+
+// --- pieces --------------------------------------------------------------------------------------------------------------------
+
+/** The verb of `keys create` and the like, with the word that must follow it (as many as the table says). */
+function verbOf(
+  context: Context,
+  verbs: Readonly<Record<string, number>>,
+): readonly [verb: string, word: string | undefined] {
+  const [verb = "", word] = context.words;
+  const count = Object.hasOwn(verbs, verb) ? (verbs[verb] as number) : undefined;
+  const names = Object.keys(verbs);
+  if (count === undefined)
+    throw new UsageError(`There is no ${verb} here; ${suggestion(verb, names)}`);
+  if (context.words.length - 1 !== count)
+    throw new UsageError(
+      count === 0 ? `${verb} takes no further words: got ${word}` : `Say which one to ${verb}`,
+    );
+  return [verb, word];
+}
+
+function messageOf(options: Options): { message?: string } {
+  const message = options.get("message");
+  return message === undefined ? {} : { message };
+}
+
+/** A file, or standard input for `-`. */
+async function readText(file: string): Promise<string> {
+  if (file === "-") return textOf(process.stdin);
+  try {
+    return await readFile(file, "utf8");
+  } catch (error) {
+    throw new UsageError(`Cannot read ${file}: ${(error as Error).message}`);
+  }
+}
+
+// --- entry ---------------------------------------------------------------------------------------------------------------------
+
+function usage(): string {
+  const width = Math.max(...commands.map(({ name }) => name.length)) + 2;
+  return [
+    "Usage: conflux COMMAND [options]",
+    "",
+    ...commands.map(({ name, summary }) => `  ${name.padEnd(width)}${summary}`),
+    "",
+    "`conflux COMMAND --help` says more.",
+    "Environment: CONFLUX_URL, CONFLUX_TOKEN, CONFLUX_TENANT.",
+    "Exit codes: 0 done, 1 not done, 2 `diff` found differences.",
+  ].join("\n");
+}
+
+function commandHelp({ name, summary, usage, options }: Command): string {
+  const specs = optionHelp({ ...options, ...commonOptions });
+  return `Usage: conflux ${name} ${usage}\n${summary}.\n\n${specs}`;
+}
+
+/** @returns the exit code */
+async function main(argv: readonly string[]): Promise<number> {
+  const [word = "help", ...rest] = argv;
+  if (word === "help" || word === "--help" || word === "-h") {
+    print(usage());
+    return 0;
+  }
+  if (word.startsWith("-")) throw new UsageError(`Put the command before its options: got ${word}`);
+  const command = commands.find(({ name }) => name === word);
+  if (command === undefined) {
+    const names = commands.map(({ name }) => name);
+    throw new UsageError(`There is no command ${word}; ${suggestion(word, names)}`);
+  }
+  if (command.name === "start") {
+    // The composition root runs on import, reads the same command line, and ends the process by itself.
+    await import("../main.ts");
+    return 0;
+  }
+  const options = parseOptions(rest, { ...command.options, ...commonOptions });
+  if (options.has("help")) {
+    print(commandHelp(command));
+    return 0;
+  }
+  const [least, most] = command.words;
+  const count = options.positionals.length;
+  if (count < least || count > most)
+    throw new UsageError(`Usage: conflux ${command.name} ${command.usage}`);
+  return (await command.run(new Context(options))) ?? 0;
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1] ?? "").href) {
+  // `conflux watch | head` ends without a word when the reader has gone.
+  process.stdout.on("error", () => process.exit(0));
+  main(process.argv.slice(2)).then(
+    (code) => {
+      process.exitCode = code;
+    },
+    (error: unknown) => {
+      process.stderr.write(`${errorText(error)}\n`);
+      process.exitCode = 1;
+    },
+  );
+}
