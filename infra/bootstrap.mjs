@@ -4,7 +4,7 @@
  * runtimes that really start. Plain JavaScript without dependencies, because it runs before there are any.
  */
 import { spawn, spawnSync } from "node:child_process";
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -107,19 +107,47 @@ async function npm(args) {
   }
 }
 
-/** Installs the packages of the lock when they are missing or older than it. */
+const installing = path.join(root, ".conflux", "installing");
+
+/** Takes the right to install; false while another process that lives has it. */
+function takeInstalling() {
+  mkdirSync(path.dirname(installing), { recursive: true });
+  try {
+    writeFileSync(installing, String(process.pid), { flag: "wx" });
+    return true;
+  } catch {
+    try {
+      process.kill(Number(readFileSync(installing, "utf8")), 0);
+    } catch {
+      // Its owner is gone: the next attempt takes it.
+      rmSync(installing, { force: true });
+    }
+    return false;
+  }
+}
+
+/** Installs the packages of the lock when they are missing or older than it. Two commands may start at once. */
 export async function ensureModules() {
   ensureNode();
-  if (modulesAreCurrent()) return;
-  const started = Date.now();
-  const missing = !existsSync(path.join(root, "node_modules"));
-  process.stderr.write(
-    `conflux: ${missing ? "installing packages" : "packages differ from package-lock.json, installing them anew"} (npm ci, half a minute or so)\n`,
-  );
-  await npm(["ci", "--no-audit", "--no-fund"]);
-  process.stderr.write(
-    `conflux: packages installed in ${Math.round((Date.now() - started) / 1000)} s\n`,
-  );
+  if (modulesAreCurrent() && !existsSync(installing)) return;
+  let waits = 0;
+  while (!takeInstalling()) {
+    if (waits++ === 1) process.stderr.write("conflux: waiting for another command that installs\n");
+    await new Promise((resolve) => setTimeout(resolve, 300));
+  }
+  try {
+    if (modulesAreCurrent()) return;
+    const started = Date.now();
+    const what = existsSync(path.join(root, "node_modules"))
+      ? "packages differ from package-lock.json, installing them anew"
+      : "installing packages";
+    process.stderr.write(`conflux: ${what} (npm ci, half a minute or so)\n`);
+    await npm(["ci", "--no-audit", "--no-fund"]);
+    const seconds = Math.round((Date.now() - started) / 1000);
+    process.stderr.write(`conflux: packages installed in ${seconds} s\n`);
+  } finally {
+    rmSync(installing, { force: true });
+  }
 }
 
 /** @param {Runtime} runtime */
