@@ -1,5 +1,5 @@
 /**
- * The journal's disk over node:fs, the same on Bun, Deno and Node.
+ * The journal's disk over node:fs, the same on Bun, Deno and Node. (Where Node says null for no error, Deno says undefined.)
  *
  * Durable by O_DSYNC: one system call per write instead of write and fdatasync, and it is durable when it returns, size
  * included. Files grow in steps of zeros, carried by the write that reaches the end: writing into space that exists
@@ -33,14 +33,14 @@ export function openJournalDisk(directory: string): JournalDisk {
       if (O_DSYNC === undefined) throw new Error("This system has no O_DSYNC");
       const flags = O_CREAT | O_EXCL | O_WRONLY | O_DSYNC;
       fs.open(join(directory, name), flags, 0o600, (error, descriptor) => {
-        if (error !== null) done(error, null);
+        if (error) done(error, null);
         else done(null, new DiskFile(descriptor));
       });
     },
-    remove: (name, done) => fs.unlink(join(directory, name), done),
+    remove: (name, done) => fs.unlink(join(directory, name), (error) => done(error ?? null)),
     syncDirectory(done) {
       fs.open(directory, "r", (openError, descriptor) => {
-        if (openError !== null) return done(openError);
+        if (openError) return done(openError);
         fs.fsync(descriptor, (syncError) => {
           fs.close(descriptor, (closeError) => done(syncError ?? closeError ?? null));
         });
@@ -102,7 +102,7 @@ class DiskFile implements JournalFile {
   /** A system call may take less than it was given; going on is no retry of a failed one. */
   #writeAll(vector: readonly Uint8Array[], position: number, done: DiskDone): void {
     fs.writev(this.#descriptor, vector, position, (error, written) => {
-      if (error !== null) return done(error);
+      if (error) return done(error);
       const rest = after(vector, written);
       if (rest.length === 0) return done(null);
       if (written === 0) return done(new Error("Disk took no bytes"));
