@@ -183,21 +183,29 @@ export class ClusterNode {
     });
   }
 
-  /** Waits until /readyz answers 200. Throws, with what the node printed, when it ends before or takes too long. */
+  /**
+   * Waits until /readyz answers 200 and the root token is known. Throws, with what the node printed, when it ends before
+   * or takes too long.
+   */
   async ready() {
-    const { name, readyTimeoutMs } = this.#options;
+    const { name, readyTimeoutMs, env } = this.#options;
+    const authorization = `Bearer ${env["CONFLUX_ROOT_TOKEN"]}`;
     const deadline = Date.now() + readyTimeoutMs;
     let last = "no answer yet";
     while (Date.now() < deadline) {
-      if (!this.running)
-        throw new SetupError(
-          `${name} ended before it was ready (${await this.#exit}):\n${this.#tail()}`,
-        );
+      if (!this.running) {
+        const how = await this.#exit;
+        throw new SetupError(`${name} ended before it was ready (${how}):\n${this.#tail()}`);
+      }
       try {
-        const response = await fetch(`${this.url}/readyz`, { signal: AbortSignal.timeout(2_000) });
-        await response.arrayBuffer();
-        if (response.status === 200) return;
-        last = `/readyz says ${response.status}`;
+        let path = "/readyz";
+        let status = await this.#status(path, {});
+        if (status === 200) {
+          path = "/v1/cluster/status";
+          status = await this.#status(path, { authorization });
+        }
+        if (status === 200) return;
+        last = `${path} says ${status}`;
       } catch (error) {
         last = String(error instanceof Error ? (error.cause ?? error.message) : error);
       }
@@ -206,6 +214,13 @@ export class ClusterNode {
     throw new SetupError(
       `${name} was not ready within ${readyTimeoutMs} ms (${last}):\n${this.#tail()}`,
     );
+  }
+
+  /** @param {string} path @param {Record<string, string>} headers */
+  async #status(path, headers) {
+    const response = await fetch(this.url + path, { headers, signal: AbortSignal.timeout(2_000) });
+    await response.arrayBuffer();
+    return response.status;
   }
 
   #tail() {
