@@ -71,6 +71,7 @@ export const MessageType = {
   readIndexResponse: 11,
   /** A follower asked to lead hands the wish on to its leader. */
   transferLeader: 12,
+  /** With liveness from outside: one who led this term tells that it does so no more. */
   forgetLeader: 13,
   /** Local only: a lane lost bytes to this peer; go back to probing it. */
   unreachable: 14,
@@ -90,10 +91,14 @@ export interface Message {
   logTerm: number;
   /** appendEntries: index of the entry before; responses: matched or rejected index; votes: last log index. */
   index: number;
+  /** Requests: what the leader has committed. Responses to appends and heartbeats: what the follower has. */
   commit: number;
   reject: boolean;
   rejectHint: number;
-  /** Heartbeats and reads: the sequence number of the read round. Votes: 1 when forced by a transfer. */
+  /**
+   * Heartbeats: the number of the read round. Reads: what names the read. Votes: 1 when forced by a transfer.
+   * timeoutNow: the last index that the target must hold.
+   */
   context: number;
   entries: readonly Entry[];
   snapshot: SnapshotMeta | null;
@@ -120,6 +125,8 @@ export interface StorageAppend {
   readonly snapshot: SnapshotMeta | null;
   /** For other replicas, after durability: votes granted, appends accepted. */
   readonly responses: readonly Message[];
+  /** For this replica itself, after durability: its own vote, its own acceptance. `Raft.appended` steps them. */
+  readonly own: readonly Message[];
   /** Term, last index and last term at the time of asking: an ack of an older term marks nothing stable (ABA). */
   readonly ackTerm: number;
   readonly ackIndex: number;
@@ -182,6 +189,18 @@ export interface RaftConfig {
    * heartbeat. Null: Raft's own timers and heartbeats decide.
    */
   readonly supports: ((id: ReplicaId) => boolean) | null;
+  /**
+   * The embedder writes `Ready.append` before it applies `Ready.committed` of the same turn, so entries may be handed
+   * out for applying that are not durable yet: the synchronous form of etcd/raft. Default false.
+   */
+  readonly applyUnstable?: boolean;
+  /** Lets configuration changes into the log that do not fit the configuration as known now. Default false. */
+  readonly confChangeUnchecked?: boolean;
+  /**
+   * Entries proposed in one turn leave in one message per follower instead of one for each proposal, and the leader
+   * acknowledges them to itself once. Default false.
+   */
+  readonly mergeAppends?: boolean;
 }
 
 export type ProposeResult =

@@ -1,0 +1,1391 @@
+/**
+ * One replica's part in Raft: the extended paper, and the thesis' PreVote, CheckQuorum, leadership transfer, joint
+ * consensus and linearizable reads, with etcd/raft's semantics in its asynchronous-storage form.
+ *
+ * Messages, ticks, proposals and completions come in; `ready` hands out what they led to. Nothing here waits, and
+ * nothing here is durable: whatever promises durability (a vote, an acceptance) is handed out with the append that makes
+ * it true, for others in `StorageAppend.responses`, for this replica in `own`, stepped by `appended`.
+ *
+ * How it is meant, and where it departs from etcd/raft and from the paper: DESIGN.md.
+ */
+import { assert, assertSafeInteger } from "../lib/assert.ts";
+import { MalformedError } from "../lib/bytes.ts";
+import { decodeConfChange, encodeConfChange } from "./conf_codec.ts";
+import {
+  changeMembers,
+  emptyConfState,
+  isJoint,
+  restoreMembers,
+  type Members,
+  type NewProgress,
+} from "./confchange.ts";
+import { RaftLog, UNKNOWN_TERM } from "./log.ts";
+import { Inflights, Progress, type ProgressState } from "./progress.ts";
+import { jointCommitted, jointVote, Vote } from "./quorum.ts";
+import { ReadRounds } from "./reads.ts";
+import {
+  EntryKind,
+  MessageType,
+  NONE,
+  type ConfChange,
+  type ConfState,
+  type Entry,
+  type HardState,
+  type Message,
+  type ProposeResult,
+  type RaftConfig,
+  type ReadState,
+  type Ready,
+  type ReplicaId,
+  type Role,
+  type SnapshotMeta,
+  type StorageAppend,
+} from "./types.ts";
+
+export { decodeConfChange, emptyConfState, encodeConfChange };
+
+const NO_BYTES = new Uint8Array(0);
+const NO_ENTRIES: readonly Entry[] = [];
+const NO_MESSAGES: readonly Message[] = [];
+/** Context of a vote request that a transfer forced. */
+const FORCED = 1;
+/** Reads handed on to a leader and not answered; beyond it the oldest are given up, their callers ask again. */
+const FORWARDED_READS_MAX = 1_024;
+
+export interface PeerStatus {
+  readonly id: ReplicaId;
+  readonly match: number;
+  readonly next: number;
+  readonly state: ProgressState;
+  readonly recentActive: boolean;
+  readonly isLearner: boolean;
+  readonly paused: boolean;
+  readonly pendingSnapshot: number;
+  readonly inflight: number;
+  readonly inflightFull: boolean;
+}
+
+export interface RaftStatus {
+  readonly id: ReplicaId;
+  readonly role: Role;
+  readonly term: number;
+  readonly vote: ReplicaId;
+  readonly lead: ReplicaId;
+  readonly commit: number;
+  readonly applied: number;
+  readonly lastIndex: number;
+  readonly transferee: ReplicaId;
+  /** Of every member, sorted by id; empty unless this replica leads. */
+  readonly progress: readonly PeerStatus[];
+}
+
+export function newReady(): Ready {
+  return { messages: [], append: null, committed: NO_ENTRIES, reads: [] };
+}
+
+export class Raft {
+  readonly #config: RaftConfig;
+  readonly #id: ReplicaId;
+  readonly #log: RaftLog;
+  readonly #storage: RaftConfig["log"];
+  readonly #supports: RaftConfig["supports"];
+  readonly #reads = new ReadRounds();
+
+  #role: Role = "follower";
+  #term: number;
+  #vote: ReplicaId;
+  #lead: ReplicaId = NONE;
+  #conf: ConfState;
+  #peers: readonly Progress[];
+  /** This replica's own progress; null while it is not a member. */
+  #self: Progress | null = null;
+
+  #electionElapsed = 0;
+  #heartbeatElapsed = 0;
+  #electionTimeout = 0;
+  /** Ticks of this leadership, to date its heartbeats. */
+  #leaderTicks = 0;
+  #transferee: ReplicaId = NONE;
+  /** A transfer lets somebody past the vote lease, at a time that this leader no longer controls. */
+  #leaseVoid = false;
+  /** The newest configuration change may stand up to here; another one waits until this is applied. */
+  #pendingConfIndex = 0;
+  #uncommittedBytes = 0;
+  /** It led this term and told the others that it does so no more; again, while nobody leads. */
+  #retired = false;
+  /** Reads that wait for the first commit of this leader's own term. */
+  #readsEarly: Message[] = [];
+  /** Reads handed on to the leader: under our own number, the caller's. */
+  readonly #readsForwarded = new Map<number, number>();
+  #forwardSequence = 0;
+
+  #messages: Message[] = [];
+  #readStates: ReadState[] = [];
+  #after: Message[] = [];
+  #own: Message[] = [];
+  /** With `mergeAppends`: appends are owed, and made out when the turn is handed out. */
+  #appendsOwed = false;
+  #handedOut: HardState;
+
+  /** Made once, so that counting a quorum allocates nothing. */
+  readonly #matchOf = (id: ReplicaId): number => this.#peer(id)?.match ?? 0;
+  readonly #voteOf = (id: ReplicaId): Vote => this.#peer(id)?.vote ?? Vote.none;
+  readonly #readConfirmedOf = (id: ReplicaId): number => this.#peer(id)?.readConfirmed ?? 0;
+  readonly #activeOf = (id: ReplicaId): Vote => {
+    const peer = this.#peer(id);
+    return peer !== undefined && this.#isActive(peer) ? Vote.granted : Vote.refused;
+  };
+  readonly #supportOf = (id: ReplicaId): Vote =>
+    id === this.#id || this.#supports?.(id) === true ? Vote.granted : Vote.refused;
+  readonly #newProgress: NewProgress = (id, isLearner) => {
+    const { inflightMessagesMax, inflightBytesMax } = this.#config;
+    const inflights = new Inflights(inflightMessagesMax, inflightBytesMax);
+    const peer = new Progress(id, isLearner, Math.max(this.#log.lastIndex, 1), inflights);
+    // Whoever is new had no chance to be heard yet; the next quorum check must not hold that against it.
+    peer.recentActive = true;
+    return peer;
+  };
+
+  constructor(config: RaftConfig) {
+    assert(config.id !== NONE, "a replica has an id");
+    assert(config.heartbeatTicks > 0, "heartbeats take time");
+    assert(config.electionTicks > config.heartbeatTicks, "elections wait longer than heartbeats");
+    assert(config.inflightMessagesMax > 0, "a window lets one message through");
+    assert(
+      config.readOnly !== "lease" || (config.checkQuorum && config.supports === null),
+      "leases rest on checkQuorum and on the clock of this group alone",
+    );
+    const { hardState, confState } = config.log.initialState();
+    this.#config = config;
+    this.#id = config.id;
+    this.#storage = config.log;
+    this.#supports = config.supports;
+    this.#log = new RaftLog(config.log, {
+      commit: hardState.commit,
+      applied: config.applied,
+      applyingBytesMax: config.applyingBytesMax,
+      applyUnstable: config.applyUnstable ?? false,
+    });
+    this.#term = hardState.term;
+    this.#vote = hardState.vote;
+    const members = restoreMembers(confState, this.#newProgress);
+    this.#conf = members.conf;
+    this.#peers = members.peers;
+    this.#self = this.#peer(this.#id) ?? null;
+    this.#becomeFollower(this.#term, NONE);
+    this.#handedOut = { term: this.#term, vote: this.#vote, commit: this.#log.commit };
+  }
+
+  // --- what can be seen ----------------------------------------------------------------------------------------------
+
+  get role(): Role {
+    return this.#role;
+  }
+
+  get term(): number {
+    return this.#term;
+  }
+
+  get lead(): ReplicaId {
+    return this.#lead;
+  }
+
+  get isLeader(): boolean {
+    return this.#role === "leader";
+  }
+
+  get commitIndex(): number {
+    return this.#log.commit;
+  }
+
+  get appliedIndex(): number {
+    return this.#log.applied;
+  }
+
+  get lastIndex(): number {
+    return this.#log.lastIndex;
+  }
+
+  get confState(): ConfState {
+    return this.#conf;
+  }
+
+  /** This leader would refuse another configuration change now, or has a joint one to leave. */
+  get hasPendingConfChange(): boolean {
+    return this.#pendingConfIndex > this.#log.applied || isJoint(this.#conf);
+  }
+
+  /** Ticking would change nothing: the embedder may stop until a message, a proposal or a loss of support. */
+  get idle(): boolean {
+    if (this.#role === "follower") return this.#supports !== null && this.#leadIsSupported();
+    if (this.#role !== "leader" || this.#self === null) return false;
+    if (this.#peers.length > 1) {
+      if (this.#supports === null || !this.#quorumIsSupported()) return false;
+      for (const peer of this.#peers) {
+        if (peer.id !== this.#id && (peer.introduce || !this.#isCaughtUp(peer))) return false;
+      }
+    }
+    return (
+      !this.#reads.pending &&
+      this.#readsEarly.length === 0 &&
+      this.#transferee === NONE &&
+      !this.hasPendingConfChange &&
+      this.#log.commit === this.#log.lastIndex
+    );
+  }
+
+  status(): RaftStatus {
+    return {
+      id: this.#id,
+      role: this.#role,
+      term: this.#term,
+      vote: this.#vote,
+      lead: this.#lead,
+      commit: this.#log.commit,
+      applied: this.#log.applied,
+      lastIndex: this.#log.lastIndex,
+      transferee: this.#transferee,
+      progress: this.#role === "leader" ? this.#peers.map(statusOf) : [],
+    };
+  }
+
+  // --- inputs --------------------------------------------------------------------------------------------------------
+
+  /** A message from another replica. What can only be local, or is not for this replica, is not taken. */
+  step(m: Message): void {
+    assertSafeInteger(m.term, "term");
+    assertSafeInteger(m.index, "index");
+    assertSafeInteger(m.logTerm, "logTerm");
+    assertSafeInteger(m.commit, "commit");
+    assertSafeInteger(m.rejectHint, "rejectHint");
+    assertSafeInteger(m.context, "context");
+    if (m.to !== this.#id || m.from === this.#id || m.from === NONE) return;
+    if (m.type === MessageType.unreachable || m.type === MessageType.snapshotStatus) return;
+    const termless = m.type === MessageType.propose || m.type === MessageType.readIndex;
+    if (termless !== (m.term === 0)) return;
+    this.#step(m);
+  }
+
+  tick(): void {
+    if (this.#role === "leader") this.#tickLeader();
+    else this.#tickElection();
+  }
+
+  /** Asks to be elected now, without waiting for the timer. */
+  campaign(): void {
+    this.#startElection(this.#config.preVote ? "preVote" : "vote");
+  }
+
+  /** Appends to the leader's log, all or nothing. The result names the last entry. */
+  propose(data: readonly Uint8Array[] | Uint8Array): ProposeResult {
+    const refused = this.#refusal();
+    if (refused !== null) return { ok: false, reason: refused };
+    const payloads = data instanceof Uint8Array ? [data] : data;
+    assert(payloads.length > 0, "a proposal holds something");
+    const entries: Entry[] = [];
+    let index = this.#log.lastIndex;
+    for (const payload of payloads) {
+      index += 1;
+      entries.push({ index, term: this.#term, kind: EntryKind.normal, data: payload });
+    }
+    return this.#appendProposals(entries);
+  }
+
+  /**
+   * A change that cannot be made now (another one pending, or the configuration is joint, or is not) becomes an empty
+   * entry instead, so that the answer is the log's: look at what is applied at the index.
+   */
+  proposeConfChange(change: ConfChange): ProposeResult {
+    const refused = this.#refusal();
+    if (refused !== null) return { ok: false, reason: refused };
+    const index = this.#log.lastIndex + 1;
+    const data = encodeConfChange(change);
+    const entry: Entry = { index, term: this.#term, kind: EntryKind.confChange, data };
+    return this.#appendProposals([this.#checkedConfChange(entry, change)]);
+  }
+
+  /** A configuration change was applied, which is when it takes effect. To be called for every one. */
+  applyConfChange(change: ConfChange): ConfState {
+    const members: Members = { conf: this.#conf, peers: this.#peers };
+    const result = changeMembers(members, change, this.#newProgress);
+    assert(
+      result.ok,
+      `A committed configuration change does not apply: ${String(!result.ok && result.reason)}`,
+    );
+    this.#switchMembers(result.members);
+    return this.#conf;
+  }
+
+  /**
+   * Asks for a linearizable read; the answer comes in `Ready.reads` under this context, or never: ask again, under
+   * another context, after a while.
+   * @returns false when it cannot even be tried, no leader being known
+   */
+  readIndex(context: number): boolean {
+    assertSafeInteger(context, "context");
+    if (this.#role === "leader") {
+      this.#readAsLeader(this.#id, context);
+      return true;
+    }
+    if (this.#lead === NONE) return false;
+    if (this.#forwardSequence === 0) {
+      // An answer to a read of an earlier life of this replica must not pass for an answer to one of this life.
+      this.#forwardSequence = this.#config.random(0x1_0000_0000) * 0x10_0000;
+    }
+    this.#forwardSequence += 1;
+    if (this.#readsForwarded.size >= FORWARDED_READS_MAX) {
+      for (const oldest of this.#readsForwarded.keys()) {
+        this.#readsForwarded.delete(oldest);
+        break;
+      }
+    }
+    this.#readsForwarded.set(this.#forwardSequence, context);
+    const m = this.#message(MessageType.readIndex, this.#lead);
+    m.term = 0;
+    m.context = this.#forwardSequence;
+    this.#messages.push(m);
+    return true;
+  }
+
+  /** Hands leadership to a voter that is, or can be brought, up to date; given up after one election timeout. */
+  transferLeadership(to: ReplicaId): void {
+    if (this.#role === "leader") this.#transferTo(to);
+    else if (this.#role === "follower") this.#forwardTransfer(to);
+  }
+
+  /** A follower that has reason to think its leader gone may forget it, and then vote or campaign at once. */
+  forgetLeader(): void {
+    // With lease reads the leader counts on this follower's silence.
+    if (this.#role !== "follower" || this.#config.readOnly === "lease") return;
+    this.#lead = NONE;
+  }
+
+  /** Something sent to this peer was lost: probe before sending more. */
+  reportUnreachable(id: ReplicaId): void {
+    const peer = this.#peer(id);
+    if (this.#role === "leader" && peer?.state === "replicate") peer.becomeProbe();
+  }
+
+  /** How sending a snapshot to this peer ended. */
+  reportSnapshot(id: ReplicaId, ok: boolean): void {
+    const peer = this.#peer(id);
+    if (this.#role !== "leader" || peer === undefined || peer.state !== "snapshot") return;
+    // A snapshot that never arrived must not be what is probed from.
+    if (!ok) peer.pendingSnapshot = 0;
+    peer.becomeProbe();
+    // Sent: the follower will say so. Failed: wait for a sign of life before the next try.
+    peer.paused = true;
+  }
+
+  /** Draws the election timeout anew, as every change of role does. */
+  redrawElectionTimeout(): void {
+    const { electionTicks, random } = this.#config;
+    this.#electionTimeout = electionTicks + random(electionTicks);
+  }
+
+  // --- output --------------------------------------------------------------------------------------------------------
+
+  hasReady(): boolean {
+    return (
+      this.#messages.length > 0 ||
+      this.#appendsOwed ||
+      this.#readStates.length > 0 ||
+      this.#log.hasCommitted ||
+      this.#hasAppend()
+    );
+  }
+
+  /** Hands out what the inputs led to. What it fills is the caller's until the next call. */
+  ready(out: Ready): void {
+    if (this.#appendsOwed) this.#sendOwedAppends();
+    this.#reads.close();
+    const messages = out.messages;
+    messages.length = 0;
+    out.messages = this.#messages;
+    this.#messages = messages;
+    const reads = out.reads;
+    reads.length = 0;
+    out.reads = this.#readStates;
+    this.#readStates = reads;
+    out.append = this.#hasAppend() ? this.#takeAppend() : null;
+    out.committed = this.#log.takeCommitted();
+  }
+
+  /** All of this append is durable. Appends are acknowledged in the order in which they were handed out. */
+  appended(append: StorageAppend): void {
+    for (const m of append.own) this.#step(m);
+    // An ack asked for in an older term may speak of entries that were replaced since and look the same (ABA): what it
+    // covers is covered again by a later one.
+    if (append.ackIndex !== 0 && append.ackTerm === this.#term) {
+      this.#log.stableTo(append.ackIndex, append.ackLogTerm);
+    }
+    if (append.snapshot !== null) {
+      this.#log.snapshotStable(append.snapshot.index);
+      this.applied(append.snapshot.index, 0);
+    }
+  }
+
+  /** Entries up to `index` are applied; `bytes` is what their data weighed. */
+  applied(index: number, bytes: number): void {
+    this.#log.appliedTo(index, bytes);
+    this.#uncommittedBytes = Math.max(0, this.#uncommittedBytes - bytes);
+    this.#leaveJointIfDue();
+  }
+
+  #hasAppend(): boolean {
+    const { term, vote, commit } = this.#handedOut;
+    return (
+      this.#own.length > 0 ||
+      this.#after.length > 0 ||
+      this.#log.hasUnstableToHandOut ||
+      this.#log.hasSnapshotToHandOut ||
+      term !== this.#term ||
+      vote !== this.#vote ||
+      commit !== this.#log.commit
+    );
+  }
+
+  #takeAppend(): StorageAppend {
+    const log = this.#log;
+    const before = this.#handedOut;
+    let hardState: HardState | null = null;
+    if (before.term !== this.#term || before.vote !== this.#vote || before.commit !== log.commit) {
+      hardState = { term: this.#term, vote: this.#vote, commit: log.commit };
+      this.#handedOut = hardState;
+    }
+    const responses = this.#after.length > 0 ? this.#after : NO_MESSAGES;
+    if (responses !== NO_MESSAGES) this.#after = [];
+    const own = this.#own.length > 0 ? this.#own : NO_MESSAGES;
+    if (own !== NO_MESSAGES) this.#own = [];
+    // Every append carries the ack while anything is unstable: one that was void (ABA) is made up for by the next.
+    const unstable = log.hasUnstable;
+    return {
+      hardState,
+      entries: log.takeUnstable(),
+      snapshot: log.takeSnapshot(),
+      responses,
+      own,
+      ackTerm: this.#term,
+      ackIndex: unstable ? log.lastIndex : 0,
+      ackLogTerm: unstable ? log.lastTerm : 0,
+    };
+  }
+
+  // --- terms and votes -----------------------------------------------------------------------------------------------
+
+  #step(m: Message): void {
+    if (m.term > this.#term) {
+      const asksForVote = m.type === MessageType.requestVote || m.type === MessageType.preVote;
+      if (asksForVote && m.context !== FORCED && this.#inLease(m.from)) {
+        // Thesis §4.2.3: who hears from a leader does not help to depose it. But the sender did not hear from it.
+        this.#introduceTo(m.from);
+        return;
+      }
+      this.#adoptTerm(m);
+    } else if (m.term < this.#term && m.term !== 0) {
+      this.#answerOutdated(m);
+      return;
+    }
+    if (m.type === MessageType.requestVote || m.type === MessageType.preVote) {
+      this.#castVote(m);
+    } else if (this.#role === "leader") {
+      this.#stepLeader(m);
+    } else if (this.#role === "follower") {
+      this.#stepFollower(m);
+    } else {
+      this.#stepCandidate(m);
+    }
+  }
+
+  #adoptTerm(m: Message): void {
+    switch (m.type) {
+      case MessageType.preVote:
+        // A request about a term that nobody has entered yet.
+        return;
+      case MessageType.preVoteResponse:
+        // Granted for the term that we asked about, which we enter only with a majority. Refused: the answer of one
+        // who is ahead of us.
+        if (m.reject) this.#becomeFollower(m.term, NONE);
+        return;
+      case MessageType.appendEntries:
+      case MessageType.heartbeat:
+      case MessageType.installSnapshot:
+        this.#becomeFollower(m.term, m.from);
+        return;
+      default:
+        this.#becomeFollower(m.term, NONE);
+    }
+  }
+
+  #answerOutdated(m: Message): void {
+    const { checkQuorum, preVote } = this.#config;
+    switch (m.type) {
+      case MessageType.appendEntries:
+      case MessageType.heartbeat:
+        // With these, higher terms spread no more by campaigning alone: a leader that we are ahead of has to learn it
+        // from the answer, or it would never reach us again.
+        if (checkQuorum || preVote) {
+          this.#after.push(this.#message(MessageType.appendEntriesResponse, m.from));
+        }
+        return;
+      case MessageType.forgetLeader:
+        // It may stop telling us: we know of a newer term.
+        this.#after.push(this.#message(MessageType.appendEntriesResponse, m.from));
+        return;
+      case MessageType.preVote: {
+        // An answer and not silence, or two groups of pre-candidates with different terms could block each other.
+        const answer = this.#message(MessageType.preVoteResponse, m.from);
+        answer.reject = true;
+        this.#after.push(answer);
+        this.#introduceTo(m.from);
+        return;
+      }
+      case MessageType.requestVote:
+        this.#introduceTo(m.from);
+        return;
+      default:
+        return;
+    }
+  }
+
+  /** Raft §5.2, §5.4.1. Learners vote too: whoever asks may know of a promotion that has not been applied here. */
+  #castVote(m: Message): void {
+    const isPreVote = m.type === MessageType.preVote;
+    const type = isPreVote ? MessageType.preVoteResponse : MessageType.requestVoteResponse;
+    const free =
+      this.#vote === m.from ||
+      (this.#vote === NONE && this.#lead === NONE) ||
+      (isPreVote && m.term > this.#term);
+    const answer = this.#message(type, m.from);
+    if (free && this.#log.isUpToDate(m.index, m.logTerm)) {
+      // The term asked about, which for a pre-vote is not ours: with ours the sender would take the answer for old.
+      answer.term = m.term;
+      if (!isPreVote) {
+        this.#electionElapsed = 0;
+        this.#vote = m.from;
+      }
+    } else {
+      answer.reject = true;
+      this.#introduceTo(m.from);
+    }
+    this.#after.push(answer);
+  }
+
+  #inLease(from: ReplicaId): boolean {
+    // The very replica that we take for the leader is one no more if it asks for votes.
+    if (!this.#config.checkQuorum || this.#lead === NONE || from === this.#lead) return false;
+    if (this.#supports !== null && this.#role !== "leader" && this.#isVoter(this.#lead)) {
+      return this.#supports(this.#lead);
+    }
+    return this.#electionElapsed < this.#config.electionTicks;
+  }
+
+  /** Somebody looks for a leader where there is one; without regular heartbeats it would not learn of it. */
+  #introduceTo(id: ReplicaId): void {
+    if (this.#role !== "leader" || this.#supports === null) return;
+    const peer = this.#peer(id);
+    if (peer !== undefined) peer.introduce = true;
+  }
+
+  #startElection(kind: "preVote" | "vote" | "transfer"): void {
+    if (this.#role === "leader" || !this.#isPromotable() || this.#hasUnappliedConfChange()) return;
+    this.#campaign(kind);
+  }
+
+  #campaign(kind: "preVote" | "vote" | "transfer"): void {
+    let request: MessageType;
+    let term: number;
+    if (kind === "preVote") {
+      this.#becomePreCandidate();
+      request = MessageType.preVote;
+      term = this.#term + 1;
+    } else {
+      this.#becomeCandidate();
+      request = MessageType.requestVote;
+      term = this.#term;
+    }
+    for (const { id } of this.#peers) {
+      if (!this.#isVoter(id)) continue;
+      if (id === this.#id) {
+        // Its own vote counts once it is durable, like everybody's.
+        const own = this.#message(
+          kind === "preVote" ? MessageType.preVoteResponse : MessageType.requestVoteResponse,
+          id,
+        );
+        own.term = term;
+        this.#own.push(own);
+        continue;
+      }
+      const m = this.#message(request, id);
+      m.term = term;
+      m.index = this.#log.lastIndex;
+      m.logTerm = this.#log.lastTerm;
+      if (kind === "transfer") m.context = FORCED;
+      this.#messages.push(m);
+    }
+  }
+
+  #stepCandidate(m: Message): void {
+    switch (m.type) {
+      case MessageType.appendEntries:
+        this.#becomeFollower(m.term, m.from);
+        this.#takeEntries(m);
+        return;
+      case MessageType.heartbeat:
+        this.#becomeFollower(m.term, m.from);
+        this.#takeHeartbeat(m);
+        return;
+      case MessageType.installSnapshot:
+        this.#becomeFollower(m.term, m.from);
+        this.#takeSnapshot(m);
+        return;
+      case MessageType.requestVoteResponse:
+        if (this.#role === "candidate") this.#countVote(m);
+        return;
+      case MessageType.preVoteResponse:
+        if (this.#role === "preCandidate") this.#countVote(m);
+        return;
+      default:
+        return;
+    }
+  }
+
+  #countVote(m: Message): void {
+    const voter = this.#peer(m.from);
+    // The first answer of each counts, and only those of the present members.
+    if (voter !== undefined && voter.vote === Vote.none) {
+      voter.vote = m.reject ? Vote.refused : Vote.granted;
+    }
+    const result = jointVote(this.#conf.voters, this.#conf.votersOutgoing, this.#voteOf);
+    if (result === "won") {
+      if (this.#role === "preCandidate") {
+        this.#campaign("vote");
+      } else {
+        this.#becomeLeader();
+        this.#broadcastAppend();
+      }
+    } else if (result === "lost") {
+      // For a pre-vote, m.term is one that nobody entered.
+      this.#becomeFollower(this.#term, NONE);
+    }
+  }
+
+  /** A member that votes, and that is not about to become something else by a snapshot. */
+  #isPromotable(): boolean {
+    return this.#self !== null && !this.#self.isLearner && !this.#log.hasSnapshot;
+  }
+
+  /** Changes take effect when applied: one that is committed and not applied here could make this a rival quorum. */
+  #hasUnappliedConfChange(): boolean {
+    let low = this.#log.applied + 1;
+    const high = this.#log.commit + 1;
+    while (low < high) {
+      const entries = this.#log.slice(low, high, this.#config.messageBytesMax);
+      if (entries === null) return true;
+      for (const entry of entries) if (entry.kind === EntryKind.confChange) return true;
+      low += entries.length;
+    }
+    return false;
+  }
+
+  // --- roles ---------------------------------------------------------------------------------------------------------
+
+  #reset(term: number): void {
+    if (term !== this.#term) {
+      assert(term > this.#term, "terms only grow");
+      this.#term = term;
+      this.#vote = NONE;
+      this.#retired = false;
+    }
+    this.#lead = NONE;
+    this.#electionElapsed = 0;
+    this.#heartbeatElapsed = 0;
+    this.#leaderTicks = 0;
+    this.redrawElectionTimeout();
+    this.#transferee = NONE;
+    this.#leaseVoid = false;
+    const last = this.#log.lastIndex;
+    for (const peer of this.#peers) peer.reset(last + 1, peer.id === this.#id ? last : 0);
+    this.#pendingConfIndex = 0;
+    this.#uncommittedBytes = 0;
+    this.#appendsOwed = false;
+    this.#reads.reset();
+    if (this.#readsEarly.length > 0) this.#readsEarly = [];
+    this.#readsForwarded.clear();
+  }
+
+  #becomeFollower(term: number, lead: ReplicaId): void {
+    const retires = this.#role === "leader" && term === this.#term && this.#supports !== null;
+    this.#reset(term);
+    this.#role = "follower";
+    this.#lead = lead;
+    if (retires) this.#retire();
+  }
+
+  #becomeCandidate(): void {
+    assert(this.#role !== "leader", "a leader does not campaign");
+    this.#reset(this.#term + 1);
+    this.#role = "candidate";
+    this.#vote = this.#id;
+  }
+
+  /** Neither the term nor the vote changes; nothing that was promised is touched. */
+  #becomePreCandidate(): void {
+    assert(this.#role !== "leader", "a leader does not campaign");
+    for (const peer of this.#peers) peer.vote = Vote.none;
+    this.#lead = NONE;
+    this.#role = "preCandidate";
+  }
+
+  #becomeLeader(): void {
+    assert(this.#role === "candidate", "only a candidate becomes leader");
+    this.#reset(this.#term);
+    this.#role = "leader";
+    this.#lead = this.#id;
+    const self = this.#self;
+    assert(self !== null, "a leader is a member when it is elected");
+    self.becomeReplicate();
+    self.recentActive = true;
+    // Whatever is in the log may be a configuration change; not looking is cheaper than reading the tail.
+    this.#pendingConfIndex = this.#log.lastIndex;
+    // Raft §8: an entry of its own term tells it what is committed.
+    const index = this.#log.lastIndex + 1;
+    this.#appendOwn([{ index, term: this.#term, kind: EntryKind.normal, data: NO_BYTES }]);
+  }
+
+  /**
+   * It led this term and stopped, by a missing quorum or by its removal. Followers whose liveness comes from outside
+   * would go on trusting it, its node being alive, so it tells them, again until somebody else is heard of.
+   */
+  #retire(): void {
+    this.#retired = true;
+    for (const { id } of this.#peers) {
+      if (id !== this.#id) this.#messages.push(this.#message(MessageType.forgetLeader, id));
+    }
+  }
+
+  // --- time ----------------------------------------------------------------------------------------------------------
+
+  #tickElection(): void {
+    if (this.#role === "follower" && this.#leadIsSupported()) {
+      this.#electionElapsed = 0;
+      return;
+    }
+    this.#electionElapsed += 1;
+    if (this.#electionElapsed < this.#electionTimeout) return;
+    if (this.#retired && this.#lead === NONE) this.#retire();
+    if (this.#isPromotable()) {
+      this.#electionElapsed = 0;
+      this.campaign();
+    } else if (this.#retired) {
+      this.#electionElapsed = 0;
+    }
+  }
+
+  #leadIsSupported(): boolean {
+    return (
+      this.#supports !== null &&
+      this.#lead !== NONE &&
+      this.#isVoter(this.#lead) &&
+      this.#supports(this.#lead)
+    );
+  }
+
+  #tickLeader(): void {
+    const { electionTicks, heartbeatTicks, checkQuorum } = this.#config;
+    this.#heartbeatElapsed += 1;
+    this.#electionElapsed += 1;
+    this.#leaderTicks += 1;
+    if (this.#electionElapsed >= electionTicks) {
+      this.#electionElapsed = 0;
+      if (checkQuorum) this.#checkQuorum();
+      if (this.#role !== "leader") return;
+      // The target did not take over in time: lead on.
+      if (this.#transferee !== NONE) {
+        this.#transferee = NONE;
+        this.#leaveJointIfDue();
+      }
+    }
+    if (this.#heartbeatElapsed >= heartbeatTicks) {
+      this.#heartbeatElapsed = 0;
+      this.#beat();
+    } else if (this.#supports !== null) {
+      for (const peer of this.#peers) {
+        if (peer.introduce && peer.id !== this.#id) this.#sendHeartbeat(peer, this.#reads.asking);
+      }
+    }
+  }
+
+  #checkQuorum(): void {
+    const { voters, votersOutgoing } = this.#conf;
+    if (jointVote(voters, votersOutgoing, this.#activeOf) !== "won") {
+      this.#becomeFollower(this.#term, NONE);
+      return;
+    }
+    for (const peer of this.#peers) if (peer.id !== this.#id) peer.recentActive = false;
+  }
+
+  #beat(): void {
+    let round = this.#reads.asking;
+    if (this.#config.readOnly === "lease") round = this.#beginLeaseRound();
+    if (this.#supports === null || this.#self === null || round !== 0) {
+      this.#broadcastHeartbeat(round);
+      return;
+    }
+    // Without enough support from outside, peers are asked for signs of life themselves.
+    const quorum = this.#quorumIsSupported();
+    for (const peer of this.#peers) {
+      if (peer.id === this.#id) continue;
+      const needed =
+        peer.introduce || !this.#isCaughtUp(peer) || (!quorum && !this.#supports(peer.id));
+      if (needed) this.#sendHeartbeat(peer, round);
+    }
+  }
+
+  #broadcastHeartbeat(round: number): void {
+    for (const peer of this.#peers) if (peer.id !== this.#id) this.#sendHeartbeat(peer, round);
+  }
+
+  #sendHeartbeat(peer: Progress, round: number): void {
+    const m = this.#message(MessageType.heartbeat, peer.id);
+    // Never beyond what it is known to hold: its tail may still be another one.
+    m.commit = Math.min(peer.match, this.#log.commit);
+    m.context = round;
+    peer.sentCommit = m.commit;
+    peer.introduce = false;
+    this.#messages.push(m);
+  }
+
+  #isActive(peer: Progress): boolean {
+    return peer.recentActive || this.#supports?.(peer.id) === true;
+  }
+
+  #quorumIsSupported(): boolean {
+    return jointVote(this.#conf.voters, this.#conf.votersOutgoing, this.#supportOf) === "won";
+  }
+
+  /** It has every entry, knows that all of them are committed, and nothing sent to it is in doubt. */
+  #isCaughtUp(peer: Progress): boolean {
+    return (
+      peer.state === "replicate" &&
+      peer.match === this.#log.lastIndex &&
+      peer.knownCommit >= this.#log.commit
+    );
+  }
+
+  // --- follower ------------------------------------------------------------------------------------------------------
+
+  #stepFollower(m: Message): void {
+    switch (m.type) {
+      case MessageType.appendEntries:
+        this.#hearFrom(m.from);
+        this.#takeEntries(m);
+        return;
+      case MessageType.heartbeat:
+        this.#hearFrom(m.from);
+        this.#takeHeartbeat(m);
+        return;
+      case MessageType.installSnapshot:
+        this.#hearFrom(m.from);
+        this.#takeSnapshot(m);
+        return;
+      case MessageType.timeoutNow:
+        // Thesis §3.10. No pre-vote: the leader itself asked. But only with the log that it thinks is here.
+        if (this.#log.lastIndex >= m.context) this.#startElection("transfer");
+        return;
+      case MessageType.forgetLeader:
+        if (m.from === this.#lead) this.forgetLeader();
+        return;
+      case MessageType.readIndexResponse: {
+        const context = this.#readsForwarded.get(m.context);
+        if (context === undefined) return;
+        this.#readsForwarded.delete(m.context);
+        this.#readStates.push({ index: m.index, context });
+        return;
+      }
+      case MessageType.propose:
+      case MessageType.readIndex:
+        // It took us for the leader; the answer goes straight back to it.
+        if (this.#lead !== NONE && this.#lead !== m.from) this.#forward(m);
+        return;
+      case MessageType.transferLeader:
+        if (this.#lead !== NONE && this.#lead !== m.from) this.#forward(m);
+        return;
+      default:
+        return;
+    }
+  }
+
+  #hearFrom(leader: ReplicaId): void {
+    this.#electionElapsed = 0;
+    this.#lead = leader;
+  }
+
+  #forward(m: Message): void {
+    this.#messages.push({ ...m, to: this.#lead });
+  }
+
+  #forwardTransfer(to: ReplicaId): void {
+    if (this.#lead === NONE) return;
+    const m = this.#message(MessageType.transferLeader, this.#lead);
+    m.from = to;
+    this.#messages.push(m);
+  }
+
+  #takeEntries(m: Message): void {
+    const log = this.#log;
+    const answer = this.#message(MessageType.appendEntriesResponse, m.from);
+    if (m.index < log.commit) {
+      // Everything up to the commit index is settled; let the leader go on from there.
+      answer.index = log.commit;
+    } else {
+      const matched = log.maybeAppend(m.index, m.logTerm, m.entries, m.commit);
+      if (matched >= 0) {
+        answer.index = matched;
+      } else {
+        // Raft §5.3, with the faster way back: the last index here whose term could still be common with the leader's.
+        const hint = log.findConflictByTerm(Math.min(m.index, log.lastIndex), m.logTerm);
+        const term = log.term(hint);
+        answer.index = m.index;
+        answer.reject = true;
+        answer.rejectHint = hint;
+        answer.logTerm = term === UNKNOWN_TERM ? 0 : term;
+      }
+    }
+    answer.commit = log.commit;
+    this.#after.push(answer);
+  }
+
+  #takeHeartbeat(m: Message): void {
+    this.#log.commitTo(m.commit);
+    const answer = this.#message(MessageType.heartbeatResponse, m.from);
+    answer.context = m.context;
+    answer.commit = this.#log.commit;
+    this.#messages.push(answer);
+  }
+
+  #takeSnapshot(m: Message): void {
+    if (m.snapshot === null) return;
+    const restored = this.#restore(m.snapshot);
+    const answer = this.#message(MessageType.appendEntriesResponse, m.from);
+    answer.index = restored ? this.#log.lastIndex : this.#log.commit;
+    answer.commit = this.#log.commit;
+    this.#after.push(answer);
+  }
+
+  /** @returns false when it is not wanted: old, not for us, or covered by the log */
+  #restore(snapshot: SnapshotMeta): boolean {
+    const log = this.#log;
+    const { index, term, confState } = snapshot;
+    if (index <= log.commit) {
+      const own = log.term(index);
+      assert(own === UNKNOWN_TERM || own === term, "a snapshot contradicts what is committed here");
+      return false;
+    }
+    const { voters, votersOutgoing, learners } = confState;
+    const isMember =
+      voters.includes(this.#id) || votersOutgoing.includes(this.#id) || learners.includes(this.#id);
+    if (!isMember) return false;
+    if (log.matches(index, term)) {
+      log.commitTo(index);
+      return false;
+    }
+    log.restore(snapshot);
+    this.#switchMembers(restoreMembers(confState, this.#newProgress));
+    return true;
+  }
+
+  // --- leader --------------------------------------------------------------------------------------------------------
+
+  #stepLeader(m: Message): void {
+    switch (m.type) {
+      case MessageType.appendEntries:
+      case MessageType.heartbeat:
+      case MessageType.installSnapshot:
+        assert(false, `Replica ${m.from} leads term ${m.term}, and so does this one`);
+        return;
+      case MessageType.propose:
+        if (this.#refusal() === null) this.#appendForwarded(m.entries);
+        return;
+      case MessageType.readIndex:
+        this.#readAsLeader(m.from, m.context);
+        return;
+      case MessageType.transferLeader:
+        this.#transferTo(m.from);
+        return;
+      case MessageType.appendEntriesResponse: {
+        const peer = this.#peer(m.from);
+        if (peer !== undefined) this.#takeAppendResponse(peer, m);
+        return;
+      }
+      case MessageType.heartbeatResponse: {
+        const peer = this.#peer(m.from);
+        if (peer !== undefined) this.#takeHeartbeatResponse(peer, m);
+        return;
+      }
+      default:
+        return;
+    }
+  }
+
+  #takeAppendResponse(peer: Progress, m: Message): void {
+    peer.recentActive = true;
+    peer.knownCommit = Math.max(peer.knownCommit, m.commit);
+    if (m.reject) {
+      // Raft §5.3: a whole term at a time. The follower skipped what cannot match by its terms, now we do by ours.
+      const hint =
+        m.logTerm > 0 ? this.#log.findConflictByTerm(m.rejectHint, m.logTerm) : m.rejectHint;
+      if (peer.maybeDecrease(m.index, hint)) {
+        if (peer.state === "replicate") peer.becomeProbe();
+        this.#sendAppend(peer);
+      }
+      return;
+    }
+    if (m.index > this.#log.lastIndex) return;
+    const moved = peer.maybeUpdate(m.index);
+    if (!moved && !(peer.match === m.index && peer.state === "probe")) return;
+    if (peer.state === "probe") {
+      peer.becomeReplicate();
+    } else if (peer.state === "snapshot") {
+      // Whatever way it came by its state: what it has now connects to the log again.
+      if (peer.match + 1 >= this.#log.firstIndex) peer.becomeReplicate();
+    } else {
+      peer.inflights.freeTo(m.index);
+    }
+    const other = peer.id !== this.#id;
+    if (this.#maybeCommit()) {
+      this.#broadcastAppend();
+    } else if (other && peer.canBumpCommit(this.#log.commit)) {
+      this.#sendAppend(peer);
+    }
+    if (!other) return;
+    while (this.#maybeSendAppend(peer, false)) {
+      // The window moved: as much as it takes.
+    }
+    if (peer.id === this.#transferee && peer.match === this.#log.lastIndex)
+      this.#sendTimeoutNow(peer);
+  }
+
+  #takeHeartbeatResponse(peer: Progress, m: Message): void {
+    peer.recentActive = true;
+    peer.knownCommit = Math.max(peer.knownCommit, m.commit);
+    peer.paused = false;
+    // Also when its window is full, then without entries: what filled the window may have been lost.
+    if (peer.match < this.#log.lastIndex || peer.state === "probe") this.#sendAppend(peer);
+    if (m.context > peer.readConfirmed) {
+      peer.readConfirmed = m.context;
+      if (this.#reads.pending) this.#answerReads();
+    }
+  }
+
+  /** Raft §5.4.2: only entries of the own term are committed by counting; they take the older ones with them. */
+  #maybeCommit(): boolean {
+    const { voters, votersOutgoing } = this.#conf;
+    const index = jointCommitted(voters, votersOutgoing, this.#matchOf);
+    if (index === Infinity || index <= this.#log.commit) return false;
+    if (this.#log.term(index) !== this.#term) return false;
+    this.#log.commitTo(index);
+    this.#releaseEarlyReads();
+    return true;
+  }
+
+  #refusal(): "not-leader" | "transferring" | null {
+    // A leader that was removed still replicates, but takes nothing on.
+    if (this.#role !== "leader" || this.#self === null) return "not-leader";
+    return this.#transferee === NONE ? null : "transferring";
+  }
+
+  #appendForwarded(forwarded: readonly Entry[]): void {
+    const entries: Entry[] = [];
+    for (const { kind, data } of forwarded) {
+      const entry: Entry = {
+        index: this.#log.lastIndex + 1 + entries.length,
+        term: this.#term,
+        kind,
+        data,
+      };
+      if (kind === EntryKind.confChange) {
+        let change: ConfChange;
+        try {
+          change = decodeConfChange(data);
+        } catch (error) {
+          if (error instanceof MalformedError) return;
+          throw error;
+        }
+        entries.push(this.#checkedConfChange(entry, change));
+      } else {
+        entries.push(entry);
+      }
+    }
+    if (entries.length > 0) this.#appendProposals(entries);
+  }
+
+  /** The entry itself, or an empty one in its place when the change does not fit now. One change at a time. */
+  #checkedConfChange(entry: Entry, change: ConfChange): Entry {
+    const pending = this.#pendingConfIndex > this.#log.applied;
+    const joint = isJoint(this.#conf);
+    const leaves = change.changes.length === 0;
+    if (!this.#config.confChangeUnchecked && (pending || joint !== leaves)) {
+      return { index: entry.index, term: entry.term, kind: EntryKind.normal, data: NO_BYTES };
+    }
+    this.#pendingConfIndex = entry.index;
+    return entry;
+  }
+
+  #appendProposals(entries: readonly Entry[]): ProposeResult {
+    let bytes = 0;
+    for (const entry of entries) bytes += entry.data.length;
+    // One proposal of any size passes when nothing else waits, and empty ones always: a leader's first entry and the
+    // leaving of a joint configuration must not be held up.
+    const waiting = this.#uncommittedBytes;
+    if (waiting > 0 && bytes > 0 && waiting + bytes > this.#config.uncommittedBytesMax) {
+      return { ok: false, reason: "too-much-uncommitted" };
+    }
+    this.#uncommittedBytes += bytes;
+    this.#appendOwn(entries);
+    this.#broadcastAppend();
+    return { ok: true, index: this.#log.lastIndex, term: this.#term };
+  }
+
+  #appendOwn(entries: readonly Entry[]): void {
+    this.#log.append(entries);
+    const index = this.#log.lastIndex;
+    const last = this.#own.at(-1);
+    if (
+      this.#config.mergeAppends === true &&
+      last?.type === MessageType.appendEntriesResponse &&
+      last.term === this.#term
+    ) {
+      last.index = index;
+      return;
+    }
+    // Thesis §10.2.1: the leader counts itself when its own write is done, which may be after its followers'.
+    const own = this.#message(MessageType.appendEntriesResponse, this.#id);
+    own.index = index;
+    this.#own.push(own);
+  }
+
+  #broadcastAppend(): void {
+    if (this.#config.mergeAppends === true) {
+      this.#appendsOwed = true;
+      return;
+    }
+    for (const peer of this.#peers) if (peer.id !== this.#id) this.#sendAppend(peer);
+  }
+
+  #sendOwedAppends(): void {
+    this.#appendsOwed = false;
+    for (const peer of this.#peers) {
+      if (peer.id === this.#id) continue;
+      let more = this.#maybeSendAppend(peer, true);
+      while (more) more = this.#maybeSendAppend(peer, false);
+    }
+  }
+
+  #sendAppend(peer: Progress): void {
+    this.#maybeSendAppend(peer, true);
+  }
+
+  /** @returns whether something was sent */
+  #maybeSendAppend(peer: Progress, evenEmpty: boolean): boolean {
+    if (peer.isPaused) return false;
+    const log = this.#log;
+    const index = peer.next - 1;
+    const logTerm = log.term(index);
+    if (logTerm === UNKNOWN_TERM) return this.#maybeSendSnapshot(peer);
+    let entries: readonly Entry[] | null = NO_ENTRIES;
+    // With a full window only empty messages, so that losing the whole window does not end replication.
+    if (peer.state !== "replicate" || !peer.inflights.full) {
+      entries = log.entriesFrom(peer.next, this.#config.messageBytesMax);
+    }
+    if (entries === null) return this.#maybeSendSnapshot(peer);
+    if (entries.length === 0 && !evenEmpty) return false;
+    const m = this.#message(MessageType.appendEntries, peer.id);
+    m.index = index;
+    m.logTerm = logTerm;
+    m.entries = entries;
+    m.commit = log.commit;
+    this.#messages.push(m);
+    let bytes = 0;
+    for (const entry of entries) bytes += entry.data.length;
+    peer.sentEntries(entries.length, bytes);
+    peer.sentCommit = log.commit;
+    return true;
+  }
+
+  /** What it needs next is compacted. One that is not heard of would not take a snapshot either. */
+  #maybeSendSnapshot(peer: Progress): boolean {
+    if (!this.#isActive(peer)) return false;
+    const snapshot = this.#storage.snapshot();
+    if (snapshot === null) return false;
+    assert(snapshot.index > 0, "a snapshot covers something");
+    peer.becomeSnapshot(snapshot.index);
+    const m = this.#message(MessageType.installSnapshot, peer.id);
+    m.snapshot = snapshot;
+    this.#messages.push(m);
+    return true;
+  }
+
+  #transferTo(to: ReplicaId): void {
+    const peer = this.#peer(to);
+    if (peer === undefined || peer.isLearner || to === this.#transferee) return;
+    this.#transferee = NONE;
+    if (to === this.#id) return;
+    // It has one election timeout from now on.
+    this.#electionElapsed = 0;
+    this.#transferee = to;
+    if (peer.match === this.#log.lastIndex) this.#sendTimeoutNow(peer);
+    else this.#sendAppend(peer);
+  }
+
+  #sendTimeoutNow(peer: Progress): void {
+    this.#leaseVoid = true;
+    const m = this.#message(MessageType.timeoutNow, peer.id);
+    m.context = this.#log.lastIndex;
+    this.#messages.push(m);
+  }
+
+  // --- reads ---------------------------------------------------------------------------------------------------------
+
+  #readAsLeader(from: ReplicaId, context: number): void {
+    const { voters, votersOutgoing } = this.#conf;
+    if (voters.length === 1 && votersOutgoing.length === 0 && this.#isVoter(this.#id)) {
+      this.#answerRead(from, context, this.#log.commit);
+      return;
+    }
+    // Thesis §6.4: before its first own commit a leader does not know what is committed.
+    if (this.#log.term(this.#log.commit) !== this.#term) {
+      const m = this.#message(MessageType.readIndex, this.#id);
+      m.from = from;
+      m.context = context;
+      this.#readsEarly.push(m);
+      return;
+    }
+    if (this.#holdsLease()) {
+      this.#answerRead(from, context, this.#log.commit);
+      return;
+    }
+    if (!this.#reads.add(this.#log.commit, from, context)) return;
+    if (this.#self !== null) this.#self.readConfirmed = this.#reads.round;
+    this.#broadcastHeartbeat(this.#reads.round);
+    // Nobody else may be needed: the only voter, with learners.
+    this.#answerReads();
+  }
+
+  #releaseEarlyReads(): void {
+    if (this.#readsEarly.length === 0) return;
+    const early = this.#readsEarly;
+    this.#readsEarly = [];
+    for (const m of early) this.#readAsLeader(m.from, m.context);
+  }
+
+  #answerReads(): void {
+    const { voters, votersOutgoing } = this.#conf;
+    const round = jointCommitted(voters, votersOutgoing, this.#readConfirmedOf);
+    for (const read of this.#reads.confirmed(round)) {
+      this.#answerRead(read.from, read.context, read.index);
+    }
+  }
+
+  #answerRead(from: ReplicaId, context: number, index: number): void {
+    if (from === this.#id) {
+      this.#readStates.push({ index, context });
+      return;
+    }
+    const m = this.#message(MessageType.readIndexResponse, from);
+    m.index = index;
+    m.context = context;
+    this.#messages.push(m);
+  }
+
+  #beginLeaseRound(): number {
+    const round = this.#reads.beginLeaseRound(this.#leaderTicks, this.#config.electionTicks);
+    if (this.#self !== null) this.#self.readConfirmed = round;
+    return round;
+  }
+
+  /**
+   * Thesis §6.4.1: a majority heard a heartbeat that left so recently that none of them helps anybody else yet. Counted
+   * from sending; one tick is lost to counting in ticks, another to those who count them.
+   */
+  #holdsLease(): boolean {
+    if (this.#config.readOnly !== "lease" || this.#leaseVoid) return false;
+    const { voters, votersOutgoing } = this.#conf;
+    const began = this.#reads.beganAt(
+      jointCommitted(voters, votersOutgoing, this.#readConfirmedOf),
+    );
+    return began >= 0 && this.#leaderTicks - began <= this.#config.electionTicks - 2;
+  }
+
+  // --- members -------------------------------------------------------------------------------------------------------
+
+  #switchMembers(members: Members): void {
+    this.#conf = members.conf;
+    this.#peers = members.peers;
+    this.#self = this.#peer(this.#id) ?? null;
+    if (this.#role !== "leader") return;
+    if (this.#self === null || this.#self.isLearner) {
+      // Thesis §4.2.2: it led until its own removal was committed, and must not lead on.
+      if (this.#config.stepDownOnRemoval) this.#becomeFollower(this.#term, NONE);
+      return;
+    }
+    if (this.#maybeCommit()) {
+      // A smaller quorum may have committed more.
+      this.#broadcastAppend();
+    } else {
+      for (const peer of this.#peers) {
+        if (peer.id !== this.#id) this.#maybeSendAppend(peer, false);
+      }
+    }
+    if (this.#reads.pending) this.#answerReads();
+    if (this.#transferee !== NONE && !this.#isVoter(this.#transferee)) this.#transferee = NONE;
+  }
+
+  /** Any leader finishes what is to be left by itself, whoever began it. */
+  #leaveJointIfDue(): void {
+    if (!this.#conf.autoLeave || this.#role !== "leader" || this.#refusal() !== null) return;
+    if (this.#log.applied < this.#pendingConfIndex) return;
+    this.proposeConfChange({ transition: "auto", changes: [], context: NO_BYTES });
+  }
+
+  #isVoter(id: ReplicaId): boolean {
+    return this.#conf.voters.includes(id) || this.#conf.votersOutgoing.includes(id);
+  }
+
+  #peer(id: ReplicaId): Progress | undefined {
+    for (const peer of this.#peers) if (peer.id === id) return peer;
+    return undefined;
+  }
+
+  #message(type: MessageType, to: ReplicaId): Message {
+    return {
+      type,
+      to,
+      from: this.#id,
+      term: this.#term,
+      logTerm: 0,
+      index: 0,
+      commit: 0,
+      reject: false,
+      rejectHint: 0,
+      context: 0,
+      entries: NO_ENTRIES,
+      snapshot: null,
+    };
+  }
+}
+
+function statusOf(peer: Progress): PeerStatus {
+  return {
+    id: peer.id,
+    match: peer.match,
+    next: peer.next,
+    state: peer.state,
+    recentActive: peer.recentActive,
+    isLearner: peer.isLearner,
+    paused: peer.isPaused,
+    pendingSnapshot: peer.pendingSnapshot,
+    inflight: peer.inflights.count,
+    inflightFull: peer.inflights.full,
+  };
+}
