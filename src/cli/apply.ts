@@ -495,6 +495,8 @@ export interface PlanStep {
   /** What is different, for people. */
   readonly reasons: readonly string[];
   readonly operations: readonly TransactionOperation[];
+  /** When the default gets another content: that, and the version it takes the place of. */
+  readonly newDefault: { readonly content: string; readonly instead: number } | null;
   /** What the operations were planned on. */
   readonly condition: NonNullable<TransactionRequest["if"]>[number] | null;
 }
@@ -548,6 +550,7 @@ export async function planManifest(
     action: present === null ? "create" : update === null ? "unchanged" : "update",
     reasons,
     operations: [],
+    newDefault: null,
     condition: null,
   });
 
@@ -684,9 +687,16 @@ export function planConfig(
       if (held !== null && isNew) reasons.push("release");
     }
   }
+  const after =
+    release?.default === undefined || release.default === null
+      ? undefined
+      : variants.get(release.default);
+  const before = held?.default ?? null;
+  const isOther = after !== undefined && before !== null && numbers.get(after.hash) !== before;
   return {
     kind: "config",
     ...target,
+    newDefault: isOther ? { content: after.content, instead: before } : null,
     action: held === null ? "create" : operations.length > 0 ? "update" : "unchanged",
     reasons,
     operations,
@@ -756,6 +766,7 @@ async function planNamespace(
     action: held === null ? "create" : isChange ? "update" : "unchanged",
     reasons,
     operations: isChange ? [{ op: "namespace.put", namespace, ...wanted }] : [],
+    newDefault: null,
     condition: null,
   };
 }

@@ -8,6 +8,7 @@ import process from "node:process";
 import { text as textOf } from "node:stream/consumers";
 import { pathToFileURL } from "node:url";
 import { parse as parseYaml } from "yaml";
+import { unifiedDiff } from "../gateway/diff.ts";
 import { contentFormats } from "../model/release.ts";
 import type { ContentFormat } from "../model/release.ts";
 import { Admin, Problem } from "../sdk/admin.ts";
@@ -343,12 +344,30 @@ async function apply(context: Context): Promise<void> {
 
 async function diff(context: Context): Promise<number> {
   const manifests = await manifestsOf(context);
+  const { admin } = context;
   const line = new ProgressLine();
   const plans: Plan[] = [];
-  for (const manifest of manifests)
-    plans.push(await planManifest(context.admin, manifest, (now) => line.show(progressText(now))));
+  const lines: string[] = [];
+  for (const manifest of manifests) {
+    const plan = await planManifest(admin, manifest, (now) => line.show(progressText(now)));
+    plans.push(plan);
+    for (const step of plan.steps) {
+      lines.push(...stepLines(plan.tenant, [step]));
+      if (step.newDefault === null || context.format !== "table") continue;
+      const { namespace, name } = step;
+      const { content, instead } = step.newDefault;
+      const old = await admin.version({ tenant: plan.tenant, namespace }, name, instead);
+      const titles = [`${name} version ${instead}`, `${name} in ${manifest.file}`] as const;
+      const changes = unifiedDiff(old.content, content, titles);
+      lines.push(
+        ...changes
+          .trimEnd()
+          .split("\n")
+          .map((one) => `  ${plainText(one)}`),
+      );
+    }
+  }
   line.end();
-  const lines = plans.flatMap(({ tenant, steps }) => stepLines(tenant, steps));
   context.show(plans.map(withoutContents), () =>
     lines.length === 0 ? "No differences" : lines.join("\n"),
   );
@@ -369,7 +388,13 @@ function withoutContents(done: Plan | Applied): object {
   return {
     tenant: done.tenant,
     ...("revision" in done && { revision: done.revision, adminKey: done.adminKey }),
-    steps: done.steps.map(({ operations: _operations, condition: _condition, ...step }) => step),
+    steps: done.steps.map(({ kind, namespace, name, action, reasons }) => ({
+      kind,
+      namespace,
+      name,
+      action,
+      reasons,
+    })),
   };
 }
 

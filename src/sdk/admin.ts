@@ -434,7 +434,7 @@ export class Admin {
   }
 
   async #read<T>(target: string, query: Query = {}): Promise<T> {
-    return (await (await this.request("GET", target, { query })).json()) as T;
+    return this.#bodyOf<T>(await this.request("GET", target, { query }));
   }
 
   async #change<T>(
@@ -455,8 +455,17 @@ export class Admin {
       query: { ...query, dryRun },
       ...(body === undefined ? {} : { body }),
     });
+    return this.#bodyOf<T>(response);
+  }
+
+  async #bodyOf<T>(response: Response): Promise<T> {
     const text = await response.text();
-    return (text === "" ? null : JSON.parse(text)) as T;
+    try {
+      return (text === "" ? null : JSON.parse(text)) as T;
+    } catch {
+      const base = this.#urls[this.#at % this.#urls.length] as string;
+      throw new Unreachable(base, "what answers there is not a Conflux gateway (no JSON)");
+    }
   }
 
   async #list<T>(target: string): Promise<T[]> {
