@@ -1,0 +1,583 @@
+/**
+ * The public contract as data: the JSON that goes in and comes out of every route. The gateway validates requests with
+ * these, OpenAPI is generated from them, clients take their types from them.
+ *
+ * Times are RFC 3339 in UTC with milliseconds. Revisions, versions and releases are whole numbers counted from 1.
+ * Objects are closed: a field that is not listed is refused, because a misspelled field that is ignored is a change that
+ * silently does not happen.
+ */
+import { Type, type Static, type TProperties, type TSchema, type TUnsafe } from "@sinclair/typebox";
+
+const closed = { additionalProperties: false } as const;
+
+/** A request's object: closed, named in OpenAPI. */
+function request<P extends TProperties>($id: string, properties: P, description?: string) {
+  return Type.Object(properties, { ...closed, $id, ...(description && { description }) });
+}
+
+/** An answer's object: open, because later versions may add fields and clients must not mind. */
+function answer<P extends TProperties>($id: string, properties: P, description?: string) {
+  return Type.Object(properties, { $id, ...(description && { description }) });
+}
+
+function orNull<T extends TSchema>(schema: T) {
+  return Type.Union([schema, Type.Null()]);
+}
+
+function literals<const T extends readonly string[]>(values: T) {
+  return Type.Union(values.map((value) => Type.Literal(value))) as unknown as TUnsafe<T[number]>;
+}
+
+/**
+ * The schema a place is documented with, when it is checked by other means: rules by the model, operations of a
+ * transaction one by one. A symbol, so that it is never served.
+ */
+export const documentedAs: unique symbol = Symbol("documentedAs");
+
+function documented<T extends TSchema>(schema: T): TUnsafe<Static<T>> {
+  return Type.Unknown({ [documentedAs]: schema }) as unknown as TUnsafe<Static<T>>;
+}
+
+const Time = Type.String({ format: "date-time" });
+const Count = Type.Integer({ minimum: 0 });
+const Positive = Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER });
+const Name = Type.String({ description: "[a-z0-9]([a-z0-9._-]{0,126}[a-z0-9])?" });
+const TenantName = Type.String({ description: "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?" });
+const Hash = Type.String({ description: "sha256:<hex> over the UTF-8 bytes of the content" });
+const Description = Type.String({ maxLength: 4_096 });
+const Message = Type.String({ maxLength: 4_096 });
+
+export const Format = literals(["json", "yaml", "toml", "properties", "text", "flag"]);
+
+const Tags = Type.Record(Type.String(), Type.String({ maxLength: 1_024 }), {
+  description: "At most 64",
+});
+
+/** What may stand as content in a request. */
+export const ContentInput = Type.Unknown({
+  description:
+    "The content as text. Formats json and flag also take the JSON value itself, unless it is a string: that is always text.",
+});
+
+export const SchemaInput = Type.Unknown({
+  description: "A JSON Schema (2020-12) as JSON or as text; null removes it.",
+});
+
+// --- problems ----------------------------------------------------------------------------------------------------------
+
+export const ProblemAnswer = answer(
+  "Problem",
+  {
+    type: Type.String(),
+    title: Type.String(),
+    status: Type.Integer(),
+    detail: Type.String(),
+    code: Type.String(),
+    requestId: Type.String(),
+    errors: Type.Optional(
+      Type.Array(Type.Object({ pointer: Type.String(), detail: Type.String() })),
+    ),
+  },
+  "RFC 9457 application/problem+json",
+);
+
+// --- tenants and keys ----------------------------------------------------------------------------------------------------
+
+export const QuotasSchema = request("Quotas", {
+  configs: Type.Optional(Count),
+  contentBytes: Type.Optional(Count),
+  rulesPerRelease: Type.Optional(Count),
+  versionsPerConfig: Type.Optional(Count),
+  keys: Type.Optional(Count),
+  bytes: Type.Optional(Count),
+});
+
+export const TenantCreate = request("TenantCreate", {
+  id: TenantName,
+  replicas: Type.Optional(
+    Type.Integer({ enum: [1, 3, 5], description: "Voters: 1, 3 or 5; default 3 where possible" }),
+  ),
+  quotas: Type.Optional(QuotasSchema),
+  description: Type.Optional(Description),
+});
+export type TenantCreate = Static<typeof TenantCreate>;
+
+export const TenantUpdate = request("TenantUpdate", {
+  quotas: Type.Optional(QuotasSchema),
+  description: Type.Optional(Description),
+});
+export type TenantUpdate = Static<typeof TenantUpdate>;
+
+const tenantFields = {
+  id: TenantName,
+  description: Type.String(),
+  quotas: QuotasSchema,
+  replicas: Type.Array(Type.String(), { description: "Names of the nodes that hold a replica" }),
+  group: Count,
+  incarnation: Count,
+  createdAt: Time,
+  deletedAt: orNull(Time),
+  revision: Type.Integer({ description: "Directory revision of the last change: its ETag" }),
+};
+
+export const TenantAnswer = answer("Tenant", tenantFields);
+export type TenantAnswer = Static<typeof TenantAnswer>;
+
+const KeyKindName = literals(["admin", "write", "read", "client"]);
+
+const keySecret = Type.Object({ id: Type.String(), kind: KeyKindName, token: Type.String() });
+
+export const TenantCreated = answer("TenantCreated", { ...tenantFields, key: keySecret });
+export type TenantCreated = Static<typeof TenantCreated>;
+
+export const KeyCreate = request("KeyCreate", {
+  kind: KeyKindName,
+  namespaces: Type.Optional(
+    Type.Array(Name, {
+      minItems: 1,
+      maxItems: 100,
+      uniqueItems: true,
+      description: "Absent: all of them",
+    }),
+  ),
+  expiresAt: Type.Optional(Type.String({ description: "RFC 3339, in the future" })),
+  description: Type.Optional(Description),
+});
+export type KeyCreate = Static<typeof KeyCreate>;
+
+const keyFields = {
+  id: Type.String(),
+  kind: KeyKindName,
+  namespaces: orNull(Type.Array(Name)),
+  expiresAt: orNull(Time),
+  description: Type.String(),
+  createdAt: Time,
+};
+
+export const KeyAnswer = answer("Key", keyFields);
+export type KeyAnswer = Static<typeof KeyAnswer>;
+export const KeyCreated = answer(
+  "KeyCreated",
+  { ...keyFields, token: Type.String() },
+  "The token is shown once; only its hash is kept",
+);
+export type KeyCreated = Static<typeof KeyCreated>;
+
+export const UsageAnswer = answer("Usage", {
+  revision: Count,
+  epoch: Count,
+  historyFrom: Count,
+  configs: Count,
+  deletedConfigs: Count,
+  namespaces: Count,
+  keys: Count,
+  bytes: Type.Integer({ description: "All kept versions of all configs" }),
+  quotas: Type.Object({
+    configs: Count,
+    contentBytes: Count,
+    rulesPerRelease: Count,
+    versionsPerConfig: Count,
+    keys: Count,
+    bytes: Count,
+  }),
+});
+export type UsageAnswer = Static<typeof UsageAnswer>;
+
+export const AuditRecord = answer("AuditRecord", {
+  sequence: Count,
+  revision: Count,
+  at: Time,
+  actor: Type.Object({ kind: Type.String(), keyId: Type.String() }),
+  action: Type.String(),
+  target: Type.String(),
+  requestId: orNull(Type.String()),
+  address: orNull(Type.String()),
+});
+export type AuditRecord = Static<typeof AuditRecord>;
+
+export const GroupAnswer = answer("Group", {
+  leader: orNull(Type.String()),
+  term: Count,
+  commit: Count,
+  applied: Count,
+  revision: Count,
+  epoch: Count,
+  group: Count,
+  replicas: Type.Array(
+    Type.Object({
+      node: Type.String(),
+      id: Count,
+      role: Type.String(),
+      match: orNull(Count),
+      state: Type.String(),
+    }),
+  ),
+});
+export type GroupAnswer = Static<typeof GroupAnswer>;
+
+export const TransferRequest = request("GroupTransfer", { to: Type.String() });
+export type TransferRequest = Static<typeof TransferRequest>;
+
+// --- namespaces and configs ---------------------------------------------------------------------------------------------
+
+export const NamespacePut = request("NamespacePut", {
+  extends: Type.Optional(orNull(Name)),
+  protected: Type.Optional(Type.Boolean()),
+});
+export type NamespacePut = Static<typeof NamespacePut>;
+
+export const NamespaceAnswer = answer("Namespace", {
+  namespace: Name,
+  extends: orNull(Name),
+  protected: Type.Boolean(),
+  revision: Count,
+  createdAt: Time,
+});
+export type NamespaceAnswer = Static<typeof NamespaceAnswer>;
+
+const Label = Type.String({ maxLength: 1_024 });
+const LabelOrLabels = Type.Union([Label, Type.Array(Label, { minItems: 1, maxItems: 1_000 })]);
+
+const LabelOperators = Type.Object(
+  {
+    not: Type.Optional(LabelOrLabels),
+    prefix: Type.Optional(Label),
+    suffix: Type.Optional(Label),
+    exists: Type.Optional(Type.Boolean()),
+    semver: Type.Optional(Label),
+    gt: Type.Optional(Type.Number()),
+    gte: Type.Optional(Type.Number()),
+    lt: Type.Optional(Type.Number()),
+    lte: Type.Optional(Type.Number()),
+  },
+  { ...closed, minProperties: 1 },
+);
+
+export const Rule = request("Rule", {
+  id: Name,
+  match: Type.Record(Type.String(), Type.Union([LabelOrLabels, LabelOperators])),
+  rollout: Type.Optional(
+    Type.Object(
+      {
+        percentage: Type.Number({ minimum: 0, maximum: 100 }),
+        by: Type.String(),
+        salt: Type.Optional(Type.String({ maxLength: 256 })),
+        algorithm: Type.Optional(Type.Literal("murmur3-100k")),
+      },
+      closed,
+    ),
+  ),
+  from: Type.Optional(Type.String({ description: "RFC 3339" })),
+  until: Type.Optional(Type.String({ description: "RFC 3339" })),
+  version: Positive,
+});
+
+const configPutFields = {
+  format: Type.Optional(Format),
+  content: Type.Optional(ContentInput),
+  schema: Type.Optional(SchemaInput),
+  description: Type.Optional(Description),
+  tags: Type.Optional(Tags),
+};
+const contentFields = { content: ContentInput, message: Type.Optional(Message) };
+const versionDeleteFields = {
+  versions: Type.Array(Positive, { minItems: 1, maxItems: 1_000, uniqueItems: true }),
+};
+const releasePutFields = {
+  rules: Type.Array(documented(Rule)),
+  default: orNull(Positive),
+  message: Type.Optional(Message),
+};
+const rollbackFields = {
+  toRelease: Type.Optional(Positive),
+  message: Type.Optional(Message),
+};
+
+export const ConfigPut = request("ConfigPut", configPutFields);
+export type ConfigPut = Static<typeof ConfigPut>;
+export const ContentPut = request("ContentPut", contentFields);
+export type ContentPut = Static<typeof ContentPut>;
+export const VersionsDelete = request("VersionsDelete", versionDeleteFields);
+export type VersionsDelete = Static<typeof VersionsDelete>;
+export const ReleasePut = request("ReleasePut", releasePutFields);
+export type ReleasePut = Static<typeof ReleasePut>;
+export const RollbackRequest = request("Rollback", rollbackFields);
+export type RollbackRequest = Static<typeof RollbackRequest>;
+
+const releaseFields = {
+  release: Count,
+  rules: Type.Array(Rule),
+  default: orNull(Count),
+};
+
+const configFields = {
+  namespace: Name,
+  name: Name,
+  uid: Type.String({ description: "Tells a config from one that had its name before" }),
+  format: Format,
+  description: Type.String(),
+  tags: Type.Record(Type.String(), Type.String()),
+  schemaHash: orNull(Hash),
+  revision: Type.Integer({ description: "Revision of its last change: its ETag" }),
+  createdAt: Time,
+  updatedAt: Time,
+  latestVersion: Type.Integer({ minimum: 0, description: "0: none yet" }),
+  latestHash: orNull(Hash),
+  versions: Type.Integer({ minimum: 0, description: "How many are kept" }),
+  release: orNull(Type.Integer({ description: "Number of the release in force" })),
+  default: orNull(Type.Integer({ description: "Version its default names" })),
+  ruleCount: Count,
+  deletedAt: orNull(Time),
+};
+export const ConfigAnswer = answer("Config", configFields);
+export type ConfigAnswer = Static<typeof ConfigAnswer>;
+
+export const ConfigDetailAnswer = answer("ConfigDetail", {
+  ...configFields,
+  schema: Type.Unknown({ description: "The JSON Schema its content is checked with, or null" }),
+  rules: Type.Array(Rule),
+});
+export type ConfigDetailAnswer = Static<typeof ConfigDetailAnswer>;
+
+const versionFields = {
+  version: Count,
+  hash: Hash,
+  bytes: Count,
+  format: Format,
+  schemaHash: orNull(Hash),
+  message: Type.String(),
+  at: Time,
+  by: Type.String(),
+  revision: Count,
+};
+export const VersionAnswer = answer("Version", versionFields);
+export type VersionAnswer = Static<typeof VersionAnswer>;
+export const VersionContentAnswer = answer("VersionWithContent", {
+  ...versionFields,
+  content: Type.String({ description: "The content as text" }),
+});
+export type VersionContentAnswer = Static<typeof VersionContentAnswer>;
+
+export const ReleaseAnswer = answer("Release", {
+  ...releaseFields,
+  message: Type.String(),
+  at: Time,
+  by: Type.String(),
+  revision: Count,
+  rollbackOf: orNull(Count),
+});
+export type ReleaseAnswer = Static<typeof ReleaseAnswer>;
+
+export const ConfigPutAnswer = answer("ConfigPutDone", {
+  ...configFields,
+  created: Type.Boolean(),
+});
+export type ConfigPutAnswer = Static<typeof ConfigPutAnswer>;
+
+export const VersionsDeleteAnswer = answer("VersionsDeleted", {
+  deleted: Type.Array(Count),
+});
+
+export const PublishAnswer = answer("Published", {
+  ...versionFields,
+  release: ReleaseAnswer,
+});
+export type PublishAnswer = Static<typeof PublishAnswer>;
+
+export const DiffAnswer = answer("Diff", {
+  from: VersionAnswer,
+  to: VersionAnswer,
+  equal: Type.Boolean(),
+  unified: Type.String({ description: "Line differences in unified form, three lines around" }),
+});
+export type DiffAnswer = Static<typeof DiffAnswer>;
+
+// --- transactions --------------------------------------------------------------------------------------------------------
+
+const target = { namespace: Name, name: Name };
+
+function operation<const Op extends string, P extends TProperties>(op: Op, properties: P) {
+  return Type.Object({ op: Type.Literal(op), ...properties }, closed);
+}
+
+/** By `op`, so that an error can say which field of which operation is wrong. */
+export const transactionOperations = {
+  "config.put": operation("config.put", { ...target, ...configPutFields }),
+  "config.delete": operation("config.delete", target),
+  "config.undelete": operation("config.undelete", target),
+  "version.create": operation("version.create", { ...target, ...contentFields }),
+  "version.delete": operation("version.delete", { ...target, ...versionDeleteFields }),
+  "release.put": operation("release.put", { ...target, ...releasePutFields }),
+  publish: operation("publish", { ...target, ...contentFields }),
+  rollback: operation("rollback", { ...target, ...rollbackFields }),
+  "namespace.put": operation("namespace.put", {
+    namespace: Name,
+    extends: Type.Optional(orNull(Name)),
+    protected: Type.Optional(Type.Boolean()),
+  }),
+} as const;
+
+export type TransactionOperation = Static<
+  (typeof transactionOperations)[keyof typeof transactionOperations]
+>;
+const TransactionOperation = Type.Union(Object.values(transactionOperations), {
+  $id: "TransactionOperation",
+});
+
+export const transactionOperationsMax = 256;
+
+export const TransactionRequest = request("Transaction", {
+  if: Type.Optional(
+    Type.Array(
+      Type.Object(
+        {
+          ...target,
+          revision: Type.Optional(Positive),
+          absent: Type.Optional(Type.Literal(true)),
+        },
+        { ...closed, description: "Either revision or absent" },
+      ),
+      { maxItems: transactionOperationsMax },
+    ),
+  ),
+  then: Type.Array(documented(TransactionOperation), {
+    minItems: 1,
+    maxItems: transactionOperationsMax,
+  }),
+});
+export type TransactionRequest = Static<typeof TransactionRequest>;
+
+export const TransactionAnswer = answer("TransactionDone", {
+  revision: Count,
+  results: Type.Array(Type.Unknown(), { description: "What each operation alone would answer" }),
+});
+
+// --- effective values and watch -------------------------------------------------------------------------------------------
+
+export const EffectiveValue = answer("EffectiveValue", {
+  version: Count,
+  hash: Hash,
+  format: Format,
+  content: Type.Optional(Type.String({ description: "Absent in a watch when over 64 KiB" })),
+});
+export type EffectiveValue = Static<typeof EffectiveValue>;
+
+export const ValuesAnswer = answer("Values", {
+  revision: Count,
+  values: Type.Record(Type.String(), EffectiveValue),
+});
+export type ValuesAnswer = Static<typeof ValuesAnswer>;
+
+export const ExplainAnswer = answer("Explanation", {
+  name: Name,
+  namespace: orNull(
+    Type.String({ description: "Where the config was found: it, or one that it extends" }),
+  ),
+  chain: Type.Array(Type.String(), { description: "Namespaces looked at, nearest first" }),
+  revision: Count,
+  release: Count,
+  version: orNull(Count),
+  rule: orNull(Type.String()),
+  reason: Type.String(),
+  rules: Type.Array(
+    Type.Object({
+      rule: Type.String(),
+      version: Count,
+      outcome: literals(["won", "schedule", "labels", "rollout", "not-reached"]),
+      detail: Type.String(),
+      labels: Type.Array(Type.Unknown()),
+      rollout: Type.Unknown(),
+    }),
+    { description: "Rule by rule, in order" },
+  ),
+});
+
+export const watchFrameKinds = ["sync", "commit", "bookmark", "goodbye"] as const;
+
+export const WatchFrame = answer(
+  "WatchFrame",
+  {
+    event: literals(watchFrameKinds),
+    id: Type.Optional(
+      Type.String({
+        description: "Cursor <epoch>-<revision>; send it as `since`; none on goodbye",
+      }),
+    ),
+    data: Type.Unknown({
+      description:
+        "sync: {revision, configs:[Config…]} or, on a namespace's watch, {revision, values:{name: EffectiveValue}}. " +
+        'commit: {revision, at, changes:[…]}; on a namespace\'s watch a change is {type: "put", name, …EffectiveValue}, or {type: "delete", name} once nothing is released for these labels. ' +
+        "bookmark: {revision}: everything up to it was sent. goodbye: {reason}: the stream ends, come back with the last cursor unless the reason is unauthorized.",
+    }),
+  },
+  "In SSE form: event, id and data lines of one event",
+);
+export interface WatchFrame {
+  readonly event: (typeof watchFrameKinds)[number];
+  readonly id?: string;
+  readonly data: unknown;
+}
+
+export const WatchPoll = answer(
+  "WatchPoll",
+  {
+    frames: Type.Array(WatchFrame, {
+      description:
+        "In order. Never empty: when nothing happened in time it holds one bookmark. The last id is the next `since`.",
+    }),
+  },
+  "The same frames as the stream's, by long polling",
+);
+
+// --- cluster ---------------------------------------------------------------------------------------------------------------
+
+const NodeEntry = Type.Object({
+  name: Type.String(),
+  self: Type.Boolean(),
+  alive: Type.Boolean(),
+  heardMsAgo: orNull(Type.Number()),
+  boot: orNull(Type.Number()),
+});
+
+export const ClusterStatusAnswer = answer("ClusterStatus", {
+  cluster: Type.String(),
+  node: Type.String(),
+  version: Type.String(),
+  ready: Type.Boolean(),
+  transport: literals(["loopback", "nats"]),
+  connected: Type.Boolean(),
+  nodes: Type.Array(NodeEntry),
+  replicas: Type.Object({ warm: Count, leaders: Count }),
+  journal: Type.Object({ segments: Count, bytes: Count, appends: Count, syncs: Count }),
+  environments: Type.Object({ open: Count, cap: Count }),
+  tenants: Count,
+});
+
+export const ClusterMember = answer("ClusterMember", {
+  node: Type.String(),
+  zone: orNull(Type.String()),
+  alive: Type.Boolean(),
+  self: Type.Boolean(),
+  heardMsAgo: orNull(Type.Number()),
+  boot: orNull(Type.Number()),
+  registeredAt: orNull(Time),
+});
+
+export const tenantStates = ["leaderless", "under-replicated"] as const;
+
+export const ClusterTenant = answer("ClusterTenant", {
+  tenant: TenantName,
+  group: Count,
+  replicas: Type.Array(Type.Object({ node: Type.String(), id: Count, alive: Type.Boolean() })),
+  state: literals(["ok", ...tenantStates]),
+});
+
+export const HealthAnswer = answer("Health", { status: literals(["ok", "starting"]) });
+
+/** A page of a list. */
+export function listOf<T extends TSchema>(item: T) {
+  return Type.Object({
+    items: Type.Array(item),
+    next: Type.Optional(Type.String({ description: "Send it as `cursor` for the next page" })),
+  });
+}

@@ -1,0 +1,171 @@
+/**
+ * How a change reaches the replicated state: who asks, under which Idempotency-Key, really or as a dry run; and how the
+ * machine's refusal becomes a problem.
+ */
+import { createHash } from "node:crypto";
+import { Problem } from "../api/problems.ts";
+import type { StateTransaction } from "../machine/machine.ts";
+import { apply } from "../machine/machine.ts";
+import type { Action, Command, Outcome, Precondition } from "../machine/command.ts";
+import type { ResultOf } from "../machine/results.ts";
+import type { StateView } from "../machine/machine.ts";
+import { checkIdempotencyKey } from "../model/names.ts";
+import {
+  canonical,
+  ifMatch,
+  ifNoneMatchAny,
+  invalid,
+  json,
+  type Answer,
+  type Call,
+} from "./http.ts";
+import type { Context } from "./route.ts";
+
+export type ActionOf<Op extends Action["op"]> = Extract<Action, { op: Op }>;
+
+export interface Changed<Op extends Action["op"]> {
+  readonly result: ResultOf<Op>;
+  /** Something new was made. */
+  readonly created: boolean;
+  /** For the answer: Idempotent-Replay, Conflux-Dry-Run. */
+  readonly headers: Record<string, string>;
+  readonly revision: number;
+}
+
+/**
+ * Builds the action from what is known of the state. Called again with `linearizable` when the machine found that the
+ * state had moved on meanwhile.
+ */
+export type Build<Op extends Action["op"]> = (
+  consistency: "stale" | "linearizable",
+) => Promise<ActionOf<Op>>;
+
+/** Proposes to the tenant in the path. @throws Problem */
+export async function change<Op extends Action["op"]>(
+  call: Call,
+  context: Context,
+  action: ActionOf<Op> | Build<Op>,
+): Promise<Changed<Op>> {
+  const tenant = call.params["tenant"] as string;
+  const attempt = async (consistency: "stale" | "linearizable"): Promise<Outcome> => {
+    const built = typeof action === "function" ? await action(consistency) : action;
+    const command = commandOf(call, built);
+    return call.dryRun
+      ? context.service.read(tenant, { consistency: "linearizable" }, (view) =>
+          rehearse(view, command),
+        )
+      : context.service.propose(tenant, command);
+  };
+  let outcome = await attempt("stale");
+  if (!outcome.ok && outcome.code === "conflict" && typeof action === "function")
+    outcome = await attempt("linearizable");
+  call.revision = outcome.revision;
+  return changed<Op>(call, outcome);
+}
+
+/** Proposes to the directory. @throws Problem */
+export async function changeDirectory<Op extends Action["op"]>(
+  call: Call,
+  context: Context,
+  action: ActionOf<Op>,
+): Promise<Changed<Op>> {
+  const outcome = await context.peers.systemPropose(commandOf(call, action), call.dryRun);
+  return changed<Op>(call, outcome);
+}
+
+/** What the command would do to this state, which stays as it is. */
+export function rehearse(view: StateView, command: Command): Outcome {
+  // The machine collects its changes and writes them at the end: dropping the writes is all a rehearsal needs.
+  const scratch: StateTransaction = {
+    get: (key) => view.get(key),
+    range: (range) => view.range(range),
+    put: () => {},
+    delete: () => {},
+  };
+  return apply(scratch, command).outcome;
+}
+
+function changed<Op extends Action["op"]>(call: Call, outcome: Outcome): Changed<Op> {
+  if (!outcome.ok) throw refused(outcome);
+  const headers: Record<string, string> = {};
+  if (outcome.replayed === true) headers["idempotent-replay"] = "true";
+  if (call.dryRun) headers["conflux-dry-run"] = "true";
+  return {
+    result: outcome.result as ResultOf<Op>,
+    created: outcome.created,
+    headers,
+    revision: outcome.revision,
+  };
+}
+
+function refused(outcome: Outcome & { readonly ok: false }): Problem {
+  const { place } = outcome;
+  return new Problem(
+    outcome.code,
+    outcome.detail,
+    place === undefined
+      ? {}
+      : { errors: [{ pointer: `/${place.list}/${place.index}`, detail: outcome.detail }] },
+  );
+}
+
+function commandOf(call: Call, action: Action): Command {
+  const { principal, requestId, info } = call;
+  if (principal === null) throw new Error("A change needs a principal");
+  const address = info.remoteAddress;
+  const idempotency = call.dryRun ? null : idempotencyOf(call);
+  return {
+    at: Date.now(),
+    actor: {
+      kind: principal.kind,
+      keyId: principal.keyId,
+      requestId,
+      ...(address !== undefined && { address }),
+    },
+    ...(idempotency !== null && { idempotency }),
+    action,
+  };
+}
+
+/** The `Idempotency-Key` of the request; null when there is none. @throws Problem */
+export function idempotencyKeyOf(call: Call): string | null {
+  const key = call.request.headers.get("idempotency-key");
+  if (key === null) return null;
+  const error = checkIdempotencyKey(key);
+  if (error !== null) throw invalid(error);
+  return key;
+}
+
+function idempotencyOf(call: Call): NonNullable<Command["idempotency"]> | null {
+  const key = idempotencyKeyOf(call);
+  if (key === null) return null;
+  const fingerprint = createHash("sha256")
+    .update(`${call.request.method}\n${call.target}\n${canonical(call.body)}`)
+    .digest("hex");
+  return { key, fingerprint };
+}
+
+/** `If-Match` and `If-None-Match: *` of the request. */
+export function precondition(call: Call): Precondition {
+  const match = ifMatch(call.request);
+  const none = ifNoneMatchAny(call.request);
+  return {
+    ...(match !== undefined && { ifMatch: match }),
+    ...(none !== undefined && { ifNoneMatch: none }),
+  };
+}
+
+/** 201 when something new was made, else 200. */
+export function changedAnswer(
+  of: Changed<Action["op"]>,
+  body: unknown,
+  options: { readonly etag?: string; readonly location?: string } = {},
+): Answer {
+  const headers = { ...of.headers };
+  if (of.created && options.location !== undefined) headers["location"] = options.location;
+  return json(body, {
+    status: of.created ? 201 : 200,
+    headers,
+    ...(options.etag !== undefined && { etag: options.etag }),
+  });
+}

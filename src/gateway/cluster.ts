@@ -1,0 +1,179 @@
+/**
+ * Routes of the node and the cluster: health, the contract itself, members, and which tenants are in trouble.
+ */
+import { Type } from "@sinclair/typebox";
+import {
+  ClusterMember,
+  ClusterStatusAnswer,
+  ClusterTenant,
+  HealthAnswer,
+  listOf,
+  tenantStates,
+} from "../api/schemas.ts";
+import type { ClusterStatus } from "../host/ports.ts";
+import { under } from "../machine/keys.ts";
+import type { NodeRow, TenantRow } from "../machine/rows.ts";
+import { json, time } from "./http.ts";
+import { metricsText } from "./metrics.ts";
+import { openApi } from "./openapi.ts";
+import { listLimitDefault, listQuery, route, type Context, type Route } from "./route.ts";
+
+/** More nodes than any cluster has. */
+const nodesMax = 10_000;
+/** Tenants looked at to fill one page of a filtered list. */
+const tenantsLookedAtMax = 10_000;
+
+let document: string | null = null;
+
+export const clusterRoutes: readonly Route[] = [
+  route({
+    method: "GET",
+    path: "/livez",
+    id: "livez",
+    tag: "node",
+    summary: "Whether the process answers",
+    scope: "public",
+    responses: { 200: { description: "It does", schema: HealthAnswer } },
+    handle: () => json({ status: "ok" }),
+  }),
+  route({
+    method: "GET",
+    path: "/readyz",
+    id: "readyz",
+    tag: "node",
+    summary: "Whether the node serves: its journal is replayed and the system group has a leader",
+    scope: "public",
+    responses: {
+      200: { description: "It does", schema: HealthAnswer },
+      503: { description: "Not yet", schema: HealthAnswer },
+    },
+    handle: (_call, _input, { service }) =>
+      service.ready
+        ? json({ status: "ok" })
+        : json({ status: "starting" }, { status: 503, headers: { "retry-after": "1" } }),
+  }),
+  route({
+    method: "GET",
+    path: "/metrics",
+    id: "metrics",
+    tag: "node",
+    summary: "Metrics of this node, in Prometheus' text format",
+    scope: "public",
+    responses: { 200: { description: "Metrics", media: "text/plain", schema: Type.String() } },
+    handle: (_call, _input, context) => ({
+      status: 200,
+      headers: { "content-type": "text/plain; version=0.0.4; charset=utf-8" },
+      body: metricsText(context),
+    }),
+  }),
+  route({
+    method: "GET",
+    path: "/openapi.json",
+    id: "openapi",
+    tag: "node",
+    summary: "This contract as OpenAPI 3.1",
+    scope: "public",
+    responses: { 200: { description: "OpenAPI document", schema: Type.Unknown() } },
+    handle: (_call, _input, { routes, version }) => {
+      document ??= JSON.stringify(openApi(routes, version));
+      return {
+        status: 200,
+        headers: { "content-type": "application/json; charset=utf-8" },
+        body: document,
+      };
+    },
+  }),
+  route({
+    method: "GET",
+    path: "/v1/cluster/status",
+    id: "getClusterStatus",
+    tag: "cluster",
+    summary: "The cluster as this node sees it",
+    scope: "cluster",
+    responses: { 200: { description: "Status", schema: ClusterStatusAnswer } },
+    handle: (_call, _input, { service }) => json(service.cluster()),
+  }),
+  route({
+    method: "GET",
+    path: "/v1/cluster/members",
+    id: "listMembers",
+    tag: "cluster",
+    summary: "Nodes of the cluster, and which of them this node hears",
+    scope: "cluster",
+    responses: { 200: { description: "Members", schema: listOf(ClusterMember) } },
+    handle: async (_call, _input, context) => {
+      const rows = await context.peers.systemRows<NodeRow>({ ...under("node"), limit: nodesMax });
+      return json({ items: membersOf(context.service.cluster(), rows) });
+    },
+  }),
+  route({
+    method: "GET",
+    path: "/v1/cluster/tenants",
+    id: "listClusterTenants",
+    tag: "cluster",
+    summary: "Where tenants are placed and, by which nodes are alive, how they are",
+    scope: "cluster",
+    query: {
+      ...listQuery,
+      state: Type.Optional(Type.Union(tenantStates.map((state) => Type.Literal(state)))),
+    },
+    responses: { 200: { description: "Tenants", schema: listOf(ClusterTenant) } },
+    handle: async (_call, { query }, context) => {
+      const { state, cursor, limit = listLimitDefault } = query;
+      return json(await clusterTenants(context, { state, cursor, limit }));
+    },
+  }),
+];
+
+function membersOf(
+  cluster: ClusterStatus,
+  rows: readonly (readonly [string, NodeRow])[],
+): unknown[] {
+  const registered = new Map(rows.map(([, row]) => [row.node, row]));
+  const names = new Set([...cluster.nodes.map((node) => node.name), ...registered.keys()]);
+  return [...names].sort().map((name) => {
+    const seen = cluster.nodes.find((node) => node.name === name);
+    const row = registered.get(name);
+    return {
+      node: name,
+      zone: row?.zone ?? null,
+      alive: seen?.alive ?? false,
+      self: seen?.self ?? false,
+      heardMsAgo: seen?.heardMsAgo ?? null,
+      boot: seen?.boot ?? row?.boot ?? null,
+      registeredAt: time(row?.registeredAt ?? null),
+    };
+  });
+}
+
+async function clusterTenants(
+  { service, peers }: Context,
+  options: { state: string | undefined; cursor: string | undefined; limit: number },
+): Promise<{ items: unknown[]; next?: string }> {
+  const alive = new Set(
+    service
+      .cluster()
+      .nodes.filter((node) => node.alive || node.self)
+      .map((node) => node.name),
+  );
+  const { gte, lt } = under("ten");
+  // A key directly after the cursor's: keys hold no zero byte.
+  const from = options.cursor === undefined ? gte : `ten/${options.cursor}\u0000`;
+  const rows = await peers.systemRows<TenantRow>({ gte: from, lt, limit: tenantsLookedAtMax });
+  const items: unknown[] = [];
+  for (const [, row] of rows) {
+    if (row.deletedAt !== null) continue;
+    const replicas = row.placement.replicas.map((replica) => ({
+      ...replica,
+      alive: alive.has(replica.node),
+    }));
+    const up = replicas.filter((replica) => replica.alive).length;
+    const state =
+      up === replicas.length ? "ok" : up * 2 > replicas.length ? "under-replicated" : "leaderless";
+    if (options.state !== undefined && options.state !== state) continue;
+    items.push({ tenant: row.tenant, group: row.group, replicas, state });
+    if (items.length === options.limit) return { items, next: row.tenant };
+  }
+  const last = rows.length === tenantsLookedAtMax ? rows.at(-1)?.[1].tenant : undefined;
+  return { items, ...(last !== undefined && { next: last }) };
+}

@@ -1,0 +1,672 @@
+/**
+ * Routes of configs: metadata, versions, releases, history, and transactions over all of them.
+ */
+import { Type } from "@sinclair/typebox";
+import { Problem } from "../api/problems.ts";
+import {
+  ConfigAnswer,
+  ConfigDetailAnswer,
+  ConfigPut,
+  ContentPut,
+  DiffAnswer,
+  listOf,
+  PublishAnswer,
+  ReleaseAnswer,
+  ReleasePut,
+  RollbackRequest,
+  TransactionAnswer,
+  transactionOperations,
+  TransactionRequest,
+  VersionAnswer,
+  VersionContentAnswer,
+  VersionsDelete,
+  VersionsDeleteAnswer,
+  type TransactionOperation,
+} from "../api/schemas.ts";
+import type { TenantView } from "../host/ports.ts";
+import type { ConfigAction } from "../machine/command.ts";
+import {
+  getConfig,
+  getQuotas,
+  getRelease,
+  getText,
+  getVersion,
+  latestVersion,
+  listConfigs,
+  listReleases,
+  listVersions,
+} from "../machine/queries.ts";
+import { configInfo, type ConfigInfo, type ResultOf } from "../machine/results.ts";
+import type { ConfigRow, ReleaseRow, VersionRow } from "../machine/rows.ts";
+import { authorizeNamespace } from "./auth.ts";
+import { change, changedAnswer, precondition, type Build, type Changed } from "./changes.ts";
+import { buildAction, resultingShape, shapeOf, type Known, type Shape } from "./contents.ts";
+import { unifiedDiff } from "./diff.ts";
+import { check, invalid, json, revisionTag, time, type Answer, type Call } from "./http.ts";
+import {
+  contentBodyBytesMax,
+  listQuery,
+  readers,
+  route,
+  transactionBodyBytesMax,
+  writers,
+  type Context,
+  type Route,
+} from "./route.ts";
+
+const T = "/v1/tenants/:tenant";
+const N = `${T}/namespaces/:namespace`;
+const C = `${N}/configs/:name`;
+
+const metadataRoutes: readonly Route[] = [
+  route({
+    method: "PUT",
+    path: C,
+    id: "putConfig",
+    tag: "configs",
+    summary:
+      "Create a config, with content as version 1 released as default; or change its metadata",
+    scope: "namespace",
+    kinds: writers,
+    guarded: true,
+    body: ConfigPut,
+    bodyRequired: false,
+    bodyBytesMax: contentBodyBytesMax,
+    responses: {
+      200: { description: "Changed", schema: ConfigAnswer },
+      201: { description: "Created", schema: ConfigAnswer },
+    },
+    handle: async (call, { body }, context) =>
+      configChanged(call, await changeConfig(call, context, { op: "config.put", ...body })),
+  }),
+  route({
+    method: "GET",
+    path: `${N}/configs`,
+    id: "listConfigs",
+    tag: "configs",
+    summary: "Configs of a namespace, by name",
+    scope: "namespace",
+    kinds: readers,
+    query: {
+      ...listQuery,
+      prefix: Type.Optional(Type.String({ maxLength: 128, description: "Of the name" })),
+      deleted: Type.Optional(Type.Boolean({ description: "Only deleted ones" })),
+    },
+    responses: { 200: { description: "Configs", schema: listOf(ConfigAnswer) } },
+    read: (view, call, { query }) => {
+      const { items, next } = listConfigs(view, call.params["namespace"] as string, query);
+      return json({
+        items: items.map((row) => configAnswer(configInfo(row))),
+        ...(next !== undefined && { next }),
+      });
+    },
+  }),
+  route({
+    method: "GET",
+    path: C,
+    id: "getConfig",
+    tag: "configs",
+    summary: "A config: metadata, schema, latest version and the release in force",
+    scope: "namespace",
+    kinds: readers,
+    responses: { 200: { description: "The config", schema: ConfigDetailAnswer } },
+    read: (view, call) => {
+      const row = configOf(view, call);
+      return json(configDetail(row), { etag: revisionTag(row.revision) });
+    },
+  }),
+  route({
+    method: "DELETE",
+    path: C,
+    id: "deleteConfig",
+    tag: "configs",
+    summary: "Delete a config; it can be undeleted",
+    scope: "namespace",
+    kinds: writers,
+    guarded: true,
+    responses: { 200: { description: "As it was", schema: ConfigAnswer } },
+    handle: async (call, _input, context) =>
+      configChanged(call, await changeConfig(call, context, { op: "config.delete" })),
+  }),
+  route({
+    method: "POST",
+    path: `${C}/undelete`,
+    id: "undeleteConfig",
+    tag: "configs",
+    summary: "Take back a deletion",
+    scope: "namespace",
+    kinds: writers,
+    guarded: true,
+    responses: { 200: { description: "As it is now", schema: ConfigAnswer } },
+    handle: async (call, _input, context) =>
+      configChanged(call, await changeConfig(call, context, { op: "config.undelete" })),
+  }),
+];
+
+const versionRoutes: readonly Route[] = [
+  route({
+    method: "POST",
+    path: `${C}/versions`,
+    id: "createVersion",
+    tag: "versions",
+    summary: "Add a version; it reaches nobody until it is released",
+    scope: "namespace",
+    kinds: writers,
+    guarded: true,
+    body: ContentPut,
+    bodyBytesMax: contentBodyBytesMax,
+    responses: {
+      200: { description: "The latest version has this content already", schema: VersionAnswer },
+      201: { description: "Created", schema: VersionAnswer },
+    },
+    handle: async (call, { body }, context) => {
+      const changed = await changeConfig(call, context, { op: "version.create", ...body });
+      const { version, config } = changed.result;
+      return changedAnswer(changed, versionAnswer(version), {
+        etag: revisionTag(config.revision),
+        location: versionPath(call, version.version),
+      });
+    },
+  }),
+  route({
+    method: "GET",
+    path: `${C}/versions`,
+    id: "listVersions",
+    tag: "versions",
+    summary: "Versions, newest first, without their content",
+    scope: "namespace",
+    kinds: readers,
+    query: listQuery,
+    responses: { 200: { description: "Versions", schema: listOf(VersionAnswer) } },
+    read: (view, call, { query }) => {
+      const { namespace, name } = configOf(view, call);
+      const { items, next } = listVersions(view, namespace, name, query);
+      return json({ items: items.map(versionAnswer), ...(next !== undefined && { next }) });
+    },
+  }),
+  route({
+    method: "GET",
+    path: `${C}/versions/:version`,
+    id: "getVersion",
+    tag: "versions",
+    summary: "A version with its content, by number or by sha256:…",
+    scope: "namespace",
+    kinds: readers,
+    responses: { 200: { description: "The version", schema: VersionContentAnswer } },
+    read: (view, call) => {
+      const given = call.params["version"] as string;
+      const row = configOf(view, call);
+      const version = versionOf(view, row, given);
+      const content = getText(view, row.namespace, row.name, version.version);
+      if (content === null) throw new Error("A version has no text");
+      return json(
+        { ...versionAnswer(version), content },
+        {
+          etag: `"${row.uid}-${version.version}"`,
+          headers: {
+            // By hash it is the same for ever; a number may be given again once the config was made anew.
+            "cache-control": `private, max-age=${given.startsWith("sha256:") ? 31_536_000 : 86_400}, immutable`,
+            vary: "Authorization, X-API-Key",
+          },
+        },
+      );
+    },
+  }),
+  route({
+    method: "DELETE",
+    path: `${C}/versions`,
+    id: "deleteVersions",
+    tag: "versions",
+    summary: "Delete versions that no release in force names",
+    scope: "namespace",
+    kinds: writers,
+    guarded: true,
+    body: VersionsDelete,
+    responses: { 200: { description: "Deleted", schema: VersionsDeleteAnswer } },
+    handle: async (call, { body }, context) => {
+      const changed = await changeConfig(call, context, { op: "version.delete", ...body });
+      return changedAnswer(changed, { deleted: changed.result.deleted });
+    },
+  }),
+  route({
+    method: "GET",
+    path: `${C}/diff`,
+    id: "diffVersions",
+    tag: "versions",
+    summary: "Differences of two versions, line by line",
+    scope: "namespace",
+    kinds: readers,
+    query: {
+      from: Type.Optional(
+        Type.String({ description: "Number or hash; default: what is released" }),
+      ),
+      to: Type.Optional(Type.String({ description: "Number or hash; default: the latest" })),
+    },
+    responses: { 200: { description: "Differences", schema: DiffAnswer } },
+    read: (view, call, { query }) => diffAnswer(view, configOf(view, call), query),
+  }),
+];
+
+const releaseRoutes: readonly Route[] = [
+  route({
+    method: "PUT",
+    path: `${C}/release`,
+    id: "putRelease",
+    tag: "releases",
+    summary: "Release versions by rules",
+    scope: "namespace",
+    kinds: writers,
+    guarded: true,
+    body: ReleasePut,
+    bodyBytesMax: contentBodyBytesMax,
+    responses: { 200: { description: "The release in force", schema: ReleaseAnswer } },
+    handle: async (call, { body }, context) =>
+      released(await changeConfig(call, context, { op: "release.put", ...body })),
+  }),
+  route({
+    method: "GET",
+    path: `${C}/release`,
+    id: "getRelease",
+    tag: "releases",
+    summary: "The release in force",
+    scope: "namespace",
+    kinds: readers,
+    responses: { 200: { description: "The release", schema: ReleaseAnswer } },
+    read: (view, call) => {
+      const row = configOf(view, call);
+      const release = getRelease(view, row.namespace, row.name);
+      if (release === null)
+        throw new Problem("not-found", `Nothing of ${row.namespace}/${row.name} was released yet`);
+      return json(releaseAnswer(release), { etag: revisionTag(row.revision) });
+    },
+  }),
+  route({
+    method: "POST",
+    path: `${C}/publish`,
+    id: "publish",
+    tag: "releases",
+    summary: "A new version, released as default with the rules kept, in one revision",
+    scope: "namespace",
+    kinds: writers,
+    guarded: true,
+    body: ContentPut,
+    bodyBytesMax: contentBodyBytesMax,
+    responses: {
+      200: { description: "This content is the default already", schema: PublishAnswer },
+      201: { description: "Published", schema: PublishAnswer },
+    },
+    handle: async (call, { body }, context) => {
+      const changed = await changeConfig(call, context, { op: "publish", ...body });
+      return changedAnswer(changed, resultAnswer("publish", changed.result), {
+        etag: revisionTag(changed.result.config.revision),
+        location: versionPath(call, changed.result.version.version),
+      });
+    },
+  }),
+  route({
+    method: "POST",
+    path: `${C}/rollback`,
+    id: "rollback",
+    tag: "releases",
+    summary: "A new release equal to an older one; without toRelease the one before",
+    scope: "namespace",
+    kinds: writers,
+    guarded: true,
+    body: RollbackRequest,
+    bodyRequired: false,
+    responses: { 200: { description: "The release in force", schema: ReleaseAnswer } },
+    handle: async (call, { body }, context) =>
+      released(await changeConfig(call, context, { op: "rollback", ...body })),
+  }),
+  route({
+    method: "GET",
+    path: `${C}/history`,
+    id: "listReleases",
+    tag: "releases",
+    summary: "Releases, newest first",
+    scope: "namespace",
+    kinds: readers,
+    query: listQuery,
+    responses: { 200: { description: "Releases", schema: listOf(ReleaseAnswer) } },
+    read: (view, call, { query }) => {
+      const { namespace, name } = configOf(view, call);
+      const { items, next } = listReleases(view, namespace, name, query);
+      return json({ items: items.map(releaseAnswer), ...(next !== undefined && { next }) });
+    },
+  }),
+];
+
+const transactionRoute: Route = route({
+  method: "POST",
+  path: `${T}/transactions`,
+  id: "runTransaction",
+  tag: "transactions",
+  summary: "Changes of many configs and namespaces: all or nothing, in one revision",
+  scope: "tenant",
+  kinds: writers,
+  body: TransactionRequest,
+  bodyBytesMax: transactionBodyBytesMax,
+  responses: { 200: { description: "Done", schema: TransactionAnswer } },
+  handle: async (call, { body }, context) => {
+    const operations = body.then.map((operation, i) => checkOperation(operation, `/then/${i}`));
+    const conditions = body.if ?? [];
+    conditions.forEach((condition, i) => {
+      if ((condition.revision === undefined) === (condition.absent === undefined))
+        throw invalid(`/if/${i}: Give either revision or absent`, [
+          { pointer: `/if/${i}`, detail: "Give either revision or absent" },
+        ]);
+    });
+    guardScope(call, [...conditions, ...operations], operations);
+    const changed = await change<"transaction">(call, context, async (consistency) => ({
+      op: "transaction",
+      if: conditions,
+      then: await known(call, context, consistency, (state) => buildAll(operations, state)),
+    }));
+    return changedAnswer(
+      { ...changed, created: false },
+      {
+        revision: changed.revision,
+        results: changed.result.results.map(({ result }, i) =>
+          resultAnswer((operations[i] as TransactionOperation).op, result as never),
+        ),
+      },
+    );
+  },
+});
+
+export const configRoutes: readonly Route[] = [
+  ...metadataRoutes,
+  ...versionRoutes,
+  ...releaseRoutes,
+  transactionRoute,
+];
+
+// --- changes -------------------------------------------------------------------------------------------------------------
+
+type ConfigOp = Exclude<ConfigAction["op"], "namespace.put">;
+type OperationOf<Op extends ConfigOp> = Omit<
+  Extract<TransactionOperation, { op: Op }>,
+  "namespace" | "name"
+> & { readonly op: Op };
+
+/** One operation on the config in the path. */
+function changeConfig<Op extends ConfigOp>(
+  call: Call,
+  context: Context,
+  operation: OperationOf<Op>,
+): Promise<Changed<Op>> {
+  const { namespace, name } = call.params;
+  const whole = { ...operation, namespace, name } as unknown as TransactionOperation;
+  const guard = precondition(call);
+  const build = async (consistency: "stale" | "linearizable"): Promise<ConfigAction> => {
+    const action = needsState(whole)
+      ? await known(call, context, consistency, (state) => buildAction(whole, state, ""))
+      : buildAction(whole, nothingKnown, "");
+    return { ...action, ...guard };
+  };
+  return change<Op>(call, context, build as unknown as Build<Op>);
+}
+
+/** Whether content comes with it, which is held against what the config is. */
+function needsState(operation: TransactionOperation): boolean {
+  return "content" in operation && operation.content !== undefined;
+}
+
+const nothingKnown: Known = { shape: () => null, contentBytesMax: Number.POSITIVE_INFINITY };
+
+/**
+ * Runs `build` over the tenant's state: as it is known here, and if that lacks something, once more over the newest.
+ */
+async function known<T>(
+  call: Call,
+  { service }: Context,
+  consistency: "stale" | "linearizable",
+  build: (state: Known) => T,
+): Promise<T> {
+  const tenant = call.params["tenant"] as string;
+  const attempt = async (with_: "stale" | "linearizable"): Promise<T> => {
+    // Parsing may throw a problem, which must not look to the host like a fault of the replica.
+    const shapes = new Map<string, Shape | null>();
+    const state = await service.read(tenant, { consistency: with_ }, (view) => ({
+      contentBytesMax: getQuotas(view).contentBytes,
+      shapes: collectShapes(view, call, shapes),
+    }));
+    return build({
+      contentBytesMax: state.contentBytesMax,
+      shape: (namespace, name) => state.shapes.get(`${namespace}/${name}`) ?? null,
+    });
+  };
+  try {
+    return await attempt(consistency);
+  } catch (error) {
+    const mayBeNews = error instanceof Problem && consistency === "stale";
+    if (!mayBeNews) throw error;
+    return await attempt("linearizable");
+  }
+}
+
+/** The shapes of all configs that the request names. */
+function collectShapes(
+  view: TenantView,
+  call: Call,
+  shapes: Map<string, Shape | null>,
+): ReadonlyMap<string, Shape | null> {
+  const body = call.body as { readonly then?: readonly unknown[] } | undefined;
+  const targets =
+    call.params["name"] !== undefined
+      ? [call.params]
+      : ((body?.then ?? []) as readonly Readonly<Record<string, string>>[]);
+  for (const { namespace, name } of targets) {
+    if (namespace === undefined || name === undefined) continue;
+    shapes.set(`${namespace}/${name}`, shapeOf(getConfig(view, namespace, name)));
+  }
+  return shapes;
+}
+
+// --- transactions --------------------------------------------------------------------------------------------------------
+
+function checkOperation(operation: unknown, pointer: string): TransactionOperation {
+  const op = (operation as { op?: unknown } | null)?.op;
+  if (typeof op !== "string" || !Object.hasOwn(transactionOperations, op))
+    throw invalid(`${pointer}/op: Give one of ${Object.keys(transactionOperations).join(", ")}`, [
+      { pointer: `${pointer}/op`, detail: "This operation is not known here" },
+    ]);
+  return check(
+    transactionOperations[op as keyof typeof transactionOperations],
+    operation,
+    pointer,
+  ) as TransactionOperation;
+}
+
+function guardScope(
+  call: Call,
+  touched: readonly { readonly namespace: string }[],
+  operations: readonly TransactionOperation[],
+): void {
+  const { principal } = call;
+  if (principal === null) throw new Error("A transaction needs a principal");
+  for (const { namespace } of touched) authorizeNamespace(principal, namespace);
+  for (const operation of operations) {
+    if (operation.op !== "namespace.put") continue;
+    if (principal.kind === "write")
+      throw new Problem("forbidden", "A write key may not set options of namespaces");
+    if (typeof operation.extends === "string") authorizeNamespace(principal, operation.extends);
+  }
+}
+
+/** Later operations see what earlier ones made of a config. */
+function buildAll(operations: readonly TransactionOperation[], state: Known): ConfigAction[] {
+  const made = new Map<string, Shape | null>();
+  const present: Known = {
+    contentBytesMax: state.contentBytesMax,
+    shape: (namespace, name) => {
+      const key = `${namespace}/${name}`;
+      return made.has(key) ? (made.get(key) ?? null) : state.shape(namespace, name);
+    },
+  };
+  return operations.map((operation, i) => {
+    const pointer = `/then/${i}`;
+    const action = buildAction(operation, present, pointer);
+    if (operation.op === "config.put")
+      made.set(
+        `${operation.namespace}/${operation.name}`,
+        resultingShape(operation, present, pointer),
+      );
+    if (operation.op === "config.delete")
+      made.set(`${operation.namespace}/${operation.name}`, null);
+    return action;
+  });
+}
+
+// --- reads ---------------------------------------------------------------------------------------------------------------
+
+function configOf(view: TenantView, call: Call): ConfigRow {
+  const { namespace, name } = call.params as { namespace: string; name: string };
+  const row = getConfig(view, namespace, name);
+  if (row === null) throw new Problem("not-found", `There is no config ${namespace}/${name}`);
+  return row;
+}
+
+function versionOf(view: TenantView, row: ConfigRow, given: string): VersionRow {
+  if (!/^\d{1,15}$|^sha256:[0-9a-f]{64}$/.test(given))
+    throw invalid("Name a version by its number or by sha256:<64 hex digits>");
+  const version = getVersion(
+    view,
+    row.namespace,
+    row.name,
+    given.startsWith("sha256:") ? given : Number(given),
+  );
+  if (version === null)
+    throw new Problem("not-found", `There is no version ${given} of ${row.namespace}/${row.name}`);
+  return version;
+}
+
+function diffAnswer(
+  view: TenantView,
+  row: ConfigRow,
+  query: { readonly from?: string; readonly to?: string },
+): Answer {
+  const latest = latestVersion(view, row);
+  if (latest === null)
+    throw new Problem("not-found", `${row.namespace}/${row.name} has no versions yet`);
+  const to = query.to === undefined ? latest : versionOf(view, row, query.to);
+  const from =
+    query.from !== undefined
+      ? versionOf(view, row, query.from)
+      : row.default === null
+        ? to
+        : versionOf(view, row, String(row.default));
+  const text = (version: VersionRow): string =>
+    getText(view, row.namespace, row.name, version.version) ?? "";
+  return json({
+    from: versionAnswer(from),
+    to: versionAnswer(to),
+    equal: from.hash === to.hash,
+    unified: unifiedDiff(text(from), text(to), [
+      `${row.name} version ${from.version}`,
+      `${row.name} version ${to.version}`,
+    ]),
+  });
+}
+
+// --- answers -------------------------------------------------------------------------------------------------------------
+
+function versionPath(call: Call, version: number): string {
+  const { tenant, namespace, name } = call.params;
+  return `/v1/tenants/${tenant}/namespaces/${namespace}/configs/${name}/versions/${version}`;
+}
+
+function configChanged(
+  call: Call,
+  changed: Changed<"config.put" | "config.delete" | "config.undelete">,
+): Answer {
+  const { config } = changed.result;
+  return changedAnswer(changed, configAnswer(config), {
+    etag: revisionTag(config.revision),
+    location: call.target.split("?", 1)[0] as string,
+  });
+}
+
+/** A release replaces the one before: 200, although it is a new one. */
+function released(changed: Changed<"release.put" | "rollback">): Answer {
+  return changedAnswer({ ...changed, created: false }, releaseAnswer(changed.result.release), {
+    etag: revisionTag(changed.result.config.revision),
+  });
+}
+
+function resultAnswer<Op extends TransactionOperation["op"]>(
+  op: Op,
+  result: ResultOf<Op>,
+): unknown {
+  const any = result as Partial<ResultOf<"publish">> &
+    Partial<ResultOf<"namespace.put">> &
+    Partial<ResultOf<"version.delete">>;
+  switch (op) {
+    case "publish":
+      return {
+        ...versionAnswer(any.version as VersionRow),
+        release: releaseAnswer(any.release as ReleaseRow),
+      };
+    case "version.create":
+      return versionAnswer(any.version as VersionRow);
+    case "version.delete":
+      return { deleted: any.deleted };
+    case "release.put":
+    case "rollback":
+      return releaseAnswer(any.release as ReleaseRow);
+    case "namespace.put": {
+      const row = any.namespace as NonNullable<typeof any.namespace>;
+      return { ...row, createdAt: time(row.createdAt) };
+    }
+    default:
+      return configAnswer(any.config as ConfigInfo);
+  }
+}
+
+export function configAnswer(info: ConfigInfo): ConfigAnswer {
+  const { rules, release, createdAt, updatedAt, deletedAt, ...rest } = info;
+  return {
+    ...rest,
+    tags: { ...rest.tags },
+    release: release === 0 ? null : release,
+    ruleCount: rules,
+    createdAt: time(createdAt),
+    updatedAt: time(updatedAt),
+    deletedAt: time(deletedAt),
+  };
+}
+
+export function configDetail(row: ConfigRow): ConfigDetailAnswer {
+  return {
+    ...configAnswer(configInfo(row)),
+    schema: row.schema === null ? null : (JSON.parse(row.schema.text) as unknown),
+    rules: row.rules as ConfigDetailAnswer["rules"],
+  };
+}
+
+function versionAnswer(row: VersionRow): VersionAnswer {
+  return {
+    version: row.version,
+    hash: row.hash,
+    bytes: row.bytes,
+    format: row.format,
+    schemaHash: row.schemaHash,
+    message: row.message,
+    at: time(row.at),
+    by: row.by,
+    revision: row.revision,
+  };
+}
+
+function releaseAnswer(row: ReleaseRow): ReleaseAnswer {
+  return {
+    release: row.release,
+    rules: row.rules as ReleaseAnswer["rules"],
+    default: row.default,
+    message: row.message,
+    at: time(row.at),
+    by: row.by,
+    revision: row.revision,
+    rollbackOf: row.rollbackOf,
+  };
+}

@@ -1,0 +1,179 @@
+/**
+ * From what a client sent to an action that may be proposed: names and rules checked, content parsed and held against
+ * the config's schema. The machine trusts what is in a command, so nothing unchecked may get past here.
+ */
+import { Problem, type ProblemDetailError } from "../api/problems.ts";
+import type { TransactionOperation } from "../api/schemas.ts";
+import type { ConfigAction, Content } from "../machine/command.ts";
+import type { ConfigRow } from "../machine/rows.ts";
+import { contentHash, prepareContent, type ContentError } from "../model/content.ts";
+import { checkConfigName, checkNamespaceName, tagsMax } from "../model/names.ts";
+import { defaultFormat, type ContentFormat, type ReleaseRule } from "../model/release.ts";
+import { validateRules } from "../model/rules.ts";
+import { checkSchema, validateAgainst } from "../model/schema.ts";
+import { utf8Length } from "../model/utf8.ts";
+import { invalid } from "./http.ts";
+
+/** What a change of a config depends on. */
+export interface Shape {
+  readonly format: ContentFormat;
+  readonly schema: { readonly text: string; readonly hash: string } | null;
+}
+
+export function shapeOf(row: ConfigRow | null): Shape | null {
+  return row === null ? null : { format: row.format, schema: row.schema };
+}
+
+/** What may be found out about the state while actions are built. */
+export interface Known {
+  /** Of a config that exists, and is not deleted. */
+  shape(namespace: string, name: string): Shape | null;
+  readonly contentBytesMax: number;
+}
+
+/**
+ * The action of an operation as the API takes it. `pointer` is where the operation stands in the body.
+ * @throws Problem
+ */
+export function buildAction(
+  operation: TransactionOperation,
+  known: Known,
+  pointer: string,
+): ConfigAction {
+  checkNames(operation, pointer);
+  switch (operation.op) {
+    case "config.put":
+      return buildPut(operation, known, pointer);
+    case "version.create":
+    case "publish": {
+      const { namespace, name, message } = operation;
+      const shape = known.shape(namespace, name);
+      if (shape === null) throw new Problem("not-found", `There is no config ${namespace}/${name}`);
+      return {
+        op: operation.op,
+        namespace,
+        name,
+        content: buildContent(shape, operation.content, known, `${pointer}/content`),
+        schemaHash: shape.schema?.hash ?? null,
+        format: shape.format,
+        ...(message !== undefined && { message }),
+      };
+    }
+    case "release.put": {
+      const { rules, ...rest } = operation;
+      const errors = validateRules(rules, { rulesMax: Number.POSITIVE_INFINITY });
+      if (errors.length > 0) throw invalidAt(errors, `${pointer}/rules`);
+      return { ...rest, rules: rules as readonly ReleaseRule[] };
+    }
+    case "config.delete":
+    case "config.undelete":
+    case "version.delete":
+    case "rollback":
+      return operation;
+    case "namespace.put":
+      return operation;
+    default:
+      throw invalid("Unknown operation");
+  }
+}
+
+function checkNames(operation: TransactionOperation, pointer: string): void {
+  const wrong = (field: string, detail: string | null): void => {
+    if (detail !== null)
+      throw new Problem("invalid-name", detail, {
+        errors: [{ pointer: `${pointer}/${field}`, detail }],
+      });
+  };
+  wrong("namespace", checkNamespaceName(operation.namespace));
+  if (operation.op !== "namespace.put") wrong("name", checkConfigName(operation.name));
+  else if (typeof operation.extends === "string")
+    wrong("extends", checkNamespaceName(operation.extends));
+}
+
+type PutOperation = TransactionOperation & { readonly op: "config.put" };
+
+function buildPut(operation: PutOperation, known: Known, pointer: string): ConfigAction {
+  const { namespace, name, format, content, schema, description, tags } = operation;
+  if (tags !== undefined && Object.keys(tags).length > tagsMax)
+    throw invalid(`Give at most ${tagsMax} tags`, [
+      { pointer: `${pointer}/tags`, detail: `There are ${Object.keys(tags).length}` },
+    ]);
+  const shape = resultingShape(operation, known, pointer);
+  return {
+    op: "config.put",
+    namespace,
+    name,
+    ...(format !== undefined && { format }),
+    ...(description !== undefined && { description }),
+    ...(tags !== undefined && { tags }),
+    ...(schema !== undefined && { schema: shape.schema }),
+    ...(content !== undefined && {
+      content: buildContent(shape, content, known, `${pointer}/content`),
+    }),
+  };
+}
+
+/** What a config's shape is after the operation. */
+export function resultingShape(operation: PutOperation, known: Known, pointer: string): Shape {
+  const { namespace, name, format, schema } = operation;
+  const before = known.shape(namespace, name);
+  return {
+    format: format ?? before?.format ?? defaultFormat,
+    schema:
+      schema === undefined
+        ? (before?.schema ?? null)
+        : schema === null
+          ? null
+          : buildSchema(schema, `${pointer}/schema`),
+  };
+}
+
+function buildSchema(input: unknown, pointer: string): NonNullable<Shape["schema"]> {
+  const { text, errors } = prepareContent("json", input);
+  const wrong = errors.length > 0 ? errors : checkSchema(text);
+  if (wrong.length > 0) throw invalidContent("The schema cannot be used", wrong, pointer);
+  return { text, hash: contentHash(text) };
+}
+
+function buildContent(shape: Shape, input: unknown, known: Known, pointer: string): Content {
+  const { text, value, errors } = prepareContent(shape.format, input);
+  if (errors.length > 0)
+    throw invalidContent(`The content is not valid ${shape.format}`, errors, pointer);
+  const bytes = utf8Length(text);
+  if (bytes > known.contentBytesMax)
+    throw new Problem(
+      "body-too-large",
+      `Keep the content within ${known.contentBytesMax} bytes: it has ${bytes}`,
+      { errors: [{ pointer, detail: `Has ${bytes} bytes` }] },
+    );
+  if (shape.schema !== null) {
+    const broken = validateAgainst(shape.schema.text, value);
+    if (broken.length > 0)
+      throw invalidContent("The content does not fit the config's schema", broken, pointer);
+  }
+  return { text, hash: contentHash(text), bytes };
+}
+
+function invalidContent(detail: string, errors: readonly ContentError[], pointer: string): Problem {
+  const places: ProblemDetailError[] = errors.map((error) => ({
+    pointer: pointer + error.pointer,
+    detail:
+      error.line === undefined
+        ? error.detail
+        : `${error.detail} (line ${error.line}, column ${error.column})`,
+  }));
+  const first = places[0];
+  return new Problem(
+    "invalid-content",
+    first === undefined ? detail : `${detail}: ${first.detail}`,
+    {
+      errors: places,
+    },
+  );
+}
+
+function invalidAt(errors: readonly ProblemDetailError[], pointer: string): Problem {
+  const places = errors.map((error) => ({ ...error, pointer: pointer + error.pointer }));
+  const first = places[0] as ProblemDetailError;
+  return invalid(`${first.pointer}: ${first.detail}`, places);
+}

@@ -1,0 +1,504 @@
+/**
+ * The HTTP door of a node: every request for any tenant, answered here or by a node that holds the tenant.
+ *
+ * The way of a request: route → key → parameters → (elsewhere? forward it whole) → body → handler → headers that every
+ * answer carries. Whatever goes wrong on the way is a problem document; nothing internal is ever told, only a request id
+ * under which the log has it whole.
+ */
+import { Elysia } from "elysia";
+import { Problem } from "../api/problems.ts";
+import type { ConfigService, ReadOptions, TenantView } from "../host/ports.ts";
+import {
+  checkConfigName,
+  checkKeyId,
+  checkNamespaceName,
+  checkTenantName,
+} from "../model/names.ts";
+import { systemTenant } from "../model/names.ts";
+import {
+  authorize,
+  credentialOf,
+  principalIn,
+  rootPrincipal,
+  unauthorized,
+  type Credential,
+} from "./auth.ts";
+import { clusterRoutes } from "./cluster.ts";
+import { configRoutes } from "./configs.ts";
+import {
+  bodyBytes,
+  check,
+  givenRequestId,
+  invalid,
+  jsonBody,
+  noneMatch,
+  problemAnswer,
+  readQuery,
+  tokenOf,
+  type Answer,
+  type Call,
+  type RequestInfo,
+} from "./http.ts";
+import { notHereAnswer, Peers } from "./peers.ts";
+import type { Context, Route } from "./route.ts";
+import { tenantRoutes } from "./tenants.ts";
+import { base62 } from "./tokens.ts";
+import { valueRoutes } from "./values.ts";
+import { Watches, watchRoutes, type WatchSettings } from "./watches.ts";
+
+/** What the gateway needs of a logger; pino has it. */
+export interface Logger {
+  debug(fields: object, event: string): void;
+  info(fields: object, event: string): void;
+  warn(fields: object, event: string): void;
+  error(fields: object, event: string): void;
+}
+
+export interface GatewaySettings {
+  /** Version of the software, for answers and OpenAPI. */
+  readonly version: string;
+  /** Requests under way at once, watches not counted; more are refused with 503. */
+  readonly requestsMax?: number;
+  readonly watch?: Partial<WatchSettings>;
+}
+
+export interface Gateway {
+  fetch(request: Request, info?: RequestInfo): Response | Promise<Response>;
+  readonly routes: readonly Route[];
+  /** Says goodbye to every watcher; they come back to another node. */
+  close(reason?: string): void;
+  status(): { readonly requests: number; readonly watchers: number };
+}
+
+const requestsMaxDefault = 4_096;
+
+/** The one table. */
+export const routes: readonly Route[] = [
+  ...clusterRoutes,
+  ...tenantRoutes,
+  ...configRoutes,
+  ...valueRoutes,
+  ...watchRoutes,
+];
+
+export function createGateway(options: {
+  readonly service: ConfigService;
+  readonly log: Logger;
+  readonly settings: GatewaySettings;
+}): Gateway {
+  const door = new Door(options.service, options.log, options.settings);
+  return {
+    fetch: (request, info) => door.fetch(request, info ?? {}),
+    routes,
+    close: (reason) => door.close(reason ?? "stopping"),
+    status: () => door.status(),
+  };
+}
+
+/** What Elysia does not carry through: who sent a request, and that its answer must have no body. */
+interface Origin {
+  readonly info: RequestInfo;
+  readonly head: boolean;
+  readonly requestId: string;
+}
+
+class Door {
+  readonly #service: ConfigService;
+  readonly #log: Logger;
+  readonly #context: Context;
+  readonly #app: { fetch(request: Request): Response | Promise<Response> };
+  readonly #origins = new WeakMap<Request, Origin>();
+  readonly #requestsMax: number;
+  #requests = 0;
+  // Unique over nodes and starts without drawing chance for every request.
+  readonly #idPrefix = base62(crypto.getRandomValues(new Uint8Array(6)), 9);
+  #idCount = 0;
+
+  constructor(service: ConfigService, log: Logger, settings: GatewaySettings) {
+    this.#service = service;
+    this.#log = log;
+    this.#requestsMax = settings.requestsMax ?? requestsMaxDefault;
+    const peers = new Peers(service, (request, info) => this.fetch(request, info));
+    this.#context = {
+      service,
+      peers,
+      watches: new Watches({
+        service,
+        peers,
+        settings: settings.watch ?? {},
+        failed: (error) => log.error({ err: error }, "gateway.watch_failed"),
+      }),
+      version: settings.version,
+      routes,
+    };
+    this.#app = this.#router();
+  }
+
+  /** Elysia routes; what a route does is ours, so its body parsing and its schemas stay out of the way. */
+  #router(): { fetch(request: Request): Response | Promise<Response> } {
+    const app = new Elysia({ strictPath: true, normalize: false });
+    for (const route of routes)
+      app.route(
+        route.method,
+        route.path,
+        ({ request, params }: { request: Request; params: Record<string, string> }) =>
+          this.#run(route, request, params),
+        { parse: "none" },
+      );
+    app.all("/*", ({ request }: { request: Request }) => this.#nowhere(request), { parse: "none" });
+    app.all("/", ({ request }: { request: Request }) => this.#nowhere(request), { parse: "none" });
+    return app;
+  }
+
+  status(): { readonly requests: number; readonly watchers: number } {
+    return { requests: this.#requests, watchers: this.#context.watches.count };
+  }
+
+  close(reason: string): void {
+    this.#context.watches.close(reason);
+  }
+
+  fetch(given: Request, info: RequestInfo): Response | Promise<Response> {
+    let request = given;
+    const head = request.method === "HEAD";
+    const url = request.url;
+    // Elysia looks for the path from the 11th character on, so a very short host would be taken for part of it.
+    const shortHost = url.indexOf("/", "http://".length) < 11;
+    if (head || shortHost) {
+      const path = url.slice(url.indexOf("/", url.indexOf("//") + 2));
+      request = new Request(`http://localhost${path}`, {
+        method: head ? "GET" : request.method,
+        headers: request.headers,
+        ...(request.body !== null && { body: request.body, duplex: "half" }),
+      } as RequestInit);
+    }
+    const origin: Origin = { info, head, requestId: givenRequestId(given) ?? this.#nextId() };
+    this.#origins.set(request, origin);
+    if (request.method === "OPTIONS") return this.#options(request, origin);
+    return this.#app.fetch(request);
+  }
+
+  #nextId(): string {
+    return `${this.#idPrefix}${(this.#idCount++).toString(36)}`;
+  }
+
+  async #run(route: Route, request: Request, params: Record<string, string>): Promise<Response> {
+    const origin = this.#origins.get(request) as Origin;
+    const { target, query } = partsOf(request.url);
+    const call: Call = {
+      request,
+      requestId: origin.requestId,
+      info: origin.info,
+      target,
+      params,
+      query,
+      head: origin.head,
+      dryRun: false,
+      body: undefined,
+      token: tokenOf(request),
+      principal: null,
+      revision: null,
+    };
+    let answer: Answer;
+    this.#requests++;
+    try {
+      if (this.#requests > this.#requestsMax && route.scope !== "public")
+        throw new Problem("overloaded", "This node has too many requests under way");
+      answer = await this.#answer(route, call);
+    } catch (error) {
+      answer = this.#problem(error, call);
+    } finally {
+      this.#requests--;
+    }
+    return this.#respond(answer, call);
+  }
+
+  #problem(error: unknown, call: Call): Answer {
+    if (error instanceof Problem && error.code !== "internal")
+      return problemAnswer(error, call.requestId);
+    this.#log.error(
+      { err: error, requestId: call.requestId, method: call.request.method, path: pathOf(call) },
+      "gateway.request_failed",
+    );
+    return problemAnswer(
+      new Problem("internal", "The request failed here; the log has it under its request id"),
+      call.requestId,
+    );
+  }
+
+  /** Adds what every answer carries, and builds the Response. */
+  #respond(answer: Answer, call: Call): Response {
+    const { headers } = answer;
+    headers["x-request-id"] = call.requestId;
+    if (call.revision !== null) headers["conflux-revision"] ??= String(call.revision);
+    if (call.request.headers.get("origin") !== null) allowOrigin(headers);
+    const etag = headers["etag"];
+    if (etag !== undefined && answer.status === 200 && call.request.method === "GET") {
+      const given = call.request.headers.get("if-none-match");
+      if (given !== null && noneMatch(given, etag)) {
+        delete headers["content-type"];
+        return new Response(null, { status: 304, headers });
+      }
+    }
+    if (!call.head) return new Response(answer.body, { status: answer.status, headers });
+    if (answer.body instanceof ReadableStream) void answer.body.cancel();
+    return new Response(null, { status: answer.status, headers });
+  }
+
+  // --- keys and places ---------------------------------------------------------------------------------------------------
+
+  async #answer(route: Route, call: Call): Promise<Answer> {
+    if (route.scope === "public") return this.#handle(route, call);
+    if (call.token === null)
+      throw unauthorized("Send a key as Authorization: Bearer or as X-API-Key");
+    const credential = credentialOf(call.token);
+    if (credential.kind === "broken") throw unauthorized();
+    if (route.scope === "cluster") {
+      if (credential.kind === "tenant")
+        throw new Problem("forbidden", "Only root keys may do that");
+      call.principal = await this.#root(credential.hash);
+      return this.#handle(route, call);
+    }
+    const tenant = call.params["tenant"] as string;
+    if (credential.kind === "tenant" && credential.key.tenant !== tenant)
+      throw new Problem("forbidden", "This key belongs to another tenant");
+    if (credential.kind === "root") call.principal = await this.#root(credential.hash);
+    checkParams(route, call.params);
+    if (credential.kind === "root" && route.byDirectory) return this.#handle(route, call);
+    const nodes = await this.#elsewhere(tenant, credential);
+    if (nodes !== null) return this.#forward(route, call, nodes);
+    return route.read === undefined
+      ? this.#change(route, call, tenant, credential)
+      : this.#read(route, call, tenant, credential);
+  }
+
+  async #root(hash: string): Promise<Call["principal"]> {
+    const principal = await rootPrincipal(this.#context.peers, hash);
+    if (principal === null) throw unauthorized();
+    return principal;
+  }
+
+  /** Null when the tenant has a replica here, else the nodes that have one. */
+  async #elsewhere(tenant: string, credential: Credential): Promise<readonly string[] | null> {
+    if (this.#service.locateNow(tenant)?.local === true) return null;
+    const place = await this.#service.locate(tenant);
+    if (place !== null) return place.local ? null : place.nodes;
+    // Only root may learn which tenants there are.
+    if (credential.kind === "root") throw new Problem("not-found", `There is no tenant ${tenant}`);
+    throw unauthorized();
+  }
+
+  async #forward(route: Route, call: Call, nodes: readonly string[]): Promise<Answer> {
+    if (call.info.forwardedBy !== undefined)
+      return notHereAnswer(
+        problemAnswer(
+          new Problem("not-ready", "The tenant has no replica on this node"),
+          call.requestId,
+        ),
+      );
+    if (route.scope !== "public" && this.#context.watches.relays(route))
+      return this.#context.watches.relay(call, nodes);
+    const body = route.change ? await bodyBytes(call.request, route.bodyBytesMax) : null;
+    return this.#context.peers.forward(call, nodes, body);
+  }
+
+  // --- here ----------------------------------------------------------------------------------------------------------------
+
+  async #handle(route: Route, call: Call): Promise<Answer> {
+    if (route.handle === undefined) throw new Error(`Route ${route.id} has no handler`);
+    const query = readQuery(call.query, route.query, route.labels);
+    if (query["dryRun"] === true) call.dryRun = true;
+    let body: unknown;
+    if (route.body !== null) {
+      body = await jsonBody(call.request, route.bodyBytesMax);
+      if (body === undefined && !route.bodyRequired) body = {};
+      check(route.body, body);
+      call.body = body;
+    }
+    return route.handle(call, { query, body }, this.#context);
+  }
+
+  async #change(route: Route, call: Call, tenant: string, credential: Credential): Promise<Answer> {
+    if (credential.kind === "tenant") call.principal = await this.#principal(tenant, credential);
+    if (call.principal === null) throw unauthorized();
+    authorize(route.access, call.principal, call.params["namespace"]);
+    return this.#handle(route, call);
+  }
+
+  async #principal(
+    tenant: string,
+    credential: Credential & { readonly kind: "tenant" },
+  ): Promise<Call["principal"]> {
+    const find = (consistency: ReadOptions["consistency"]) =>
+      this.#service.read(tenant, { consistency }, (view) =>
+        principalIn(view, credential, Date.now()),
+      );
+    return (await find("stale")) ?? (await find("linearizable"));
+  }
+
+  /** One read checks the key and answers. */
+  async #read(route: Route, call: Call, tenant: string, credential: Credential): Promise<Answer> {
+    const { read } = route;
+    if (read === undefined) throw new Error(`Route ${route.id} does not read`);
+    const query = readQuery(call.query, route.query, route.labels);
+    const input = { query, body: undefined };
+    const minRevision = minRevisionOf(call.request);
+    const options: ReadOptions = {
+      consistency: query["consistency"] === "stale" ? "stale" : "linearizable",
+      ...(minRevision !== undefined && { minRevision }),
+    };
+    // What is thrown inside must not look to the host like a fault of the replica.
+    const query1 = (view: TenantView): Answer | Failed => {
+      try {
+        call.revision = view.revision;
+        if (credential.kind === "tenant")
+          call.principal = principalIn(view, credential, Date.now());
+        if (call.principal === null) throw unauthorized();
+        authorize(route.access, call.principal, call.params["namespace"]);
+        return read(view, call, input);
+      } catch (error) {
+        return new Failed(error);
+      }
+    };
+    let answer = await this.#service.read(tenant, options, query1);
+    if (answer instanceof Failed && options.consistency === "stale" && answer.isUnauthorized)
+      answer = await this.#service.read(tenant, { consistency: "linearizable" }, query1);
+    if (answer instanceof Failed) throw answer.error;
+    return answer;
+  }
+
+  // --- no route --------------------------------------------------------------------------------------------------------------
+
+  #nowhere(request: Request): Response {
+    const origin = this.#origins.get(request) as Origin;
+    const { target } = partsOf(request.url);
+    const allowed = methodsAt(target);
+    const headers: Record<string, string> = { "x-request-id": origin.requestId };
+    if (allowed.length > 0) headers["allow"] = allowed.join(", ");
+    if (request.headers.get("origin") !== null) allowOrigin(headers);
+    const answer = problemAnswer(
+      allowed.length === 0
+        ? new Problem("not-found", "There is no such route; /openapi.json lists them all")
+        : new Problem("method-not-allowed", `Use ${allowed.join(", ")} here`),
+      origin.requestId,
+    );
+    return new Response(origin.head ? null : (answer.body as string), {
+      status: answer.status,
+      headers: { ...answer.headers, ...headers },
+    });
+  }
+
+  /** Preflights of browsers, and plain OPTIONS. */
+  #options(request: Request, origin: Origin): Response {
+    const allowed = methodsAt(partsOf(request.url).target);
+    if (allowed.length === 0) return this.#nowhere(request);
+    const headers: Record<string, string> = {
+      allow: allowed.join(", "),
+      "x-request-id": origin.requestId,
+    };
+    if (request.headers.get("origin") !== null) {
+      allowOrigin(headers);
+      headers["access-control-allow-methods"] = allowed.join(", ");
+      headers["access-control-allow-headers"] = allowedHeaders;
+      headers["access-control-max-age"] = "600";
+    }
+    return new Response(null, { status: 204, headers });
+  }
+}
+
+/** Something thrown inside a read, carried out of it. */
+class Failed {
+  readonly error: unknown;
+
+  constructor(error: unknown) {
+    this.error = error;
+  }
+
+  get isUnauthorized(): boolean {
+    return this.error instanceof Problem && this.error.code === "unauthorized";
+  }
+}
+
+const allowedHeaders = [
+  "authorization",
+  "conflux-min-revision",
+  "content-type",
+  "idempotency-key",
+  "if-match",
+  "if-none-match",
+  "last-event-id",
+  "x-api-key",
+  "x-request-id",
+].join(", ");
+
+const exposedHeaders = [
+  "Conflux-Dry-Run",
+  "Conflux-Revision",
+  "Conflux-Rule",
+  "Conflux-Version",
+  "ETag",
+  "Idempotent-Replay",
+  "RateLimit",
+  "RateLimit-Policy",
+  "Retry-After",
+  "X-Request-Id",
+].join(", ");
+
+/** Keys travel in headers that a page must hold itself, never in cookies: so any page may ask. */
+function allowOrigin(headers: Record<string, string>): void {
+  headers["access-control-allow-origin"] = "*";
+  headers["access-control-expose-headers"] = exposedHeaders;
+}
+
+const noQuery = new URLSearchParams();
+
+/** Path and query of an absolute URL. */
+function partsOf(url: string): { readonly target: string; readonly query: URLSearchParams } {
+  const start = url.indexOf("/", url.indexOf("//") + 2);
+  const target = start === -1 ? "/" : url.slice(start);
+  const mark = target.indexOf("?");
+  return { target, query: mark === -1 ? noQuery : new URLSearchParams(target.slice(mark + 1)) };
+}
+
+function pathOf(call: Call): string {
+  return call.target.split("?", 1)[0] as string;
+}
+
+const segments = routes.map((route) => ({ method: route.method, parts: route.path.split("/") }));
+
+function methodsAt(target: string): readonly string[] {
+  const parts = (target.split("?", 1)[0] as string).split("/");
+  const methods = new Set<string>();
+  for (const route of segments) {
+    if (route.parts.length !== parts.length) continue;
+    if (!route.parts.every((part, i) => part.startsWith(":") || part === parts[i])) continue;
+    methods.add(route.method);
+    if (route.method === "GET") methods.add("HEAD");
+  }
+  if (methods.size > 0) methods.add("OPTIONS");
+  return [...methods];
+}
+
+/** @throws Problem `invalid-name` */
+function checkParams(route: Route, params: Readonly<Record<string, string>>): void {
+  const { tenant, namespace, name, key } = params as Partial<Record<string, string>>;
+  const wrong = (parameter: string, detail: string | null): void => {
+    if (detail !== null)
+      throw new Problem("invalid-name", detail, {
+        errors: [{ pointer: `/path/${parameter}`, detail }],
+      });
+  };
+  if (tenant !== undefined && !(route.system && tenant === systemTenant))
+    wrong("tenant", checkTenantName(tenant));
+  if (namespace !== undefined) wrong("namespace", checkNamespaceName(namespace));
+  if (name !== undefined) wrong("name", checkConfigName(name));
+  if (key !== undefined) wrong("key", checkKeyId(key));
+}
+
+function minRevisionOf(request: Request): number | undefined {
+  const header = request.headers.get("conflux-min-revision");
+  if (header === null) return undefined;
+  if (!/^\d{1,15}$/.test(header))
+    throw invalid("Send Conflux-Min-Revision as a whole number, as Conflux-Revision gave it");
+  return Number(header);
+}

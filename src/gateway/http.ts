@@ -1,0 +1,353 @@
+/**
+ * HTTP as the routes need it: a call with its parsed parts, answers as data, problems as RFC 9457.
+ *
+ * Answers stay plain until the very end, so that headers which every answer carries are added once, before the Response
+ * is built: changing the headers of a built Response costs more than everything else here.
+ */
+import type { Static, TObject, TSchema } from "@sinclair/typebox";
+import { TypeCompiler, type TypeCheck } from "@sinclair/typebox/compiler";
+import { Problem, problems, type ProblemBody, type ProblemDetailError } from "../api/problems.ts";
+import type { KeyKind } from "../machine/rows.ts";
+import { escapePointer, shown } from "../model/names.ts";
+
+export interface RequestInfo {
+  readonly remoteAddress?: string | undefined;
+  /** Set when another node's gateway sent it here: it must be answered here or not at all. */
+  readonly forwardedBy?: string;
+}
+
+/** Who is calling, as far as this call concerns. */
+export interface Principal {
+  readonly kind: KeyKind;
+  readonly keyId: string;
+  /** Null: all of them. */
+  readonly namespaces: readonly string[] | null;
+  readonly expiresAt: number | null;
+}
+
+/** One request on its way through a route. */
+export interface Call {
+  readonly request: Request;
+  readonly requestId: string;
+  readonly info: RequestInfo;
+  /** Path and query as they came. */
+  readonly target: string;
+  readonly params: Readonly<Record<string, string>>;
+  readonly query: URLSearchParams;
+  readonly token: string | null;
+  /** The answer must have no body. */
+  readonly head: boolean;
+  dryRun: boolean;
+  /** The parsed body, once it was read. */
+  body: unknown;
+  principal: Principal | null;
+  /** The tenant's revision this answer reflects; null outside tenants. */
+  revision: number | null;
+}
+
+export interface Answer {
+  readonly status: number;
+  readonly headers: Record<string, string>;
+  readonly body: string | Uint8Array<ArrayBuffer> | ReadableStream<Uint8Array> | null;
+}
+
+// --- answers -----------------------------------------------------------------------------------------------------------
+
+export function json(
+  value: unknown,
+  options: { status?: number; etag?: string; headers?: Record<string, string> } = {},
+): Answer {
+  const headers: Record<string, string> = {
+    "content-type": "application/json; charset=utf-8",
+    // Answers depend on the key that asked, and change at any time: caches must ask again.
+    "cache-control": "no-cache",
+    ...options.headers,
+  };
+  if (options.etag !== undefined) headers["etag"] = options.etag;
+  return { status: options.status ?? 200, headers, body: JSON.stringify(value) };
+}
+
+/** Where the meaning of each code is written down, relative to any server. */
+export function problemType(code: string): string {
+  return `/problems/${code}`;
+}
+
+export function problemAnswer(problem: Problem, requestId: string): Answer {
+  const { status, title } = problems[problem.code];
+  const body: ProblemBody = {
+    type: problemType(problem.code),
+    title,
+    status,
+    detail: problem.message,
+    code: problem.code,
+    requestId,
+    ...(problem.errors.length > 0 && { errors: problem.errors }),
+  };
+  const headers: Record<string, string> = {
+    "content-type": "application/problem+json",
+    "cache-control": "no-store",
+  };
+  if (status === 401) headers["www-authenticate"] = 'Bearer realm="conflux"';
+  if (problem.retryAfter !== null && (status === 429 || status === 503))
+    headers["retry-after"] = String(Math.max(1, Math.ceil(problem.retryAfter)));
+  return { status, headers, body: JSON.stringify(body) };
+}
+
+export function invalid(detail: string, errors: readonly ProblemDetailError[] = []): Problem {
+  return new Problem("invalid", detail, { errors });
+}
+
+/** RFC 3339 in UTC. */
+export function time(ms: number): string;
+export function time(ms: number | null): string | null;
+export function time(ms: number | null): string | null {
+  return ms === null ? null : new Date(ms).toISOString();
+}
+
+// --- reading what came --------------------------------------------------------------------------------------------------
+
+const requestIdForm = /^[A-Za-z0-9._-]{1,128}$/;
+
+/** The caller's own id when it is fit to be logged and echoed; else null. */
+export function givenRequestId(request: Request): string | null {
+  const given = request.headers.get("x-request-id");
+  return given !== null && requestIdForm.test(given) ? given : null;
+}
+
+const tokenLengthMax = 512;
+
+/** `Authorization: Bearer` or `X-API-Key`; null when neither holds something that could be a token. */
+export function tokenOf(request: Request): string | null {
+  const authorization = request.headers.get("authorization");
+  let token: string | null;
+  if (authorization === null) token = request.headers.get("x-api-key");
+  else
+    token = /^bearer /i.test(authorization) ? authorization.slice("bearer ".length).trim() : null;
+  return token === null || token === "" || token.length > tokenLengthMax ? null : token;
+}
+
+/**
+ * Reads a body of at most `bytesMax`, counting while it arrives: a chunked body announces no length, and an announced
+ * one may lie.
+ */
+async function readBody(request: Request, bytesMax: number): Promise<Uint8Array> {
+  const tooLarge = (): Problem =>
+    new Problem("body-too-large", `Send a body of at most ${bytesMax} bytes`);
+  const announced = request.headers.get("content-length");
+  if (announced !== null && Number(announced) > bytesMax) throw tooLarge();
+  if (request.body === null) return new Uint8Array(0);
+  if (announced !== null) {
+    const bytes = new Uint8Array(await request.arrayBuffer());
+    if (bytes.length > bytesMax) throw tooLarge();
+    return bytes;
+  }
+  const chunks: Uint8Array[] = [];
+  let length = 0;
+  const reader = request.body.getReader();
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    length += value.length;
+    if (length > bytesMax) {
+      await reader.cancel();
+      throw tooLarge();
+    }
+    chunks.push(value);
+  }
+  return chunks.length === 1 ? (chunks[0] as Uint8Array) : Buffer.concat(chunks, length);
+}
+
+/** The bytes of a body, for forwarding it unread. Client faults while sending are `invalid`. */
+export async function bodyBytes(request: Request, bytesMax: number): Promise<Uint8Array> {
+  try {
+    return await readBody(request, bytesMax);
+  } catch (error) {
+    if (error instanceof Problem) throw error;
+    throw new Problem("invalid", "The body ended before it was complete", { cause: error });
+  }
+}
+
+const utf8 = new TextDecoder("utf-8", { fatal: true });
+/** Deeper documents exist only to exhaust stacks. */
+const jsonDepthMax = 128;
+
+/** @returns undefined when there is no body */
+export async function jsonBody(request: Request, bytesMax: number): Promise<unknown> {
+  const bytes = await bodyBytes(request, bytesMax);
+  if (bytes.length === 0) return undefined;
+  const type = request.headers.get("content-type");
+  const media = type?.split(";", 1)[0]?.trim().toLowerCase();
+  if (media !== "application/json")
+    throw new Problem(
+      "unsupported-media-type",
+      `Send Content-Type: application/json${media === undefined ? "" : `, not ${shown(media)}`}`,
+    );
+  return parseJson(bytes);
+}
+
+export function parseJson(bytes: Uint8Array): unknown {
+  let text: string;
+  try {
+    text = utf8.decode(bytes);
+  } catch (error) {
+    throw new Problem("malformed-json", "The body is not UTF-8", { cause: error });
+  }
+  if (depthOf(text) > jsonDepthMax)
+    throw new Problem("malformed-json", `Nest JSON at most ${jsonDepthMax} levels deep`);
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new Problem("malformed-json", `The body is not JSON: ${positionOf(error)}`, {
+      cause: error,
+    });
+  }
+}
+
+/** Where the parser stopped, without the excerpt of the body that engines put into their messages. */
+function positionOf(error: unknown): string {
+  const position = /position (\d+)/.exec(error instanceof Error ? error.message : "");
+  return position === null
+    ? "it breaks off or has a wrong sign"
+    : `wrong sign at position ${position[1]}`;
+}
+
+function depthOf(text: string): number {
+  let depth = 0;
+  let deepest = 0;
+  let quoted = false;
+  for (let i = 0; i < text.length; i++) {
+    const code = text.charCodeAt(i);
+    if (quoted) {
+      if (code === 0x5c) i++;
+      else if (code === 0x22) quoted = false;
+    } else if (code === 0x22) quoted = true;
+    else if (code === 0x7b || code === 0x5b) deepest = Math.max(deepest, ++depth);
+    else if (code === 0x7d || code === 0x5d) depth--;
+  }
+  return deepest;
+}
+
+/** The same JSON value gives the same text, whatever the order of its fields. Undefined stays empty. */
+export function canonical(value: unknown): string {
+  if (Array.isArray(value)) return `[${value.map(canonical).join(",")}]`;
+  if (typeof value !== "object" || value === null) return JSON.stringify(value) ?? "";
+  const fields = Object.keys(value).sort();
+  const object = value as Record<string, unknown>;
+  return `{${fields.map((field) => `${JSON.stringify(field)}:${canonical(object[field])}`).join(",")}}`;
+}
+
+// --- checks against schemas ---------------------------------------------------------------------------------------------
+
+const compiled = new WeakMap<TSchema, TypeCheck<TSchema>>();
+const errorsShownMax = 10;
+
+/** @throws Problem `invalid` with one entry per wrong place */
+export function check<T extends TSchema>(schema: T, value: unknown, pointer = ""): Static<T> {
+  let checker = compiled.get(schema);
+  if (checker === undefined) {
+    checker = TypeCompiler.Compile(schema);
+    compiled.set(schema, checker);
+  }
+  if (checker.Check(value)) return value as Static<T>;
+  if (value === undefined) throw invalid("Send a body of JSON");
+  const errors: ProblemDetailError[] = [];
+  for (const error of checker.Errors(value)) {
+    // A missing field is reported twice: as missing, and as of the wrong type.
+    if (errors.some((known) => known.pointer === pointer + error.path)) continue;
+    errors.push({ pointer: pointer + error.path, detail: explain(error) });
+    if (errors.length === errorsShownMax) break;
+  }
+  throw invalid(summary(errors), errors);
+}
+
+function summary(errors: readonly ProblemDetailError[]): string {
+  const first = errors[0];
+  if (first === undefined) return "The body is not what this route takes";
+  const more = errors.length > 1 ? ` (and ${errors.length - 1} more)` : "";
+  return `${first.pointer === "" ? "The body" : first.pointer}: ${first.detail}${more}`;
+}
+
+function explain(error: { readonly message: string; readonly schema: TSchema }): string {
+  const choices = (error.schema["anyOf"] as TSchema[] | undefined)?.map(
+    (choice) => choice["const"] as unknown,
+  );
+  if (choices !== undefined && choices.every((choice) => choice !== undefined))
+    return `Expected one of ${choices.map((choice) => JSON.stringify(choice)).join(", ")}`;
+  return error.message === "Unexpected property" ? "This field is not known here" : error.message;
+}
+
+/**
+ * Query parameters against the properties of a schema: each at most once, none unknown; `label.*` only where `labels`
+ * says so. Numbers and booleans are written as in JSON.
+ */
+export function readQuery(
+  query: URLSearchParams,
+  schema: TObject | null,
+  labels: boolean,
+): Record<string, unknown> {
+  const values: Record<string, unknown> = {};
+  for (const [name, text] of query) {
+    if (labels && name.startsWith("label.")) continue;
+    const property =
+      schema !== null && Object.hasOwn(schema.properties, name)
+        ? (schema.properties[name] as TSchema)
+        : undefined;
+    if (property === undefined) {
+      const known = [...Object.keys(schema?.properties ?? {}), ...(labels ? ["label.<name>"] : [])];
+      throw invalid(
+        `Leave out the query parameter ${shown(name)}: ${known.length === 0 ? "there are none here" : `known are ${known.join(", ")}`}`,
+        [{ pointer: `/query/${escapePointer(name)}`, detail: "This parameter is not known here" }],
+      );
+    }
+    if (Object.hasOwn(values, name))
+      throw invalid(`Give the query parameter ${name} once`, [
+        { pointer: `/query/${name}`, detail: "Given more than once" },
+      ]);
+    values[name] = fromText(text, property);
+  }
+  if (schema !== null) check(schema, values, "/query");
+  return values;
+}
+
+function fromText(text: string, schema: TSchema): unknown {
+  const type = schema["type"] as string | undefined;
+  if (type === "integer" && /^-?\d{1,16}$/.test(text)) return Number(text);
+  if (type === "boolean" && (text === "true" || text === "false")) return text === "true";
+  return text;
+}
+
+// --- preconditions --------------------------------------------------------------------------------------------------------
+
+/** The strong ETag of something that changes with a revision. */
+export function revisionTag(revision: number): string {
+  return `"${revision}"`;
+}
+
+/** `If-Match` of a change: the revisions named, which may be none when the tags are not ours. Undefined: not given. */
+export function ifMatch(request: Request): readonly number[] | "*" | undefined {
+  const header = request.headers.get("if-match");
+  if (header === null) return undefined;
+  if (header.trim() === "*") return "*";
+  const revisions: number[] = [];
+  for (const tag of header.split(",")) {
+    // Strong comparison (RFC 9110 §8.8.3.2): a weak tag never matches.
+    const match = /^\s*"(\d{1,15})"\s*$/.exec(tag);
+    if (match !== null) revisions.push(Number(match[1]));
+  }
+  return revisions;
+}
+
+/** `If-None-Match` of a change: only `*`, create only. */
+export function ifNoneMatchAny(request: Request): "*" | undefined {
+  const header = request.headers.get("if-none-match");
+  if (header === null) return undefined;
+  if (header.trim() !== "*")
+    throw invalid("Send If-None-Match: * on a change: other tags guard reads only");
+  return "*";
+}
+
+/** Whether a read may be answered with 304. Weak comparison, as RFC 9110 §13.1.2 asks. */
+export function noneMatch(header: string, etag: string): boolean {
+  if (header.trim() === "*") return true;
+  return header.split(",").some((tag) => tag.trim().replace(/^W\//, "") === etag);
+}

@@ -1,0 +1,562 @@
+/**
+ * Routes of tenants, their keys, namespaces, usage, audit and Raft group.
+ */
+import { Type } from "@sinclair/typebox";
+import { Problem } from "../api/problems.ts";
+import {
+  AuditRecord,
+  GroupAnswer,
+  KeyAnswer,
+  KeyCreate,
+  KeyCreated,
+  listOf,
+  NamespaceAnswer,
+  NamespacePut,
+  TenantAnswer,
+  TenantCreate,
+  TenantCreated,
+  TenantUpdate,
+  TransferRequest,
+  UsageAnswer,
+} from "../api/schemas.ts";
+import { tenantKey, under } from "../machine/keys.ts";
+import {
+  getKey,
+  getMeta,
+  getNamespace,
+  getQuotas,
+  listAudit,
+  listKeys,
+  listNamespaces,
+} from "../machine/queries.ts";
+import { keyInfo, tenantInfo, type KeyInfo, type TenantInfo } from "../machine/results.ts";
+import type { AuditRow, NamespaceRow, TenantRow } from "../machine/rows.ts";
+import { checkNamespaceName, checkTenantName } from "../model/names.ts";
+import { parseTime } from "../model/time.ts";
+import { authorizeNamespace, covers } from "./auth.ts";
+import {
+  change,
+  changeDirectory,
+  changedAnswer,
+  idempotencyKeyOf,
+  precondition,
+} from "./changes.ts";
+import { ifMatch, invalid, json, revisionTag, time, type Call } from "./http.ts";
+import {
+  admins,
+  listLimitDefault,
+  listQuery,
+  readers,
+  route,
+  type Context,
+  type Route,
+} from "./route.ts";
+import { hashToken, newToken, type TenantKeyKind } from "./tokens.ts";
+
+const T = "/v1/tenants/:tenant";
+const N = `${T}/namespaces/:namespace`;
+
+const directoryRoutes: readonly Route[] = [
+  route({
+    method: "POST",
+    path: "/v1/tenants",
+    id: "createTenant",
+    tag: "tenants",
+    summary: "Create a tenant with a Raft group of its own and a first admin key",
+    scope: "cluster",
+    body: TenantCreate,
+    responses: {
+      201: { description: "Created; the token is shown this once", schema: TenantCreated },
+    },
+    handle: async (call, { body }, context) => {
+      const wrongName = checkTenantName(body.id);
+      if (wrongName !== null)
+        throw new Problem("invalid-name", wrongName, {
+          errors: [{ pointer: "/id", detail: wrongName }],
+        });
+      const { keyId, token } = tokenFor(call, body.id, "admin");
+      const changed = await changeDirectory<"directory.create">(call, context, {
+        op: "directory.create",
+        tenant: body.id,
+        quotas: body.quotas ?? {},
+        nodes: context.service.place(body.id, body.replicas),
+        adminKey: { id: keyId, kind: "admin", hash: hashToken(token) },
+        ...(body.description !== undefined && { description: body.description }),
+      });
+      const { tenant } = changed.result;
+      guardReplayedKey(tenant.adminKeyId, keyId);
+      return changedAnswer(
+        changed,
+        { ...tenantAnswer(tenant), key: { id: keyId, kind: "admin", token } },
+        { etag: revisionTag(tenant.revision), location: `/v1/tenants/${tenant.tenant}` },
+      );
+    },
+  }),
+  route({
+    method: "GET",
+    path: "/v1/tenants",
+    id: "listTenants",
+    tag: "tenants",
+    summary: "All tenants, by name",
+    scope: "cluster",
+    query: {
+      ...listQuery,
+      deleted: Type.Optional(Type.Boolean({ description: "Only deleted ones" })),
+    },
+    responses: { 200: { description: "Tenants", schema: listOf(TenantAnswer) } },
+    handle: async (_call, { query }, context) => {
+      const { limit = listLimitDefault, cursor, deleted = false } = query;
+      return json(await listTenants(context, { limit, cursor, deleted }));
+    },
+  }),
+  route({
+    method: "GET",
+    path: T,
+    id: "getTenant",
+    tag: "tenants",
+    summary: "A tenant",
+    scope: "tenant",
+    kinds: readers,
+    byDirectory: true,
+    responses: { 200: { description: "The tenant", schema: TenantAnswer } },
+    handle: async (call, _input, context) => {
+      const row = await tenantRow(call, context);
+      return json(tenantAnswer(tenantInfo(row)), { etag: revisionTag(row.revision) });
+    },
+  }),
+  route({
+    method: "PATCH",
+    path: T,
+    id: "updateTenant",
+    tag: "tenants",
+    summary: "Change a tenant's description or, with a root key, its quotas",
+    scope: "tenant",
+    kinds: admins,
+    wholeTenant: true,
+    byDirectory: true,
+    guarded: true,
+    body: TenantUpdate,
+    responses: { 200: { description: "As it is now", schema: TenantAnswer } },
+    handle: async (call, { body }, context) => {
+      if (body.quotas !== undefined && call.principal?.kind !== "root")
+        throw new Problem("forbidden", "Only root keys may change quotas");
+      const row = await tenantRow(call, context);
+      guardTenant(call, row);
+      const changed = await changeDirectory<"directory.update">(call, context, {
+        op: "directory.update",
+        tenant: row.tenant,
+        ...(body.description !== undefined && { description: body.description }),
+        ...(body.quotas !== undefined && { quotas: { ...row.quotas, ...body.quotas } }),
+      });
+      const { tenant } = changed.result;
+      return changedAnswer(changed, tenantAnswer(tenant), { etag: revisionTag(tenant.revision) });
+    },
+  }),
+  route({
+    method: "DELETE",
+    path: T,
+    id: "deleteTenant",
+    tag: "tenants",
+    summary: "Delete a tenant; it can be undeleted unless purged",
+    scope: "tenant",
+    byDirectory: true,
+    guarded: true,
+    query: { purge: Type.Optional(Type.Boolean({ description: "Final: nothing of it is kept" })) },
+    responses: { 200: { description: "As it was", schema: TenantAnswer } },
+    handle: async (call, { query }, context) => {
+      if (call.request.headers.has("if-match")) guardTenant(call, await tenantRow(call, context));
+      const changed = await changeDirectory<"directory.delete">(call, context, {
+        op: "directory.delete",
+        tenant: call.params["tenant"] as string,
+        purge: query.purge ?? false,
+      });
+      return changedAnswer(changed, tenantAnswer(changed.result.tenant));
+    },
+  }),
+  route({
+    method: "POST",
+    path: `${T}/undelete`,
+    id: "undeleteTenant",
+    tag: "tenants",
+    summary: "Take back a deletion",
+    scope: "tenant",
+    byDirectory: true,
+    responses: { 200: { description: "As it is now", schema: TenantAnswer } },
+    handle: async (call, _input, context) => {
+      const changed = await changeDirectory<"directory.undelete">(call, context, {
+        op: "directory.undelete",
+        tenant: call.params["tenant"] as string,
+      });
+      const { tenant } = changed.result;
+      return changedAnswer(changed, tenantAnswer(tenant), { etag: revisionTag(tenant.revision) });
+    },
+  }),
+];
+
+const keyRoutes: readonly Route[] = [
+  route({
+    method: "POST",
+    path: `${T}/keys`,
+    id: "createKey",
+    tag: "keys",
+    summary: "Create a key",
+    scope: "tenant",
+    kinds: admins,
+    wholeTenant: true,
+    body: KeyCreate,
+    responses: {
+      201: { description: "Created; the token is shown this once", schema: KeyCreated },
+    },
+    handle: async (call, { body }, context) => {
+      body.namespaces?.forEach((namespace, i) => {
+        const detail = checkNamespaceName(namespace);
+        if (detail !== null)
+          throw new Problem("invalid-name", detail, {
+            errors: [{ pointer: `/namespaces/${i}`, detail }],
+          });
+      });
+      const { keyId, token } = tokenFor(call, call.params["tenant"] as string, body.kind);
+      const changed = await change<"key.create">(call, context, {
+        op: "key.create",
+        key: {
+          id: keyId,
+          kind: body.kind,
+          hash: hashToken(token),
+          ...(body.namespaces !== undefined && { namespaces: body.namespaces }),
+          ...(body.expiresAt !== undefined && { expiresAt: expiry(body.expiresAt) }),
+          ...(body.description !== undefined && { description: body.description }),
+        },
+      });
+      guardReplayedKey(changed.result.key.id, keyId);
+      return changedAnswer(changed, { ...keyAnswer(changed.result.key), token });
+    },
+  }),
+  route({
+    method: "GET",
+    path: `${T}/keys`,
+    id: "listKeys",
+    tag: "keys",
+    summary: "All keys, without their secrets",
+    scope: "tenant",
+    kinds: admins,
+    wholeTenant: true,
+    query: listQuery,
+    responses: { 200: { description: "Keys", schema: listOf(KeyAnswer) } },
+    read: (view, _call, { query }) => {
+      const { items, next } = listKeys(view, query);
+      return json({ items: items.map((row) => keyAnswer(keyInfo(row))), ...(next && { next }) });
+    },
+  }),
+  route({
+    method: "GET",
+    path: `${T}/keys/:key`,
+    id: "getKey",
+    tag: "keys",
+    summary: "A key, without its secret",
+    scope: "tenant",
+    kinds: admins,
+    wholeTenant: true,
+    responses: { 200: { description: "The key", schema: KeyAnswer } },
+    read: (view, call) => {
+      const row = getKey(view, call.params["key"] as string);
+      if (row === null) throw new Problem("not-found", `There is no key ${call.params["key"]}`);
+      return json(keyAnswer(keyInfo(row)));
+    },
+  }),
+  route({
+    method: "DELETE",
+    path: `${T}/keys/:key`,
+    id: "deleteKey",
+    tag: "keys",
+    summary: "Revoke a key: at once, and its watches end",
+    scope: "tenant",
+    kinds: admins,
+    wholeTenant: true,
+    responses: { 200: { description: "Revoked", schema: Type.Object({ id: Type.String() }) } },
+    handle: async (call, _input, context) => {
+      const id = call.params["key"] as string;
+      const changed = await change<"key.delete">(call, context, { op: "key.delete", id });
+      return changedAnswer(changed, { id: changed.result.id });
+    },
+  }),
+];
+
+const namespaceRoutes: readonly Route[] = [
+  route({
+    method: "GET",
+    path: `${T}/namespaces`,
+    id: "listNamespaces",
+    tag: "namespaces",
+    summary: "Namespaces that the key covers, by name",
+    scope: "tenant",
+    kinds: readers,
+    query: listQuery,
+    responses: { 200: { description: "Namespaces", schema: listOf(NamespaceAnswer) } },
+    read: (view, call, { query }) => {
+      const { items, next } = listNamespaces(view, query);
+      const mine = items.filter(
+        (row) => call.principal !== null && covers(call.principal, row.namespace),
+      );
+      return json({ items: mine.map(namespaceAnswer), ...(next && { next }) });
+    },
+  }),
+  route({
+    method: "GET",
+    path: N,
+    id: "getNamespace",
+    tag: "namespaces",
+    summary: "A namespace's options",
+    scope: "namespace",
+    kinds: readers,
+    responses: { 200: { description: "The namespace", schema: NamespaceAnswer } },
+    read: (view, call) => {
+      const row = getNamespace(view, call.params["namespace"] as string);
+      if (row === null)
+        throw new Problem("not-found", `There is no namespace ${call.params["namespace"]}`);
+      return json(namespaceAnswer(row), { etag: revisionTag(row.revision) });
+    },
+  }),
+  route({
+    method: "PUT",
+    path: N,
+    id: "putNamespace",
+    tag: "namespaces",
+    summary: "Set what a namespace extends and whether deletes in it are refused",
+    scope: "namespace",
+    kinds: admins,
+    guarded: true,
+    body: NamespacePut,
+    responses: {
+      200: { description: "As it is now", schema: NamespaceAnswer },
+      201: { description: "Created", schema: NamespaceAnswer },
+    },
+    handle: async (call, { body }, context) => {
+      if (typeof body.extends === "string") {
+        const detail = checkNamespaceName(body.extends);
+        if (detail !== null)
+          throw new Problem("invalid-name", detail, { errors: [{ pointer: "/extends", detail }] });
+        // Extending is reading: a key must not reach through its own namespace into others.
+        if (call.principal !== null) authorizeNamespace(call.principal, body.extends);
+      }
+      const changed = await change<"namespace.put">(call, context, {
+        op: "namespace.put",
+        namespace: call.params["namespace"] as string,
+        ...body,
+        ...precondition(call),
+      });
+      const row = changed.result.namespace;
+      return changedAnswer(changed, namespaceAnswer(row), { etag: revisionTag(row.revision) });
+    },
+  }),
+];
+
+const careRoutes: readonly Route[] = [
+  route({
+    method: "GET",
+    path: `${T}/usage`,
+    id: "getUsage",
+    tag: "tenants",
+    summary: "What the tenant uses, and may use",
+    scope: "tenant",
+    kinds: readers,
+    wholeTenant: true,
+    system: true,
+    responses: { 200: { description: "Usage", schema: UsageAnswer } },
+    read: (view) => {
+      const meta = getMeta(view);
+      return json({
+        revision: meta.revision,
+        epoch: view.epoch,
+        historyFrom: meta.historyFrom,
+        configs: meta.configs,
+        deletedConfigs: meta.deleted,
+        namespaces: meta.namespaces,
+        keys: meta.keys,
+        bytes: meta.bytes,
+        quotas: getQuotas(view),
+      });
+    },
+  }),
+  route({
+    method: "GET",
+    path: `${T}/audit`,
+    id: "listAudit",
+    tag: "tenants",
+    summary: "Who changed what, oldest first",
+    scope: "tenant",
+    kinds: admins,
+    wholeTenant: true,
+    system: true,
+    query: {
+      since: Type.Optional(
+        Type.Integer({ minimum: 0, description: "Records after this sequence; `next` of a page" }),
+      ),
+      limit: listQuery.limit,
+    },
+    responses: { 200: { description: "Records", schema: listOf(AuditRecord) } },
+    read: (view, _call, { query }) => {
+      const { items, next } = listAudit(view, query);
+      return json({ items: items.map(auditAnswer), ...(next && { next: String(Number(next)) }) });
+    },
+  }),
+  route({
+    method: "GET",
+    path: `${T}/group`,
+    id: "getGroup",
+    tag: "tenants",
+    summary: "The tenant's Raft group",
+    scope: "tenant",
+    kinds: readers,
+    wholeTenant: true,
+    system: true,
+    responses: { 200: { description: "The group", schema: GroupAnswer } },
+    handle: async (call, _input, { service }) => {
+      const { tenant: _name, ...group } = await service.group(call.params["tenant"] as string);
+      call.revision = group.revision;
+      return json(group);
+    },
+  }),
+  route({
+    method: "POST",
+    path: `${T}/group/transfer`,
+    id: "transferGroup",
+    tag: "tenants",
+    summary: "Ask the leadership of the tenant's group to move",
+    scope: "tenant",
+    system: true,
+    body: TransferRequest,
+    responses: {
+      200: { description: "Asked", schema: Type.Object({ to: Type.String() }) },
+    },
+    handle: async (call, { body }, { service }) => {
+      if (!call.dryRun) await service.transfer(call.params["tenant"] as string, body.to);
+      return json({ to: body.to });
+    },
+  }),
+];
+
+export const tenantRoutes: readonly Route[] = [
+  ...directoryRoutes,
+  ...keyRoutes,
+  ...namespaceRoutes,
+  ...careRoutes,
+];
+
+// --- tenants -------------------------------------------------------------------------------------------------------------
+
+async function tenantRow(call: Call, { peers }: Context): Promise<TenantRow> {
+  const tenant = call.params["tenant"] as string;
+  const row = await peers.systemRow<TenantRow>(tenantKey(tenant), "linearizable");
+  if (row === undefined) throw new Problem("not-found", `There is no tenant ${tenant}`);
+  return row;
+}
+
+function guardTenant(call: Call, row: TenantRow): void {
+  const match = ifMatch(call.request);
+  if (match !== undefined && match !== "*" && !match.includes(row.revision))
+    throw new Problem("precondition-failed", `Read it again: it is at revision ${row.revision}`);
+}
+
+async function listTenants(
+  { peers }: Context,
+  options: { limit: number; cursor: string | undefined; deleted: boolean },
+): Promise<{ items: unknown[]; next?: string }> {
+  const { gte, lt } = under("ten");
+  const items: unknown[] = [];
+  let from = options.cursor === undefined ? gte : after(options.cursor);
+  for (;;) {
+    const rows = await peers.systemRows<TenantRow>({ gte: from, lt, limit: options.limit + 1 });
+    for (const [, row] of rows) {
+      if ((row.deletedAt !== null) !== options.deleted) continue;
+      if (items.length === options.limit) return { items, next: (items.at(-1) as TenantAnswer).id };
+      items.push(tenantAnswer(tenantInfo(row)));
+    }
+    const last = rows.at(-1)?.[1].tenant;
+    if (rows.length <= options.limit || last === undefined) return { items };
+    from = after(last);
+  }
+}
+
+/** The first key that can follow a tenant's: names hold no zero byte. */
+function after(tenant: string): string {
+  return `ten/${tenant}\u0000`;
+}
+
+function tenantAnswer(row: TenantInfo): TenantAnswer {
+  return {
+    id: row.tenant,
+    description: row.description,
+    quotas: row.quotas,
+    replicas: row.placement.replicas.map((replica) => replica.node),
+    group: row.group,
+    incarnation: row.incarnation,
+    createdAt: time(row.createdAt),
+    deletedAt: time(row.deletedAt),
+    revision: row.revision,
+  };
+}
+
+// --- keys ----------------------------------------------------------------------------------------------------------------
+
+function tokenFor(
+  call: Call,
+  tenant: string,
+  kind: TenantKeyKind,
+): { readonly keyId: string; readonly token: string } {
+  const idempotencyKey = idempotencyKeyOf(call);
+  return newToken({
+    kind,
+    tenant,
+    ...(idempotencyKey !== null &&
+      call.token !== null && { repeatable: { callerToken: call.token, idempotencyKey } }),
+  });
+}
+
+/** The token of a repeat is derived from the caller's own; with another one it would be a token that never works. */
+function guardReplayedKey(stored: string, derived: string): void {
+  if (stored !== derived)
+    throw new Problem(
+      "idempotency-mismatch",
+      "Repeat it with the same key as the first time: the new token was derived from that",
+    );
+}
+
+function expiry(text: string): number {
+  const at = parseTime(text);
+  const detail =
+    at === null
+      ? "Give an RFC 3339 time such as 2030-01-31T12:00:00Z"
+      : at <= Date.now()
+        ? "Give a time in the future"
+        : null;
+  if (at === null || detail !== null)
+    throw invalid(`/expiresAt: ${detail}`, [{ pointer: "/expiresAt", detail: detail ?? "" }]);
+  return at;
+}
+
+function keyAnswer(row: KeyInfo): KeyAnswer {
+  return {
+    id: row.id,
+    kind: row.kind,
+    namespaces: row.namespaces === null ? null : [...row.namespaces],
+    expiresAt: time(row.expiresAt),
+    description: row.description,
+    createdAt: time(row.createdAt),
+  };
+}
+
+// --- the rest --------------------------------------------------------------------------------------------------------------
+
+function namespaceAnswer(row: NamespaceRow): NamespaceAnswer {
+  return {
+    namespace: row.namespace,
+    extends: row.extends,
+    protected: row.protected,
+    revision: row.revision,
+    createdAt: time(row.createdAt),
+  };
+}
+
+function auditAnswer(row: AuditRow): AuditRecord {
+  return { ...row, at: time(row.at) };
+}

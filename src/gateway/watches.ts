@@ -1,0 +1,1241 @@
+/**
+ * Watches: frames read from the applied log, as a stream of server-sent events or by long polling.
+ *
+ * A feed is one subscription at the host for one filter; all watchers with that filter share it and its encoded frames.
+ * A watcher joins a feed within one synchronous read of the state: it is told what lies between its cursor and that
+ * state, and from the next revision on gets what the feed gets. That is what makes it gapless.
+ *
+ * What must stay true: frames of a watcher go up in revision; what it was not sent is either nothing it asked for or made
+ * up for by a `sync`; nothing is kept for a watcher beyond the bounds named here.
+ */
+import { Type } from "@sinclair/typebox";
+import { Problem } from "../api/problems.ts";
+import { WatchPoll, type EffectiveValue } from "../api/schemas.ts";
+import type { CommitEvent, ConfigService, TenantView } from "../host/ports.ts";
+import { rootKeyKey, tenantKey } from "../machine/keys.ts";
+import {
+  allConfigs,
+  effectiveConfig,
+  effectiveConfigs,
+  effectiveOf,
+  getText,
+  historyAfter,
+  namespaceChain,
+} from "../machine/queries.ts";
+import type { ConfigRow, StoredChange, TenantRow } from "../machine/rows.ts";
+import { checkConfigName, checkNamespaceName, isName, systemTenant } from "../model/names.ts";
+import type { Labels } from "../model/release.ts";
+import { parseTime } from "../model/time.ts";
+import {
+  authorize,
+  authorizeNamespace,
+  covers,
+  credentialOf,
+  principalIn,
+  unauthorized,
+  type Credential,
+} from "./auth.ts";
+import { configDetail } from "./configs.ts";
+import { canonical, invalid, json, time, type Answer, type Call, type Principal } from "./http.ts";
+import type { Peers } from "./peers.ts";
+import { everyKind, readers, route, type Access, type Route } from "./route.ts";
+import { labelsOf, snapshotBytesMax, snapshotOf } from "./values.ts";
+
+export interface WatchSettings {
+  /** A silent watcher hears a bookmark after this long; below the 15 s that are promised. */
+  readonly bookmarkMs: number;
+  /** Watches and long polls open at once on this node. */
+  readonly watchersMax: number;
+  /** Distinct filters watched at once on this node. */
+  readonly feedsMax: number;
+  /** What is kept for one that reads slowly, before it is only told of the latest state. */
+  readonly queueFramesMax: number;
+  readonly queueBytesMax: number;
+  /** One that reads nothing for this long is sent away. */
+  readonly slowMs: number;
+  /** A feed without watchers is kept this long: polls and reconnects come back to it. */
+  readonly lingerMs: number;
+}
+
+const settingsDefault: WatchSettings = {
+  bookmarkMs: 12_000,
+  watchersMax: 20_000,
+  feedsMax: 20_000,
+  queueFramesMax: 256,
+  queueBytesMax: 1024 * 1024,
+  slowMs: 30_000,
+  lingerMs: 60_000,
+};
+
+/** Contents up to this size come within frames; of larger ones only version and hash. */
+export const frameValueBytesMax = 64 * 1024;
+const tickMs = 1_000;
+/** Behind by more revisions than this, a `sync` is shorter than what was missed. */
+const catchUpRevisionsMax = 1_000;
+/** Frames a feed of effective values remembers, so that reconnects get exactly what they missed. */
+const recentFramesMax = 64;
+const recentBytesMax = 1024 * 1024;
+const waitMsMax = 60_000;
+/** How long each poll of a relay waits at the other node. */
+const relayWaitMs = 10_000;
+const relayGiveUpMs = 30_000;
+const relayRetryMs = 200;
+
+// --- frames --------------------------------------------------------------------------------------------------------------
+
+const encoder = new TextEncoder();
+
+/** One event. Encoded once, whoever gets it. */
+class Frame {
+  readonly event: "sync" | "commit" | "bookmark" | "goodbye";
+  /** Cursor; null on goodbye, so that the one before stays the last. */
+  readonly id: string | null;
+  readonly revision: number;
+  /** JSON text; it holds no line break, so it is one line of the stream. */
+  readonly data: string;
+  #bytes: Uint8Array | null = null;
+
+  constructor(event: Frame["event"], id: string | null, revision: number, data: string) {
+    this.event = event;
+    this.id = id;
+    this.revision = revision;
+    this.data = data;
+  }
+
+  get bytes(): Uint8Array {
+    const id = this.id === null ? "" : `id: ${this.id}\n`;
+    this.#bytes ??= encoder.encode(`event: ${this.event}\n${id}data: ${this.data}\n\n`);
+    return this.#bytes;
+  }
+
+  get json(): string {
+    const id = this.id === null ? "" : `"id":${JSON.stringify(this.id)},`;
+    return `{"event":"${this.event}",${id}"data":${this.data}}`;
+  }
+}
+
+interface Cursor {
+  readonly epoch: number;
+  readonly revision: number;
+}
+
+function cursorText(epoch: number, revision: number): string {
+  return `${epoch}-${revision}`;
+}
+
+function parseCursor(text: string): Cursor | null {
+  const match = /^(\d{1,15})-(\d{1,15})$/.exec(text);
+  return match === null ? null : { epoch: Number(match[1]), revision: Number(match[2]) };
+}
+
+function frame(
+  event: Frame["event"],
+  at: { readonly epoch: number; readonly revision: number },
+  data: unknown,
+): Frame {
+  return new Frame(event, cursorText(at.epoch, at.revision), at.revision, JSON.stringify(data));
+}
+
+function bookmark(at: { readonly epoch: number; readonly revision: number }): Frame {
+  return frame("bookmark", at, { revision: at.revision });
+}
+
+function goodbye(reason: string): Frame {
+  return new Frame("goodbye", null, 0, JSON.stringify({ reason }));
+}
+
+const hello = encoder.encode(": conflux\nretry: 1000\n\n");
+
+// --- what is watched -------------------------------------------------------------------------------------------------------
+
+interface TenantFilter {
+  readonly kind: "tenant";
+  readonly tenant: string;
+  readonly namespace: string | null;
+  readonly prefix: string;
+  readonly content: boolean;
+  /** Those the key is limited to. */
+  readonly namespaces: readonly string[] | null;
+  /** Whether changes of keys are shown. */
+  readonly keys: boolean;
+}
+
+interface EffectiveFilter {
+  readonly kind: "effective";
+  readonly tenant: string;
+  readonly namespace: string;
+  readonly labels: Labels;
+  readonly name: string | null;
+}
+
+type Filter = TenantFilter | EffectiveFilter;
+
+/** What a feed shows, by its filter. All of it runs synchronously within one view. */
+interface Source {
+  /** The subscription begins at this state. */
+  begin(view: TenantView): void;
+  snapshot(view: TenantView): Frame;
+  /** Null: nothing of it concerns this filter. */
+  commit(event: CommitEvent, view: TenantView): Frame | null;
+  /** What happened after the revision; null: only a snapshot helps. */
+  since(revision: number, view: TenantView): readonly Frame[] | null;
+  /** When the passing of time alone may change something, milliseconds since 1970. */
+  readonly dueAt: number;
+  /** Time has passed. Null: it changed nothing. */
+  elapsed(view: TenantView): Frame | null;
+}
+
+class TenantSource implements Source {
+  readonly #filter: TenantFilter;
+  readonly dueAt = Number.POSITIVE_INFINITY;
+
+  constructor(filter: TenantFilter) {
+    this.#filter = filter;
+  }
+
+  begin(): void {}
+
+  elapsed(): null {
+    return null;
+  }
+
+  snapshot(view: TenantView): Frame {
+    const { namespace, prefix, content, namespaces } = this.#filter;
+    const configs: unknown[] = [];
+    let bytes = 0;
+    for (const row of allConfigs(view, { ...(namespace !== null && { namespace }), prefix })) {
+      if (namespaces !== null && !namespaces.includes(row.namespace)) continue;
+      const text = content && bytes < snapshotBytesMax ? this.#latestText(view, row) : null;
+      bytes += text?.length ?? 0;
+      configs.push({ ...configDetail(row), ...(text !== null && { content: text }) });
+    }
+    return frame("sync", view, { revision: view.revision, configs });
+  }
+
+  commit(event: CommitEvent, view: TenantView): Frame | null {
+    const changes = event.changes.filter((change) => this.#concerns(change));
+    if (changes.length === 0) return null;
+    const { revision, at } = event;
+    return frame(
+      "commit",
+      { epoch: view.epoch, revision },
+      { revision, at: time(at), changes: changes.map((change) => this.#withContent(change, view)) },
+    );
+  }
+
+  since(revision: number, view: TenantView): readonly Frame[] | null {
+    if (view.revision - revision > catchUpRevisionsMax) return null;
+    const rows = historyAfter(view, revision);
+    if (rows === null) return null;
+    return rows.flatMap((row) => this.commit(row, view) ?? []);
+  }
+
+  #concerns(change: StoredChange): boolean {
+    const { namespace, prefix, namespaces, keys } = this.#filter;
+    switch (change.type) {
+      case "key":
+      case "key-delete":
+      case "tenant":
+      case "node":
+        return keys && namespace === null && prefix === "";
+      default:
+        return (
+          (namespace === null || change.namespace === namespace) &&
+          (namespaces === null || namespaces.includes(change.namespace)) &&
+          change.name.startsWith(prefix)
+        );
+    }
+  }
+
+  #withContent(change: StoredChange, view: TenantView): unknown {
+    const { type, namespace, name, version } = change;
+    if (!this.#filter.content || version === undefined || type === "version-delete") return change;
+    const text = getText(view, namespace, name, version);
+    return text === null || !fitsFrame(text) ? change : { ...change, content: text };
+  }
+
+  #latestText(view: TenantView, row: ConfigRow): string | null {
+    const text = getText(view, row.namespace, row.name, row.latestVersion);
+    return text === null || !fitsFrame(text) ? null : text;
+  }
+}
+
+function fitsFrame(text: string): boolean {
+  if (text.length * 3 <= frameValueBytesMax) return true;
+  return text.length <= frameValueBytesMax && Buffer.byteLength(text) <= frameValueBytesMax;
+}
+
+/** What identifies an effective value: the same mark, the same content. */
+type Mark = string;
+
+class EffectiveSource implements Source {
+  readonly #filter: EffectiveFilter;
+  #chain: readonly string[] = [];
+  readonly #marks = new Map<string, Mark>();
+  #recent: Frame[] = [];
+  #recentBytes = 0;
+  /** All frames after this revision are among the recent ones. */
+  #recentFrom = 0;
+  dueAt = Number.POSITIVE_INFINITY;
+
+  constructor(filter: EffectiveFilter) {
+    this.#filter = filter;
+  }
+
+  begin(view: TenantView): void {
+    this.#recentFrom = view.revision;
+    this.#evaluateAll(view);
+  }
+
+  snapshot(view: TenantView): Frame {
+    const { namespace, labels, name } = this.#filter;
+    const all = snapshotOf(view, namespace, labels, snapshotBytesMax, frameValueBytesMax);
+    const mine = name === null ? null : all[name];
+    const values = name === null ? all : mine === undefined ? {} : { [name]: mine };
+    return frame("sync", view, { revision: view.revision, values });
+  }
+
+  commit(event: CommitEvent, view: TenantView): Frame | null {
+    const changes = this.#changes(event.changes, view);
+    if (changes.length === 0) return null;
+    const { revision, at } = event;
+    const made = frame(
+      "commit",
+      { epoch: view.epoch, revision },
+      { revision, at: time(at), changes },
+    );
+    this.#remember(made);
+    return made;
+  }
+
+  since(revision: number, view: TenantView): readonly Frame[] | null {
+    if (revision >= this.#recentFrom)
+      return this.#recent.filter((recent) => recent.revision > revision);
+    // What these labels got then is not kept, so what may have changed since is sent as it is now, in one commit.
+    const rows = historyAfter(view, revision);
+    if (rows === null || rows.length > catchUpRevisionsMax) return null;
+    const touched = new Set<string>();
+    for (const { changes } of rows) {
+      if (this.#changesChain(changes)) return null;
+      for (const name of this.#touched(changes)) touched.add(name);
+    }
+    if (touched.size === 0) return [];
+    const at = rows.at(-1)?.at ?? 0;
+    const changes = [...touched].map((name) => this.#describe(view, name));
+    return [frame("commit", view, { revision: view.revision, at: time(at), changes })];
+  }
+
+  elapsed(view: TenantView): Frame | null {
+    const before = new Map(this.#marks);
+    this.#evaluateAll(view);
+    const isSame =
+      before.size === this.#marks.size &&
+      [...this.#marks].every(([name, mark]) => before.get(name) === mark);
+    if (isSame) return null;
+    // No revision stands for it, so it cannot be a commit; and recent frames no longer lead to what is now.
+    this.#forget(view.revision);
+    return this.snapshot(view);
+  }
+
+  #changes(changes: readonly StoredChange[], view: TenantView): unknown[] {
+    if (this.#changesChain(changes)) {
+      const before = new Map(this.#marks);
+      this.#evaluateAll(view);
+      const names = new Set([...before.keys(), ...this.#marks.keys()]);
+      return [...names]
+        .filter((name) => before.get(name) !== this.#marks.get(name))
+        .map((name) => this.#describe(view, name));
+    }
+    const described: unknown[] = [];
+    for (const name of this.#touched(changes)) {
+      const before = this.#marks.get(name);
+      this.#evaluate(view, name);
+      if (this.#marks.get(name) !== before) described.push(this.#describe(view, name));
+    }
+    return described;
+  }
+
+  /** Whether what a namespace extends may have changed. */
+  #changesChain(changes: readonly StoredChange[]): boolean {
+    return changes.some(
+      (change) => change.type === "namespace" && this.#chain.includes(change.namespace),
+    );
+  }
+
+  #touched(changes: readonly StoredChange[]): ReadonlySet<string> {
+    const { name } = this.#filter;
+    const touched = new Set<string>();
+    for (const change of changes)
+      if (
+        change.name !== "" &&
+        this.#chain.includes(change.namespace) &&
+        (name === null || change.name === name)
+      )
+        touched.add(change.name);
+    return touched;
+  }
+
+  #evaluateAll(view: TenantView): void {
+    const { namespace, name } = this.#filter;
+    this.#chain = namespaceChain(view, namespace);
+    this.#marks.clear();
+    this.dueAt = Number.POSITIVE_INFINITY;
+    if (name !== null) this.#evaluate(view, name);
+    else for (const config of effectiveConfigs(view, namespace)) this.#evaluateConfig(view, config);
+  }
+
+  #evaluate(view: TenantView, name: string): void {
+    this.#marks.delete(name);
+    const config = effectiveConfig(view, this.#filter.namespace, name);
+    if (config !== null) this.#evaluateConfig(view, config);
+  }
+
+  #evaluateConfig(view: TenantView, config: ConfigRow): void {
+    const now = Date.now();
+    for (const rule of config.rules)
+      for (const text of [rule.from, rule.until]) {
+        const at = text === undefined ? null : parseTime(text);
+        if (at !== null && at > now && at < this.dueAt) this.dueAt = at;
+      }
+    const value = effectiveOf(view, config, this.#filter.labels, now);
+    if (value !== null) this.#marks.set(config.name, `${value.uid} ${value.version} ${value.hash}`);
+  }
+
+  #describe(view: TenantView, name: string): unknown {
+    const { namespace, labels } = this.#filter;
+    const config = effectiveConfig(view, namespace, name);
+    const value = config === null ? null : effectiveOf(view, config, labels, Date.now());
+    if (value === null) return { type: "delete", name };
+    const { version, hash, format } = value;
+    const text =
+      value.bytes <= frameValueBytesMax
+        ? getText(view, value.namespace, value.name, value.version)
+        : null;
+    const described: EffectiveValue = {
+      version,
+      hash,
+      format,
+      ...(text !== null && { content: text }),
+    };
+    return { type: "put", name, ...described };
+  }
+
+  #remember(made: Frame): void {
+    this.#recent.push(made);
+    this.#recentBytes += made.data.length;
+    while (this.#recent.length > recentFramesMax || this.#recentBytes > recentBytesMax) {
+      const oldest = this.#recent.shift() as Frame;
+      this.#recentBytes -= oldest.data.length;
+      this.#recentFrom = oldest.revision;
+    }
+  }
+
+  #forget(revision: number): void {
+    this.#recent = [];
+    this.#recentBytes = 0;
+    this.#recentFrom = revision;
+  }
+}
+
+// --- watchers --------------------------------------------------------------------------------------------------------------
+
+/** One who is told. `push` never blocks and never throws. */
+interface Watcher {
+  /** Up to where it was told everything. */
+  revision: number;
+  readonly principal: Principal;
+  readonly credential: Credential;
+  push(frame: Frame): void;
+  /** The last frame; nothing is pushed afterwards. */
+  end(reason: string): void;
+  /** Behind what its feed got; a bookmark would promise too much. */
+  readonly isBehind: boolean;
+  /** Once a second. */
+  tick(nowMs: number): void;
+}
+
+interface StreamHooks {
+  /** The latest state, pushed within one read of it. */
+  resync(watcher: StreamWatcher): Promise<void>;
+  /** It takes and needs nothing any more. */
+  closed(watcher: StreamWatcher): void;
+}
+
+/** A stream of server-sent events. */
+class StreamWatcher implements Watcher {
+  revision = 0;
+  readonly principal: Principal;
+  readonly credential: Credential;
+  readonly stream: ReadableStream<Uint8Array>;
+  readonly #settings: WatchSettings;
+  readonly #hooks: StreamHooks;
+  #controller: ReadableStreamDefaultController<Uint8Array> | null = null;
+  #queue: Frame[] = [];
+  #queueBytes = 0;
+  /** Its queue overflowed: all it is told next is the state as it is by then. */
+  #isLagging = false;
+  /** Since when it has not read although there was something; 0: it reads. */
+  #stuckSince = 0;
+  #isClosed = false;
+
+  constructor(
+    caller: { readonly principal: Principal; readonly credential: Credential },
+    settings: WatchSettings,
+    hooks: StreamHooks,
+  ) {
+    this.principal = caller.principal;
+    this.credential = caller.credential;
+    this.#settings = settings;
+    this.#hooks = hooks;
+    // Pulled one chunk at a time: what the client has not read stays in our bounded queue.
+    this.stream = new ReadableStream<Uint8Array>({
+      start: (controller) => {
+        this.#controller = controller;
+        controller.enqueue(hello);
+      },
+      pull: () => this.#pull(),
+      cancel: () => this.#close(),
+    });
+  }
+
+  get isBehind(): boolean {
+    return this.#isLagging || this.#queue.length > 0;
+  }
+
+  get isClosed(): boolean {
+    return this.#isClosed;
+  }
+
+  push(frame: Frame): void {
+    if (this.#isClosed || this.#isLagging || this.#controller === null) return;
+    if (this.#queue.length === 0 && (this.#controller.desiredSize ?? 0) > 0) {
+      this.#controller.enqueue(frame.bytes);
+      return;
+    }
+    if (this.#stuckSince === 0) this.#stuckSince = Date.now();
+    const { queueFramesMax, queueBytesMax } = this.#settings;
+    if (
+      this.#queue.length > 0 &&
+      (this.#queue.length >= queueFramesMax ||
+        this.#queueBytes + frame.bytes.length > queueBytesMax)
+    ) {
+      this.#isLagging = true;
+      this.#queue = [];
+      this.#queueBytes = 0;
+      return;
+    }
+    this.#queue.push(frame);
+    this.#queueBytes += frame.bytes.length;
+  }
+
+  #pull(): Promise<void> | void {
+    this.#stuckSince = 0;
+    if (this.#isLagging) return this.#resync();
+    if (this.#queue.length === 0 || this.#controller === null) return;
+    const chunks = this.#queue.map((queued) => queued.bytes);
+    this.#queue = [];
+    this.#queueBytes = 0;
+    this.#controller.enqueue(
+      chunks.length === 1 ? (chunks[0] as Uint8Array) : Buffer.concat(chunks),
+    );
+  }
+
+  async #resync(): Promise<void> {
+    try {
+      await this.#hooks.resync(this);
+    } catch {
+      this.end("moved");
+    }
+  }
+
+  /** The state that makes up for all that was left out. Called within a read of it. */
+  catchUp(snapshot: Frame): void {
+    if (this.#isClosed) return;
+    this.#isLagging = false;
+    this.revision = snapshot.revision;
+    this.#controller?.enqueue(snapshot.bytes);
+  }
+
+  end(reason: string): void {
+    if (this.#isClosed) return;
+    const controller = this.#controller;
+    this.#close();
+    try {
+      for (const queued of this.#queue) controller?.enqueue(queued.bytes);
+      controller?.enqueue(goodbye(reason).bytes);
+      controller?.close();
+    } catch {
+      // The client went away in this moment: nobody is left to be told.
+    }
+  }
+
+  tick(nowMs: number): void {
+    if (this.#stuckSince !== 0 && nowMs - this.#stuckSince > this.#settings.slowMs)
+      this.end("slow");
+  }
+
+  #close(): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    this.#hooks.closed(this);
+  }
+}
+
+/** A long poll: ends with the first thing that happens. */
+class PollWatcher implements Watcher {
+  revision = 0;
+  readonly principal: Principal;
+  readonly credential: Credential;
+  readonly frames: Frame[] = [];
+  readonly isBehind = false;
+  readonly #done: () => void;
+
+  constructor(
+    caller: { readonly principal: Principal; readonly credential: Credential },
+    done: () => void,
+  ) {
+    this.principal = caller.principal;
+    this.credential = caller.credential;
+    this.#done = done;
+  }
+
+  push(frame: Frame): void {
+    if (frame.event === "bookmark") return;
+    this.frames.push(frame);
+    this.#done();
+  }
+
+  end(reason: string): void {
+    this.frames.push(goodbye(reason));
+    this.#done();
+  }
+
+  tick(): void {}
+}
+
+// --- feeds -----------------------------------------------------------------------------------------------------------------
+
+class Feed {
+  readonly key: string;
+  readonly filter: Filter;
+  readonly source: Source;
+  readonly watchers = new Set<Watcher>();
+  epoch = 0;
+  revision = 0;
+  isEnded = false;
+  unsubscribe: () => void = () => {};
+  lastFrameAt = Date.now();
+  emptySince = Date.now();
+
+  constructor(key: string, filter: Filter) {
+    this.key = key;
+    this.filter = filter;
+    this.source = filter.kind === "tenant" ? new TenantSource(filter) : new EffectiveSource(filter);
+  }
+
+  begin(view: TenantView): void {
+    this.epoch = view.epoch;
+    this.revision = view.revision;
+    this.source.begin(view);
+  }
+
+  commit(event: CommitEvent, view: TenantView): void {
+    this.epoch = view.epoch;
+    this.revision = event.revision;
+    this.#revoke(event.changes);
+    const made = this.source.commit(event, view);
+    if (made !== null) this.#send(made);
+  }
+
+  /** Tells the watcher what lies between its cursor and this state, and counts it in. */
+  join(watcher: Watcher, view: TenantView, since: Cursor | "now" | null): void {
+    const frames = this.#missed(view, since);
+    watcher.revision = view.revision;
+    this.watchers.add(watcher);
+    for (const missed of frames) watcher.push(missed);
+  }
+
+  #missed(view: TenantView, since: Cursor | "now" | null): readonly Frame[] {
+    if (since === "now") return [bookmark(view)];
+    if (since === null || since.epoch !== view.epoch || since.revision > view.revision)
+      return [this.source.snapshot(view)];
+    if (since.revision === view.revision) return [bookmark(view)];
+    const frames = this.source.since(since.revision, view);
+    if (frames === null) return [this.source.snapshot(view)];
+    return frames.length === 0 ? [bookmark(view)] : frames;
+  }
+
+  #send(made: Frame): void {
+    this.lastFrameAt = Date.now();
+    for (const watcher of this.watchers) {
+      // It joined at a state that holds this already.
+      if (made.event === "commit" && made.revision <= watcher.revision) continue;
+      watcher.revision = made.revision;
+      watcher.push(made);
+    }
+  }
+
+  /** A key that is gone takes its watches with it. */
+  #revoke(changes: readonly StoredChange[]): void {
+    for (const change of changes) {
+      if (change.type !== "key-delete") continue;
+      for (const watcher of this.watchers)
+        if (watcher.credential.kind === "tenant" && watcher.principal.keyId === change.name)
+          watcher.end("unauthorized");
+    }
+  }
+
+  elapsed(view: TenantView): void {
+    const made = this.source.elapsed(view);
+    if (made !== null) this.#send(made);
+  }
+
+  tick(nowMs: number, settings: WatchSettings): void {
+    for (const watcher of this.watchers) {
+      const { expiresAt } = watcher.principal;
+      if (expiresAt !== null && expiresAt <= nowMs) watcher.end("unauthorized");
+      else watcher.tick(nowMs);
+    }
+    if (nowMs - this.lastFrameAt < settings.bookmarkMs) return;
+    this.lastFrameAt = nowMs;
+    const mark = bookmark(this);
+    for (const watcher of this.watchers) if (!watcher.isBehind) watcher.push(mark);
+  }
+
+  end(reason: string): void {
+    if (this.isEnded) return;
+    this.isEnded = true;
+    this.unsubscribe();
+    for (const watcher of this.watchers) watcher.end(reason);
+    this.watchers.clear();
+  }
+}
+
+export interface WatchesOptions {
+  readonly service: ConfigService;
+  readonly peers: Peers;
+  readonly settings: Partial<WatchSettings>;
+  readonly failed: (error: unknown) => void;
+}
+
+interface Caller {
+  readonly principal: Principal;
+  readonly credential: Credential;
+}
+
+export class Watches {
+  readonly #service: ConfigService;
+  readonly #peers: Peers;
+  readonly #settings: WatchSettings;
+  readonly #failed: (error: unknown) => void;
+  readonly #feeds = new Map<string, Promise<Feed>>();
+  readonly #open = new Set<Feed>();
+  readonly #relays = new Set<StreamWatcher>();
+  readonly #timer: { unref?: () => void };
+  #directory: Promise<() => void> | null = null;
+  #isClosed = false;
+  /** Watches and long polls open now. */
+  count = 0;
+
+  constructor(options: WatchesOptions) {
+    this.#service = options.service;
+    this.#peers = options.peers;
+    this.#settings = { ...settingsDefault, ...options.settings };
+    this.#failed = options.failed;
+    this.#timer = setInterval(() => this.#tick(), Math.min(tickMs, this.#settings.bookmarkMs));
+    this.#timer.unref?.();
+  }
+
+  close(reason: string): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    clearInterval(this.#timer as ReturnType<typeof setInterval>);
+    for (const feed of this.#open) feed.end(reason);
+    for (const relay of this.#relays) relay.end(reason);
+    this.#open.clear();
+    this.#feeds.clear();
+    void this.#directory?.then((end) => end());
+  }
+
+  /** Whether the route is a watch, which must be relayed and not forwarded. */
+  relays(route: Route): boolean {
+    return route.tag === watchTag;
+  }
+
+  // --- here ------------------------------------------------------------------------------------------------------------
+
+  async stream(call: Call, filter: Filter, access: Access): Promise<Answer> {
+    if (call.head) return streamAnswer(null);
+    const caller = callerOf(call);
+    const since = sinceOf(call);
+    this.#admit();
+    let feed: Feed | null = null;
+    const watcher = new StreamWatcher(caller, this.#settings, {
+      resync: async (lagging) => {
+        const of = feed;
+        if (of === null || of.isEnded) return lagging.end("moved");
+        await this.#service.read(filter.tenant, { consistency: "stale" }, (view) =>
+          lagging.catchUp(of.source.snapshot(view)),
+        );
+      },
+      closed: (closing) => {
+        this.count--;
+        if (feed !== null) this.#leave(feed, closing);
+      },
+    });
+    try {
+      feed = await this.#join(call, filter, access, watcher, since);
+      // Closed while it joined: what was meant to clean up did not know the feed yet.
+      if (watcher.isClosed) this.#leave(feed, watcher);
+    } catch (error) {
+      if (!watcher.isClosed) await watcher.stream.cancel();
+      throw error;
+    }
+    return streamAnswer(watcher.stream);
+  }
+
+  async poll(call: Call, filter: Filter, access: Access, waitMs: number): Promise<Answer> {
+    const caller = callerOf(call);
+    const since = sinceOf(call);
+    this.#admit();
+    let happened: () => void = () => {};
+    const something = new Promise<void>((resolve) => {
+      happened = resolve;
+    });
+    const watcher = new PollWatcher(caller, happened);
+    let feed: Feed | null = null;
+    try {
+      feed = await this.#join(call, filter, access, watcher, since);
+      if (watcher.frames.length === 0 && waitMs > 0) {
+        const timer = setTimeout(happened, waitMs);
+        await something;
+        clearTimeout(timer);
+      }
+      const frames = watcher.frames.length > 0 ? watcher.frames : [bookmark(feed)];
+      call.revision = Math.max(feed.revision, call.revision ?? 0);
+      return pollAnswer(frames);
+    } finally {
+      this.count--;
+      if (feed !== null) this.#leave(feed, watcher);
+    }
+  }
+
+  #admit(): void {
+    if (this.#isClosed) throw new Problem("not-ready", "This node is stopping");
+    if (this.count >= this.#settings.watchersMax)
+      throw new Problem("overloaded", "This node has too many watches open", { retryAfter: 5 });
+    this.count++;
+  }
+
+  async #join(
+    call: Call,
+    filter: Filter,
+    access: Access,
+    watcher: Watcher,
+    since: Cursor | "now" | null,
+  ): Promise<Feed> {
+    for (;;) {
+      const feed = await this.#feed(filter);
+      const enter = (view: TenantView): boolean => {
+        if (feed.isEnded) return false;
+        call.revision = view.revision;
+        recheck(view, watcher, access, filter);
+        feed.join(watcher, view, since);
+        return true;
+      };
+      if (await this.#readNewest(filter.tenant, enter)) return feed;
+    }
+  }
+
+  /** The newest state where that can be had; without a quorum what is known here, which a later commit continues. */
+  async #readNewest<T>(tenant: string, query: (view: TenantView) => T): Promise<T> {
+    // What is thrown inside must not look to the host like a fault of the replica.
+    const attempt = (view: TenantView): { value: T } | { error: unknown } => {
+      try {
+        return { value: query(view) };
+      } catch (error) {
+        return { error };
+      }
+    };
+    let result: { value: T } | { error: unknown };
+    try {
+      result = await this.#service.read(
+        tenant,
+        { consistency: "linearizable", timeoutMs: 2_000 },
+        attempt,
+      );
+    } catch (error) {
+      if (!(error instanceof Problem) || error.code !== "no-quorum") throw error;
+      result = await this.#service.read(tenant, { consistency: "stale" }, attempt);
+    }
+    if ("error" in result) throw result.error;
+    return result.value;
+  }
+
+  #leave(feed: Feed, watcher: Watcher): void {
+    feed.watchers.delete(watcher);
+    if (feed.watchers.size === 0) feed.emptySince = Date.now();
+  }
+
+  #feed(filter: Filter): Promise<Feed> {
+    const key = canonical(filter);
+    let feed = this.#feeds.get(key);
+    if (feed === undefined) {
+      if (this.#feeds.size >= this.#settings.feedsMax) this.#dropEmpty();
+      if (this.#feeds.size >= this.#settings.feedsMax)
+        throw new Problem("overloaded", "This node watches too many different things");
+      feed = this.#openFeed(key, filter);
+      this.#feeds.set(key, feed);
+      feed.catch(() => this.#feeds.delete(key));
+    }
+    return feed;
+  }
+
+  async #openFeed(key: string, filter: Filter): Promise<Feed> {
+    this.#followDirectory();
+    const feed = new Feed(key, filter);
+    feed.unsubscribe = await this.#service.watch(filter.tenant, (view) => feed.begin(view), {
+      commit: (event, view) => feed.commit(event, view),
+      end: (reason) => this.#endFeed(feed, reason),
+    });
+    this.#open.add(feed);
+    return feed;
+  }
+
+  #endFeed(feed: Feed, reason: string): void {
+    this.#feeds.delete(feed.key);
+    this.#open.delete(feed);
+    feed.end(reason === "tenant-deleted" ? "unauthorized" : reason);
+  }
+
+  #dropEmpty(): void {
+    for (const feed of this.#open) if (feed.watchers.size === 0) this.#endFeed(feed, "moved");
+  }
+
+  /** Deleted tenants and revoked root keys are known there first. */
+  #followDirectory(): void {
+    this.#directory ??= this.#service
+      .watch(systemTenant, () => {}, {
+        commit: (event, view) => this.#directoryChanged(event, view),
+        end: () => {
+          this.#directory = null;
+        },
+      })
+      .catch((error: unknown) => {
+        this.#directory = null;
+        this.#failed(error);
+        return () => {};
+      });
+  }
+
+  #directoryChanged(event: CommitEvent, view: TenantView): void {
+    for (const change of event.changes) {
+      if (change.type === "tenant") {
+        const row = view.get<TenantRow>(tenantKey(change.name));
+        if (row !== undefined && row.deletedAt === null) continue;
+        for (const feed of this.#open)
+          if (feed.filter.tenant === change.name) this.#endFeed(feed, "tenant-deleted");
+      }
+      if (change.type !== "key") continue;
+      for (const feed of this.#open)
+        for (const watcher of feed.watchers)
+          if (
+            watcher.credential.kind === "root" &&
+            view.get(rootKeyKey(watcher.credential.hash)) === undefined
+          )
+            watcher.end("unauthorized");
+    }
+  }
+
+  #tick(): void {
+    const now = Date.now();
+    for (const feed of this.#open) {
+      if (feed.watchers.size === 0 && now - feed.emptySince > this.#settings.lingerMs) {
+        this.#endFeed(feed, "moved");
+        continue;
+      }
+      feed.tick(now, this.#settings);
+      if (feed.source.dueAt <= now) void this.#elapsed(feed);
+    }
+    for (const relay of this.#relays) relay.tick(now);
+  }
+
+  async #elapsed(feed: Feed): Promise<void> {
+    try {
+      await this.#service.read(feed.filter.tenant, { consistency: "stale" }, (view) => {
+        if (!feed.isEnded) feed.elapsed(view);
+      });
+    } catch (error) {
+      this.#failed(error);
+    }
+  }
+
+  // --- for tenants that are elsewhere ------------------------------------------------------------------------------------
+
+  /**
+   * Watches through a node that holds the tenant, by its long-poll form. The cursor makes it gapless also when that node
+   * dies and another one goes on.
+   */
+  async relay(call: Call, nodes: readonly string[]): Promise<Answer> {
+    const wait = call.query.get("wait");
+    if (wait !== null)
+      return this.#peers.forward(call, nodes, null, { timeoutMs: waitMsOf(wait) + 5_000 });
+    const first = await this.#relayPoll(call, nodes, null, 0);
+    if (first.frames === null) return first.answer;
+    if (call.head) return streamAnswer(null);
+    this.#admit();
+    let wake: () => void = () => {};
+    const watcher = new StreamWatcher(
+      { principal: relayPrincipal, credential: { kind: "broken" } },
+      this.#settings,
+      {
+        // Nothing is pushed while it has not read: a relay cannot lag.
+        resync: () => Promise.resolve(),
+        closed: (closing) => {
+          this.count--;
+          this.#relays.delete(closing);
+          wake();
+        },
+      },
+    );
+    this.#relays.add(watcher);
+    for (const relayed of first.frames) watcher.push(relayed);
+    void this.#relayOn(call, watcher, first.cursor, new Promise((resolve) => (wake = resolve)));
+    return streamAnswer(watcher.stream);
+  }
+
+  async #relayOn(
+    call: Call,
+    watcher: StreamWatcher,
+    from: string | null,
+    closed: Promise<void>,
+  ): Promise<void> {
+    const tenant = call.params["tenant"] as string;
+    let cursor = from;
+    let heardAt = Date.now();
+    while (!watcher.isClosed) {
+      if (watcher.isBehind) {
+        await Promise.race([closed, pause(relayRetryMs)]);
+        continue;
+      }
+      try {
+        const place = await this.#service.locate(tenant);
+        // It moved to this node: the client comes back and is served here.
+        if (place === null || place.local) return watcher.end("moved");
+        const polled = await this.#relayPoll(call, place.nodes, cursor, relayWaitMs);
+        if (polled.frames === null) {
+          if (polled.answer.status < 500) return watcher.end("unauthorized");
+          throw new Problem("no-quorum", "The other node cannot watch it now");
+        }
+        heardAt = Date.now();
+        cursor = polled.cursor ?? cursor;
+        for (const relayed of polled.frames)
+          if (relayed.event === "goodbye") await Promise.race([closed, pause(relayRetryMs)]);
+          else watcher.push(relayed);
+      } catch (error) {
+        if (Date.now() - heardAt > relayGiveUpMs) {
+          this.#failed(error);
+          return watcher.end("moved");
+        }
+        await Promise.race([closed, pause(relayRetryMs)]);
+      }
+    }
+  }
+
+  /** One poll; `frames` is null when it was refused, and `answer` says why. */
+  async #relayPoll(
+    call: Call,
+    nodes: readonly string[],
+    cursor: string | null,
+    waitMs: number,
+  ): Promise<{ frames: Frame[] | null; cursor: string | null; answer: Answer }> {
+    const query = new URLSearchParams(call.query);
+    query.set("wait", `${waitMs}ms`);
+    if (cursor !== null) query.set("since", cursor);
+    const path = call.target.split("?", 1)[0] as string;
+    // A resumed stream names its cursor in a header that would outweigh ours.
+    const answer = await this.#peers.forward(call, nodes, null, {
+      target: `${path}?${query}`,
+      timeoutMs: waitMs + 5_000,
+      ...(cursor !== null && { without: "last-event-id" }),
+    });
+    if (answer.status !== 200) return { frames: null, cursor: null, answer };
+    const text = new TextDecoder().decode(answer.body as Uint8Array);
+    const { frames } = JSON.parse(text) as {
+      frames: { event: Frame["event"]; id?: string; data: unknown }[];
+    };
+    const made = frames.map(
+      ({ event, id, data }) =>
+        new Frame(event, id ?? null, parseCursor(id ?? "")?.revision ?? 0, JSON.stringify(data)),
+    );
+    return { frames: made, cursor: made.findLast((one) => one.id !== null)?.id ?? null, answer };
+  }
+}
+
+/** Who watches through a relay is known to the other node, which checks the key at every poll. */
+const relayPrincipal: Principal = { kind: "client", keyId: "", namespaces: null, expiresAt: null };
+
+function pause(ms: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}
+
+/** The key may have gone between its check and this moment, from which on its end is heard of. */
+function recheck(view: TenantView, watcher: Watcher, access: Access, filter: Filter): void {
+  const { credential } = watcher;
+  if (credential.kind !== "tenant") return;
+  const principal = principalIn(view, credential, Date.now());
+  if (principal === null) throw unauthorized();
+  authorize(access, principal, filter.namespace ?? undefined);
+}
+
+function callerOf(call: Call): Caller {
+  if (call.principal === null || call.token === null) throw new Error("A watch needs a principal");
+  return { principal: call.principal, credential: credentialOf(call.token) };
+}
+
+function streamAnswer(body: ReadableStream<Uint8Array> | null): Answer {
+  return {
+    status: 200,
+    headers: {
+      "content-type": "text/event-stream",
+      "cache-control": "no-cache, no-transform",
+      "x-accel-buffering": "no",
+    },
+    body,
+  };
+}
+
+function pollAnswer(frames: readonly Frame[]): Answer {
+  const answer = json(null);
+  return { ...answer, body: `{"frames":[${frames.map((one) => one.json).join(",")}]}` };
+}
+
+// --- routes ----------------------------------------------------------------------------------------------------------------
+
+const watchTag = "watch";
+const T = "/v1/tenants/:tenant";
+
+const watchQuery = {
+  since: Type.Optional(
+    Type.String({
+      maxLength: 64,
+      description:
+        "Cursor of the last frame received, or now; without it, of another epoch, compacted or ahead, the watch begins with a sync. A Last-Event-ID header outweighs it",
+    }),
+  ),
+  wait: Type.Optional(
+    Type.String({
+      description: "Long polling: wait at most this long, e.g. 30s or 500ms, up to 60s",
+    }),
+  ),
+};
+
+const watchResponses = {
+  200: {
+    description:
+      "Frames as server-sent events (event, id, data); with `wait` as one JSON object (WatchPoll)",
+    schema: WatchPoll,
+  },
+};
+
+export const watchRoutes: readonly Route[] = [
+  route({
+    method: "GET",
+    path: `${T}/watch`,
+    id: "watchTenant",
+    tag: watchTag,
+    summary: "Changes of a tenant's configs, each revision whole and in order",
+    scope: "tenant",
+    kinds: readers,
+    query: {
+      ...watchQuery,
+      namespace: Type.Optional(Type.String()),
+      prefix: Type.Optional(Type.String({ maxLength: 128, description: "Of the config's name" })),
+      content: Type.Optional(
+        Type.Boolean({ description: "Contents up to 64 KiB come along; default true" }),
+      ),
+    },
+    responses: watchResponses,
+    handle: (call, { query }, { watches }) => {
+      const { principal } = call;
+      if (principal === null) throw new Error("A watch needs a principal");
+      const { namespace = null, prefix = "", content = true, wait } = query;
+      if (namespace !== null) {
+        if (!isName(namespace))
+          throw new Problem("invalid-name", checkNamespaceName(namespace) ?? "Wrong namespace");
+        authorizeNamespace(principal, namespace);
+      }
+      const filter: TenantFilter = {
+        kind: "tenant",
+        tenant: call.params["tenant"] as string,
+        namespace,
+        prefix,
+        content,
+        // A key that covers the one namespace sees what any other sees of it, and shares the feed.
+        namespaces: namespace === null ? principal.namespaces : null,
+        keys: covers(principal, "") && (principal.kind === "admin" || principal.kind === "root"),
+      };
+      const access = tenantAccess;
+      return wait === undefined
+        ? watches.stream(call, filter, access)
+        : watches.poll(call, filter, access, waitMsOf(wait));
+    },
+  }),
+  route({
+    method: "GET",
+    path: `${T}/namespaces/:namespace/watch`,
+    id: "watchValues",
+    tag: watchTag,
+    summary: "The effective values for these labels, then their changes only",
+    scope: "namespace",
+    kinds: everyKind,
+    labels: true,
+    query: { ...watchQuery, name: Type.Optional(Type.String({ description: "Only this config" })) },
+    responses: watchResponses,
+    handle: (call, { query }, { watches }) => {
+      const { name = null, wait } = query;
+      if (name !== null && !isName(name))
+        throw new Problem("invalid-name", checkConfigName(name) ?? "Wrong name");
+      const filter: EffectiveFilter = {
+        kind: "effective",
+        tenant: call.params["tenant"] as string,
+        namespace: call.params["namespace"] as string,
+        labels: labelsOf(call.query),
+        name,
+      };
+      return wait === undefined
+        ? watches.stream(call, filter, valuesAccess)
+        : watches.poll(call, filter, valuesAccess, waitMsOf(wait));
+    },
+  }),
+];
+
+const tenantAccess: Access = { kinds: readers, wholeTenant: false };
+const valuesAccess: Access = { kinds: everyKind, wholeTenant: false };
+
+/** @throws Problem `invalid` */
+function waitMsOf(text: string): number {
+  const match = /^(\d{1,5})(ms|s)$/.exec(text);
+  const ms = match === null ? null : Number(match[1]) * (match[2] === "s" ? 1_000 : 1);
+  if (ms === null || ms > waitMsMax)
+    throw invalid(`Give wait as 500ms or 30s, at most ${waitMsMax / 1_000}s`, [
+      { pointer: "/query/wait", detail: "Not such a duration" },
+    ]);
+  return ms;
+}
+
+/** Where the caller left off; null: nowhere. @throws Problem `invalid` */
+function sinceOf(call: Call): Cursor | "now" | null {
+  // Browsers send it when they reconnect, to the address with the cursor that they began with.
+  const last = call.request.headers.get("last-event-id");
+  if (last !== null && last !== "") return parseCursor(last);
+  const since = call.query.get("since");
+  if (since === null || since === "") return null;
+  if (since === "now") return "now";
+  const cursor = parseCursor(since);
+  if (cursor === null)
+    throw invalid("Give since as <epoch>-<revision>, as a frame's id gave it, or as now", [
+      { pointer: "/query/since", detail: "Not a cursor" },
+    ]);
+  return cursor;
+}
