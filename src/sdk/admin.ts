@@ -302,7 +302,8 @@ export class Admin {
     const response = await this.request("GET", target, { query: labelQuery(labels) });
     const { headers } = response;
     return {
-      content: await response.text(),
+      // Not text(): that would take a byte order mark away, which is part of the content.
+      content: new TextDecoder("utf-8", { ignoreBOM: true }).decode(await response.arrayBuffer()),
       mediaType: headers.get("content-type") ?? "",
       version: Number(headers.get("conflux-version")),
       rule: headers.get("conflux-rule"),
