@@ -2,6 +2,7 @@
  * The directory: which tenants there are, under which group, on which nodes. It is the applied state of the tenant
  * `_system` on this node, read in place; there is no second copy to fall out of step with it.
  */
+import { getTenant, listNodes, tenantOfGroup } from "../machine/queries.ts";
 import type { NodeRow, TenantRow } from "../machine/rows.ts";
 import type { TenantView } from "./ports.ts";
 
@@ -16,18 +17,18 @@ export class Directory {
   }
 
   tenant(name: string): TenantRow | undefined {
-    return this.#view()?.get<TenantRow>(`ten/${name}`);
+    const view = this.#view();
+    return view === null ? undefined : (getTenant(view, name) ?? undefined);
   }
 
   byGroup(group: number): TenantRow | undefined {
     const view = this.#view();
-    const name = view?.get<string>(`grp/${group}`);
-    return name === undefined ? undefined : view?.get<TenantRow>(`ten/${name}`);
+    const name = view === null ? null : tenantOfGroup(view, group);
+    return name === null ? undefined : this.tenant(name);
   }
 
-  *nodes(): Generator<NodeRow> {
+  nodes(): readonly NodeRow[] {
     const view = this.#view();
-    if (view === null) return;
-    for (const [, row] of view.range<NodeRow>({ gte: "node/", lt: "node0" })) yield row;
+    return view === null ? [] : listNodes(view);
   }
 }

@@ -265,8 +265,15 @@ export class NodeHost implements ConfigService {
     for (const group of this.#recovered.keys()) this.#checkpointQueue.add(group);
   }
 
+  /** Set once this node and its root key are in the directory: before that its operator could not be known. */
+  registered = false;
+
   /** Ready to serve: the system group is applied here and has a leader. */
   get ready(): boolean {
+    return this.registered && this.#systemReady;
+  }
+
+  get #systemReady(): boolean {
     const system = this.#replicas.get(SYSTEM_GROUP);
     return (
       !this.#stopping &&
@@ -1298,7 +1305,7 @@ export class NodeHost implements ConfigService {
     const status = replica.raft.status();
     const replicas: ReplicaStatus[] = [...replica.members].map(([id, node]) => {
       const progress = status.progress.find((peer) => peer.id === id);
-      const learner = status.confState.learners.includes(id);
+      const learner = replica.raft.confState.learners.includes(id);
       return {
         node,
         id,

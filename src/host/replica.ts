@@ -177,6 +177,7 @@ export class Replica {
       applyingBytesMax: APPLYING_BYTES_MAX,
       uncommittedBytesMax: UNCOMMITTED_BYTES_MAX,
       supports: this.members.size > 1 ? options.supports : null,
+      mergeAppends: true,
     });
     log.snapshotNow = () => ({
       index: this.raft.appliedIndex,
@@ -614,7 +615,6 @@ export class Replica {
         } else {
           this.#acknowledge(append);
         }
-        this.raft.applied(snapshot.index, 0);
         this.#advanceLane();
       }
       this.#hooks.stored(this, error);

@@ -2,7 +2,6 @@
  * One simulated life of a cluster, decided by its seed: a safety phase under faults, then everything heals and liveness
  * is demanded — the cluster must converge, serve, and still have every acknowledged write.
  */
-import { MessageType } from "../../src/raft/types.ts";
 import type { Log } from "../../src/host/node_host.ts";
 import type { Replica } from "../../src/host/replica.ts";
 import type { Command, Outcome } from "../../src/machine/command.ts";
@@ -143,6 +142,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
       const node = prng.pick(world.alive);
       node.host?.proposeWith(tenant, proposal(action), 5_000, (error, outcome) => {
         ended = true;
+        if (process.env["SIMDEBUG"]) console.log(world.now, tenant, action.op, node.name, error?.code, error?.message, JSON.stringify(outcome)?.slice(0, 200), describe(world));
         if (error === null) answer = outcome ?? null;
       });
       await world.run(world.now + 6_000, () => ended || check());
@@ -409,5 +409,3 @@ function describe(world: World): string {
   }
   return lines.join("; ");
 }
-
-void MessageType;

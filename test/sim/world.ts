@@ -434,6 +434,8 @@ export class World {
         if (node.life === life) node.fatal = error;
       },
     });
+    // What main does once the node is in the directory; nothing here asks for root keys.
+    host.registered = true;
     node.host = host;
     // `start` awaits nothing but the simulated transport.
     void host.start();

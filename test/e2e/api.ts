@@ -1,0 +1,131 @@
+/** What the end-to-end tests share: requests, event streams, retries as a careful client would make them. */
+import { setTimeout as sleep } from "node:timers/promises";
+
+export interface Answer {
+  readonly status: number;
+  readonly headers: Headers;
+  // Answers are JSON of many shapes; each test checks the ones it reads.
+  // oxlint-disable-next-line typescript/no-explicit-any
+  readonly body: any;
+}
+
+export interface Ask {
+  readonly method?: string;
+  readonly token?: string;
+  readonly body?: unknown;
+  readonly headers?: Record<string, string>;
+  readonly timeoutMs?: number;
+}
+
+/** One request; JSON or text back. Throws when nobody answers. */
+export async function ask(url: string, options: Ask = {}): Promise<Answer> {
+  const response = await fetch(url, {
+    method: options.method ?? (options.body === undefined ? "GET" : "POST"),
+    headers: {
+      ...(options.token === undefined ? {} : { authorization: `Bearer ${options.token}` }),
+      ...(options.body === undefined ? {} : { "content-type": "application/json" }),
+      ...options.headers,
+    },
+    ...(options.body === undefined ? {} : { body: JSON.stringify(options.body) }),
+    signal: AbortSignal.timeout(options.timeoutMs ?? 15_000),
+  });
+  const text = await response.text();
+  const json = (response.headers.get("content-type") ?? "").includes("json");
+  return {
+    status: response.status,
+    headers: response.headers,
+    body: json ? JSON.parse(text) : text,
+  };
+}
+
+/** Repeats until the answer is neither a fault of the moment nor a broken connection, going round the nodes. */
+export async function persist(
+  urls: readonly string[],
+  path: string,
+  options: Ask,
+  deadlineMs = 60_000,
+): Promise<Answer & { readonly tries: number }> {
+  const end = Date.now() + deadlineMs;
+  let last = "";
+  for (let tries = 1; Date.now() < end; tries++) {
+    const url = urls[tries % urls.length] as string;
+    try {
+      const answer = await ask(url + path, { timeoutMs: 6_000, ...options });
+      if (![429, 502, 503, 504].includes(answer.status)) return { ...answer, tries };
+      last = `${answer.status} ${JSON.stringify(answer.body)}`;
+    } catch (error) {
+      last = String(error);
+    }
+    await sleep(50);
+  }
+  throw new Error(`${path} was not answered within ${deadlineMs} ms: ${last}`);
+}
+
+export interface Frame {
+  readonly event: string;
+  readonly id: string | null;
+  // oxlint-disable-next-line typescript/no-explicit-any
+  readonly data: any;
+}
+
+/** Frames of one event stream until it ends or `signal` aborts. Throws when the connection breaks. */
+export async function* frames(
+  url: string,
+  headers: Record<string, string>,
+  signal: AbortSignal,
+): AsyncGenerator<Frame> {
+  const response = await fetch(url, { headers, signal });
+  if (response.status !== 200)
+    throw new Error(`${url}: ${response.status} ${await response.text()}`);
+  let rest = "";
+  const decoder = new TextDecoder();
+  for await (const chunk of response.body as unknown as AsyncIterable<Uint8Array>) {
+    rest += decoder.decode(chunk, { stream: true });
+    for (let end = rest.indexOf("\n\n"); end >= 0; end = rest.indexOf("\n\n")) {
+      const block = rest.slice(0, end);
+      rest = rest.slice(end + 2);
+      const fields = new Map<string, string>();
+      for (const line of block.split("\n")) {
+        const colon = line.indexOf(":");
+        if (colon <= 0) continue;
+        const name = line.slice(0, colon);
+        const value = line.slice(colon + 1).replace(/^ /, "");
+        fields.set(name, fields.has(name) ? `${fields.get(name)}\n${value}` : value);
+      }
+      if (!fields.has("data")) continue;
+      yield {
+        event: fields.get("event") ?? "message",
+        id: fields.get("id") ?? null,
+        data: JSON.parse(fields.get("data") as string),
+      };
+    }
+  }
+}
+
+/** Runs `act` on every item, `width` at a time. */
+export async function inParallel<T>(
+  items: readonly T[],
+  width: number,
+  act: (item: T) => Promise<void>,
+): Promise<void> {
+  let next = 0;
+  await Promise.all(
+    Array.from({ length: width }, async () => {
+      for (let index = next++; index < items.length; index = next++) await act(items[index] as T);
+    }),
+  );
+}
+
+/** Polls until it holds; the bound is for a failing test only. */
+export async function eventually(
+  what: string,
+  holds: () => boolean | Promise<boolean>,
+  ms = 30_000,
+): Promise<void> {
+  const end = Date.now() + ms;
+  while (Date.now() < end) {
+    if (await holds()) return;
+    await sleep(25);
+  }
+  throw new Error(`Did not come true within ${ms} ms: ${what}`);
+}
