@@ -35,7 +35,7 @@ function literals<const T extends readonly string[]>(values: T) {
 export const documentedAs: unique symbol = Symbol("documentedAs");
 
 function documented<T extends TSchema>(schema: T): TUnsafe<Static<T>> {
-  return Type.Unknown({ [documentedAs]: schema }) as unknown as TUnsafe<Static<T>>;
+  return Type.Unknown({ [documentedAs]: schema });
 }
 
 const Time = Type.String({ format: "date-time" });

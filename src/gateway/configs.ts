@@ -471,11 +471,7 @@ function checkOperation(operation: unknown, pointer: string): TransactionOperati
     throw invalid(`${pointer}/op: Give one of ${Object.keys(transactionOperations).join(", ")}`, [
       { pointer: `${pointer}/op`, detail: "This operation is not known here" },
     ]);
-  return check(
-    transactionOperations[op as keyof typeof transactionOperations],
-    operation,
-    pointer,
-  ) as TransactionOperation;
+  return check(transactionOperations[op as keyof typeof transactionOperations], operation, pointer);
 }
 
 function guardScope(

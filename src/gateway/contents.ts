@@ -8,7 +8,7 @@ import type { ConfigAction, Content } from "../machine/command.ts";
 import type { ConfigRow } from "../machine/rows.ts";
 import { contentHash, prepareContent, type ContentError } from "../model/content.ts";
 import { checkConfigName, checkNamespaceName, tagsMax } from "../model/names.ts";
-import { defaultFormat, type ContentFormat, type ReleaseRule } from "../model/release.ts";
+import { defaultFormat, type ContentFormat } from "../model/release.ts";
 import { validateRules } from "../model/rules.ts";
 import { checkSchema, validateAgainst } from "../model/schema.ts";
 import { utf8Length } from "../model/utf8.ts";
@@ -63,7 +63,7 @@ export function buildAction(
       const { rules, ...rest } = operation;
       const errors = validateRules(rules, { rulesMax: Number.POSITIVE_INFINITY });
       if (errors.length > 0) throw invalidAt(errors, `${pointer}/rules`);
-      return { ...rest, rules: rules as readonly ReleaseRule[] };
+      return { ...rest, rules: rules };
     }
     case "config.delete":
     case "config.undelete":

@@ -13,8 +13,8 @@ import {
   checkKeyId,
   checkNamespaceName,
   checkTenantName,
+  systemTenant,
 } from "../model/names.ts";
-import { systemTenant } from "../model/names.ts";
 import {
   authorize,
   credentialOf,
@@ -170,7 +170,7 @@ class Door {
         method: head ? "GET" : request.method,
         headers: request.headers,
         ...(request.body !== null && { body: request.body, duplex: "half" }),
-      } as RequestInit);
+      });
     }
     const origin: Origin = { info, head, requestId: givenRequestId(given) ?? this.#nextId() };
     this.#origins.set(request, origin);

@@ -248,7 +248,7 @@ export function check<T extends TSchema>(schema: T, value: unknown, pointer = ""
     checker = TypeCompiler.Compile(schema);
     compiled.set(schema, checker);
   }
-  if (checker.Check(value)) return value as Static<T>;
+  if (checker.Check(value)) return value;
   if (value === undefined) throw invalid("Send a body of JSON");
   const errors: ProblemDetailError[] = [];
   for (const error of checker.Errors(value)) {

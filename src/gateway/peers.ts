@@ -8,8 +8,8 @@
 import { Problem, problems, type ProblemCode } from "../api/problems.ts";
 import type { ConfigService, TenantView } from "../host/ports.ts";
 import type { Command, Outcome } from "../machine/command.ts";
+import { dryRun } from "../machine/machine.ts";
 import { systemTenant } from "../model/names.ts";
-import { rehearse } from "./changes.ts";
 import type { Answer, Call, RequestInfo } from "./http.ts";
 
 export interface RowRange {
@@ -114,7 +114,7 @@ export class Peers {
   #propose(command: Command, rehearsal: boolean): Promise<Outcome> {
     return rehearsal
       ? this.#service.read(systemTenant, { consistency: "linearizable" }, (view) =>
-          rehearse(view, command),
+          dryRun(view, command),
         )
       : this.#service.propose(systemTenant, command);
   }

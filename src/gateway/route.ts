@@ -167,7 +167,7 @@ export function route<Q extends TProperties = {}, B extends TSchema = TSchema>(
     guarded: spec.guarded ?? false,
     byDirectory: spec.byDirectory ?? false,
     system: spec.system ?? false,
-    ...(spec.read !== undefined && { read: spec.read as NonNullable<Route["read"]> }),
-    ...(spec.handle !== undefined && { handle: spec.handle as NonNullable<Route["handle"]> }),
+    ...(spec.read !== undefined && { read: spec.read }),
+    ...(spec.handle !== undefined && { handle: spec.handle }),
   };
 }

@@ -30,7 +30,7 @@ import {
   listNamespaces,
 } from "../machine/queries.ts";
 import { keyInfo, tenantInfo, type KeyInfo, type TenantInfo } from "../machine/results.ts";
-import type { AuditRow, NamespaceRow, TenantRow } from "../machine/rows.ts";
+import type { AuditRow, KeyRow, NamespaceRow, TenantRow } from "../machine/rows.ts";
 import { checkNamespaceName, checkTenantName } from "../model/names.ts";
 import { parseTime } from "../model/time.ts";
 import { authorizeNamespace, covers } from "./auth.ts";
@@ -202,7 +202,6 @@ const keyRoutes: readonly Route[] = [
     summary: "Create a key",
     scope: "tenant",
     kinds: admins,
-    wholeTenant: true,
     body: KeyCreate,
     responses: {
       201: { description: "Created; the token is shown this once", schema: KeyCreated },
@@ -239,12 +238,12 @@ const keyRoutes: readonly Route[] = [
     summary: "All keys, without their secrets",
     scope: "tenant",
     kinds: admins,
-    wholeTenant: true,
     query: listQuery,
     responses: { 200: { description: "Keys", schema: listOf(KeyAnswer) } },
-    read: (view, _call, { query }) => {
+    read: (view, call, { query }) => {
       const { items, next } = listKeys(view, query);
-      return json({ items: items.map((row) => keyAnswer(keyInfo(row))), ...(next && { next }) });
+      const mine = items.filter((row) => reaches(call, row));
+      return json({ items: mine.map((row) => keyAnswer(keyInfo(row))), ...(next && { next }) });
     },
   }),
   route({
@@ -255,11 +254,11 @@ const keyRoutes: readonly Route[] = [
     summary: "A key, without its secret",
     scope: "tenant",
     kinds: admins,
-    wholeTenant: true,
     responses: { 200: { description: "The key", schema: KeyAnswer } },
     read: (view, call) => {
       const row = getKey(view, call.params["key"] as string);
-      if (row === null) throw new Problem("not-found", `There is no key ${call.params["key"]}`);
+      if (row === null || !reaches(call, row))
+        throw new Problem("not-found", `There is no key ${call.params["key"]}`);
       return json(keyAnswer(keyInfo(row)));
     },
   }),
@@ -271,7 +270,6 @@ const keyRoutes: readonly Route[] = [
     summary: "Revoke a key: at once, and its watches end",
     scope: "tenant",
     kinds: admins,
-    wholeTenant: true,
     responses: { 200: { description: "Revoked", schema: Type.Object({ id: Type.String() }) } },
     handle: async (call, _input, context) => {
       const id = call.params["key"] as string;
@@ -519,6 +517,14 @@ function guardReplayedKey(stored: string, derived: string): void {
       "idempotency-mismatch",
       "Repeat it with the same key as the first time: the new token was derived from that",
     );
+}
+
+/** A limited admin key has to do with keys that are limited to the same namespaces, and no others. */
+function reaches(call: Call, row: KeyRow): boolean {
+  const { principal } = call;
+  if (principal === null) return false;
+  if (principal.namespaces === null) return true;
+  return row.namespaces?.every((namespace) => covers(principal, namespace)) ?? false;
 }
 
 function expiry(text: string): number {

@@ -1,0 +1,285 @@
+/**
+ * A twin of the host behind the gateway: the real machine over rows in memory, without Raft. Several services over one
+ * cluster stand for several nodes, so that forwarding and relaying can be tested without a network.
+ */
+import { Problem } from "../../src/api/problems.ts";
+import type {
+  ClusterStatus,
+  CommitEvent,
+  ConfigService,
+  GroupStatus,
+  ReadOptions,
+  TenantView,
+  WatchListener,
+} from "../../src/host/ports.ts";
+import type { Command, Outcome } from "../../src/machine/command.ts";
+import { apply } from "../../src/machine/machine.ts";
+import type { StateTransaction } from "../../src/machine/machine.ts";
+import type { TenantMeta, TenantRow } from "../../src/machine/rows.ts";
+
+class Rows implements StateTransaction {
+  readonly #rows = new Map<string, unknown>();
+  #sorted: string[] | null = null;
+
+  get<T>(key: string): T | undefined {
+    return this.#rows.get(key) as T | undefined;
+  }
+
+  *range<T>(range: {
+    gte: string;
+    lt: string;
+    reverse?: boolean;
+  }): Generator<readonly [string, T]> {
+    this.#sorted ??= [...this.#rows.keys()].sort();
+    const keys = this.#sorted.filter((key) => key >= range.gte && key < range.lt);
+    if (range.reverse === true) keys.reverse();
+    for (const key of keys) yield [key, this.#rows.get(key) as T];
+  }
+
+  put(key: string, row: unknown): void {
+    if (!this.#rows.has(key)) this.#sorted = null;
+    // Rows are JSON: what cannot be written down must not survive here either.
+    this.#rows.set(key, JSON.parse(JSON.stringify(row)));
+  }
+
+  delete(key: string): void {
+    this.#rows.delete(key);
+    this.#sorted = null;
+  }
+}
+
+class SoloTenant implements TenantView {
+  readonly tenant: string;
+  readonly rows = new Rows();
+  readonly listeners = new Set<WatchListener>();
+
+  constructor(tenant: string) {
+    this.tenant = tenant;
+  }
+
+  get<T>(key: string): T | undefined {
+    return this.rows.get<T>(key);
+  }
+
+  range<T>(range: { gte: string; lt: string; reverse?: boolean }): Iterable<readonly [string, T]> {
+    return this.rows.range<T>(range);
+  }
+
+  get epoch(): number {
+    return this.get<TenantMeta>("meta")?.epoch ?? 0;
+  }
+
+  get revision(): number {
+    return this.get<TenantMeta>("meta")?.revision ?? 0;
+  }
+
+  apply(command: Command): Outcome {
+    const { outcome, commit } = apply(this.rows, JSON.parse(JSON.stringify(command)) as Command);
+    if (commit !== null) {
+      const event: CommitEvent = commit;
+      for (const listener of this.listeners) listener.commit(event, this);
+    }
+    return outcome;
+  }
+}
+
+export const rootToken = "root-token-of-the-tests";
+
+export class SoloCluster {
+  readonly tenants = new Map<string, SoloTenant>();
+  readonly services = new Map<string, SoloService>();
+  readonly nodes: readonly string[];
+
+  constructor(nodes: readonly string[], rootHash: string) {
+    this.nodes = nodes;
+    const system = this.#open("_system");
+    const by = { kind: "system", keyId: "system" } as const;
+    system.apply({
+      at: Date.now(),
+      actor: by,
+      action: { op: "tenant.init", tenant: "_system", quotas: {}, keys: [] },
+    });
+    for (const node of nodes) {
+      system.apply({ at: Date.now(), actor: by, action: { op: "node.register", node, boot: 1 } });
+      this.services.set(node, new SoloService(node, this));
+    }
+    system.apply({
+      at: Date.now(),
+      actor: by,
+      action: { op: "rootKey.put", node: nodes[0] as string, keyId: "root1", hash: rootHash },
+    });
+  }
+
+  #open(name: string): SoloTenant {
+    const tenant = new SoloTenant(name);
+    this.tenants.set(name, tenant);
+    return tenant;
+  }
+
+  get system(): SoloTenant {
+    return this.tenants.get("_system") as SoloTenant;
+  }
+
+  row(tenant: string): TenantRow | undefined {
+    return this.system.get<TenantRow>(`ten/${tenant}`);
+  }
+
+  service(node: string): SoloService {
+    return this.services.get(node) as SoloService;
+  }
+
+  /** The tenant's state, made when the directory has it. */
+  state(tenant: string): SoloTenant {
+    if (tenant === "_system") return this.system;
+    const row = this.row(tenant);
+    if (row === undefined) throw new Problem("not-found", `No tenant is called "${tenant}"`);
+    if (row.deletedAt !== null)
+      throw new Problem("tenant-deleted", `Tenant "${tenant}" is deleted`);
+    let state = this.tenants.get(tenant);
+    if (state === undefined) {
+      state = this.#open(tenant);
+      state.apply({
+        at: Date.now(),
+        actor: { kind: "system", keyId: "system" },
+        action: {
+          op: "tenant.init",
+          tenant,
+          quotas: row.quotas,
+          keys: [{ ...row.adminKey, kind: "admin", description: "made with the tenant" }],
+        },
+      });
+    }
+    return state;
+  }
+}
+
+export class SoloService implements ConfigService {
+  readonly node: string;
+  ready = true;
+  /** Answers `exchange` as if the node were gone. */
+  isDown = false;
+  readonly exchanges: { node: string; bytes: number }[] = [];
+  readonly proposals: { tenant: string; command: Command }[] = [];
+  readonly #cluster: SoloCluster;
+  #answer: ((from: string, request: Uint8Array) => Promise<Uint8Array>) | null = null;
+
+  constructor(node: string, cluster: SoloCluster) {
+    this.node = node;
+    this.#cluster = cluster;
+  }
+
+  #holders(tenant: string): readonly string[] | null {
+    if (tenant === "_system") return [this.#cluster.nodes[0] as string];
+    const row = this.#cluster.row(tenant);
+    if (row === undefined) return null;
+    if (row.deletedAt !== null)
+      throw new Problem("tenant-deleted", `Tenant "${tenant}" is deleted`);
+    return row.placement.replicas.map((replica) => replica.node);
+  }
+
+  async locate(
+    tenant: string,
+  ): Promise<{ local: true } | { local: false; nodes: readonly string[] } | null> {
+    const holders = this.#holders(tenant);
+    if (holders === null) return null;
+    return holders.includes(this.node) ? { local: true } : { local: false, nodes: holders };
+  }
+
+  locateNow(tenant: string): { local: boolean } | undefined {
+    if (tenant !== "_system" && this.#cluster.row(tenant) === undefined) return undefined;
+    if (this.#cluster.row(tenant)?.deletedAt != null) return undefined;
+    return { local: this.#holders(tenant)?.includes(this.node) ?? false };
+  }
+
+  #local(tenant: string): SoloTenant {
+    if (this.#holders(tenant)?.includes(this.node) === false)
+      throw new Problem("internal", `Tenant ${tenant} has no replica on this node`);
+    return this.#cluster.state(tenant);
+  }
+
+  async propose(tenant: string, command: Command): Promise<Outcome> {
+    this.proposals.push({ tenant, command });
+    return this.#local(tenant).apply(command);
+  }
+
+  async read<T>(tenant: string, options: ReadOptions, query: (view: TenantView) => T): Promise<T> {
+    const state = this.#local(tenant);
+    if (options.minRevision !== undefined && options.minRevision > state.revision)
+      throw new Problem("not-caught-up", `Revision ${options.minRevision} is not here yet`);
+    return query(state);
+  }
+
+  async watch(
+    tenant: string,
+    start: (view: TenantView) => void,
+    listener: WatchListener,
+  ): Promise<() => void> {
+    const state = this.#local(tenant);
+    start(state);
+    state.listeners.add(listener);
+    return () => state.listeners.delete(listener);
+  }
+
+  async group(tenant: string): Promise<GroupStatus> {
+    const { revision, epoch } = this.#local(tenant);
+    return {
+      tenant,
+      group: this.#cluster.row(tenant)?.group ?? 1,
+      leader: this.node,
+      term: 1,
+      commit: revision,
+      applied: revision,
+      revision,
+      epoch,
+      replicas: [{ node: this.node, id: 1, role: "leader", match: revision, state: "self" }],
+    };
+  }
+
+  cluster(): ClusterStatus {
+    return {
+      cluster: "test",
+      node: this.node,
+      version: "0.0.0",
+      ready: this.ready,
+      transport: "loopback",
+      connected: true,
+      nodes: this.#cluster.nodes.map((name) => ({
+        name,
+        self: name === this.node,
+        alive: !this.#cluster.service(name).isDown,
+        heardMsAgo: name === this.node ? null : 1,
+        boot: 1,
+      })),
+      replicas: { warm: this.#cluster.tenants.size, leaders: this.#cluster.tenants.size },
+      journal: { segments: 1, bytes: 0, appends: 0, syncs: 0 },
+      environments: { open: 1, cap: 100 },
+      tenants: this.#cluster.system.get<TenantMeta>("meta")?.tenants ?? 0,
+    };
+  }
+
+  place(_tenant: string, replicas: number | undefined): readonly string[] {
+    const { nodes } = this.#cluster;
+    if (replicas !== undefined && replicas > nodes.length)
+      throw new Problem("invalid", `Cannot place ${replicas} replicas`, {
+        errors: [{ pointer: "/replicas", detail: `must be at most ${nodes.length}` }],
+      });
+    return nodes.slice(0, replicas ?? 1);
+  }
+
+  async transfer(tenant: string, toNode: string): Promise<void> {
+    if (this.#holders(tenant)?.includes(toNode) !== true)
+      throw new Problem("invalid", `Node "${toNode}" holds no replica`);
+  }
+
+  async exchange(node: string, request: Uint8Array): Promise<Uint8Array> {
+    this.exchanges.push({ node, bytes: request.length });
+    const peer = this.#cluster.service(node);
+    if (peer === undefined || peer.isDown || peer.#answer === null)
+      throw new Problem("no-quorum", `Node "${node}" cannot be reached`);
+    return peer.#answer(this.node, request);
+  }
+
+  onExchange(handler: (from: string, request: Uint8Array) => Promise<Uint8Array>): void {
+    this.#answer = handler;
+  }
+}
