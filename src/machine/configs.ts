@@ -600,7 +600,7 @@ function guardExtends(draft: Draft, namespace: string, base: string): void {
     if (above > extendsDepthMax) break;
     at = draft.get<NamespaceRow>(namespaceKey(at))?.extends ?? null;
   }
-  const depth = above + 1 + depthBelow(draft, namespace);
+  const depth = above + depthBelow(draft, namespace);
   if (depth > extendsDepthMax)
     refuse(
       "invalid",

@@ -367,68 +367,101 @@ function shapeError(keyword: string, value: unknown): string | null {
 
 // --- what a regular expression can cost ----------------------------------------------------------------------------------
 
+interface Group {
+  /** The literal it begins with: where a repetition of it can begin is then beyond doubt … */
+  lead: string | null;
+  /** … unless something inside can match that literal too. */
+  isClear: boolean;
+  /** It can match in several ways: by a quantifier of varying length, or alternatives. */
+  hasChoice: boolean;
+}
+
 /**
  * An exponent e such that matching a text of n characters takes at most about n^e steps, or a sentence that says what is
- * not allowed. Engines backtrack: a quantifier around something that can match in several ways is exponential, and is
+ * not allowed. Engines backtrack: repeating a group that can match the same text in several ways is exponential, and is
  * refused; each unbounded quantifier beside others multiplies by n; so does a start that is not anchored.
  */
 function patternCost(source: string): number | string {
   if (source.length > patternLengthMax)
     return `Shorten the pattern to ${patternLengthMax} characters: it has ${source.length}`;
   let exponent = source.startsWith("^") && !source.includes("|") ? 0 : 1;
-  /** Per open group: whether it holds a choice (a quantifier of varying length, or alternatives). */
-  const open: boolean[] = [];
-  let closed = false;
-  let repeats = 1;
+  const open: Group[] = [];
+  /** What a quantifier at this place would repeat. */
+  let atom: string | Group = "";
   for (let i = 0; i < source.length;) {
     const unit = source[i] as string;
-    if (unit === "\\") {
-      if (/^\\(?:[1-9]|k)/.test(source.slice(i, i + 2)))
-        return "Write the pattern without back references";
-      closed = false;
-      i += 2;
-    } else if (unit === "[") {
-      i = classEnd(source, i);
-      closed = false;
+    const group = open.at(-1);
+    const quantifier = quantifierAt(source, i);
+    if (quantifier !== null) {
+      const { min, max, length } = quantifier;
+      if (max > 1 && typeof atom !== "string" && atom.hasChoice && !atom.isClear)
+        if (max > 4 || ++exponent > exponentMax)
+          return "Write the pattern without repeating a group that can match in several ways";
+      if (max > 16) exponent++;
+      else if (max !== min && max > 1) exponent += 0.5;
+      if (group !== undefined && max !== min) {
+        group.hasChoice = true;
+        if (typeof atom !== "string" || canBe(atom, group.lead)) group.isClear = false;
+      }
+      i += length;
+      if (source[i] === "?") i++;
     } else if (unit === "(") {
       if (/^\(\?(?:[=!]|<[=!])/.test(source.slice(i, i + 4)))
         return "Write the pattern without looking ahead or behind";
-      open.push(false);
-      closed = false;
       i += source.startsWith("(?:", i) ? 3 : 1;
+      open.push({ lead: leadAt(source, i), isClear: true, hasChoice: false });
     } else if (unit === ")") {
-      closed = open.pop() ?? false;
-      // A choice inside is a choice of what is around.
-      if (closed && open.length > 0) open[open.length - 1] = true;
+      const closed = open.pop();
+      const outer = open.at(-1);
+      if (outer !== undefined && closed?.hasChoice === true) {
+        outer.hasChoice = true;
+        outer.isClear = false;
+      }
+      if (closed?.lead === null) closed.isClear = false;
+      atom = closed ?? "";
       i++;
     } else if (unit === "|") {
-      if (open.length > 0) open[open.length - 1] = true;
-      closed = false;
+      if (group !== undefined) {
+        group.hasChoice = true;
+        group.isClear = false;
+      }
       i++;
     } else {
-      const quantifier = quantifierAt(source, i);
-      if (quantifier === null) {
-        closed = false;
-        i++;
-        continue;
-      }
-      const { min, max, length } = quantifier;
-      if (max > 1 && closed) {
-        if (max > 16 || repeats * max > 64)
-          return "Write the pattern without repeating a group that can match in several ways";
-        repeats *= max;
-        exponent += max - 1;
-      }
-      if (max > 100) exponent++;
-      else if (max !== min && max > 1) exponent += 0.5;
-      if (max !== min && open.length > 0) open[open.length - 1] = true;
-      i += length;
-      if (source[i] === "?") i++;
+      const end = atomEnd(source, i);
+      atom = source.slice(i, end);
+      if (/^\\(?:[1-9]|k)/.test(atom)) return "Write the pattern without back references";
+      i = end;
     }
   }
-  return exponent > 6
+  return exponent > exponentMax
     ? "Write the pattern with fewer repetitions: it could take too long"
     : exponent;
+}
+
+const exponentMax = 6;
+
+/** The character that a group beginning here must begin with, if that is one and is not itself repeated. */
+function leadAt(source: string, at: number): string | null {
+  const lead = /^(?:\\([^A-Za-z0-9])|([^\\[\](){}*+?.|^$]))/.exec(source.slice(at, at + 2));
+  if (lead === null || quantifierAt(source, at + lead[0].length) !== null) return null;
+  return lead[1] ?? lead[2] ?? null;
+}
+
+function canBe(atom: string, lead: string | null): boolean {
+  if (lead === null) return true;
+  try {
+    return new RegExp(`^(?:${atom})$`, "u").test(lead);
+  } catch {
+    return true;
+  }
+}
+
+function atomEnd(source: string, at: number): number {
+  if (source[at] === "[") return classEnd(source, at);
+  if (source[at] !== "\\") return at + ((source.codePointAt(at) as number) > 0xffff ? 2 : 1);
+  const escape =
+    /^\\(?:[pP]\{[^}]*\}|u\{[0-9a-fA-F]+\}|u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|c[A-Za-z]|[\s\S]|$)/u;
+  return at + (escape.exec(source.slice(at, at + 64))?.[0].length ?? 1);
 }
 
 function classEnd(source: string, start: number): number {

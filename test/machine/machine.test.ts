@@ -1,0 +1,902 @@
+import { describe, expect, test } from "vitest";
+import type {
+  Action,
+  Actor,
+  Command,
+  Content,
+  NewKey,
+  RejectCode,
+} from "../../src/machine/command.ts";
+import { deletedKept, releasesKept } from "../../src/machine/configs.ts";
+import {
+  actionsPerTransactionMax,
+  apply,
+  auditsMax,
+  dryRun,
+  historyMax,
+  idempotencyAgeMs,
+} from "../../src/machine/machine.ts";
+import type { Applied } from "../../src/machine/machine.ts";
+import * as queries from "../../src/machine/queries.ts";
+import type { ResultOf } from "../../src/machine/results.ts";
+import { metaKey } from "../../src/machine/keys.ts";
+import { MemoryState } from "./memory_state.ts";
+
+const system: Actor = { kind: "system", keyId: "system" };
+const root: Actor = { kind: "root", keyId: "r1" };
+
+function key(id: string, kind: NewKey["kind"], more: Partial<NewKey> = {}): NewKey {
+  return { id, kind, hash: `hash-${id}`, ...more };
+}
+
+function content(text: string): Content {
+  return { text, hash: `sha256:${text}`, bytes: text.length };
+}
+
+class Tenant {
+  readonly state = new MemoryState();
+  at = 1_000;
+
+  constructor(name: string | null = "acme", keys: readonly NewKey[] = [], quotas = {}) {
+    if (name !== null) this.ok({ op: "tenant.init", tenant: name, quotas, keys });
+  }
+
+  apply(action: Action, more: Partial<Command> = {}): Applied {
+    return apply(this.state, { at: this.at++, actor: system, action, ...more });
+  }
+
+  ok<A extends Action>(action: A, more: Partial<Command> = {}) {
+    const before = queries.getMeta(this.state).revision;
+    const { outcome, commit } = this.apply(action, more);
+    if (!outcome.ok) throw new Error(`refused: ${outcome.code}: ${outcome.detail}`);
+    if (outcome.replayed !== true)
+      expect(outcome.revision).toBe(before + (commit === null ? 0 : 1));
+    return { ...outcome, commit, result: outcome.result as ResultOf<A["op"]> };
+  }
+
+  /** Refused with this code, and not one byte of the state has changed. */
+  no(code: RejectCode, action: Action, more: Partial<Command> = {}): string {
+    const before = this.state.dump();
+    const { outcome, commit } = this.apply(action, more);
+    if (outcome.ok) throw new Error(`accepted: ${action.op}`);
+    expect([outcome.code, outcome.detail]).toEqual([code, outcome.detail]);
+    expect(outcome.detail).toMatch(/^[A-Z].*[^.]$/);
+    expect(commit).toBe(null);
+    expect(this.state.dump()).toEqual(before);
+    return outcome.detail;
+  }
+
+  put(name: string, text?: string, more: object = {}) {
+    return this.ok({
+      op: "config.put",
+      namespace: "app",
+      name,
+      ...(text === undefined ? {} : { content: content(text) }),
+      ...more,
+    });
+  }
+
+  publish(name: string, text: string, more: object = {}) {
+    const action = { ...target(name), content: content(text), schemaHash: null, ...more };
+    return this.ok({ op: "publish", ...action });
+  }
+
+  value(name: string, labels = {}, namespace = "app"): string | undefined {
+    return queries.effective(this.state, namespace, name, labels, this.at)?.text;
+  }
+}
+
+function target(name: string) {
+  return { namespace: "app", name };
+}
+
+function version(name: string, text: string, more: object = {}) {
+  return {
+    op: "version.create" as const,
+    ...target(name),
+    content: content(text),
+    schemaHash: null,
+    ...more,
+  };
+}
+
+describe("tenant.init", () => {
+  test("is the first command, and changes nothing the second time", () => {
+    const tenant = new Tenant(null);
+    tenant.no("not-found", { op: "config.put", namespace: "app", name: "a" });
+    const init = {
+      op: "tenant.init",
+      tenant: "acme",
+      quotas: {},
+      keys: [key("k1", "admin")],
+    } as const;
+    expect(tenant.ok(init)).toMatchObject({ revision: 1, created: true, result: { epoch: 1 } });
+    expect(queries.getKey(tenant.state, "k1")?.hash).toBe("hash-k1");
+    expect(tenant.ok(init)).toMatchObject({ revision: 1, created: false, commit: null });
+    tenant.no("conflict", { ...init, tenant: "other" });
+  });
+  test("refuses names outside the grammar", () => {
+    new Tenant(null).no("invalid", { op: "tenant.init", tenant: "A/b", quotas: {}, keys: [] });
+  });
+});
+
+describe("config.put", () => {
+  test("creates with content: version 1, released as default", () => {
+    const tenant = new Tenant();
+    const { created, result, commit } = tenant.put("limits", "one", { description: "d" });
+    expect(created).toBe(true);
+    expect(result.config).toMatchObject({ latestVersion: 1, release: 1, default: 1, revision: 2 });
+    expect(result.version).toMatchObject({
+      version: 1,
+      hash: "sha256:one",
+      bytes: 3,
+      by: "system",
+    });
+    expect(result.release).toMatchObject({ release: 1, default: 1, rules: [] });
+    expect(commit?.changes).toEqual([
+      { type: "put", namespace: "app", name: "limits" },
+      { type: "version", namespace: "app", name: "limits", version: 1, hash: "sha256:one" },
+      {
+        type: "release",
+        namespace: "app",
+        name: "limits",
+        release: 1,
+        version: 1,
+        hash: "sha256:one",
+      },
+    ]);
+    expect(tenant.value("limits")).toBe("one");
+    expect(queries.getNamespace(tenant.state, "app")).toMatchObject({ extends: null });
+  });
+  test("changes metadata, once", () => {
+    const tenant = new Tenant();
+    tenant.put("a");
+    const change = { description: "x", tags: { team: "core" }, format: "yaml" };
+    expect(tenant.put("a", undefined, change)).toMatchObject({ created: false, revision: 3 });
+    expect(tenant.put("a", undefined, change)).toMatchObject({ revision: 3, commit: null });
+    expect(queries.getConfig(tenant.state, "app", "a")).toMatchObject(change);
+  });
+  test("keeps the format once there are versions", () => {
+    const tenant = new Tenant();
+    tenant.put("a", "one");
+    tenant.no("conflict", { op: "config.put", ...target("a"), format: "yaml" });
+    tenant.put("a", undefined, { format: "json" });
+  });
+  test("answers a creation that is sent twice, and never loses content silently", () => {
+    const tenant = new Tenant();
+    tenant.put("a", "one");
+    expect(tenant.put("a", "one").commit).toBe(null);
+    tenant.no("conflict", { op: "config.put", ...target("a"), content: content("two") });
+  });
+  test("honours preconditions", () => {
+    const tenant = new Tenant();
+    const put = { op: "config.put", ...target("a"), description: "x" } as const;
+    tenant.no("precondition-failed", { ...put, ifMatch: "*" });
+    tenant.ok({ ...put, ifNoneMatch: "*" });
+    tenant.no("precondition-failed", { ...put, ifNoneMatch: "*" });
+    tenant.no("precondition-failed", { ...put, ifMatch: [1, 7] });
+    tenant.ok({ ...put, description: "y", ifMatch: [1, 2] });
+    tenant.ok({ ...put, description: "z", ifMatch: "*" });
+  });
+  test("refuses names outside the grammar before they become keys", () => {
+    const tenant = new Tenant();
+    for (const name of ["", "A", "a/b", "..", "a".repeat(129)]) {
+      tenant.no("invalid", { op: "config.put", namespace: "app", name });
+      tenant.no("invalid", { op: "config.put", namespace: name, name: "a" });
+    }
+  });
+});
+
+describe("versions", () => {
+  test("have numbers that are never given again", () => {
+    const tenant = new Tenant();
+    tenant.put("a", "one");
+    expect(tenant.ok(version("a", "two")).result.version.version).toBe(2);
+    expect(tenant.ok(version("a", "two"))).toMatchObject({ created: false, commit: null });
+    tenant.ok({ op: "version.delete", ...target("a"), versions: [2] });
+    expect(queries.getText(tenant.state, "app", "a", 2)).toBe(null);
+    expect(
+      queries.latestVersion(tenant.state, queries.getConfig(tenant.state, "app", "a")!),
+    ).toMatchObject({ version: 1 });
+    expect(tenant.ok(version("a", "two")).result.version.version).toBe(3);
+    expect(tenant.value("a")).toBe("one");
+  });
+  test("are found by number and by hash", () => {
+    const tenant = new Tenant();
+    tenant.put("a", "one");
+    tenant.ok(version("a", "two"));
+    tenant.ok(version("a", "one"));
+    const { state } = tenant;
+    expect(queries.getVersion(state, "app", "a", 2)?.hash).toBe("sha256:two");
+    expect(queries.getVersion(state, "app", "a", "sha256:one")?.version).toBe(3);
+    expect(queries.getVersion(state, "app", "a", "sha256:none")).toBe(null);
+    expect(queries.getVersion(state, "app", "a", 9)).toBe(null);
+  });
+  test("are not deleted while a release names them", () => {
+    const tenant = new Tenant();
+    tenant.put("a", "one");
+    tenant.ok(version("a", "two"));
+    tenant.ok(version("a", "three"));
+    const rules = [{ id: "r", match: {}, version: 2 }];
+    tenant.ok({ op: "release.put", ...target("a"), rules, default: 1 });
+    const remove = { op: "version.delete", ...target("a") } as const;
+    tenant.no("in-use", { ...remove, versions: [1] });
+    tenant.no("in-use", { ...remove, versions: [3, 2] });
+    tenant.no("not-found", { ...remove, versions: [9] });
+    tenant.no("invalid", { ...remove, versions: [] });
+    expect(tenant.ok({ ...remove, versions: [3, 3] }).result.deleted).toEqual([3]);
+  });
+  test("were checked with the schema and format that the config still has", () => {
+    const tenant = new Tenant();
+    tenant.put("a", undefined, { schema: { text: "{}", hash: "s1" } });
+    tenant.no("conflict", version("a", "one"));
+    tenant.no("conflict", version("a", "one", { schemaHash: "s0" }));
+    tenant.no("conflict", version("a", "one", { schemaHash: "s1", format: "yaml" }));
+    const made = tenant.ok(version("a", "one", { schemaHash: "s1", format: "json" }));
+    expect(made.result.version.schemaHash).toBe("s1");
+    tenant.put("a", undefined, { schema: null });
+    tenant.ok(version("a", "two"));
+  });
+  test("beyond the quota the oldest that is not in force goes", () => {
+    const tenant = new Tenant("acme", [], { versionsPerConfig: 3 });
+    tenant.put("a", "v1");
+    for (const text of ["v2", "v3", "v4", "v5"]) tenant.ok(version("a", text));
+    const kept = queries.listVersions(tenant.state, "app", "a").items.map((one) => one.version);
+    expect(kept).toEqual([5, 4, 1]);
+    expect(queries.getConfig(tenant.state, "app", "a")?.versions).toBe(3);
+    const rules = [4, 5].map((number) => ({ id: `r${number}`, match: {}, version: number }));
+    tenant.ok({ op: "release.put", ...target("a"), rules, default: 1 });
+    tenant.no("quota-exceeded", version("a", "v6"));
+  });
+});
+
+describe("releases", () => {
+  test("choose by rules, else the default", () => {
+    const tenant = new Tenant();
+    tenant.put("a", "one");
+    tenant.ok(version("a", "two"));
+    const rules = [{ id: "eu", match: { region: "eu" }, version: 2 }];
+    expect(
+      tenant.ok({ op: "release.put", ...target("a"), rules, default: null }).result.release.release,
+    ).toBe(2);
+    expect(tenant.value("a", { region: "eu" })).toBe("two");
+    expect(tenant.value("a", { region: "us" })).toBe(undefined);
+    const { rule, version: number } = queries.explainEffective(
+      tenant.state,
+      "app",
+      "a",
+      { region: "eu" },
+      0,
+    );
+    expect([rule, number]).toEqual(["eu", 2]);
+  });
+  test("name only versions that exist, each rule once, within the quota", () => {
+    const tenant = new Tenant("acme", [], { rulesPerRelease: 2 });
+    tenant.put("a", "one");
+    const put = { op: "release.put", ...target("a"), default: 1 } as const;
+    const rule = (id: string, number: number) => ({ id, match: {}, version: number });
+    tenant.no("conflict", { ...put, rules: [], default: 2 });
+    tenant.no("conflict", { ...put, rules: [rule("a", 2)] });
+    tenant.no("conflict", { ...put, rules: [], default: 1.5 });
+    tenant.no("invalid", { ...put, rules: [rule("a", 1), rule("a", 1)] });
+    tenant.no("quota-exceeded", { ...put, rules: ["a", "b", "c"].map((id) => rule(id, 1)) });
+    tenant.no("not-found", { ...put, name: "none", rules: [] });
+  });
+  test("give a rollout its salt at creation and keep it through edits", () => {
+    const tenant = new Tenant();
+    tenant.put("a", "one");
+    const release = (percentage: number, id = "canary") =>
+      tenant.ok({
+        op: "release.put",
+        ...target("a"),
+        rules: [{ id, match: {}, rollout: { percentage, by: "user" }, version: 1 }],
+        default: 1,
+      }).result.release.rules[0]?.rollout;
+    const first = release(10);
+    expect(first).toEqual({
+      percentage: 10,
+      by: "user",
+      salt: "3.canary",
+      algorithm: "murmur3-100k",
+    });
+    expect(release(20)?.salt).toBe("3.canary");
+    expect(release(20, "other")?.salt).toBe("5.other");
+    tenant.publish("a", "two");
+    expect(queries.getConfig(tenant.state, "app", "a")?.rules[0]?.rollout?.salt).toBe("5.other");
+  });
+  test("publish makes version and release in one revision and keeps the rules", () => {
+    const tenant = new Tenant();
+    tenant.put("a", "one");
+    const rules = [{ id: "eu", match: { region: "eu" }, version: 1 }];
+    tenant.ok({ op: "release.put", ...target("a"), rules, default: 1 });
+    const { result, commit } = tenant.publish("a", "two", { message: "m" });
+    expect(commit?.changes.map(({ type }) => type)).toEqual(["version", "release"]);
+    expect(result).toMatchObject({
+      version: { version: 2 },
+      release: { release: 3, rules, message: "m" },
+    });
+    expect(tenant.value("a", { region: "eu" })).toBe("one");
+    expect(tenant.value("a")).toBe("two");
+    expect(tenant.publish("a", "two")).toMatchObject({ created: false, commit: null });
+    tenant.no("not-found", {
+      op: "publish",
+      ...target("b"),
+      content: content("x"),
+      schemaHash: null,
+    });
+  });
+  test("publish releases a version that was only created", () => {
+    const tenant = new Tenant();
+    tenant.put("a");
+    expect(tenant.value("a")).toBe(undefined);
+    tenant.ok(version("a", "one"));
+    const { result, commit } = tenant.publish("a", "one");
+    expect(result).toMatchObject({ version: { version: 1 }, release: { release: 1, default: 1 } });
+    expect(commit?.changes.map(({ type }) => type)).toEqual(["release"]);
+  });
+  test("rollback is a new release equal to an older one", () => {
+    const tenant = new Tenant();
+    tenant.put("a");
+    const rollback = { op: "rollback", ...target("a") } as const;
+    tenant.no("conflict", rollback);
+    tenant.publish("a", "one");
+    tenant.no("conflict", rollback);
+    tenant.publish("a", "two");
+    tenant.publish("a", "three");
+    expect(tenant.ok(rollback).result.release).toMatchObject({
+      release: 4,
+      default: 2,
+      rollbackOf: 2,
+    });
+    expect(tenant.value("a")).toBe("two");
+    expect(tenant.ok({ ...rollback, toRelease: 1 }).result.release.default).toBe(1);
+    tenant.no("conflict", { ...rollback, toRelease: 5 });
+    tenant.no("not-found", { ...rollback, toRelease: 9 });
+    tenant.no("not-found", { ...rollback, toRelease: 0 });
+    tenant.ok({ op: "version.delete", ...target("a"), versions: [3] });
+    tenant.no("conflict", { ...rollback, toRelease: 3 });
+    expect(queries.listReleases(tenant.state, "app", "a", { limit: 2 })).toMatchObject({
+      items: [{ release: 5 }, { release: 4 }],
+      next: expect.any(String) as string,
+    });
+  });
+  test("are kept by count", () => {
+    const tenant = new Tenant();
+    tenant.put("a", "one");
+    for (let i = 0; i < releasesKept + 5; i++)
+      tenant.ok({ op: "release.put", ...target("a"), rules: [], default: 1, message: `${i}` });
+    const all = queries.listReleases(tenant.state, "app", "a", { limit: 1_000 }).items;
+    expect(all.length).toBe(releasesKept);
+    expect(all.at(-1)?.release).toBe(7);
+    expect(queries.getRelease(tenant.state, "app", "a")?.release).toBe(releasesKept + 6);
+  });
+});
+
+describe("deletion", () => {
+  test("is soft, and can be undone", () => {
+    const tenant = new Tenant();
+    tenant.put("a", "one");
+    const remove = { op: "config.delete", ...target("a") } as const;
+    tenant.no("precondition-failed", { ...remove, ifMatch: [1] });
+    tenant.ok(remove);
+    expect(tenant.value("a")).toBe(undefined);
+    tenant.no("not-found", remove);
+    tenant.no("not-found", version("a", "two"));
+    expect(queries.listConfigs(tenant.state, "app").items).toEqual([]);
+    expect(queries.listConfigs(tenant.state, "app", { deleted: true }).items.length).toBe(1);
+    const undelete = { op: "config.undelete", ...target("a") } as const;
+    expect(tenant.ok(undelete).commit?.changes[0]?.type).toBe("undelete");
+    expect(tenant.ok(undelete).commit).toBe(null);
+    expect(tenant.value("a")).toBe("one");
+    tenant.no("not-found", { ...undelete, name: "b" });
+    expect(queries.getMeta(tenant.state)).toMatchObject({ configs: 1, deleted: 0, bytes: 3 });
+  });
+  test("gives up the name to a new config, which inherits nothing", () => {
+    const tenant = new Tenant();
+    tenant.put("a", "one");
+    tenant.publish("a", "two");
+    const { uid } = queries.getConfig(tenant.state, "app", "a")!;
+    tenant.ok({ op: "config.delete", ...target("a") });
+    tenant.ok({ op: "config.put", ...target("a"), ifNoneMatch: "*" });
+    const config = queries.getConfig(tenant.state, "app", "a")!;
+    expect(config).toMatchObject({ latestVersion: 0, release: 0, versions: 0 });
+    expect(config.uid).not.toBe(uid);
+    expect(queries.listVersions(tenant.state, "app", "a").items).toEqual([]);
+    expect(queries.listReleases(tenant.state, "app", "a").items).toEqual([]);
+    expect(queries.getText(tenant.state, "app", "a", 1)).toBe(null);
+    expect(queries.getMeta(tenant.state)).toMatchObject({ configs: 1, deleted: 0, bytes: 0 });
+  });
+  test("is refused in a protected namespace", () => {
+    const tenant = new Tenant();
+    tenant.put("a", "one");
+    tenant.ok({ op: "namespace.put", namespace: "app", protected: true });
+    tenant.no("protected", { op: "config.delete", ...target("a") });
+    tenant.ok({ op: "namespace.put", namespace: "app", protected: false });
+    tenant.ok({ op: "config.delete", ...target("a") });
+  });
+  test("keeps the last ones only", () => {
+    const tenant = new Tenant();
+    for (let i = 0; i < deletedKept + 2; i++) {
+      tenant.put(`c${i}`, "x");
+      tenant.ok({ op: "config.delete", ...target(`c${i}`) });
+    }
+    expect(queries.getMeta(tenant.state)).toMatchObject({
+      configs: 0,
+      deleted: deletedKept,
+      bytes: deletedKept,
+    });
+    tenant.no("not-found", { op: "config.undelete", ...target("c1") });
+    tenant.ok({ op: "config.undelete", ...target("c2") });
+  });
+});
+
+describe("namespaces", () => {
+  test("are looked up along what they extend", () => {
+    const tenant = new Tenant();
+    const put = (namespace: string, name: string, text?: string) =>
+      tenant.ok({
+        op: "config.put",
+        namespace,
+        name,
+        ...(text === undefined ? {} : { content: content(text) }),
+      });
+    put("base", "a", "base-a");
+    put("base", "b", "base-b");
+    tenant.ok({ op: "namespace.put", namespace: "mid", extends: "base" });
+    tenant.ok({ op: "namespace.put", namespace: "app", extends: "mid" });
+    put("app", "a", "app-a");
+    expect(tenant.value("a")).toBe("app-a");
+    expect(tenant.value("b")).toBe("base-b");
+    // A config that is only being prepared does not hide what is inherited.
+    put("app", "b");
+    expect(tenant.value("b")).toBe("base-b");
+    const all = queries.effectiveAll(tenant.state, "app", {}, 0);
+    expect(all.map(({ namespace, name }) => `${namespace}/${name}`)).toEqual(["app/a", "base/b"]);
+    expect(queries.namespaceChain(tenant.state, "app")).toEqual(["app", "mid", "base"]);
+    tenant.ok({ op: "namespace.put", namespace: "app", extends: null });
+    expect(tenant.value("b")).toBe(undefined);
+  });
+  test("never extend themselves, nor too many", () => {
+    const tenant = new Tenant();
+    const put = (namespace: string, base: string) =>
+      ({ op: "namespace.put", namespace, extends: base }) as const;
+    tenant.no("conflict", put("a", "a"));
+    tenant.ok(put("a", "b"));
+    tenant.ok(put("b", "c"));
+    tenant.no("conflict", put("c", "a"));
+    tenant.no("invalid", put("c", "C/"));
+    for (let i = 0; i < 6; i++) tenant.ok(put(i === 0 ? "c" : `n${i - 1}`, `n${i}`));
+    expect(queries.namespaceChain(tenant.state, "a").length).toBe(9);
+    tenant.no("invalid", put("n5", "n6"));
+    tenant.no("invalid", put("x", "a"));
+  });
+  test("answer a repeat and honour preconditions", () => {
+    const tenant = new Tenant();
+    const put = { op: "namespace.put", namespace: "a", protected: true } as const;
+    expect(tenant.ok({ ...put, ifNoneMatch: "*" }).created).toBe(true);
+    expect(tenant.ok(put)).toMatchObject({ created: false, commit: null });
+    tenant.no("precondition-failed", { ...put, ifNoneMatch: "*" });
+    tenant.no("precondition-failed", { ...put, ifMatch: [1] });
+    tenant.ok({ ...put, protected: false, ifMatch: [2] });
+  });
+});
+
+describe("quotas", () => {
+  test("bound configs, contents and keys", () => {
+    const tenant = new Tenant("acme", [], { configs: 1, contentBytes: 3, keys: 1, bytes: 5 });
+    tenant.put("a", "one");
+    tenant.no("quota-exceeded", { op: "config.put", ...target("b") });
+    tenant.no("quota-exceeded", version("a", "four"));
+    tenant.no("quota-exceeded", version("a", "xyz"));
+    tenant.ok(version("a", "xy"));
+    tenant.ok({ op: "key.create", key: key("k1", "read") });
+    tenant.no("quota-exceeded", { op: "key.create", key: key("k2", "read") });
+    tenant.ok({ op: "config.delete", ...target("a") });
+    tenant.put("b");
+    tenant.no("quota-exceeded", { op: "config.undelete", ...target("a") });
+    const raised = { op: "tenant.quotas", quotas: { configs: 2 } } as const;
+    expect(tenant.ok(raised).result.quotas).toMatchObject({ configs: 2, keys: 1_000 });
+    expect(tenant.ok(raised).commit).toBe(null);
+    tenant.ok({ op: "config.undelete", ...target("a") });
+  });
+});
+
+describe("transactions", () => {
+  test("do all in one revision, each action seeing those before", () => {
+    const tenant = new Tenant();
+    const { result, revision, commit } = tenant.ok({
+      op: "transaction",
+      if: [{ ...target("a"), absent: true }],
+      then: [
+        { op: "config.put", ...target("a"), content: content("one") },
+        { op: "publish", ...target("a"), content: content("two"), schemaHash: null },
+        { op: "config.put", namespace: "other", name: "b" },
+      ],
+    });
+    expect([result.results.length, revision, commit?.changes.length]).toEqual([3, 2, 6]);
+    expect(tenant.value("a")).toBe("two");
+    expect(queries.getConfig(tenant.state, "app", "a")?.uid).not.toBe(
+      queries.getConfig(tenant.state, "other", "b")?.uid,
+    );
+    expect(queries.listAudit(tenant.state, { since: 1 }).items.map(({ action }) => action)).toEqual(
+      ["config.put", "publish", "config.put"],
+    );
+  });
+  test("do nothing when one condition or action fails, and say which", () => {
+    const tenant = new Tenant();
+    tenant.put("a", "one");
+    const act = { op: "config.put", ...target("b") } as const;
+    const refused = (
+      conditions: Extract<Action, { op: "transaction" }>["if"],
+      then: Extract<Action, { op: "transaction" }>["then"],
+    ) => {
+      const before = tenant.state.dump();
+      const { outcome } = tenant.apply({ op: "transaction", if: conditions, then });
+      expect(tenant.state.dump()).toEqual(before);
+      return outcome;
+    };
+    expect(
+      refused(
+        [
+          { ...target("a"), revision: 2 },
+          { ...target("a"), absent: true },
+        ],
+        [act],
+      ),
+    ).toMatchObject({
+      code: "precondition-failed",
+      place: { list: "if", index: 1 },
+    });
+    expect(refused([{ ...target("x"), revision: 2 }], [act])).toMatchObject({
+      code: "precondition-failed",
+    });
+    expect(refused([{ ...target("a"), revision: 1 }], [act])).toMatchObject({
+      code: "precondition-failed",
+    });
+    expect(refused([], [act, { op: "config.delete", ...target("x") }])).toMatchObject({
+      code: "not-found",
+      place: { list: "then", index: 1 },
+    });
+    expect(refused([], [])).toMatchObject({ code: "invalid" });
+    const many = Array.from({ length: actionsPerTransactionMax + 1 }, () => act);
+    expect(refused([], many)).toMatchObject({ code: "invalid" });
+    tenant.ok({ op: "transaction", if: [{ ...target("a"), revision: 2 }], then: [act] });
+  });
+});
+
+describe("idempotency", () => {
+  const once = { idempotency: { key: "k", fingerprint: "f" } };
+  test("gives the first answer again, and refuses the key for another request", () => {
+    const tenant = new Tenant();
+    tenant.put("a", "one");
+    const first = tenant.ok(version("a", "two"), once);
+    tenant.ok(version("a", "three"));
+    const { commit: _, ...answer } = first;
+    expect(tenant.apply(version("a", "two"), once)).toEqual({
+      outcome: { ...answer, replayed: true },
+      commit: null,
+    });
+    expect(queries.getConfig(tenant.state, "app", "a")?.latestVersion).toBe(3);
+    tenant.no("idempotency-mismatch", version("a", "two"), {
+      idempotency: { key: "k", fingerprint: "g" },
+    });
+    tenant.no("invalid", version("a", "two"), { idempotency: { key: "a b", fingerprint: "g" } });
+  });
+  test("is kept also for what changed nothing", () => {
+    const tenant = new Tenant();
+    tenant.put("a", "one");
+    expect(tenant.ok(version("a", "one"), once)).toMatchObject({ created: false, revision: 2 });
+    tenant.ok(version("a", "two"));
+    expect(tenant.ok(version("a", "one"), once)).toMatchObject({ replayed: true, created: false });
+    expect(queries.getConfig(tenant.state, "app", "a")?.latestVersion).toBe(2);
+  });
+  test("is not kept for a refusal: the same key may succeed later", () => {
+    const tenant = new Tenant();
+    tenant.no("not-found", version("a", "one"), once);
+    tenant.put("a");
+    expect(tenant.ok(version("a", "one"), once).created).toBe(true);
+  });
+  test("ends after a day of the tenant's time", () => {
+    const tenant = new Tenant();
+    tenant.put("a");
+    tenant.ok(version("a", "one"), once);
+    tenant.at += idempotencyAgeMs;
+    tenant.ok(
+      { op: "config.put", ...target("a"), description: "x" },
+      once.idempotency && {
+        idempotency: { key: "k", fingerprint: "other" },
+      },
+    );
+    const records = tenant.state.dump().filter(([name]) => name.startsWith("id"));
+    expect(records.map(([name]) => name)).toEqual(["idem/k", "idq/0000000000000002"]);
+  });
+});
+
+describe("time", () => {
+  test("never goes back within a tenant", () => {
+    const tenant = new Tenant();
+    tenant.ok({ op: "config.put", ...target("a") }, { at: 9_000 });
+    const { commit } = tenant.ok({ op: "config.put", ...target("b") }, { at: 10 });
+    expect(commit?.at).toBe(9_000);
+  });
+});
+
+describe("actors", () => {
+  const tenant = new Tenant("acme", [
+    key("admin", "admin"),
+    key("write", "write"),
+    key("scoped", "write", { namespaces: ["app"] }),
+    key("local", "admin", { namespaces: ["app"] }),
+    key("read", "read"),
+    key("client", "client"),
+    key("brief", "write", { expiresAt: 50_000 }),
+  ]);
+  tenant.put("a", "one");
+  const put = (namespace: string): Action => ({ op: "config.put", namespace, name: "n" });
+  const options = (namespace: string, base: string | null = null): Action => ({
+    op: "namespace.put",
+    namespace,
+    extends: base,
+  });
+  const create = (namespaces?: string[]): Action => ({
+    op: "key.create",
+    key: key("new", "read", namespaces === undefined ? {} : { namespaces }),
+  });
+  const quotas: Action = { op: "tenant.quotas", quotas: { configs: 5 } };
+  const cases: [id: string, action: Action, expected: RejectCode | "ok"][] = [
+    ["admin", put("app"), "ok"],
+    ["admin", options("app"), "ok"],
+    ["admin", create(), "ok"],
+    ["admin", { op: "key.delete", id: "read" }, "ok"],
+    ["admin", quotas, "forbidden"],
+    ["admin", { op: "tenant.init", tenant: "acme", quotas: {}, keys: [] }, "forbidden"],
+    ["write", put("app"), "ok"],
+    ["write", put("other"), "ok"],
+    ["write", options("app"), "forbidden"],
+    ["write", create(), "forbidden"],
+    ["write", { op: "key.delete", id: "read" }, "forbidden"],
+    ["scoped", put("app"), "ok"],
+    ["scoped", put("other"), "forbidden"],
+    [
+      "scoped",
+      { op: "transaction", if: [], then: [put("app"), put("other")] as never },
+      "forbidden",
+    ],
+    [
+      "scoped",
+      {
+        op: "transaction",
+        if: [{ namespace: "other", name: "x", absent: true }],
+        then: [put("app")] as never,
+      },
+      "forbidden",
+    ],
+    ["scoped", { op: "transaction", if: [], then: [put("app")] as never }, "ok"],
+    ["local", options("app"), "ok"],
+    ["local", options("app", "other"), "forbidden"],
+    ["local", options("other"), "forbidden"],
+    ["local", create(), "forbidden"],
+    ["local", create(["app", "other"]), "forbidden"],
+    ["local", create(["app"]), "ok"],
+    ["local", { op: "key.delete", id: "scoped" }, "ok"],
+    ["local", { op: "key.delete", id: "admin" }, "forbidden"],
+    ["read", put("app"), "forbidden"],
+    ["client", put("app"), "forbidden"],
+    ["none", put("app"), "unauthorized"],
+    ["../meta", put("app"), "unauthorized"],
+  ];
+  test.each(cases)("%s: %j → %s", (id, action, expected) => {
+    const kind = queries.getKey(tenant.state, id)?.kind ?? "write";
+    const outcome = dryRun(tenant.state, { at: 2_000, actor: { kind, keyId: id }, action });
+    expect(outcome.ok ? "ok" : outcome.code).toBe(expected);
+  });
+  test("a key of another kind than it says, an expired and a deleted one are none", () => {
+    const as = (keyId: string, kind: Actor["kind"], at: number) =>
+      dryRun(tenant.state, { at, actor: { keyId, kind }, action: put("app") });
+    expect(as("read", "admin", 2_000)).toMatchObject({ code: "unauthorized" });
+    expect(as("brief", "write", 49_999)).toMatchObject({ ok: true });
+    expect(as("brief", "write", 50_000)).toMatchObject({ code: "unauthorized" });
+    expect(dryRun(tenant.state, { at: 1, actor: root, action: quotas })).toMatchObject({
+      ok: true,
+    });
+  });
+  test("keys are made once, without the hash in the answer", () => {
+    const own = new Tenant();
+    const made = own.ok({ op: "key.create", key: key("k1", "client", { description: "d" }) });
+    expect(made.result.key).toEqual({
+      id: "k1",
+      kind: "client",
+      namespaces: null,
+      expiresAt: null,
+      description: "d",
+      createdAt: 1_001,
+    });
+    own.no("already-exists", { op: "key.create", key: key("k1", "read") });
+    own.no("invalid", { op: "key.create", key: key("a/b", "read") });
+    own.no("invalid", { op: "key.create", key: key("k2", "read", { expiresAt: 1 }) });
+    own.no("invalid", { op: "key.create", key: key("k2", "read", { namespaces: [] }) });
+    own.ok({ op: "key.delete", id: "k1" });
+    own.no("not-found", { op: "key.delete", id: "k1" });
+    own.no("not-found", { op: "key.delete", id: "" });
+    expect(queries.getMeta(own.state).keys).toBe(0);
+  });
+});
+
+describe("the directory", () => {
+  const create = (tenant: string, nodes: readonly string[] = ["n1", "n2", "n3"]) =>
+    ({ op: "directory.create", tenant, quotas: {}, nodes, adminKey: key("k1", "admin") }) as const;
+
+  test("numbers groups and replicas, and never gives a number twice", () => {
+    const directory = new Tenant("_system");
+    const { state } = directory;
+    expect(directory.ok(create("acme")).result.tenant).toMatchObject({
+      group: 2,
+      nextReplica: 4,
+      adminKeyId: "k1",
+      placement: {
+        replicas: [
+          { node: "n1", id: 1 },
+          { node: "n2", id: 2 },
+          { node: "n3", id: 3 },
+        ],
+      },
+    });
+    directory.no("already-exists", create("acme"));
+    expect(directory.ok(create("beta", ["n1"])).result.tenant.group).toBe(3);
+    expect(queries.tenantOfGroup(state, 3)).toBe("beta");
+    directory.ok({ op: "directory.delete", tenant: "beta", purge: true });
+    expect(queries.getTenant(state, "beta")).toBe(null);
+    expect(queries.tenantOfGroup(state, 3)).toBe(null);
+    const again = directory.ok(create("beta", ["n1"])).result.tenant;
+    expect(again.group).toBe(4);
+    expect(again.incarnation).toBeGreaterThan(1);
+    expect(queries.listTenants(state).items.map(({ tenant }) => tenant)).toEqual(["acme", "beta"]);
+    expect(queries.getMeta(state).tenants).toBe(2);
+  });
+  test("refuses what could not be placed", () => {
+    const directory = new Tenant("_system");
+    directory.no("invalid", create("Acme"));
+    directory.no("invalid", create("acme", []));
+    directory.no("invalid", create("acme", ["n1", "n1"]));
+    directory.no("invalid", create("acme", ["n/1"]));
+    directory.no("invalid", create("_system"));
+  });
+  test("deletes softly, undeletes and updates", () => {
+    const directory = new Tenant("_system");
+    directory.ok(create("acme"));
+    const update = { op: "directory.update", tenant: "acme", quotas: { keys: 5 } } as const;
+    expect(directory.ok(update).result.tenant.quotas).toEqual({ keys: 5 });
+    expect(directory.ok(update).commit).toBe(null);
+    const remove = { op: "directory.delete", tenant: "acme", purge: false } as const;
+    directory.ok(remove);
+    directory.no("tenant-deleted", remove);
+    directory.no("tenant-deleted", update);
+    directory.no("already-exists", create("acme"));
+    expect(queries.listTenants(directory.state, { deleted: false }).items).toEqual([]);
+    directory.ok({ op: "directory.undelete", tenant: "acme" });
+    expect(directory.ok({ op: "directory.undelete", tenant: "acme" }).commit).toBe(null);
+    directory.no("not-found", { ...remove, tenant: "none" });
+  });
+  test("moves to replicas that are new or were there", () => {
+    const directory = new Tenant("_system");
+    directory.ok(create("acme"));
+    const move = (...replicas: [string, number][]) =>
+      ({
+        op: "directory.move",
+        tenant: "acme",
+        placement: { replicas: replicas.map(([node, id]) => ({ node, id })) },
+      }) as const;
+    directory.no("conflict", move(["n1", 1], ["n4", 3]));
+    directory.no("invalid", move());
+    directory.no("invalid", move(["n1", 1], ["n1", 4]));
+    directory.no("invalid", move(["n1", 1], ["n2", 1]));
+    directory.no("invalid", move(["n1", 0.5]));
+    expect(directory.ok(move(["n1", 1], ["n4", 4])).result.tenant.nextReplica).toBe(5);
+    directory.no("conflict", move(["n1", 1], ["n2", 2]));
+  });
+  test("knows its nodes and their root keys", () => {
+    const directory = new Tenant("_system");
+    const { state } = directory;
+    const register = { op: "node.register", node: "n1", boot: 1, zone: "a" } as const;
+    expect(directory.ok(register).created).toBe(true);
+    expect(directory.ok(register).commit).toBe(null);
+    expect(directory.ok({ op: "node.register", node: "n1", boot: 2 }).result.node).toEqual({
+      node: "n1",
+      boot: 2,
+      zone: "a",
+      registeredAt: 1_001,
+    });
+    const [one, two] = ["a".repeat(64), "b".repeat(64)];
+    const put = (node: string, hash: string) =>
+      ({ op: "rootKey.put", node, keyId: "r", hash }) as const;
+    directory.ok(put("n1", one));
+    directory.ok(put("n2", one));
+    expect(directory.ok(put("n1", one)).commit).toBe(null);
+    // n2 still has the first token: it stays good until that one changes too.
+    directory.ok(put("n1", two));
+    expect(queries.getRootKey(state, one)?.nodes).toEqual(["n2"]);
+    directory.ok(put("n2", two));
+    expect(queries.getRootKey(state, one)).toBe(null);
+    expect(queries.getRootKey(state, two)?.nodes).toEqual(["n1", "n2"]);
+    directory.no("invalid", put("n1", "x"));
+    expect(queries.listNodes(state).map(({ node }) => node)).toEqual(["n1"]);
+  });
+  test("takes no configs, and other tenants take none of its commands", () => {
+    const directory = new Tenant("_system");
+    directory.no("invalid", { op: "config.put", ...target("a") });
+    directory.no("invalid", { op: "key.create", key: key("k1", "admin") });
+    new Tenant().no("invalid", create("beta"));
+    directory.no("unauthorized", create("beta"), { actor: { kind: "admin", keyId: "k1" } });
+  });
+});
+
+describe("history and audit", () => {
+  test("have every change, and are bounded by count", () => {
+    const tenant = new Tenant();
+    tenant.put("a");
+    const total = historyMax + 20;
+    for (let i = 3; i <= total; i++) tenant.put("a", undefined, { description: `${i}` });
+    const { state } = tenant;
+    expect(queries.getMeta(state)).toMatchObject({
+      revision: total,
+      historyFrom: 21,
+      audits: total,
+    });
+    expect(queries.historyAfter(state, 19)).toBe(null);
+    expect(queries.historyAfter(state, total + 1)).toBe(null);
+    expect(queries.historyAfter(state, total)).toEqual([]);
+    const rows = queries.historyAfter(state, 20) ?? [];
+    expect(rows.length).toBe(historyMax);
+    rows.forEach((row, i) => expect(row.revision).toBe(21 + i));
+    expect(queries.historyAfter(state, 20, 2)?.map(({ revision }) => revision)).toEqual([21, 22]);
+    expect(auditsMax).toBeGreaterThan(historyMax);
+  });
+  test("audit says who did what", () => {
+    const tenant = new Tenant("acme", [key("k1", "write")]);
+    const actor = { kind: "write", keyId: "k1", requestId: "req", address: "::1" } as const;
+    tenant.ok({ op: "config.put", ...target("a") }, { actor });
+    expect(queries.listAudit(tenant.state, { since: 2 }).items).toEqual([
+      {
+        sequence: 3,
+        revision: 2,
+        at: 1_001,
+        actor: { kind: "write", keyId: "k1" },
+        action: "config.put",
+        target: "app/a",
+        requestId: "req",
+        address: "::1",
+      },
+    ]);
+  });
+});
+
+describe("pages", () => {
+  test("go through everything once, by a cursor that survives changes", () => {
+    const tenant = new Tenant();
+    for (const name of ["a", "b", "b.c", "b-c", "c", "d"]) tenant.put(name, "x");
+    const seen: string[] = [];
+    let cursor: string | undefined;
+    do {
+      const page = queries.listConfigs(tenant.state, "app", {
+        limit: 2,
+        ...(cursor === undefined ? {} : { cursor }),
+      });
+      seen.push(...page.items.map(({ name }) => name));
+      cursor = page.next;
+      if (cursor !== undefined && seen.length === 2)
+        tenant.ok({ op: "config.delete", ...target(seen[1] as string) });
+    } while (cursor !== undefined);
+    expect(seen).toEqual(["a", "b", "b-c", "b.c", "c", "d"]);
+    const names = (options: object) =>
+      queries.listConfigs(tenant.state, "app", options).items.map(({ name }) => name);
+    expect(names({ prefix: "b" })).toEqual(["b-c", "b.c"]);
+    expect(names({ prefix: "b", limit: 1 })).toEqual(["b-c"]);
+    expect(names({ prefix: "b", cursor: "b-c" })).toEqual(["b.c"]);
+    expect(names({ cursor: "é" })).toEqual([]);
+    expect(names({ cursor: "zz" })).toEqual([]);
+    expect(names({ prefix: "/" })).toEqual([]);
+    expect(queries.listConfigs(tenant.state, "../x").items).toEqual([]);
+    expect([...queries.allConfigs(tenant.state, { prefix: "b" })].length).toBe(2);
+    expect(tenant.state.get(metaKey)).toMatchObject({ configs: 5, deleted: 1 });
+  });
+});

@@ -1,0 +1,378 @@
+import { createHash } from "node:crypto";
+import * as fc from "fast-check";
+import { describe, expect, test } from "vitest";
+import { contentHash, mediaType, prepareContent } from "../../src/model/content.ts";
+import { canonicalJson, scanJson } from "../../src/model/json.ts";
+import {
+  checkConfigName,
+  checkLabelName,
+  checkLabels,
+  checkTenantName,
+  systemTenant,
+} from "../../src/model/names.ts";
+import { contentFormats } from "../../src/model/release.ts";
+import type { ContentFormat } from "../../src/model/release.ts";
+import { checkSchema, validateAgainst } from "../../src/model/schema.ts";
+import { loneSurrogateAt, utf8Encode, utf8Length } from "../../src/model/utf8.ts";
+
+const anyText = fc.oneof(
+  fc.string({ unit: "binary" }),
+  fc.array(fc.constantFrom("a", "é", "€", "😀", "\ud800", "\udc00", "\n")).map((a) => a.join("")),
+);
+
+describe("utf8", () => {
+  test("agrees with TextEncoder, lone surrogates included", () => {
+    fc.assert(
+      fc.property(anyText, (text) => {
+        const expected = new TextEncoder().encode(text);
+        expect([...utf8Encode(text)]).toEqual([...expected]);
+        expect(utf8Length(text)).toBe(expected.length);
+      }),
+    );
+  });
+  test("loneSurrogateAt() finds the first half of a pair without the other", () => {
+    expect(loneSurrogateAt("a😀b")).toBe(-1);
+    expect(loneSurrogateAt("ab\ud800")).toBe(2);
+    expect(loneSurrogateAt("a\udc00")).toBe(1);
+    expect(loneSurrogateAt("\ud800\ud800\udc00")).toBe(0);
+  });
+});
+
+describe("contentHash()", () => {
+  test("is the sha256 of the bytes served", () => {
+    expect(contentHash("abc")).toBe(
+      "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+    );
+    fc.assert(
+      fc.property(anyText, (text) => {
+        const bytes = new TextEncoder().encode(text);
+        expect(contentHash(text)).toBe(
+          `sha256:${createHash("sha256").update(bytes).digest("hex")}`,
+        );
+      }),
+    );
+  });
+});
+
+describe("canonicalJson()", () => {
+  test("writes the example of RFC 8785 §3.2.2", () => {
+    const value: unknown = JSON.parse(
+      String.raw`{"numbers":[333333333.33333329,1E30,4.50,2e-3,0.000000000000000000000000001],` +
+        String.raw`"string":"\u20ac$\u000F\u000aA'\u0042\u0022\u005c\\\"\/","literals":[null,true,false]}`,
+    );
+    expect(canonicalJson(value)).toEqual({
+      ok: true,
+      text:
+        `{"literals":[null,true,false],"numbers":[333333333.3333333,1e+30,4.5,0.002,1e-27],` +
+        String.raw`"string":"€$\u000f\nA'B\"\\\\\"/"}`,
+    });
+  });
+  test("sorts names by UTF-16 units (RFC 8785 §3.2.3)", () => {
+    const names = ["\u20ac", "\r", "\ufb33", "1", "\ud83d\ude00", "\u0080", "\u00f6"];
+    const value = Object.fromEntries(names.map((name) => [name, 1]));
+    const canonical = canonicalJson(value);
+    const sorted = ["\r", "1", "\u0080", "\u00f6", "\u20ac", "\ud83d\ude00", "\ufb33"];
+    expect(canonical.ok && Object.keys(JSON.parse(canonical.text) as object).sort()).toEqual(
+      [...sorted].sort(),
+    );
+    expect(canonical.ok && canonical.text).toBe(
+      `{${sorted.map((name) => `${JSON.stringify(name)}:1`).join(",")}}`,
+    );
+  });
+  test("is the same for equal values, and reads back as them", () => {
+    fc.assert(
+      fc.property(fc.jsonValue(), (value) => {
+        const text = JSON.stringify(value);
+        const once = canonicalJson(value);
+        if (!once.ok) return; // a lone surrogate
+        expect(JSON.stringify(canonicalJson(JSON.parse(once.text)))).toBe(JSON.stringify(once));
+        expect(JSON.parse(once.text)).toEqual(JSON.parse(text));
+      }),
+    );
+  });
+});
+
+describe("scanJson()", () => {
+  test("takes what JSON.parse takes, but for names given twice", () => {
+    const almost = fc
+      .tuple(fc.jsonValue(), fc.nat(), fc.constantFrom("", ",", "}", "]", '"', "x", "\\", "\t"))
+      .map(([value, at, insert]) => {
+        const text = JSON.stringify(value);
+        const place = at % (text.length + 1);
+        return text.slice(0, place) + insert + text.slice(place);
+      });
+    fc.assert(
+      fc.property(fc.oneof(almost, anyText), (text) => {
+        let parses = true;
+        try {
+          JSON.parse(text);
+        } catch {
+          parses = false;
+        }
+        const error = scanJson(text);
+        if (error !== null && error.detail.startsWith("Give each name once")) return;
+        expect(error === null).toBe(parses);
+      }),
+      { numRuns: 500 },
+    );
+  });
+  const places: [text: string, line: number, column: number][] = [
+    ['{"a":}', 1, 6],
+    ['{\n  "a": 1\n  "b": 2\n}', 3, 3],
+    ['{"a": 1, "a": 2}', 1, 10],
+    ['{"a": 1, "\\u0061": 2}', 1, 10],
+    ["[1,]", 1, 4],
+    ["", 1, 1],
+    ["1 2", 1, 3],
+    ['"\n"', 1, 2],
+    ["01", 1, 2],
+    ["[1.]", 1, 3],
+    ["[".repeat(101), 1, 101],
+  ];
+  test.each(places)("names the place in %j", (text, line, column) => {
+    expect(scanJson(text)).toMatchObject({ line, column });
+  });
+});
+
+describe("prepareContent()", () => {
+  const good: [format: ContentFormat, input: unknown, text: string, value: unknown][] = [
+    ["json", ' {"b": 1, "a": 2}', ' {"b": 1, "a": 2}', { a: 2, b: 1 }],
+    ["json", "\uFEFF1", "1", 1],
+    ["json", { b: [1, null], a: "x" }, '{"a":"x","b":[1,null]}', { a: "x", b: [1, null] }],
+    ["json", null, "null", null],
+    ["json", false, "false", false],
+    ["yaml", "a: &x [1, 2]\nb: *x\n", "a: &x [1, 2]\nb: *x\n", { a: [1, 2], b: [1, 2] }],
+    ["yaml", "", "", null],
+    ["yaml", { a: ["1", 2] }, 'a:\n  - "1"\n  - 2\n', { a: ["1", 2] }],
+    [
+      "toml",
+      "a = 1\n[b]\nc = 1979-05-27\n",
+      "a = 1\n[b]\nc = 1979-05-27\n",
+      { a: 1, b: { c: "1979-05-27" } },
+    ],
+    [
+      "properties",
+      "# x\na.b = c\\\n  d\ne:f\ng h\ni\n",
+      "# x\na.b = c\\\n  d\ne:f\ng h\ni\n",
+      { "a.b": "cd", e: "f", g: "h", i: "" },
+    ],
+    ["properties", "a\\ b\\=c=\\u0041\\t\\\\", "a\\ b\\=c=\\u0041\\t\\\\", { "a b=c": "A\t\\" }],
+    ["text", "any\r\nthing: {", "any\r\nthing: {", "any\r\nthing: {"],
+    [
+      "flag",
+      { state: "ENABLED", variants: { on: true, off: false }, defaultVariant: "on" },
+      '{"defaultVariant":"on","state":"ENABLED","variants":{"off":false,"on":true}}',
+      { state: "ENABLED", variants: { on: true, off: false }, defaultVariant: "on" },
+    ],
+  ];
+  test.each(good)("takes %s %j", (format, input, text, value) => {
+    expect(prepareContent(format, input)).toEqual({ text, value, errors: [] });
+  });
+
+  const aliases = ["a: &a [x,x,x,x,x,x,x,x,x]"];
+  for (const [name, of] of [
+    ["b", "a"],
+    ["c", "b"],
+    ["d", "c"],
+    ["e", "d"],
+    ["f", "e"],
+  ] as const)
+    aliases.push(`${name}: &${name} [${Array.from({ length: 9 }, () => `*${of}`).join(",")}]`);
+  const bad: [format: ContentFormat, input: unknown, error: object][] = [
+    ["json", '{"a":1,}', { line: 1, column: 8 }],
+    ["json", "", { line: 1, column: 1 }],
+    ["json", "{'a':1}", { line: 1, column: 2 }],
+    ["json", "\ud800", { line: 1, column: 1 }],
+    ["json", undefined, { pointer: "" }],
+    ["json", { a: { b: Number.NaN } }, { pointer: "/a/b" }],
+    ["json", { "a/b": [1n] }, { pointer: "/a~1b/0" }],
+    ["yaml", "a: 1\nb: [", { line: 2 }],
+    ["yaml", "a: 1\na: 2\n", { line: 2, column: 1 }],
+    ["yaml", "a: 1\n---\nb: 1\n", { line: 2, column: 1 }],
+    ["yaml", "a: !!js/function x\n", { line: 1 }],
+    ["yaml", aliases.join("\n"), { pointer: "" }],
+    ["yaml", "a: &a [*a]", { detail: "Nest at most 100 levels deep" }],
+    ["yaml", "[".repeat(20_000), { detail: "Nest at most 100 levels deep" }],
+    ["yaml", "? [a]\n: 1\n", { line: 1, column: 3 }],
+    ["yaml", "a: .inf\n", { pointer: "/a" }],
+    ["toml", "a = \n", { line: 1 }],
+    ["toml", "a = 1\na = 2\n", { line: 2 }],
+    ["toml", `a = ${"[".repeat(5_000)}`, { line: 1 }],
+    ["toml", { a: 1 }, { pointer: "" }],
+    ["properties", "a=1\na=2", { line: 2 }],
+    ["properties", "a=\\u12", { line: 1 }],
+    ["text", 1, { pointer: "" }],
+    ["flag", "[]", { pointer: "" }],
+    ["flag", { state: "on", variants: { a: 1 } }, { pointer: "/state" }],
+    ["flag", { state: "ENABLED", variants: {} }, { pointer: "/variants" }],
+    ["flag", { state: "ENABLED", variants: { a: 1, b: "x" } }, { pointer: "/variants" }],
+    [
+      "flag",
+      { state: "ENABLED", variants: { a: 1 }, defaultVariant: "b" },
+      { pointer: "/defaultVariant" },
+    ],
+    ["flag", { state: "ENABLED", variants: { a: 1 }, targeting: [] }, { pointer: "/targeting" }],
+  ];
+  test.each(bad)("refuses %s %#", (format, input, error) => {
+    const { text, value, errors } = prepareContent(format, input);
+    expect(errors[0]).toMatchObject(error);
+    expect(errors[0]?.detail).toMatch(/\S/);
+    expect([text, value]).toEqual(["", undefined]);
+  });
+
+  test("never throws, whatever the format and the text", () => {
+    fc.assert(
+      fc.property(
+        fc.constantFrom(...contentFormats),
+        fc.oneof(anyText, fc.anything()),
+        (f, input) => {
+          const { text, errors } = prepareContent(f, input);
+          if (errors.length === 0 && typeof input === "string")
+            expect(text).toBe(input.replace(/^\uFEFF/, ""));
+        },
+      ),
+      { numRuns: 1_000 },
+    );
+  });
+
+  test("every format has a media type", () => {
+    for (const format of contentFormats) expect(mediaType(format)).toMatch(/^[a-z]+\/[a-z-]+/);
+  });
+});
+
+describe("names", () => {
+  const names: [name: string, good: boolean][] = [
+    ["a", true],
+    ["limits.v2_x-y", true],
+    ["a".repeat(128), true],
+    ["a".repeat(129), false],
+    ["", false],
+    ["A", false],
+    ["-a", false],
+    ["a.", false],
+    ["a/b", false],
+    ["a b", false],
+    ["é", false],
+    ["..", false],
+    ["a\n", false],
+  ];
+  test.each(names)("config %j: %j", (name, good) => {
+    expect(checkConfigName(name) === null).toBe(good);
+  });
+  const tenants: [name: string, good: boolean][] = [
+    ["acme-1", true],
+    ["a".repeat(63), true],
+    ["a".repeat(64), false],
+    ["a.b", false],
+    ["a_b", false],
+    ["acme-", false],
+    [systemTenant, false],
+  ];
+  test.each(tenants)("tenant %j: %j", (name, good) => {
+    expect(checkTenantName(name) === null).toBe(good);
+  });
+  test("labels: names, values and their number are bounded", () => {
+    expect(checkLabels({ region: "eu", "app.example/version": "1.0.0", userId: "" })).toEqual([]);
+    expect(checkLabelName("a b")).toMatch(/^Name the label/);
+    expect(checkLabels({ "a~/b c": "x" })[0]?.pointer).toBe("/a~0~1b c");
+    expect(checkLabels({ a: "x".repeat(1_025) })[0]?.pointer).toBe("/a");
+    const many = Object.fromEntries(Array.from({ length: 65 }, (_, i) => [`l${i}`, "x"]));
+    expect(checkLabels(many)[0]?.pointer).toBe("");
+  });
+});
+
+describe("schema", () => {
+  const schema = JSON.stringify({
+    $schema: "https://json-schema.org/draft/2020-12/schema",
+    type: "object",
+    properties: {
+      port: { $ref: "#/$defs/port" },
+      host: { type: "string", pattern: "^[a-z]+(\\.[a-z]+)*$" },
+      mail: { type: "string", format: "email" },
+      "": { type: "null" },
+    },
+    required: ["port"],
+    additionalProperties: false,
+    $defs: { port: { type: "integer", minimum: 1, maximum: 65_535 } },
+  });
+  const cases: [value: unknown, pointers: string[]][] = [
+    [{ port: 80 }, []],
+    [{ port: 80, host: "a.example", mail: "a@b.example" }, []],
+    [{}, [""]],
+    [{ port: 0 }, ["/port"]],
+    [{ port: 80, host: "A", mail: "x" }, ["/host", "/mail"]],
+    [{ port: 80, extra: 1 }, ["/extra"]],
+    [[], [""]],
+  ];
+  test.each(cases)("on %j fails at %j", (value, pointers) => {
+    expect(validateAgainst(schema, value).map(({ pointer }) => pointer)).toEqual(pointers);
+  });
+
+  const unusable: [schema: unknown, pointer: string][] = [
+    [1, ""],
+    [{ type: "strin" }, "/type"],
+    [{ properties: [] }, "/properties"],
+    [{ properties: { a: 1 } }, "/properties/a"],
+    [{ allOf: [] }, "/allOf"],
+    [{ minLength: -1 }, "/minLength"],
+    [{ $ref: "#/$defs/none" }, "/$ref"],
+    [{ $ref: "https://example.com/schema" }, "/$ref"],
+    [{ pattern: "[" }, "/pattern"],
+    [{ pattern: "(a+)+$" }, "/pattern"],
+    [{ pattern: "^(a|a)*$" }, "/pattern"],
+    [{ pattern: "(.*a){20}" }, "/pattern"],
+    [{ pattern: "(a)\\1" }, "/pattern"],
+    [{ pattern: "(?=a)b" }, "/pattern"],
+    [{ patternProperties: { "(x+x+)+y": {} } }, "/patternProperties/(x+x+)+y"],
+    [{ $schema: "http://json-schema.org/draft-07/schema#" }, "/$schema"],
+    [{ $dynamicRef: "#x" }, "/$dynamicRef"],
+  ];
+  test.each(unusable)("refuses %j", (one, pointer) => {
+    expect(checkSchema(JSON.stringify(one))[0]?.pointer).toBe(pointer);
+    expect(validateAgainst(JSON.stringify(one), {}).length).toBeGreaterThan(0);
+  });
+
+  test("takes the patterns that people write", () => {
+    for (const pattern of [
+      "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$",
+      "^(debug|info|warn|error)$",
+      "^\\d{1,3}(\\.\\d{1,3}){3}$",
+      "^[^@\\s]+@[^@\\s]+\\.[^@\\s]+$",
+      "^https?://",
+      "^[a-z]+(\\.[a-z]+)*$",
+      "^\\d+(ms|s|m|h)$",
+      "^#[0-9a-fA-F]{6}$",
+      "^v?\\d+\\.\\d+\\.\\d+(-[0-9A-Za-z.-]+)?$",
+      "^\\p{L}+$",
+    ])
+      expect([pattern, ...checkSchema(JSON.stringify({ pattern }))]).toEqual([pattern]);
+  });
+
+  test("stops when a check would take too long", () => {
+    const chain: Record<string, unknown> = { d30: { type: "string" } };
+    for (let i = 0; i < 30; i++)
+      chain[`d${i}`] = {
+        anyOf: [{ $ref: `#/$defs/d${i + 1}` }, { $ref: `#/$defs/d${i + 1}` }],
+      };
+    const bombs: [schema: unknown, value: unknown][] = [
+      [{ $ref: "#" }, 1],
+      [{ $ref: "#/$defs/d0", $defs: chain }, 1],
+      [{ pattern: "^\\d+\\d+\\d+x$" }, "1".repeat(3_000)],
+      [{ uniqueItems: true }, Array.from({ length: 50_000 }, (_, i) => i)],
+    ];
+    for (const [one, value] of bombs) {
+      const started = performance.now();
+      expect(validateAgainst(JSON.stringify(one), value)[0]?.detail).toMatch(/^(Simplify|Shorten)/);
+      expect(performance.now() - started).toBeLessThan(5_000);
+    }
+  });
+
+  test("names of properties that objects have anyway are names like others", () => {
+    const own = JSON.stringify({ properties: { constructor: { type: "number" } } });
+    expect(validateAgainst(own, {})).toEqual([]);
+    expect(validateAgainst(own, { constructor: "x" })[0]?.pointer).toBe("/constructor");
+    const proto = '{"properties":{"__proto__":{"type":"number"}},"required":["__proto__"]}';
+    expect(validateAgainst(proto, JSON.parse('{"__proto__":"x"}'))[0]?.pointer).toBe("/__proto__");
+    expect(validateAgainst(proto, {})[0]?.pointer).toBe("");
+  });
+});
