@@ -80,10 +80,22 @@ const CAMPAIGNS_PER_PULSE = 64;
 /** A campaign that brought no leader is tried again after this long, plus as much again by chance. */
 const CAMPAIGN_RETRY_MS = 300;
 const CAMPAIGN_TRIES = 10;
-/** Overlay and log tail of a replica beyond this are checkpointed. */
-const CHECKPOINT_BYTES = 4 * 1024 * 1024;
-/** Journal segments beyond this many make the replicas that pin the oldest ones checkpoint. */
-const JOURNAL_SEGMENTS = 4;
+/** When things are written behind; the simulator makes them happen more often. */
+export interface Tuning {
+  /** Overlay and log tail of a replica beyond this are checkpointed. */
+  readonly checkpointBytes: number;
+  /** Journal segments beyond this many make the replicas that pin the oldest ones checkpoint. */
+  readonly journalSegments: number;
+  /** Entries kept behind the applied index, so that a follower a little behind needs no snapshot. */
+  readonly logKeptEntries: number;
+}
+
+const tuningDefaults: Tuning = {
+  checkpointBytes: 4 * 1024 * 1024,
+  journalSegments: 4,
+  logKeptEntries: 1_000,
+};
+
 const CHECKPOINTS_AT_ONCE = 8;
 /** Environments kept free of the cap for waking replicas while others are being closed. */
 const ENVIRONMENTS_SPARE = 16;
@@ -116,6 +128,7 @@ export interface NodeHostOptions {
   readonly log: Log;
   /** The process cannot go on: an environment or an invariant of the host itself failed. */
   readonly onFatal: (error: Error) => void;
+  readonly tuning?: Partial<Tuning>;
 }
 
 interface Outbox {
@@ -156,6 +169,7 @@ export class NodeHost implements ConfigService {
   readonly hub: WatchHub;
 
   readonly #options: NodeHostOptions;
+  readonly #tuning: Tuning;
   readonly #clock: Clock;
   readonly #log: Log;
   readonly #prng: Prng;
@@ -191,6 +205,7 @@ export class NodeHost implements ConfigService {
 
   constructor(options: NodeHostOptions) {
     this.#options = options;
+    this.#tuning = { ...tuningDefaults, ...options.tuning };
     this.node = options.node;
     this.#clock = options.clock;
     this.#log = options.log;
@@ -772,6 +787,7 @@ export class NodeHost implements ConfigService {
         return node !== undefined && this.liveness.supports(node);
       },
       sequence,
+      logKeptEntries: this.#tuning.logKeptEntries,
     });
     replica.startFrom(stored === null ? 0 : meta.sequence);
     if (fresh) {
@@ -867,10 +883,12 @@ export class NodeHost implements ConfigService {
   #runCheckpoints(_now: number): void {
     const { journal } = this.#options;
     for (const replica of this.#ticking) {
-      if (replica.checkpointBytes > CHECKPOINT_BYTES) this.#checkpointQueue.add(replica.group);
+      if (replica.checkpointBytes > this.#tuning.checkpointBytes)
+        this.#checkpointQueue.add(replica.group);
     }
-    if (journal.status.segments > JOURNAL_SEGMENTS) {
-      for (const group of journal.pinning(JOURNAL_SEGMENTS)) this.#checkpointQueue.add(group);
+    const { journalSegments } = this.#tuning;
+    if (journal.status.segments > journalSegments) {
+      for (const group of journal.pinning(journalSegments)) this.#checkpointQueue.add(group);
     }
     for (const group of this.#checkpointQueue) {
       if (this.#checkpoints >= CHECKPOINTS_AT_ONCE) return;

@@ -43,8 +43,6 @@ const UNCOMMITTED_BYTES_MAX = 32 * 1024 * 1024;
 const WAITING_MAX = 20_000;
 /** A read round that brought no answer in this many ticks is asked for again: its messages may be lost. */
 const READ_RETRY_TICKS = 3;
-/** Entries kept behind the applied index, so that a follower a little behind needs no snapshot. */
-const LOG_KEPT_ENTRIES = 1_000;
 
 export type ProposalResult =
   | { readonly kind: "applied"; readonly outcome: Outcome }
@@ -114,6 +112,7 @@ export class Replica {
   readonly #environment: Environment;
   readonly #state: TenantState;
   readonly #hooks: ReplicaHooks;
+  readonly #logKeptEntries: number;
   readonly #ready: Ready = newReady();
   readonly #proposals = new Map<number, Proposal>();
   #readsWaiting: Read[] = [];
@@ -144,6 +143,7 @@ export class Replica {
     random: Prng;
     supports: (id: ReplicaId) => boolean;
     sequence: number;
+    logKeptEntries: number;
   }) {
     const { meta, log, environment, random } = options;
     this.tenant = meta.tenant;
@@ -155,6 +155,7 @@ export class Replica {
     this.#environment = environment;
     this.#state = new TenantState(environment);
     this.#hooks = options.hooks;
+    this.#logKeptEntries = options.logKeptEntries;
     this.#appliedTerm = meta.appliedTerm;
     this.#durableIndex = log.lastIndex();
     this.#durableHard = log.initialState().hardState;
@@ -534,7 +535,7 @@ export class Replica {
     this.#cutSince = null;
     const applied = this.raft.appliedIndex;
     const sequence = this.sequenceDurable;
-    const log = this.log.checkpoint(this.#durableIndex, applied - LOG_KEPT_ENTRIES);
+    const log = this.log.checkpoint(this.#durableIndex, applied - this.#logKeptEntries);
     const change: EnvironmentChange = {
       clear: false,
       meta: metaToBytes(

@@ -2,7 +2,7 @@
  * One simulated life of a cluster, decided by its seed: a safety phase under faults, then everything heals and liveness
  * is demanded — the cluster must converge, serve, and still have every acknowledged write.
  */
-import type { Log } from "../../src/host/node_host.ts";
+import type { Log, Tuning } from "../../src/host/node_host.ts";
 import type { Replica } from "../../src/host/replica.ts";
 import type { Command, Outcome } from "../../src/machine/command.ts";
 import { getConfig, getText } from "../../src/machine/queries.ts";
@@ -43,6 +43,8 @@ interface Swarm {
   readonly cutEveryMs: number;
   readonly freezeEveryMs: number;
   readonly singleVoter: boolean;
+  readonly segmentBytes: number;
+  readonly tuning: Tuning;
 }
 
 /** The seed draws what kind of run it is, so that a thousand seeds are a thousand kinds (swarm testing). */
@@ -67,6 +69,12 @@ function drawSwarm(prng: Prng, stormMs: number): Swarm {
     cutEveryMs: prng.pick([0, 1_500, 4_000]),
     freezeEveryMs: prng.pick([0, 0, 4_000]),
     singleVoter: prng.chance(0.15),
+    segmentBytes: prng.pick([4_096, 16_384, 262_144]),
+    tuning: {
+      checkpointBytes: prng.pick([500, 5_000, 4_000_000]),
+      journalSegments: prng.pick([1, 2, 4]),
+      logKeptEntries: prng.pick([0, 3, 20, 1_000]),
+    },
   };
 }
 
@@ -84,15 +92,10 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
   const violations: string[] = [];
   const invariants = new Invariants((violation) => violations.push(violation));
   let elections = 0;
-  const log: Log = {
+  const log = (node: string): Log => ({
     debug(fields, message) {
       if (message !== "replica.leader_changed") return;
-      const { group, term, role, node } = fields as {
-        group: number;
-        term: number;
-        role: string;
-        node: string;
-      };
+      const { group, term, role } = fields as { group: number; term: number; role: string };
       if (role !== "leader") return;
       elections += 1;
       invariants.leader(group, term, node);
@@ -106,11 +109,13 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
       const { err } = fields as { err?: Error };
       violations.push(`${message}: ${err?.stack ?? JSON.stringify(fields)}`);
     },
-  };
+  });
   const world = new World({
     seed: prng.uint32(),
     nodes: swarm.nodes,
     environmentsMax: swarm.environmentsMax,
+    segmentBytes: swarm.segmentBytes,
+    tuning: swarm.tuning,
     log,
   });
   world.trace = options.trace ?? null;
@@ -142,7 +147,6 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
       const node = prng.pick(world.alive);
       node.host?.proposeWith(tenant, proposal(action), 5_000, (error, outcome) => {
         ended = true;
-        if (process.env["SIMDEBUG"]) console.log(world.now, tenant, action.op, node.name, error?.code, error?.message, JSON.stringify(outcome)?.slice(0, 200), describe(world));
         if (error === null) answer = outcome ?? null;
       });
       await world.run(world.now + 6_000, () => ended || check());

@@ -6,7 +6,7 @@
  */
 import { SortedMap } from "../../src/lib/sorted_map.ts";
 import { Prng } from "../../src/lib/prng.ts";
-import { NodeHost, type Log } from "../../src/host/node_host.ts";
+import { NodeHost, type Log, type Tuning } from "../../src/host/node_host.ts";
 import type {
   Clock,
   Environment,
@@ -218,7 +218,8 @@ export interface WorldOptions {
   readonly nodes: number;
   readonly environmentsMax?: number;
   readonly segmentBytes?: number;
-  readonly log?: Log;
+  readonly tuning?: Partial<Tuning>;
+  readonly log?: (node: string) => Log;
 }
 
 const silent: Log = { debug() {}, info() {}, warn() {}, error() {} };
@@ -429,7 +430,8 @@ export class World {
       transport: this.#transport(node),
       clock,
       seed: this.prng.uint32(),
-      log: this.#options.log ?? silent,
+      tuning: this.#options.tuning ?? {},
+      log: this.#options.log?.(node.name) ?? silent,
       onFatal: (error) => {
         if (node.life === life) node.fatal = error;
       },
