@@ -251,19 +251,25 @@ export class Raft {
 
   // --- inputs --------------------------------------------------------------------------------------------------------
 
-  /** A message from another replica. What can only be local, or is not for this replica, is not taken. */
-  step(m: Message): void {
+  /**
+   * A message from another replica.
+   * @returns false when it is not taken: not for this replica, of a kind that is only local, or an answer from one that
+   * is not a member (any more), which counts for nothing, not even for its term
+   */
+  step(m: Message): boolean {
     assertSafeInteger(m.term, "term");
     assertSafeInteger(m.index, "index");
     assertSafeInteger(m.logTerm, "logTerm");
     assertSafeInteger(m.commit, "commit");
     assertSafeInteger(m.rejectHint, "rejectHint");
     assertSafeInteger(m.context, "context");
-    if (m.to !== this.#id || m.from === this.#id || m.from === NONE) return;
-    if (m.type === MessageType.unreachable || m.type === MessageType.snapshotStatus) return;
+    if (m.to !== this.#id || m.from === this.#id || m.from === NONE) return false;
+    if (m.type === MessageType.unreachable || m.type === MessageType.snapshotStatus) return false;
     const termless = m.type === MessageType.propose || m.type === MessageType.readIndex;
-    if (termless !== (m.term === 0)) return;
+    if (termless !== (m.term === 0)) return false;
+    if (isAnswer(m.type) && this.#peer(m.from) === undefined) return false;
     this.#step(m);
+    return true;
   }
 
   tick(): void {
@@ -904,12 +910,14 @@ export class Raft {
         return;
       }
       case MessageType.propose:
-      case MessageType.readIndex:
-        // It took us for the leader; the answer goes straight back to it.
-        if (this.#lead !== NONE && this.#lead !== m.from) this.#forward(m);
+        if (this.#lead !== NONE) this.#messages.push({ ...m, from: this.#id, to: this.#lead });
         return;
+      case MessageType.readIndex:
       case MessageType.transferLeader:
-        if (this.#lead !== NONE && this.#lead !== m.from) this.#forward(m);
+        // It took us for the leader. An answer goes straight back to it.
+        if (this.#lead !== NONE && this.#lead !== m.from) {
+          this.#messages.push({ ...m, to: this.#lead });
+        }
         return;
       default:
         return;
@@ -919,10 +927,6 @@ export class Raft {
   #hearFrom(leader: ReplicaId): void {
     this.#electionElapsed = 0;
     this.#lead = leader;
-  }
-
-  #forward(m: Message): void {
-    this.#messages.push({ ...m, to: this.#lead });
   }
 
   #forwardTransfer(to: ReplicaId): void {
@@ -1373,6 +1377,16 @@ export class Raft {
       snapshot: null,
     };
   }
+}
+
+function isAnswer(type: MessageType): boolean {
+  return (
+    type === MessageType.appendEntriesResponse ||
+    type === MessageType.heartbeatResponse ||
+    type === MessageType.requestVoteResponse ||
+    type === MessageType.preVoteResponse ||
+    type === MessageType.readIndexResponse
+  );
 }
 
 function statusOf(peer: Progress): PeerStatus {
