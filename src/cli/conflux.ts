@@ -25,6 +25,7 @@ import {
   formats,
   plainText,
   print,
+  printContent,
   ProgressLine,
   show,
   table,
@@ -98,7 +99,8 @@ class Context {
   get admin(): Admin {
     const { url, token } = this;
     try {
-      return new Admin({ url, ...(token !== undefined && { token }) });
+      // A person is waiting: a node that is not there is told soon, one that is busy gets its time.
+      return new Admin({ url, unreachableMs: 3_000, ...(token !== undefined && { token }) });
     } catch (error) {
       throw new UsageError((error as Error).message);
     }
@@ -440,7 +442,7 @@ async function get(context: Context): Promise<void> {
   const version = options.get("version") ?? config.default;
   if (version === null) throw new Error(`Nothing is released as default: name a --version`);
   const held = await admin.version(where, context.name, version);
-  if (context.format === "table") process.stdout.write(held.content);
+  if (context.format === "table") printContent(held.content);
   else context.show(held, () => "");
 }
 
@@ -535,7 +537,11 @@ async function publish(context: Context): Promise<void> {
     );
   } catch (error) {
     const isMissing = error instanceof Problem && error.code === "not-found";
-    if (!isMissing || format === undefined) throw error;
+    if (!isMissing) throw error;
+    if (format === undefined)
+      throw new UsageError(
+        `There is no config ${where.namespace}/${name}; give its --format to create it`,
+      );
     const body = { format: format as ContentFormat, content };
     const done = await admin.putConfig(where, name, body, { ifNoneMatch: "*" });
     context.show(done, () => `Created ${where.namespace}/${name} with version 1, released`);
@@ -599,7 +605,7 @@ async function evaluate(context: Context): Promise<void> {
           name,
           one.version,
           one.format,
-          one.content?.trim(),
+          one.content?.replaceAll(/\s+/g, " ").trim() ?? "(large)",
         ]),
       ),
     );
@@ -611,10 +617,8 @@ async function evaluate(context: Context): Promise<void> {
     return;
   }
   const value = await admin.value(where, context.name, labels);
-  if (context.format === "table") {
-    process.stdout.write(value.content);
-    if (process.stdout.isTTY && !value.content.endsWith("\n")) print("");
-  } else context.show(value, () => "");
+  if (context.format === "table") printContent(value.content);
+  else context.show(value, () => "");
 }
 
 function explanation(explained: Awaited<ReturnType<Admin["explain"]>>): string {
@@ -627,8 +631,8 @@ function explanation(explained: Awaited<ReturnType<Admin["explain"]>>): string {
     ["revision", revision],
   ]);
   const lines = rules.map((one) => {
-    const { id, ...rest } = one as Record<string, unknown>;
-    return `  ${plainText(String(id))}: ${plainText(JSON.stringify(rest))}`;
+    const { rule, outcome, detail } = one;
+    return `  ${plainText(`${rule}: ${outcome}. ${detail}`)}`;
   });
   return [head, ...(lines.length === 0 ? [] : ["rules", ...lines])].join("\n");
 }

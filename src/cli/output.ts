@@ -51,6 +51,12 @@ export function table(head: readonly string[], rows: readonly (readonly Cell[])[
     .join("\n");
 }
 
+/** A content as it is; on a terminal the prompt begins on a line of its own. */
+export function printContent(content: string): void {
+  process.stdout.write(content);
+  if (process.stdout.isTTY && !content.endsWith("\n")) process.stdout.write("\n");
+}
+
 /** `name  value` lines. */
 export function fields(pairs: readonly (readonly [string, Cell])[]): string {
   const width = Math.max(...pairs.map(([name]) => name.length)) + 2;
@@ -88,7 +94,7 @@ const advice: Partial<Record<string, string>> = {
   "not-found": "Check --tenant, --namespace and the name; `conflux get` lists what is there",
   "precondition-failed": "Somebody changed it meanwhile: look at it again, then repeat",
   conflict: "Look at what is there (`conflux describe`), then repeat",
-  protected: "Take the protection off the namespace first",
+  protected: "Give the namespace `protected: false` in its manifest and apply that",
   "quota-exceeded": "Delete what is not needed, or have the tenant's quotas raised",
   "too-many-requests": "Repeat later, with fewer requests at once",
   "no-quorum": "See which nodes answer: `conflux cluster status`",

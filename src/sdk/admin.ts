@@ -67,6 +67,8 @@ export interface AdminOptions {
   readonly requestMs?: number;
   /** All attempts' time. */
   readonly totalMs?: number;
+  /** All attempts' time as long as nobody answered at all. Default: `totalMs`. */
+  readonly unreachableMs?: number;
 }
 
 /** A namespace of a tenant. */
@@ -388,7 +390,8 @@ export class Admin {
   ): Promise<Response> {
     const { requestMs = 15_000, totalMs = 30_000 } = this.#options;
     const backoff = new Backoff(100, 2_000);
-    const until = performance.now() + totalMs;
+    const from = performance.now();
+    const { unreachableMs = totalMs } = this.#options;
     const never = new AbortController().signal;
     for (;;) {
       try {
@@ -406,7 +409,8 @@ export class Admin {
         const told = error instanceof Problem;
         if (told && !mayRepeat(error)) throw error;
         const waitMs = backoff.next(told ? Math.min((error.retryAfter ?? 0) * 1000, 10_000) : 0);
-        if (performance.now() + waitMs > until) throw error;
+        const spentMs = performance.now() - from + waitMs;
+        if (spentMs > (told ? totalMs : unreachableMs)) throw error;
         this.#at += 1;
         await sleep(waitMs, never);
       }

@@ -336,6 +336,8 @@ export class Conflux {
         if (done) return;
         wire.expectWithin(this.#timing.idleMs);
         this.#heardAt = performance.now();
+        // A resumed stream may have nothing to say before its first bookmark: the server took the cursor, that is enough.
+        if (this.#snapshot.live && !this.#resync) this.#connected();
         for (const event of parser.push(value)) {
           frames += 1;
           if (parser.retryMs !== null) this.#backoff.baseMs = parser.retryMs;
@@ -432,11 +434,13 @@ export class Conflux {
     this.#resync = false;
     if (taken.kind === "swapped") this.#swapped(taken.changes, taken.revision);
     else if (taken.kind === "incomplete") await this.#fetchMissing(wire);
-    if (this.#snapshot.live && this.#state !== "closed") {
-      this.#problem = null;
-      this.#setState("live");
-    }
+    if (this.#snapshot.live) this.#connected();
     return true;
+  }
+
+  #connected(): void {
+    this.#problem = null;
+    if (this.#state !== "live") this.#setState("live");
   }
 
   /**
