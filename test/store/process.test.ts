@@ -204,6 +204,25 @@ describe("a data directory", () => {
     }
   });
 
+  test("tells a holder in another namespace by its socket", async () => {
+    const directory = temporary();
+    const options = { directory, cluster: "test", node: "a" };
+    const holder = new Child("lock", directory);
+    await holder.said(1);
+    // As a second container sees the first: the pid means nothing here.
+    const file = join(directory, "lock.1");
+    const content = JSON.parse(fs.readFileSync(file, "utf8")) as Record<string, unknown>;
+    fs.writeFileSync(file, JSON.stringify({ ...content, namespace: "pid:[1]", started: "1" }));
+    let message = "";
+    await openDataDirectory(options).catch((error: Error) => (message = error.message));
+    expect(message).toContain(`in use by process ${holder.process.pid as number}`);
+    expect(message).not.toContain("remove");
+    await holder.kill();
+    const data = await openDataDirectory(options);
+    expect(data.boot).toBe(2);
+    data.close();
+  });
+
   test("is free again after close, also for this process, and counts its starts", async () => {
     const directory = temporary();
     const options = { directory, cluster: "test", node: "a" };
