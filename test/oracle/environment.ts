@@ -291,6 +291,7 @@ function answersTo(id: number, append: StorageAppend): Parcel[] {
     isLocal: true,
     deliver: ({ raft }) => {
       if (i === 0) raft.appended(append);
+      return true;
     },
   }));
   const others = append.responses.map(parcelOf);
