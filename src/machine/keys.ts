@@ -2,9 +2,12 @@
  * Keys of rows (see rows.ts). Names hold no slash, and "0" follows "/" in ASCII: everything under a prefix is one range.
  */
 
+const zeros = "0".repeat(16);
+
 /** Numbers up to 2^53 in text order. */
 export function padded(n: number): string {
-  return String(n).padStart(16, "0");
+  const text = String(n);
+  return zeros.slice(text.length) + text;
 }
 
 export const metaKey = "meta";

@@ -9,7 +9,7 @@
 import { murmur3Text } from "./murmur3.ts";
 import type { LabelMatch, Labels, Release, ReleaseRule } from "./release.ts";
 import { inRange, parseRange, parseVersion } from "./semver.ts";
-import type { Range } from "./semver.ts";
+import type { Range, Version } from "./semver.ts";
 import { parseTime } from "./time.ts";
 
 /** Parts of a rollout: a step of 0.001 % is one part. */
@@ -84,19 +84,26 @@ function labelHolds(match: LabelMatch, value: string | undefined): boolean {
   );
 }
 
-/** Ranges of rules come again with every request; versions of clients are too many to keep. */
+/** What was parsed lately: the same ranges come with every request, and clients have few versions at a time. */
 const ranges = new Map<string, Range | null>();
-const rangesMax = 1_000;
+const versions = new Map<string, Version | null>();
+const parsedMax = 1_000;
+
+function parsed<T>(cache: Map<string, T | null>, text: string, parse: (text: string) => T | null) {
+  let value = cache.get(text);
+  if (value === undefined) {
+    if (cache.size >= parsedMax) cache.clear();
+    value = parse(text);
+    // Long texts are odd, and a thousand of them would be much to keep.
+    if (text.length <= 64) cache.set(text, value);
+  }
+  return value;
+}
 
 function versionHolds(text: string, value: string | undefined): boolean {
-  const version = value === undefined ? null : parseVersion(value);
+  const version = value === undefined ? null : parsed(versions, value, parseVersion);
   if (version === null) return false;
-  let range = ranges.get(text);
-  if (range === undefined) {
-    if (ranges.size >= rangesMax) ranges.clear();
-    range = parseRange(text);
-    ranges.set(text, range);
-  }
+  const range = parsed(ranges, text, parseRange);
   return range !== null && inRange(range, version);
 }
 

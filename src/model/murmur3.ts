@@ -38,5 +38,28 @@ export function murmur3(bytes: Uint8Array, seed = 0): number {
 
 /** The same over the UTF-8 bytes of a text. */
 export function murmur3Text(text: string, seed = 0): number {
-  return murmur3(utf8Encode(text), seed);
+  // Most texts are ASCII: then units are bytes, and nothing needs to be allocated.
+  let h = seed | 0;
+  const { length } = text;
+  const whole = length & ~3;
+  let seen = 0;
+  for (let i = 0; i < whole; i += 4) {
+    const a = text.charCodeAt(i);
+    const b = text.charCodeAt(i + 1);
+    const c = text.charCodeAt(i + 2);
+    const d = text.charCodeAt(i + 3);
+    seen |= a | b | c | d;
+    h ^= mix(a | (b << 8) | (c << 16) | (d << 24));
+    h = (h << 13) | (h >>> 19);
+    h = (Math.imul(h, 5) + 0xe6546b64) | 0;
+  }
+  let tail = 0;
+  for (let i = length - 1; i >= whole; i--) {
+    const unit = text.charCodeAt(i);
+    seen |= unit;
+    tail = (tail << 8) | unit;
+  }
+  if (seen > 0x7f) return murmur3(utf8Encode(text), seed);
+  if (whole < length) h ^= mix(tail);
+  return finish(h, length);
 }

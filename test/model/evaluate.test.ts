@@ -212,6 +212,13 @@ describe("murmur3()", () => {
   test.each(texts)("of %j with seed %d", (text, seed, expected) => {
     expect(murmur3Text(text, seed)).toBe(expected);
   });
+  test("of a text is that of its UTF-8 bytes", () => {
+    fc.assert(
+      fc.property(fc.string({ unit: "binary" }), fc.nat(), (text, seed) => {
+        expect(murmur3Text(text, seed)).toBe(murmur3(new TextEncoder().encode(text), seed));
+      }),
+    );
+  });
   const bytes: [bytes: number[], seed: number, expected: number][] = [
     [[0xff, 0xff, 0xff, 0xff], 0, 0x76293b50],
     [[0x21, 0x43, 0x65, 0x87], 0, 0xf55b516b],
