@@ -42,7 +42,7 @@ export const windowBytesMax: Readonly<Record<Lane, number>> = {
   snapshot: 4 * 1024 * 1024,
 };
 /** Bytes after which a flush is asked for; fewer are never waited for. */
-const probeBytes = 64 * 1024;
+const probeBytes = 256 * 1024;
 
 /** The server's max_payload must be this at least; NATS's default is 1 MiB. */
 export const payloadBytesNeeded = 512 * 1024;
