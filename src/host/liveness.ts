@@ -46,7 +46,12 @@ export class Liveness {
     if (node === this.#self) return;
     this.add(node);
     const peer = this.#peers.get(node) as Peer;
-    const news = !peer.alive || boot > peer.boot;
+    // Back under a new boot before its silence was noticed: whatever it led, it leads no more.
+    if (peer.alive && boot > peer.boot) {
+      peer.alive = false;
+      this.#events.down(node);
+    }
+    const news = !peer.alive;
     peer.heardAt = now;
     peer.boot = Math.max(peer.boot, boot);
     peer.alive = true;

@@ -633,8 +633,10 @@ export class NodeHost implements ConfigService {
     const now = this.#clock.monotonicMs();
     for (const replica of this.#replicas.values()) {
       if (replica.halted !== null || !hasMember(replica, node)) continue;
+      const led = replica.leaderNode === node;
+      if (led) this.#contained(replica, () => replica.raft.forgetLeader());
       this.#mark(replica);
-      if (replica.leaderNode !== node || !this.#isFirstToCampaign(replica)) continue;
+      if (!led || !this.#isFirstToCampaign(replica)) continue;
       this.#campaigns.push({ replica, due: now, tries: CAMPAIGN_TRIES });
     }
   }

@@ -130,7 +130,8 @@ export class Replica {
   #storing = false;
   /** Lowest index cut from the log since the running checkpoint began. */
   #cutSince: number | null = null;
-  #snapshotRows: { meta: SnapshotMeta; rows: readonly (readonly [string, string])[] } | null = null;
+  /** Offered and not installed yet: Raft may take another one while the first waits for its turn. */
+  #offered: { meta: SnapshotMeta; rows: readonly (readonly [string, string])[] }[] = [];
   #leadKnown: ReplicaId = NONE;
   #leaderKnown = false;
 
@@ -278,7 +279,7 @@ export class Replica {
   /** Rows of a snapshot, complete; Raft decides whether it is still wanted. */
   offerSnapshot(message: Message, rows: readonly (readonly [string, string])[]): void {
     if (this.halted !== null || message.snapshot === null) return;
-    this.#snapshotRows = { meta: message.snapshot, rows };
+    this.#offered.push({ meta: message.snapshot, rows });
     this.raft.step(message);
   }
 
@@ -569,14 +570,12 @@ export class Replica {
   }
 
   #install(append: StorageAppend, snapshot: SnapshotMeta): void {
-    const offered = this.#snapshotRows;
-    assert(
-      offered !== null &&
-        offered.meta.index === snapshot.index &&
-        offered.meta.term === snapshot.term,
-      "Raft installs a snapshot that was not offered",
+    const offered = this.#offered.find(
+      ({ meta }) => meta.index === snapshot.index && meta.term === snapshot.term,
     );
-    this.#snapshotRows = null;
+    assert(offered !== undefined, "Raft installs a snapshot that was not offered");
+    // Older ones are superseded, and so is what was offered and not taken.
+    this.#offered = this.#offered.filter(({ meta }) => meta.index > snapshot.index);
     this.#storing = true;
     this.#installing = true;
     const hard = append.hardState ?? this.#durableHard;

@@ -481,11 +481,16 @@ export class Raft {
 
   #step(m: Message): void {
     if (m.term > this.#term) {
-      const asksForVote = m.type === MessageType.requestVote || m.type === MessageType.preVote;
-      if (asksForVote && m.context !== FORCED && this.#inLease(m.from)) {
-        // Thesis §4.2.3: who hears from a leader does not help to depose it. But the sender did not hear from it.
-        this.#introduceTo(m.from);
-        return;
+      if (m.type === MessageType.requestVote || m.type === MessageType.preVote) {
+        // Our leader asks about a term after its own: it restarted or stepped down, and nobody leads. It may have lost
+        // entries that are here, so that only one of us can be elected; and with its node alive, support would keep us
+        // quiet for ever. (A late request from before it led asks about no later term.)
+        if (m.from === this.#lead && this.#supports !== null) this.forgetLeader();
+        if (m.context !== FORCED && this.#inLease(m.from)) {
+          // Thesis §4.2.3: who hears from a leader does not help to depose it. But the sender did not hear from it.
+          this.#introduceTo(m.from);
+          return;
+        }
       }
       this.#adoptTerm(m);
     } else if (m.term < this.#term && m.term !== 0) {
