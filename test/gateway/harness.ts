@@ -1,7 +1,44 @@
 /** One gateway, or several, over the twin of the host; and a client that speaks HTTP with them. */
-import { createGateway, type Gateway, type GatewaySettings } from "../../src/gateway/gateway.ts";
+import { FormatRegistry } from "@sinclair/typebox";
+import { Value } from "@sinclair/typebox/value";
+import {
+  createGateway,
+  routes,
+  type Gateway,
+  type GatewaySettings,
+} from "../../src/gateway/gateway.ts";
 import { hashToken } from "../../src/gateway/tokens.ts";
 import { rootToken, SoloCluster } from "./solo_service.ts";
+
+FormatRegistry.Set("date-time", (text) => new Date(text).toISOString() === text);
+
+/** Every answer of every test is held against the schema that its route declares. */
+function checkAnswer(method: string, path: string, answer: Answer): void {
+  const parts = (path.split("?")[0] as string).split("/");
+  const route = routes.find((one) => {
+    const expected = one.path.split("/");
+    return (
+      one.method === method &&
+      expected.length === parts.length &&
+      expected.every((part, i) => part.startsWith(":") || part === parts[i])
+    );
+  });
+  if (answer.headers.get("x-request-id") === null) throw new Error("An answer has no request id");
+  if (answer.status >= 400 && route?.responses[answer.status] === undefined) {
+    if (answer.text === "") return;
+    if (answer.headers.get("content-type") !== "application/problem+json")
+      throw new Error(`Not a problem document: ${answer.text}`);
+    return;
+  }
+  if (route === undefined || answer.status === 304 || answer.status === 204) return;
+  const declared = route.responses[answer.status];
+  if (declared === undefined) throw new Error(`${route.id} does not declare ${answer.status}`);
+  if (declared.schema === undefined || declared.media === "*/*") return;
+  if (answer.headers.get("content-type")?.startsWith("text/event-stream") === true) return;
+  const error = Value.Errors(declared.schema, answer.body).First();
+  if (error !== undefined)
+    throw new Error(`${route.id} answers ${error.path}: ${error.message}: ${answer.text}`);
+}
 
 export interface LogLine {
   readonly level: string;
@@ -80,12 +117,14 @@ export class Harness {
     });
     const text = await response.text();
     const isJson = /json/.test(response.headers.get("content-type") ?? "");
-    return {
+    const answer = {
       status: response.status,
       headers: response.headers,
-      body: isJson && text !== "" ? JSON.parse(text) : text,
+      body: isJson && text !== "" ? (JSON.parse(text) as unknown) : text,
       text,
     };
+    if (method !== "HEAD") checkAnswer(method, path, answer);
+    return answer;
   }
 
   /** @returns the tenant's first admin token */
