@@ -4,11 +4,13 @@
  *
  * The library has no budget of its own. Every schema object gets a prototype with a getter for a keyword that 2020-12
  * does not have and that the library reads once per evaluation of a schema: that is where steps are counted. Regular
- * expressions are moved into `format`, the one keyword that calls a function, so that their cost is counted as well.
+ * expressions never reach the engine (see pattern.ts): `pattern` is moved into `format`, the one keyword that calls a
+ * function, and `patternProperties` becomes lists of those names of the content that match.
  */
 import { dereference, format, validate } from "@cfworker/json-schema";
 import { depthMax, scanJson } from "./json.ts";
 import { escapePointer, shown } from "./names.ts";
+import { Pattern } from "./pattern.ts";
 import { utf8Length } from "./utf8.ts";
 
 export interface SchemaError {
@@ -20,9 +22,10 @@ export const schemaBytesMax = 262_144;
 const errorsMax = 20;
 /** Evaluations of a schema per check. */
 const stepsMax = 200_000;
-/** Steps of regular expressions per check, as estimated from above. */
-const patternStepsMax = 200_000_000;
-const patternLengthMax = 512;
+/** Steps of regular expressions per check. */
+const patternStepsMax = 20_000_000;
+/** Lists of names that stand for `patternProperties` are tried on every name: the product of both is bounded. */
+const nameTrialsMax = 5_000_000;
 /** The longest text that a named format is tried on: some of its expressions are quadratic. */
 const formatLengthMax = 4_096;
 /** `uniqueItems` compares all pairs. */
@@ -32,16 +35,39 @@ const namedFormat = "conflux-format:";
 
 type SchemaNode = Record<string, unknown>;
 
-/** Null when the text can serve as a schema. */
+/** Empty when the text can serve as a schema. */
 export function checkSchema(text: string): readonly SchemaError[] {
-  const compiled = compile(text);
+  const compiled = compile(text, []);
   return "errors" in compiled ? compiled.errors : [];
 }
 
 /** What in the value breaks the schema; empty = it is valid. A schema that cannot be used is an error too. */
 export function validateAgainst(schemaText: string, value: unknown): readonly SchemaError[] {
-  const compiled = compile(schemaText);
-  return "errors" in compiled ? compiled.errors : run(compiled, value);
+  try {
+    const names = new Set<string>();
+    collectNames(value, names, 0);
+    const compiled = compile(schemaText, [...names]);
+    return "errors" in compiled ? compiled.errors : run(compiled, value);
+  } catch (error) {
+    if (error instanceof OverBudget) return [{ pointer: "", detail: error.detail }];
+    // A reference that leads back to itself recurses without end, and very many errors overflow the stack too.
+    if (error instanceof RangeError)
+      return [{ pointer: "", detail: "Simplify schema or content: the check went too deep" }];
+    throw error;
+  }
+}
+
+function collectNames(value: unknown, names: Set<string>, depth: number): void {
+  if (typeof value !== "object" || value === null) return;
+  if (depth > depthMax) overBudget(`Nest at most ${depthMax} levels deep`);
+  if (Array.isArray(value)) {
+    for (const item of value) collectNames(item, names, depth + 1);
+    return;
+  }
+  for (const [name, item] of Object.entries(value)) {
+    names.add(name);
+    collectNames(item, names, depth + 1);
+  }
 }
 
 // --- reading a schema ----------------------------------------------------------------------------------------------------
@@ -50,10 +76,8 @@ interface Compiled {
   readonly root: SchemaNode | boolean;
   readonly lookup: ReturnType<typeof dereference>;
   readonly budget: Budget;
-  /** Cost exponents of the expressions of `patternProperties`, which are tried on every name. */
-  readonly namePatterns: readonly number[];
   readonly hasUniqueItems: boolean;
-  readonly patterns: ReadonlyMap<string, RegExp>;
+  readonly patterns: ReadonlyMap<string, Pattern>;
 }
 
 class OverBudget {
@@ -63,23 +87,33 @@ class OverBudget {
   }
 }
 
+function overBudget(detail: string): never {
+  // oxlint-disable-next-line no-throw-literal -- caught in validateAgainst: an answer, not an error
+  throw new OverBudget(detail);
+}
+
 class Budget {
   #steps = 0;
   #patternSteps = 0;
+  #nameTrials = 0;
 
   step(): void {
     if (++this.#steps > stepsMax)
-      // oxlint-disable-next-line no-throw-literal -- caught in run: an answer, not an error
-      throw new OverBudget(`Simplify schema or content: the check took ${stepsMax} steps`);
+      overBudget(`Simplify schema or content: the check took ${stepsMax} steps`);
   }
 
-  pattern(length: number, exponent: number): void {
-    this.#patternSteps += (length + 1) ** exponent;
+  readonly patternSteps = (steps: number): void => {
+    this.#patternSteps += steps;
     if (this.#patternSteps > patternStepsMax)
-      // oxlint-disable-next-line no-throw-literal -- caught in run: an answer, not an error
-      throw new OverBudget(
-        "Simplify the patterns or shorten the texts: matching could take too long",
+      overBudget(
+        `Simplify the patterns or shorten the texts: matching took ${patternStepsMax} steps`,
       );
+  };
+
+  nameTrials(trials: number): void {
+    this.#nameTrials += trials;
+    if (this.#nameTrials > nameTrialsMax)
+      overBudget("Simplify patternProperties or give fewer names: there are too many to try");
   }
 }
 
@@ -87,7 +121,10 @@ function fail(detail: string, pointer = ""): { errors: readonly SchemaError[] } 
   return { errors: [{ pointer, detail }] };
 }
 
-function compile(text: string): Compiled | { readonly errors: readonly SchemaError[] } {
+function compile(
+  text: string,
+  names: readonly string[],
+): Compiled | { readonly errors: readonly SchemaError[] } {
   const bytes = utf8Length(text);
   if (bytes > schemaBytesMax)
     return fail(`Shorten the schema to ${schemaBytesMax} bytes: it has ${bytes}`);
@@ -97,7 +134,7 @@ function compile(text: string): Compiled | { readonly errors: readonly SchemaErr
   const parsed: unknown = JSON.parse(text);
   if (typeof parsed !== "boolean" && !isNode(parsed))
     return fail("Give the schema as an object, true or false");
-  const reader = new SchemaReader();
+  const reader = new SchemaReader(names);
   const root = reader.schema(parsed, "") as SchemaNode | boolean;
   if (reader.errors.length > 0) return { errors: reader.errors };
   let lookup: Compiled["lookup"];
@@ -165,13 +202,14 @@ class SchemaReader {
   readonly errors: SchemaError[] = [];
   readonly #budget = new Budget();
   readonly #prototype: object;
-  readonly #namePatterns: number[] = [];
-  readonly #patterns = new Map<string, RegExp>();
-  readonly #exponents = new Map<string, number>();
+  readonly #names: readonly string[];
+  readonly #patterns = new Map<string, Pattern>();
   readonly #references: { node: SchemaNode; pointer: string }[] = [];
   #hasUniqueItems = false;
 
-  constructor() {
+  /** `names`: of all properties in the content. */
+  constructor(names: readonly string[]) {
+    this.#names = names;
     const budget = this.#budget;
     this.#prototype = Object.create(Object.prototype, {
       $recursiveAnchor: {
@@ -185,7 +223,6 @@ class SchemaReader {
   facts(): Omit<Compiled, "root" | "lookup"> {
     return {
       budget: this.#budget,
-      namePatterns: this.#namePatterns,
       hasUniqueItems: this.#hasUniqueItems,
       patterns: this.#patterns,
     };
@@ -257,42 +294,45 @@ class SchemaReader {
     }
     // Without a prototype: a property named like a method of objects must not find that method.
     const map = Object.create(null) as SchemaNode;
-    for (const name of Object.keys(value)) {
+    for (const [i, name] of Object.keys(value).entries()) {
       const pointer = `${at}/${escapePointer(name)}`;
-      if (keyword === "patternProperties") {
-        const exponent = this.#pattern(name, pointer);
-        if (exponent !== null) this.#namePatterns.push(exponent);
-      }
-      define(map, name, this.schema(value[name], pointer));
+      const key = keyword === "patternProperties" ? this.#matching(name, i, pointer) : name;
+      define(map, key, this.schema(value[name], pointer));
     }
     return map;
   }
 
-  /** Registers an expression; its exponent, or null after an error. */
-  #pattern(source: string, at: string): number | null {
-    const known = this.#exponents.get(source);
+  /** An expression for exactly those names that match, which the engine tries without going back. */
+  #matching(source: string, index: number, at: string): string {
+    const pattern = this.#pattern(source, at);
+    const names =
+      pattern === null
+        ? []
+        : this.#names.filter((name) => pattern.test(name, this.#budget.patternSteps));
+    this.#budget.nameTrials(names.length * this.#names.length);
+    const list = names.map((name) => name.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&")).join("|");
+    // Empty groups at the end keep two expressions apart that the same names match.
+    return `^(?:${names.length === 0 ? "(?!)" : list})$${"(?:)".repeat(index)}`;
+  }
+
+  #pattern(source: string, at: string): Pattern | null {
+    const known = this.#patterns.get(source);
     if (known !== undefined) return known;
-    const cost = patternCost(source);
-    if (typeof cost === "string") {
-      this.#add(at, cost);
+    const pattern = Pattern.compile(source);
+    if (typeof pattern === "string") {
+      this.#add(at, pattern);
       return null;
     }
-    try {
-      this.#patterns.set(source, new RegExp(source, "u"));
-    } catch {
-      this.#add(at, "Give a regular expression of ECMAScript with the u flag: this is none");
-      return null;
-    }
-    this.#exponents.set(source, cost);
-    return cost;
+    this.#patterns.set(source, pattern);
+    return pattern;
   }
 
   #formats(node: SchemaNode, value: SchemaNode, at: string): void {
     const formats: string[] = [];
     const { pattern, format: named } = value;
     if (typeof pattern === "string") {
-      const exponent = this.#pattern(pattern, `${at}/pattern`);
-      if (exponent !== null) formats.push(`${patternFormat}${exponent}:${pattern}`);
+      if (this.#pattern(pattern, `${at}/pattern`) !== null)
+        formats.push(`${patternFormat}${pattern}`);
     }
     if (typeof named === "string" && Object.hasOwn(format, named))
       formats.push(`${namedFormat}${named}`);
@@ -365,130 +405,6 @@ function shapeError(keyword: string, value: unknown): string | null {
   }
 }
 
-// --- what a regular expression can cost ----------------------------------------------------------------------------------
-
-interface Group {
-  /** The literal it begins with: where a repetition of it can begin is then beyond doubt … */
-  lead: string | null;
-  /** … unless something inside can match that literal too. */
-  isClear: boolean;
-  /** It can match in several ways: by a quantifier of varying length, or alternatives. */
-  hasChoice: boolean;
-}
-
-/**
- * An exponent e such that matching a text of n characters takes at most about n^e steps, or a sentence that says what is
- * not allowed. Engines backtrack: repeating a group that can match the same text in several ways is exponential, and is
- * refused; each unbounded quantifier beside others multiplies by n; so does a start that is not anchored.
- */
-function patternCost(source: string): number | string {
-  if (source.length > patternLengthMax)
-    return `Shorten the pattern to ${patternLengthMax} characters: it has ${source.length}`;
-  let exponent = source.startsWith("^") && !source.includes("|") ? 0 : 1;
-  const open: Group[] = [];
-  /** What a quantifier at this place would repeat. */
-  let atom: string | Group = "";
-  for (let i = 0; i < source.length;) {
-    const unit = source[i] as string;
-    const group = open.at(-1);
-    const quantifier = quantifierAt(source, i);
-    if (quantifier !== null) {
-      const { min, max, length } = quantifier;
-      if (max > 1 && typeof atom !== "string" && atom.hasChoice && !atom.isClear)
-        if (max > 4 || ++exponent > exponentMax)
-          return "Write the pattern without repeating a group that can match in several ways";
-      if (max > 16) exponent++;
-      else if (max !== min && max > 1) exponent += 0.5;
-      if (group !== undefined && max !== min) {
-        group.hasChoice = true;
-        if (typeof atom !== "string" || canBe(atom, group.lead)) group.isClear = false;
-      }
-      i += length;
-      if (source[i] === "?") i++;
-    } else if (unit === "(") {
-      if (/^\(\?(?:[=!]|<[=!])/.test(source.slice(i, i + 4)))
-        return "Write the pattern without looking ahead or behind";
-      i += source.startsWith("(?:", i) ? 3 : 1;
-      open.push({ lead: leadAt(source, i), isClear: true, hasChoice: false });
-    } else if (unit === ")") {
-      const closed = open.pop();
-      const outer = open.at(-1);
-      if (outer !== undefined && closed?.hasChoice === true) {
-        outer.hasChoice = true;
-        outer.isClear = false;
-      }
-      if (closed?.lead === null) closed.isClear = false;
-      atom = closed ?? "";
-      i++;
-    } else if (unit === "|") {
-      if (group !== undefined) {
-        group.hasChoice = true;
-        group.isClear = false;
-      }
-      i++;
-    } else {
-      const end = atomEnd(source, i);
-      atom = source.slice(i, end);
-      if (/^\\(?:[1-9]|k)/.test(atom)) return "Write the pattern without back references";
-      i = end;
-    }
-  }
-  return exponent > exponentMax
-    ? "Write the pattern with fewer repetitions: it could take too long"
-    : exponent;
-}
-
-const exponentMax = 6;
-
-/** The character that a group beginning here must begin with, if that is one and is not itself repeated. */
-function leadAt(source: string, at: number): string | null {
-  const lead = /^(?:\\([^A-Za-z0-9])|([^\\[\](){}*+?.|^$]))/.exec(source.slice(at, at + 2));
-  if (lead === null || quantifierAt(source, at + lead[0].length) !== null) return null;
-  return lead[1] ?? lead[2] ?? null;
-}
-
-function canBe(atom: string, lead: string | null): boolean {
-  if (lead === null) return true;
-  try {
-    return new RegExp(`^(?:${atom})$`, "u").test(lead);
-  } catch {
-    return true;
-  }
-}
-
-function atomEnd(source: string, at: number): number {
-  if (source[at] === "[") return classEnd(source, at);
-  if (source[at] !== "\\") return at + ((source.codePointAt(at) as number) > 0xffff ? 2 : 1);
-  const escape =
-    /^\\(?:[pP]\{[^}]*\}|u\{[0-9a-fA-F]+\}|u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|c[A-Za-z]|[\s\S]|$)/u;
-  return at + (escape.exec(source.slice(at, at + 64))?.[0].length ?? 1);
-}
-
-function classEnd(source: string, start: number): number {
-  for (let i = start + 1; i < source.length; i++) {
-    if (source[i] === "\\") i++;
-    else if (source[i] === "]") return i + 1;
-  }
-  return source.length;
-}
-
-function quantifierAt(
-  source: string,
-  at: number,
-): { min: number; max: number; length: number } | null {
-  const unit = source[at];
-  if (unit === "*") return { min: 0, max: Number.POSITIVE_INFINITY, length: 1 };
-  if (unit === "+") return { min: 1, max: Number.POSITIVE_INFINITY, length: 1 };
-  if (unit === "?") return { min: 0, max: 1, length: 1 };
-  if (unit !== "{") return null;
-  const match = /^\{(\d+)(,(\d*))?\}/.exec(source.slice(at, at + 32));
-  if (match === null) return null;
-  const min = Number(match[1]);
-  const max =
-    match[2] === undefined ? min : match[3] === "" ? Number.POSITIVE_INFINITY : Number(match[3]);
-  return { min, max, length: match[0].length };
-}
-
 // --- running -------------------------------------------------------------------------------------------------------------
 
 function run(compiled: Compiled, value: unknown): readonly SchemaError[] {
@@ -500,49 +416,25 @@ function run(compiled: Compiled, value: unknown): readonly SchemaError[] {
   };
   for (const name of Object.keys(format))
     register(`${namedFormat}${name}`, (text) => {
-      budget.pattern(text.length, 1.5);
+      budget.patternSteps(text.length);
       return text.length <= formatLengthMax && (format[name]?.(text) ?? true);
     });
-  for (const [source, expression] of patterns) {
-    const exponent = patternCost(source) as number;
-    register(`${patternFormat}${exponent}:${source}`, (text) => {
-      budget.pattern(text.length, exponent);
-      return expression.test(text);
-    });
-  }
+  for (const [source, pattern] of patterns)
+    register(`${patternFormat}${source}`, (text) => pattern.test(text, budget.patternSteps));
   try {
-    guardValue(compiled, value, 0);
-    const { errors } = validate(value, root, "2020-12", lookup, false);
-    return readable(errors);
-  } catch (error) {
-    if (error instanceof OverBudget) return [{ pointer: "", detail: error.detail }];
-    // A reference that leads back to itself recurses without end, and very many errors overflow the stack too.
-    if (error instanceof RangeError)
-      return [{ pointer: "", detail: "Simplify schema or content: the check went too deep" }];
-    throw error;
+    if (compiled.hasUniqueItems) guardUniqueItems(value);
+    return readable(validate(value, root, "2020-12", lookup, false).errors);
   } finally {
     for (const name of registered) delete format[name];
   }
 }
 
-/** Bounds what is not counted in steps, and keeps out what the library does not take. */
-function guardValue(compiled: Compiled, value: unknown, depth: number): void {
+function guardUniqueItems(value: unknown): void {
   if (typeof value !== "object" || value === null) return;
-  // oxlint-disable-next-line no-throw-literal -- caught in run
-  if (depth > depthMax) throw new OverBudget(`Nest at most ${depthMax} levels deep`);
-  if (Array.isArray(value)) {
-    if (compiled.hasUniqueItems && value.length > uniqueItemsMax)
-      // oxlint-disable-next-line no-throw-literal -- caught in run
-      throw new OverBudget(
-        `Shorten arrays to ${uniqueItemsMax} items for a schema with uniqueItems`,
-      );
-    for (const item of value) guardValue(compiled, item, depth + 1);
-    return;
-  }
-  for (const [name, item] of Object.entries(value)) {
-    for (const exponent of compiled.namePatterns) compiled.budget.pattern(name.length, exponent);
-    guardValue(compiled, item, depth + 1);
-  }
+  const items: unknown[] = Object.values(value);
+  if (Array.isArray(value) && items.length > uniqueItemsMax)
+    overBudget(`Shorten arrays to ${uniqueItemsMax} items for a schema with uniqueItems`);
+  for (const item of items) guardUniqueItems(item);
 }
 
 /** The innermost reasons: that something around them is invalid too says nothing new. */
@@ -566,9 +458,7 @@ function readable(
 }
 
 function sentence(error: string): string {
-  const pattern = /^String does not match format "conflux-pattern:[0-9.]+:([\s\S]*)"\.$/.exec(
-    error,
-  );
+  const pattern = /^String does not match format "conflux-pattern:([\s\S]*)"\.$/.exec(error);
   if (pattern !== null) return `String does not match the pattern ${shown(pattern[1] as string)}`;
   return error.replace(`"${namedFormat}`, '"').replace(/\.$/, "");
 }
