@@ -347,7 +347,7 @@ export class Conflux {
     } catch (error) {
       if (wire.lapsed && frames === 0) throw new Silence(this.#url, opened);
       if (wire.lapsed) throw new Unreachable(this.#url, "the stream fell silent");
-      throw error;
+      throw told(error) ? error : new Unreachable(this.#url, reasonOf(error), error);
     } finally {
       wire.close();
       if (frames > 0) this.#swallowed = 0;
@@ -373,7 +373,7 @@ export class Conflux {
         }
       } catch (error) {
         if (wire.lapsed) throw new Unreachable(this.#url, "no answer to a long poll in time");
-        throw error;
+        throw told(error) ? error : new Unreachable(this.#url, reasonOf(error), error);
       } finally {
         wire.close();
       }
@@ -550,6 +550,11 @@ export class Conflux {
       // A failing error handler has nowhere left to be reported to.
     }
   }
+}
+
+/** Errors that say themselves what they are; all others are a platform's words for a cut connection. */
+function told(error: unknown): boolean {
+  return error instanceof Problem || error instanceof FrameError || error instanceof Unreachable;
 }
 
 /** A stream without a sign of life: `opened` tells whether at least the headers came through. */

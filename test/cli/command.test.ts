@@ -11,6 +11,9 @@ import { serve } from "../../src/runtime/serve.ts";
 import { Harness } from "../gateway/harness.ts";
 import { rootToken } from "../gateway/solo_service.ts";
 
+/** Each test starts several processes; Bun's own bound of five seconds is for tests that do not. */
+const timeoutMs = 60_000;
+
 const root = path.resolve(import.meta.dirname, "../..");
 const bin = path.resolve(
   path.dirname(createRequire(import.meta.url).resolve("vitest/package.json")),
@@ -99,20 +102,24 @@ async function* lines(child: ChildProcess): AsyncGenerator<string> {
 }
 
 describe("help and errors", () => {
-  test("help lists the commands, and each has its own", async () => {
-    const all = await run(["--help"]);
-    expect(all).toMatchObject({ code: 0, err: "" });
-    const names = [...all.out.matchAll(/^ {2}([a-z]+) /gm)].map(([, name]) => name as string);
-    expect(names).toEqual(
-      "start apply diff get describe delete publish release rollback eval watch history keys tenants cluster".split(
-        " ",
-      ),
-    );
-    const one = await run(["eval", "--help"]);
-    expect(one).toMatchObject({ code: 0, err: "" });
-    expect(one.out).toMatch(/^Usage: conflux eval \[NAME\]/);
-    expect(one.out).toMatch(/-l, --label K=V/);
-  });
+  test(
+    "help lists the commands, and each has its own",
+    async () => {
+      const all = await run(["--help"]);
+      expect(all).toMatchObject({ code: 0, err: "" });
+      const names = [...all.out.matchAll(/^ {2}([a-z]+) /gm)].map(([, name]) => name as string);
+      expect(names).toEqual(
+        "start apply diff get describe delete publish release rollback eval watch history keys tenants cluster".split(
+          " ",
+        ),
+      );
+      const one = await run(["eval", "--help"]);
+      expect(one).toMatchObject({ code: 0, err: "" });
+      expect(one.out).toMatch(/^Usage: conflux eval \[NAME\]/);
+      expect(one.out).toMatch(/-l, --label K=V/);
+    },
+    timeoutMs,
+  );
 
   test.each([
     [["aply"], /no command aply; did you mean apply\?/],
@@ -128,76 +135,98 @@ describe("help and errors", () => {
     [["release", "a", "--tenant", "a"], /Say what to release/],
     [["keys", "craete", "--tenant", "a"], /no craete here; did you mean create\?/],
     [["tenants", "get"], /Say which one to get/],
-  ])("%j is refused", async (args, message) => {
-    const { code, out, err } = await run(args);
-    expect(err).toMatch(message);
-    expect({ code, out }).toEqual({ code: 1, out: "" });
-  });
+  ])(
+    "%j is refused",
+    async (args, message) => {
+      const { code, out, err } = await run(args);
+      expect(err).toMatch(message);
+      expect({ code, out }).toEqual({ code: 1, out: "" });
+    },
+    timeoutMs,
+  );
 
-  test("a server that is not there is told within seconds", async () => {
-    const { code, err } = await run(["cluster", "status", "--url", "http://127.0.0.1:1"]);
-    expect(code).toBe(1);
-    expect(err).toMatch(/^error: Cannot reach http:\/\/127\.0\.0\.1:1: .+\n {2}Start a node/);
-  });
+  test(
+    "a server that is not there is told within seconds",
+    async () => {
+      const { code, err } = await run(["cluster", "status", "--url", "http://127.0.0.1:1"]);
+      expect(code).toBe(1);
+      expect(err).toMatch(/^error: Cannot reach http:\/\/127\.0\.0\.1:1: .+\n {2}Start a node/);
+    },
+    timeoutMs,
+  );
 
-  test("a refusal tells code, detail, request id and what to do", async () => {
+  test(
+    "a refusal tells code, detail, request id and what to do",
+    async () => {
+      const { env } = await gateway();
+      const wrong = await run(["get"], {
+        ...env,
+        CONFLUX_TOKEN: "nonsense",
+        CONFLUX_TENANT: "acme",
+      });
+      expect(wrong.code).toBe(1);
+      expect(wrong.err).toMatch(/^error: No valid key was given \(unauthorized, HTTP 401\)\n/);
+      expect(wrong.err).toMatch(/\n {2}request id: \S+\n {2}Give a valid key by --token/);
+      const invalid = await run(["publish", "a", "--format", "json", "--content", "{"], env);
+      expect(invalid.err).toMatch(/invalid-content, HTTP 422/);
+      expect(invalid.err).toMatch(/at \/content: /);
+    },
+    timeoutMs,
+  );
+});
+
+test(
+  "a config's life: publish, release, eval, history, rollback, delete",
+  async () => {
     const { env } = await gateway();
-    const wrong = await run(["get"], { ...env, CONFLUX_TOKEN: "nonsense", CONFLUX_TENANT: "acme" });
-    expect(wrong.code).toBe(1);
-    expect(wrong.err).toMatch(/^error: No valid key was given \(unauthorized, HTTP 401\)\n/);
-    expect(wrong.err).toMatch(/\n {2}request id: \S+\n {2}Give a valid key by --token/);
-    const invalid = await run(["publish", "a", "--format", "json", "--content", "{"], env);
-    expect(invalid.err).toMatch(/invalid-content, HTTP 422/);
-    expect(invalid.err).toMatch(/at \/content: /);
-  });
-});
+    const made = await folder();
+    const rules = path.join(made, "rules.yaml");
+    await writeFile(rules, "- id: gold\n  match: { tier: gold }\n  version: 2\n");
+    const ok = async (args: readonly string[], stdin?: string): Promise<string> => {
+      const ran = await run(args, env, stdin === undefined ? {} : { stdin });
+      expect(ran.err).toBe("");
+      expect(ran.code).toBe(0);
+      return ran.out;
+    };
+    expect(await ok(["publish", "limits", "--format", "json", "--content", '{"max":1}'])).toBe(
+      "Created default/limits with version 1, released\n",
+    );
+    expect(await ok(["publish", "limits", "-f", "-", "-m", "more"], '{"max":2}')).toBe(
+      "Published default/limits version 2, release 2\n",
+    );
+    expect(await ok(["release", "limits", "--default", "1", "--rules", rules])).toBe(
+      "Released default/limits as release 3: 1 rule, default version 1\n",
+    );
+    expect(await ok(["eval", "limits"])).toBe('{"max":1}');
+    expect(await ok(["eval", "limits", "--label", "tier=gold"])).toBe('{"max":2}');
+    expect(await ok(["eval", "limits", "-l", "tier=gold", "--explain"])).toMatch(/gold: won\. /);
+    expect(await ok(["eval"])).toMatch(/^limits +1 +json +\{"max":1\}$/m);
+    expect(await ok(["get", "limits", "--content", "--version", "2"])).toBe('{"max":2}');
+    expect(JSON.parse(await ok(["get", "-o", "json"]))).toMatchObject([{ name: "limits" }]);
+    expect(await ok(["get", "limits", "-o", "yaml"])).toMatch(/^latestVersion: 2$/m);
+    expect(await ok(["describe", "limits"])).toMatch(/^gold +\{"tier":"gold"\}/m);
+    expect(await ok(["rollback", "limits", "--to", "2"])).toBe(
+      "Released default/limits as release 4: 0 rules, default version 2, equal to 2\n",
+    );
+    expect(await ok(["history", "limits"])).toMatch(/^4 .* rollback to 2$/m);
+    expect(await ok(["release", "limits", "--no-default"])).toMatch(/0 rules, no default/);
+    expect(await ok(["delete", "limits"])).toMatch(/^Deleted default\/limits/);
+    expect(await ok(["get"])).toBe("NAME  FORMAT  VERSIONS  DEFAULT  RULES  RELEASE  UPDATED\n");
+    expect(await ok(["delete", "limits", "--undelete"])).toBe("Undeleted default/limits\n");
+  },
+  timeoutMs,
+);
 
-test("a config's life: publish, release, eval, history, rollback, delete", async () => {
-  const { env } = await gateway();
-  const made = await folder();
-  const rules = path.join(made, "rules.yaml");
-  await writeFile(rules, "- id: gold\n  match: { tier: gold }\n  version: 2\n");
-  const ok = async (args: readonly string[], stdin?: string): Promise<string> => {
-    const ran = await run(args, env, stdin === undefined ? {} : { stdin });
-    expect(ran.err).toBe("");
-    expect(ran.code).toBe(0);
-    return ran.out;
-  };
-  expect(await ok(["publish", "limits", "--format", "json", "--content", '{"max":1}'])).toBe(
-    "Created default/limits with version 1, released\n",
-  );
-  expect(await ok(["publish", "limits", "-f", "-", "-m", "more"], '{"max":2}')).toBe(
-    "Published default/limits version 2, release 2\n",
-  );
-  expect(await ok(["release", "limits", "--default", "1", "--rules", rules])).toBe(
-    "Released default/limits as release 3: 1 rule, default version 1\n",
-  );
-  expect(await ok(["eval", "limits"])).toBe('{"max":1}');
-  expect(await ok(["eval", "limits", "--label", "tier=gold"])).toBe('{"max":2}');
-  expect(await ok(["eval", "limits", "-l", "tier=gold", "--explain"])).toMatch(/gold: won\. /);
-  expect(await ok(["eval"])).toMatch(/^limits +1 +json +\{"max":1\}$/m);
-  expect(await ok(["get", "limits", "--content", "--version", "2"])).toBe('{"max":2}');
-  expect(JSON.parse(await ok(["get", "-o", "json"]))).toMatchObject([{ name: "limits" }]);
-  expect(await ok(["get", "limits", "-o", "yaml"])).toMatch(/^latestVersion: 2$/m);
-  expect(await ok(["describe", "limits"])).toMatch(/^gold +\{"tier":"gold"\}/m);
-  expect(await ok(["rollback", "limits", "--to", "2"])).toBe(
-    "Released default/limits as release 4: 0 rules, default version 2, equal to 2\n",
-  );
-  expect(await ok(["history", "limits"])).toMatch(/^4 .* rollback to 2$/m);
-  expect(await ok(["release", "limits", "--no-default"])).toMatch(/0 rules, no default/);
-  expect(await ok(["delete", "limits"])).toMatch(/^Deleted default\/limits/);
-  expect(await ok(["get"])).toBe("NAME  FORMAT  VERSIONS  DEFAULT  RULES  RELEASE  UPDATED\n");
-  expect(await ok(["delete", "limits", "--undelete"])).toBe("Undeleted default/limits\n");
-});
-
-test("apply makes manifests true, once; diff tells before", async () => {
-  const { rootEnv } = await gateway();
-  const made = await folder();
-  const file = path.join(made, "shop.yaml");
-  const write = (limits: string): Promise<void> =>
-    writeFile(
-      file,
-      `tenant: shop
+test(
+  "apply makes manifests true, once; diff tells before",
+  async () => {
+    const { rootEnv } = await gateway();
+    const made = await folder();
+    const file = path.join(made, "shop.yaml");
+    const write = (limits: string): Promise<void> =>
+      writeFile(
+        file,
+        `tenant: shop
 replicas: 1
 namespaces:
   base:
@@ -217,151 +246,179 @@ namespaces:
             - { id: gold, match: { tier: gold }, rollout: { percentage: 50, by: user }, variant: large }
           default: small
 `,
+      );
+    await write('{"max":1}');
+    const f = ["-f", made];
+    const before = await run(["diff", ...f], rootEnv);
+    expect(before).toMatchObject({ code: 2, err: "" });
+    expect(before.out.split("\n").slice(0, -1)).toEqual([
+      "+ tenant shop",
+      "+ namespace shop/prod",
+      "+ config shop/base/banner",
+      "+ config shop/prod/limits",
+    ]);
+    const first = await run(["apply", ...f], rootEnv);
+    expect(first).toMatchObject({ code: 0, err: "" });
+    expect(first.out).toMatch(/^admin key of shop, shown this once: cfx_admin_shop_/m);
+    expect(first.out).toMatch(/^shop \(new\): 2 created, 0 updated, 0 unchanged$/m);
+    expect(await run(["diff", ...f], rootEnv)).toMatchObject({ code: 0, out: "No differences\n" });
+    expect((await run(["apply", ...f], rootEnv)).out).toBe(
+      "shop: 0 created, 0 updated, 2 unchanged\n",
     );
-  await write('{"max":1}');
-  const f = ["-f", made];
-  const before = await run(["diff", ...f], rootEnv);
-  expect(before).toMatchObject({ code: 2, err: "" });
-  expect(before.out.split("\n").slice(0, -1)).toEqual([
-    "+ tenant shop",
-    "+ namespace shop/prod",
-    "+ config shop/base/banner",
-    "+ config shop/prod/limits",
-  ]);
-  const first = await run(["apply", ...f], rootEnv);
-  expect(first).toMatchObject({ code: 0, err: "" });
-  expect(first.out).toMatch(/^admin key of shop, shown this once: cfx_admin_shop_/m);
-  expect(first.out).toMatch(/^shop \(new\): 2 created, 0 updated, 0 unchanged$/m);
-  expect(await run(["diff", ...f], rootEnv)).toMatchObject({ code: 0, out: "No differences\n" });
-  expect((await run(["apply", ...f], rootEnv)).out).toBe(
-    "shop: 0 created, 0 updated, 2 unchanged\n",
-  );
-  const shop = { ...rootEnv, CONFLUX_TENANT: "shop" };
-  expect((await run(["eval", "banner", "-n", "prod"], shop)).out).toBe("Welcome");
-  const revision = async (): Promise<unknown> =>
-    JSON.parse((await run(["tenants", "get", "shop", "-o", "json"], shop)).out).usage.revision;
-  const was = await revision();
+    const shop = { ...rootEnv, CONFLUX_TENANT: "shop" };
+    expect((await run(["eval", "banner", "-n", "prod"], shop)).out).toBe("Welcome");
+    const revision = async (): Promise<unknown> =>
+      JSON.parse((await run(["tenants", "get", "shop", "-o", "json"], shop)).out).usage.revision;
+    const was = await revision();
 
-  await write('{"max":2}');
-  const changed = await run(["diff", ...f], rootEnv);
-  expect(changed.code).toBe(2);
-  expect(changed.out).toMatch(/^~ config shop\/prod\/limits: content of small\n/);
-  expect(changed.out).toMatch(/^ {2}-\{"max":1\}\n {2}\+\{"max":2\}$/m);
-  expect(await revision()).toBe(was);
-  const second = await run(["apply", ...f, "-o", "json"], rootEnv);
-  expect(JSON.parse(second.out)).toMatchObject([
-    { tenant: "shop", steps: [{}, {}, { action: "unchanged" }, { action: "update" }] },
-  ]);
-  expect(await revision()).toBe((was as number) + 1);
+    await write('{"max":2}');
+    const changed = await run(["diff", ...f], rootEnv);
+    expect(changed.code).toBe(2);
+    expect(changed.out).toMatch(/^~ config shop\/prod\/limits: content of small\n/);
+    expect(changed.out).toMatch(/^ {2}-\{"max":1\}\n {2}\+\{"max":2\}$/m);
+    expect(await revision()).toBe(was);
+    const second = await run(["apply", ...f, "-o", "json"], rootEnv);
+    expect(JSON.parse(second.out)).toMatchObject([
+      { tenant: "shop", steps: [{}, {}, { action: "unchanged" }, { action: "update" }] },
+    ]);
+    expect(await revision()).toBe((was as number) + 1);
 
-  await write('{"max":');
-  const broken = await run(["apply", ...f], rootEnv);
-  expect(broken.code).toBe(1);
-  expect(broken.err).toMatch(/invalid-content, HTTP 422/);
-  expect(await revision()).toBe((was as number) + 1);
-});
+    await write('{"max":');
+    const broken = await run(["apply", ...f], rootEnv);
+    expect(broken.code).toBe(1);
+    expect(broken.err).toMatch(/invalid-content, HTTP 422/);
+    expect(await revision()).toBe((was as number) + 1);
+  },
+  timeoutMs,
+);
 
-test("apply reads again when somebody else changes the same at the same time", async () => {
-  const { harness, rootEnv, env } = await gateway();
-  const made = await folder();
-  await writeFile(
-    path.join(made, "acme.yaml"),
-    "tenant: acme\nnamespaces:\n  default:\n    configs:\n      a: { format: text, content: mine }\n",
-  );
-  const runs = await Promise.all(
-    Array.from({ length: 4 }, () => run(["apply", "-f", made], rootEnv)),
-  );
-  expect(runs.map(({ err }) => err).join("")).toBe("");
-  expect((await run(["eval", "a"], env)).out).toBe("mine");
-  expect((await harness.call("GET", "/v1/tenants/acme/usage")).body.configs).toBe(1);
-});
+test(
+  "apply reads again when somebody else changes the same at the same time",
+  async () => {
+    const { harness, rootEnv, env } = await gateway();
+    const made = await folder();
+    await writeFile(
+      path.join(made, "acme.yaml"),
+      "tenant: acme\nnamespaces:\n  default:\n    configs:\n      a: { format: text, content: mine }\n",
+    );
+    const runs = await Promise.all(
+      Array.from({ length: 4 }, () => run(["apply", "-f", made], rootEnv)),
+    );
+    expect(runs.map(({ err }) => err).join("")).toBe("");
+    expect((await run(["eval", "a"], env)).out).toBe("mine");
+    expect((await harness.call("GET", "/v1/tenants/acme/usage")).body.configs).toBe(1);
+  },
+  timeoutMs,
+);
 
-test("watch follows changes and values until it is interrupted", async () => {
-  const { env } = await gateway();
-  await run(["publish", "a", "--format", "json", "--content", "1"], env);
-  const changes = start(["watch", "-o", "json"], env, "bun");
-  const values = start(["watch", "a", "--label", "x=y"], env, "bun");
-  const changeLines = lines(changes);
-  const valueLines = lines(values);
-  expect((await valueLines.next()).value).toMatch(/^\d+ {2}a version 1 {2}1$/);
-  // A stream from now on has no first line that says that it began: publish until it tells.
-  const first = changeLines.next();
-  let told = false;
-  const noted = first.then((line) => {
-    told = true;
-    return line;
-  });
-  for (let n = 2; !told; n += 1) await run(["publish", "a", "--content", String(n)], env);
-  expect(JSON.parse((await noted).value as string)).toMatchObject({
-    event: "commit",
-    data: { changes: [{ namespace: "default", name: "a" }, {}] },
-  });
-  expect((await valueLines.next()).value).toMatch(/^\d+ {2}a version 2 {2}2$/);
-  for (const child of [changes, values]) {
+test(
+  "watch follows changes and values until it is interrupted",
+  async () => {
+    const { env } = await gateway();
+    await run(["publish", "a", "--format", "json", "--content", "1"], env);
+    const changes = start(["watch", "-o", "json"], env, "bun");
+    const values = start(["watch", "a", "--label", "x=y"], env, "bun");
+    const changeLines = lines(changes);
+    const valueLines = lines(values);
+    expect((await valueLines.next()).value).toMatch(/^\d+ {2}a version 1 {2}1$/);
+    // A stream from now on has no first line that says that it began: publish until it tells.
+    const first = changeLines.next();
+    let told = false;
+    const noted = first.then((line) => {
+      told = true;
+      return line;
+    });
+    for (let n = 2; !told; n += 1) await run(["publish", "a", "--content", String(n)], env);
+    expect(JSON.parse((await noted).value as string)).toMatchObject({
+      event: "commit",
+      data: { changes: [{ namespace: "default", name: "a" }, {}] },
+    });
+    expect((await valueLines.next()).value).toMatch(/^\d+ {2}a version 2 {2}2$/);
+    for (const child of [changes, values]) {
+      const ended = new Promise((resolve) => child.on("exit", resolve));
+      child.kill("SIGINT");
+      expect(await ended).toBe(0);
+    }
+  },
+  timeoutMs,
+);
+
+test(
+  "watch ends with the problem when the key is refused",
+  async () => {
+    const { env } = await gateway();
+    for (const args of [["watch"], ["watch", "--values"]]) {
+      const ran = await run([...args, "--tenant", "acme"], { ...env, CONFLUX_TOKEN: "nonsense" });
+      expect(ran.code).toBe(1);
+      expect(ran.err).toMatch(/unauthorized, HTTP 401/);
+    }
+  },
+  timeoutMs,
+);
+
+test(
+  "keys and tenants",
+  async () => {
+    const { env, rootEnv } = await gateway();
+    const created = await run(["keys", "create", "--kind", "read", "--only", "prod"], env);
+    expect(created.out).toMatch(/\ncfx_read_acme_\S+\n$/);
+    const list = await run(["keys", "list", "-o", "json"], env);
+    const keys = JSON.parse(list.out) as { id: string; kind: string }[];
+    const { id } = keys.find(({ kind }) => kind === "read") as { id: string };
+    expect((await run(["keys", "delete", id], env)).out).toBe(`Deleted key ${id}\n`);
+    expect((await run(["tenants", "create", "shop", "--replicas", "1"], rootEnv)).out).toMatch(
+      /^Created tenant shop; .*\ncfx_admin_shop_/,
+    );
+    expect((await run(["tenants", "list"], rootEnv)).out).toMatch(/^shop /m);
+    expect((await run(["tenants", "delete", "shop"], rootEnv)).out).toMatch(
+      /^Deleted tenant shop; /,
+    );
+    expect((await run(["tenants", "undelete", "shop"], rootEnv)).code).toBe(0);
+    expect((await run(["tenants", "delete", "shop", "--purge"], rootEnv)).code).toBe(0);
+    expect((await run(["tenants", "list"], env)).err).toMatch(/forbidden, HTTP 403/);
+    expect((await run(["cluster", "status"], rootEnv)).out).toMatch(/^cluster /);
+  },
+  timeoutMs,
+);
+
+test.each(["deno", "node"] as const)(
+  "runs on %s too",
+  async (runtime) => {
+    const { env, rootEnv } = await gateway();
+    const made = await folder();
+    const file = path.join(made, "acme.yaml");
+    await writeFile(
+      file,
+      "tenant: acme\nnamespaces:\n  default:\n    configs:\n      a: { format: text, content: x }\n",
+    );
+    const applied = await run(["apply", "-f", file], rootEnv, { runtime });
+    expect(applied).toMatchObject({
+      code: 0,
+      out: "+ config acme/default/a\nacme: 1 created, 0 updated, 0 unchanged\n",
+      err: "",
+    });
+    expect(await run(["eval", "a"], env, { runtime })).toEqual({ code: 0, out: "x", err: "" });
+    expect((await run(["gte"], env, { runtime })).err).toMatch(/did you mean get\?/);
+  },
+  timeoutMs,
+);
+
+test(
+  "start runs a node, applies manifests, and stops when asked",
+  async () => {
+    const data = await folder();
+    const args = ["start", "--port", "0", "--data", data, "--tenants", "tenants", "--log", "error"];
+    const child = start(args, {}, "bun");
+    const out = lines(child);
+    const listens = (await out.next()).value as string;
+    const url = /listens on (http:\S+)/.exec(listens)?.[1] as string;
+    expect((await out.next()).value).toBe("acme (new): 4 created, 0 updated, 0 unchanged");
+    const token = (await readFile(path.join(data, "root-token"), "utf8")).trim();
+    const env = { CONFLUX_URL: url, CONFLUX_TOKEN: token, CONFLUX_TENANT: "acme" };
+    expect((await run(["eval", "banner", "-n", "staging"], env)).out).toBe("This is staging");
     const ended = new Promise((resolve) => child.on("exit", resolve));
-    child.kill("SIGINT");
+    child.kill("SIGTERM");
     expect(await ended).toBe(0);
-  }
-});
-
-test("watch ends with the problem when the key is refused", async () => {
-  const { env } = await gateway();
-  for (const args of [["watch"], ["watch", "--values"]]) {
-    const ran = await run([...args, "--tenant", "acme"], { ...env, CONFLUX_TOKEN: "nonsense" });
-    expect(ran.code).toBe(1);
-    expect(ran.err).toMatch(/unauthorized, HTTP 401/);
-  }
-});
-
-test("keys and tenants", async () => {
-  const { env, rootEnv } = await gateway();
-  const created = await run(["keys", "create", "--kind", "read", "--only", "prod"], env);
-  expect(created.out).toMatch(/\ncfx_read_acme_\S+\n$/);
-  const list = await run(["keys", "list", "-o", "json"], env);
-  const keys = JSON.parse(list.out) as { id: string; kind: string }[];
-  const { id } = keys.find(({ kind }) => kind === "read") as { id: string };
-  expect((await run(["keys", "delete", id], env)).out).toBe(`Deleted key ${id}\n`);
-  expect((await run(["tenants", "create", "shop", "--replicas", "1"], rootEnv)).out).toMatch(
-    /^Created tenant shop; .*\ncfx_admin_shop_/,
-  );
-  expect((await run(["tenants", "list"], rootEnv)).out).toMatch(/^shop /m);
-  expect((await run(["tenants", "delete", "shop"], rootEnv)).out).toMatch(/^Deleted tenant shop; /);
-  expect((await run(["tenants", "undelete", "shop"], rootEnv)).code).toBe(0);
-  expect((await run(["tenants", "delete", "shop", "--purge"], rootEnv)).code).toBe(0);
-  expect((await run(["tenants", "list"], env)).err).toMatch(/forbidden, HTTP 403/);
-  expect((await run(["cluster", "status"], rootEnv)).out).toMatch(/^cluster /);
-});
-
-test.each(["deno", "node"] as const)("runs on %s too", async (runtime) => {
-  const { env, rootEnv } = await gateway();
-  const made = await folder();
-  const file = path.join(made, "acme.yaml");
-  await writeFile(
-    file,
-    "tenant: acme\nnamespaces:\n  default:\n    configs:\n      a: { format: text, content: x }\n",
-  );
-  const applied = await run(["apply", "-f", file], rootEnv, { runtime });
-  expect(applied).toMatchObject({
-    code: 0,
-    out: "+ config acme/default/a\nacme: 1 created, 0 updated, 0 unchanged\n",
-    err: "",
-  });
-  expect(await run(["eval", "a"], env, { runtime })).toEqual({ code: 0, out: "x", err: "" });
-  expect((await run(["gte"], env, { runtime })).err).toMatch(/did you mean get\?/);
-});
-
-test("start runs a node, applies manifests, and stops when asked", async () => {
-  const data = await folder();
-  const args = ["start", "--port", "0", "--data", data, "--tenants", "tenants", "--log", "error"];
-  const child = start(args, {}, "bun");
-  const out = lines(child);
-  const listens = (await out.next()).value as string;
-  const url = /listens on (http:\S+)/.exec(listens)?.[1] as string;
-  expect((await out.next()).value).toBe("acme (new): 4 created, 0 updated, 0 unchanged");
-  const token = (await readFile(path.join(data, "root-token"), "utf8")).trim();
-  const env = { CONFLUX_URL: url, CONFLUX_TOKEN: token, CONFLUX_TENANT: "acme" };
-  expect((await run(["eval", "banner", "-n", "staging"], env)).out).toBe("This is staging");
-  const ended = new Promise((resolve) => child.on("exit", resolve));
-  child.kill("SIGTERM");
-  expect(await ended).toBe(0);
-});
+  },
+  timeoutMs,
+);
