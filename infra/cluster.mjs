@@ -415,7 +415,10 @@ async function main() {
   );
   /** @type {NodeJS.Signals[]} */
   const signals = ["SIGINT", "SIGTERM", "SIGHUP"];
-  const early = () => process.exit(130);
+  const early = () => {
+    console.log("conflux: stopped before the cluster was ready");
+    process.exit(130);
+  };
   for (const signal of signals) process.on(signal, early);
   const cluster = await startCluster({
     nodes: count,
