@@ -471,7 +471,12 @@ function methodsAt(target: string): readonly string[] {
   const methods = new Set<string>();
   for (const route of segments) {
     if (route.parts.length !== parts.length) continue;
-    if (!route.parts.every((part, i) => part.startsWith(":") || part === parts[i])) continue;
+    if (
+      !route.parts.every(
+        (part, i) => part === parts[i] || (part.startsWith(":") && parts[i] !== ""),
+      )
+    )
+      continue;
     methods.add(route.method);
     if (route.method === "GET") methods.add("HEAD");
   }

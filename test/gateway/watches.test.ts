@@ -1,0 +1,413 @@
+import { afterEach, describe, expect, test } from "vitest";
+import type { WatchSettings } from "../../src/gateway/watches.ts";
+import { historyMax } from "../../src/machine/machine.ts";
+import { FrameReader, Harness, type Frame } from "./harness.ts";
+
+const T = "/v1/tenants/acme";
+const N = `${T}/namespaces/app`;
+
+let open: Harness[] = [];
+let readers: FrameReader[] = [];
+afterEach(async () => {
+  for (const reader of readers) await reader.cancel().catch(() => {});
+  for (const h of open) h.close();
+  open = [];
+  readers = [];
+});
+
+async function setup(watch: Partial<WatchSettings> = {}): Promise<Harness> {
+  const h = new Harness({ settings: { watch: { bookmarkMs: 60_000, ...watch } } });
+  open.push(h);
+  await h.tenant("acme");
+  return h;
+}
+
+async function subscribe(
+  h: Harness,
+  path: string,
+  options: { token?: string; headers?: Record<string, string> } = {},
+): Promise<FrameReader> {
+  const response = await h.gateway().fetch(h.request("GET", path, options));
+  if (response.status !== 200) throw new Error(`${response.status}: ${await response.text()}`);
+  expect(response.headers.get("content-type")).toBe("text/event-stream");
+  expect(response.headers.get("cache-control")).toBe("no-cache, no-transform");
+  expect(response.headers.get("x-accel-buffering")).toBe("no");
+  const reader = new FrameReader(response);
+  readers.push(reader);
+  return reader;
+}
+
+const put = (h: Harness, name: string, content: unknown, namespace = "app") =>
+  h.call("PUT", `${T}/namespaces/${namespace}/configs/${name}`, { body: { content } });
+const publish = (h: Harness, name: string, content: unknown, namespace = "app") =>
+  h.call("POST", `${T}/namespaces/${namespace}/configs/${name}/publish`, { body: { content } });
+
+describe("watch of a tenant", () => {
+  test("begins with a comment at once and a sync, then tells each revision whole", async () => {
+    const h = await setup();
+    await put(h, "a", 1);
+    const reader = await subscribe(h, `${T}/watch`);
+    const sync = (await reader.next()) as Frame;
+    expect(reader.comments).toEqual([": conflux"]);
+    expect(sync).toMatchObject({ event: "sync", id: "1-2" });
+    expect(sync.data).toMatchObject({ revision: 2, configs: [{ name: "a", content: "1" }] });
+    await publish(h, "a", 2);
+    const commit = (await reader.next()) as Frame;
+    expect(commit).toMatchObject({ event: "commit", id: "1-3" });
+    expect(commit.data.changes).toMatchObject([
+      { type: "version", namespace: "app", name: "a", version: 2, content: "2" },
+      { type: "release", namespace: "app", name: "a", version: 2 },
+    ]);
+    expect(Date.parse(commit.data.at)).toBeGreaterThan(Date.now() - 60_000);
+  });
+
+  test("a transaction is one commit", async () => {
+    const h = await setup();
+    const reader = await subscribe(h, `${T}/watch?since=now`);
+    await h.call("POST", `${T}/transactions`, {
+      body: {
+        then: ["a", "b", "c"].map((name) => ({
+          op: "config.put",
+          namespace: name,
+          name,
+          content: 1,
+        })),
+      },
+    });
+    const commit = (await reader.nextNews()) as Frame;
+    const puts = commit.data.changes.filter((change: { type: string }) => change.type === "put");
+    expect(puts.map((change: { name: string }) => change.name)).toEqual(["a", "b", "c"]);
+  });
+
+  test("resumes after its cursor, by query or Last-Event-ID, without a gap or a repeat", async () => {
+    const h = await setup();
+    await put(h, "a", 1);
+    for (let i = 2; i <= 6; i++) await publish(h, "a", i);
+    const byQuery = await subscribe(h, `${T}/watch?since=1-4`);
+    const byHeader = await subscribe(h, `${T}/watch?since=1-1`, {
+      headers: { "last-event-id": "1-4" },
+    });
+    for (const reader of [byQuery, byHeader]) {
+      const ids = [];
+      for (let i = 0; i < 3; i++) ids.push((await reader.next())?.id);
+      expect(ids).toEqual(["1-5", "1-6", "1-7"]);
+    }
+    await publish(h, "a", 7);
+    expect((await byQuery.next())?.id).toBe("1-8");
+    const current = await subscribe(h, `${T}/watch?since=1-8`);
+    expect(await current.next()).toMatchObject({ event: "bookmark", id: "1-8" });
+  });
+
+  test("a foreign, future or compacted cursor gives a sync, never silence", async () => {
+    const h = await setup();
+    await put(h, "a", 1);
+    for (const cursor of ["9-1", "1-99", "0-1"]) {
+      const reader = await subscribe(h, `${T}/watch?since=${cursor}`);
+      expect((await reader.next())?.event).toBe("sync");
+    }
+    const broken = await subscribe(h, `${T}/watch`, { headers: { "last-event-id": "nonsense" } });
+    expect((await broken.next())?.event).toBe("sync");
+    // Compaction: the oldest rows of the history are gone.
+    const state = h.cluster.tenants.get("acme");
+    const meta = state?.get<{ revision: number }>("meta");
+    state?.rows.put("meta", { ...meta, historyFrom: 2 });
+    const old = await subscribe(h, `${T}/watch?since=1-0`);
+    expect((await old.next())?.event).toBe("sync");
+    expect(historyMax).toBeGreaterThan(1_000);
+  });
+
+  test("shows what its filter lets through, and nothing for the rest", async () => {
+    const h = await setup();
+    const byNamespace = await subscribe(h, `${T}/watch?since=now&namespace=app`);
+    const byPrefix = await subscribe(h, `${T}/watch?since=now&prefix=web.`);
+    const plain = await subscribe(h, `${T}/watch?since=now&content=false`);
+    await put(h, "x", 1, "other");
+    await put(h, "web.a", 1, "other");
+    await put(h, "y", 1);
+    const names = async (reader: FrameReader) =>
+      new Set((await reader.nextNews())?.data.changes.map((one: { name: string }) => one.name));
+    expect(await names(byNamespace)).toEqual(new Set(["y"]));
+    expect(await names(byPrefix)).toEqual(new Set(["web.a"]));
+    const first = (await plain.nextNews()) as Frame;
+    expect(JSON.stringify(first.data)).not.toContain("content");
+  });
+
+  test("a limited key sees its namespaces, a reader no keys", async () => {
+    const h = await setup();
+    await put(h, "a", 1, "app");
+    await put(h, "b", 1, "other");
+    const { token } = await h.key("acme", "read", { namespaces: ["app"] });
+    const limited = await subscribe(h, `${T}/watch`, { token });
+    const sync = (await limited.next()) as Frame;
+    expect(sync.data.configs.map((one: { name: string }) => one.name)).toEqual(["a"]);
+    const { token: whole } = await h.key("acme", "read");
+    const reader = await subscribe(h, `${T}/watch?since=now`, { token: whole });
+    const admin = await subscribe(h, `${T}/watch?since=now`);
+    await h.key("acme", "read");
+    await publish(h, "b", 2, "other");
+    await publish(h, "a", 2, "app");
+    expect((await reader.nextNews())?.data.changes[0].type).toBe("version");
+    expect((await admin.nextNews())?.data.changes[0].type).toBe("key");
+    const seen = (await limited.nextNews()) as Frame;
+    expect(seen.data.changes[0]).toMatchObject({ namespace: "app", name: "a" });
+    const refused = await h.call("GET", `${T}/watch?namespace=other`, { token });
+    expect(refused.status).toBe(403);
+  });
+
+  test("content over 64 KiB stays out, with its hash to read it by", async () => {
+    const h = await setup();
+    const reader = await subscribe(h, `${T}/watch?since=now`);
+    await h.call("PUT", `${N}/configs/big`, {
+      body: { format: "text", content: "x".repeat(64 * 1024 + 1) },
+    });
+    const commit = (await reader.nextNews()) as Frame;
+    const version = commit.data.changes.find((one: { type: string }) => one.type === "version");
+    expect(version.hash).toMatch(/^sha256:/);
+    expect(version.content).toBeUndefined();
+  });
+});
+
+describe("watch of effective values", () => {
+  test("sends the values for its labels, then only what changes for them", async () => {
+    const h = await setup();
+    await put(h, "a", 1);
+    await h.call("POST", `${N}/configs/a/versions`, { body: { content: 2 } });
+    const eu = await subscribe(h, `${N}/watch?label.region=eu`);
+    const us = await subscribe(h, `${N}/watch?label.region=us`);
+    expect((await eu.next())?.data.values).toMatchObject({ a: { version: 1, content: "1" } });
+    expect((await us.next())?.event).toBe("sync");
+    await h.call("PUT", `${N}/configs/a/release`, {
+      body: { rules: [{ id: "eu", match: { region: "eu" }, version: 2 }], default: 1 },
+    });
+    expect((await eu.next())?.data.changes).toMatchObject([
+      { type: "put", name: "a", version: 2, format: "json", content: "2" },
+    ]);
+    await publish(h, "a", 3);
+    expect((await us.next())?.data.changes).toMatchObject([{ name: "a", version: 3 }]);
+    await h.call("DELETE", `${N}/configs/a`);
+    for (const reader of [eu, us])
+      expect((await reader.next())?.data.changes).toEqual([{ type: "delete", name: "a" }]);
+  });
+
+  test("what does not exist yet can be watched, one name or all", async () => {
+    const h = await setup();
+    const { token } = await h.key("acme", "client");
+    const all = await subscribe(h, `${T}/namespaces/unborn/watch`, { token });
+    const one = await subscribe(h, `${T}/namespaces/unborn/watch?name=later`, { token });
+    for (const reader of [all, one]) expect((await reader.next())?.data.values).toEqual({});
+    await put(h, "other", 1, "unborn");
+    await put(h, "later", 1, "unborn");
+    expect((await all.next())?.data.changes[0].name).toBe("other");
+    for (const reader of [all, one])
+      expect((await reader.next())?.data.changes).toMatchObject([{ name: "later", content: "1" }]);
+  });
+
+  test("follows what the namespace extends, and a change of that", async () => {
+    const h = await setup();
+    await put(h, "a", "1", "base");
+    await put(h, "b", "1", "base");
+    const reader = await subscribe(h, `${N}/watch`);
+    expect((await reader.next())?.data.values).toEqual({});
+    await h.call("PUT", N, { body: { extends: "base" } });
+    const linked = (await reader.next()) as Frame;
+    expect(linked.data.changes.map((one: { name: string }) => one.name)).toEqual(["a", "b"]);
+    await publish(h, "a", 2, "base");
+    expect((await reader.next())?.data.changes).toMatchObject([{ name: "a", content: "2" }]);
+    await put(h, "a", 9);
+    expect((await reader.next())?.data.changes).toMatchObject([{ name: "a", content: "9" }]);
+    // Hidden by its own value now: nothing changes for this watcher.
+    await publish(h, "a", 3, "base");
+    await publish(h, "b", 2, "base");
+    expect((await reader.next())?.data.changes).toMatchObject([{ name: "b", content: "2" }]);
+  });
+
+  test("a reconnect gets exactly what it missed, also once the feed is gone", async () => {
+    const h = await setup({ lingerMs: 0 });
+    await put(h, "a", 1);
+    const reader = await subscribe(h, `${N}/watch`);
+    const sync = (await reader.next()) as Frame;
+    const beside = await subscribe(h, `${N}/watch`);
+    await beside.next();
+    await reader.cancel();
+    await publish(h, "a", 2);
+    await publish(h, "a", 3);
+    const back = await subscribe(h, `${N}/watch?since=${sync.id}`);
+    expect((await back.next())?.data.changes).toMatchObject([{ version: 2 }]);
+    expect((await back.next())?.data.changes).toMatchObject([{ version: 3 }]);
+    await back.cancel();
+    await beside.cancel();
+    await new Promise((resolve) => setTimeout(resolve, 1_200));
+    const cold = await subscribe(h, `${N}/watch?since=${sync.id}`);
+    const merged = (await cold.next()) as Frame;
+    expect(merged).toMatchObject({ event: "commit", id: "1-4" });
+    expect(merged.data.changes).toMatchObject([{ version: 3 }]);
+  });
+
+  test("a rule whose time comes is told without a commit", async () => {
+    const h = await setup({ bookmarkMs: 50 });
+    await put(h, "a", 1);
+    await h.call("POST", `${N}/configs/a/versions`, { body: { content: 2 } });
+    const from = new Date(Date.now() + 150).toISOString();
+    await h.call("PUT", `${N}/configs/a/release`, {
+      body: { rules: [{ id: "later", match: {}, from, version: 2 }], default: 1 },
+    });
+    const reader = await subscribe(h, `${N}/watch`);
+    expect((await reader.next())?.data.values).toMatchObject({ a: { version: 1 } });
+    const due = (await reader.nextNews()) as Frame;
+    expect(due.event).toBe("sync");
+    expect(due.data.values).toMatchObject({ a: { version: 2 } });
+  });
+});
+
+describe("bookmarks and goodbyes", () => {
+  test("an idle watcher hears a bookmark that moves its cursor", async () => {
+    const h = await setup({ bookmarkMs: 30 });
+    const reader = await subscribe(h, `${T}/watch?namespace=app&since=now`);
+    await put(h, "a", 1, "other");
+    let frame = (await reader.next()) as Frame;
+    while (frame.id !== "1-2") frame = (await reader.next()) as Frame;
+    expect(frame).toMatchObject({ event: "bookmark", data: { revision: 2 } });
+  });
+
+  test("revoking a key ends its watches and no others", async () => {
+    const h = await setup();
+    const { id, token } = await h.key("acme", "client");
+    const mine = await subscribe(h, `${N}/watch`, { token });
+    const root = await subscribe(h, `${N}/watch`);
+    for (const reader of [mine, root]) await reader.next();
+    await h.call("DELETE", `${T}/keys/${id}`);
+    expect(await mine.next()).toMatchObject({
+      event: "goodbye",
+      id: undefined,
+      data: { reason: "unauthorized" },
+    });
+    expect(await mine.next()).toBeNull();
+    await put(h, "a", 1);
+    expect((await root.next())?.event).toBe("commit");
+    expect(h.gateway().status().watchers).toBe(1);
+  });
+
+  test("so do expiry, and the end of the tenant", async () => {
+    const h = await setup({ bookmarkMs: 30 });
+    const expiresAt = new Date(Date.now() + 100).toISOString();
+    const { token } = await h.key("acme", "client", { expiresAt });
+    const mine = await subscribe(h, `${N}/watch`, { token });
+    const root = await subscribe(h, `${N}/watch`);
+    for (const reader of [mine, root]) await reader.next();
+    expect((await mine.nextNews())?.data).toEqual({ reason: "unauthorized" });
+    await h.call("DELETE", T);
+    expect((await root.nextNews())?.data).toEqual({ reason: "unauthorized" });
+    expect(await root.next()).toBeNull();
+  });
+
+  test("a node that stops says so", async () => {
+    const h = await setup();
+    const reader = await subscribe(h, `${N}/watch`);
+    await reader.next();
+    h.gateway().close();
+    expect((await reader.next())?.data).toEqual({ reason: "stopping" });
+    expect((await h.call("GET", `${N}/watch`)).status).toBe(503);
+  });
+
+  test("one who reads slowly is told the latest state, the others everything", async () => {
+    const h = await setup({ queueFramesMax: 3 });
+    await put(h, "a", 0);
+    const slow = await subscribe(h, `${N}/watch`);
+    const fast = await subscribe(h, `${N}/watch`);
+    for (const reader of [slow, fast]) await reader.next();
+    const versions: number[] = [];
+    for (let i = 1; i <= 20; i++) {
+      await publish(h, "a", i);
+      versions.push((await fast.next())?.data.changes[0].version);
+    }
+    expect(versions).toEqual(Array.from({ length: 20 }, (_, i) => i + 2));
+    let frame = (await slow.next()) as Frame;
+    let last = 0;
+    while (frame.event === "commit") {
+      expect(frame.data.revision).toBeGreaterThan(last);
+      last = frame.data.revision;
+      frame = (await slow.next()) as Frame;
+    }
+    expect(frame).toMatchObject({ event: "sync", data: { values: { a: { version: 21 } } } });
+    await publish(h, "a", 21);
+    expect((await slow.next())?.data.changes).toMatchObject([{ version: 22 }]);
+  });
+
+  test("one who does not read at all is sent away", async () => {
+    const h = await setup({ queueFramesMax: 3, slowMs: 50, bookmarkMs: 40 });
+    await put(h, "a", 0);
+    const slow = await subscribe(h, `${N}/watch`);
+    for (let i = 1; i <= 20; i++) await publish(h, "a", i);
+    await new Promise((resolve) => setTimeout(resolve, 250));
+    expect(h.gateway().status().watchers).toBe(0);
+    let frame = (await slow.next()) as Frame;
+    while (frame.event !== "goodbye") frame = (await slow.next()) as Frame;
+    expect(frame.data).toEqual({ reason: "slow" });
+    expect(await slow.next()).toBeNull();
+  });
+
+  test("more watchers than allowed are refused, and one that goes makes room", async () => {
+    const h = await setup({ watchersMax: 2 });
+    const first = await subscribe(h, `${N}/watch`);
+    await subscribe(h, `${T}/watch`);
+    const refused = await h.call("GET", `${N}/watch`);
+    expect([refused.status, refused.body.code]).toEqual([503, "overloaded"]);
+    await first.cancel();
+    await subscribe(h, `${N}/watch`);
+    expect(h.gateway().status().watchers).toBe(2);
+  });
+});
+
+describe("long polling", () => {
+  const poll = (h: Harness, query: string) => h.call("GET", `${N}/watch?${query}`);
+
+  test("gives the same frames, at once when there are some", async () => {
+    const h = await setup();
+    await put(h, "a", 1);
+    const first = await poll(h, "wait=30s");
+    expect(first.body.frames).toMatchObject([
+      { event: "sync", id: "1-2", data: { values: { a: { content: "1" } } } },
+    ]);
+    await publish(h, "a", 2);
+    await publish(h, "a", 3);
+    const next = await poll(h, "wait=30s&since=1-2");
+    expect(next.body.frames.map((frame: Frame) => frame.id)).toEqual(["1-3", "1-4"]);
+    expect(next.headers.get("conflux-revision")).toBe("4");
+  });
+
+  test("waits for the first commit, else answers a bookmark", async () => {
+    const h = await setup();
+    await put(h, "a", 1);
+    const idle = await poll(h, "wait=20ms&since=1-2");
+    expect(idle.body.frames).toEqual([{ event: "bookmark", id: "1-2", data: { revision: 2 } }]);
+    const waiting = poll(h, "wait=30s&since=1-2");
+    await new Promise((resolve) => setTimeout(resolve, 10));
+    expect(h.gateway().status().watchers).toBe(1);
+    await publish(h, "a", 2);
+    expect((await waiting).body.frames).toMatchObject([{ event: "commit", id: "1-3" }]);
+    expect(h.gateway().status().watchers).toBe(0);
+    expect((await poll(h, "wait=0s&since=now")).body.frames).toMatchObject([{ event: "bookmark" }]);
+  });
+
+  test("a chain of polls sees every commit once", async () => {
+    const h = await setup();
+    let cursor = (await poll(h, "wait=0s&since=now")).body.frames[0].id as string;
+    const seen: number[] = [];
+    await put(h, "a", 0);
+    const writer = (async () => {
+      for (let i = 1; i <= 30; i++) {
+        await publish(h, "a", i);
+        if (i % 3 === 0) await new Promise((resolve) => setTimeout(resolve, 1));
+      }
+    })();
+    while (seen.length < 31) {
+      const { frames } = (await poll(h, `wait=1s&since=${cursor}`)).body as { frames: Frame[] };
+      for (const frame of frames) {
+        if (frame.event === "commit") seen.push(frame.data.changes[0].version as number);
+        cursor = frame.id ?? cursor;
+      }
+    }
+    await writer;
+    expect(seen).toEqual(Array.from({ length: 31 }, (_, i) => i + 1));
+  });
+});
