@@ -1,0 +1,237 @@
+/** Several gateways over one cluster: whichever is asked, the answer is the same. */
+import { afterEach, describe, expect, test } from "vitest";
+import { Problem } from "../../src/api/problems.ts";
+import { decode, encode } from "../../src/gateway/peers.ts";
+import { FrameReader, Harness, type Frame } from "./harness.ts";
+
+const T = "/v1/tenants/acme";
+const N = `${T}/namespaces/app`;
+
+let open: Harness[] = [];
+afterEach(() => {
+  for (const h of open) h.close();
+  open = [];
+});
+
+/** The tenant has replicas on n1 and n2, the directory on n1; n3 and n4 have nothing. */
+async function setup(): Promise<Harness> {
+  const h = new Harness({
+    nodes: ["n1", "n2", "n3", "n4", "n5"],
+    settings: { watch: { bookmarkMs: 60_000 } },
+  });
+  open.push(h);
+  await h.tenant("acme", { replicas: 3 });
+  return h;
+}
+
+const at = (node: string) => ({ node });
+
+describe("forwarding", () => {
+  test("a node without a replica answers like one that has it", async () => {
+    const h = await setup();
+    const put = await h.call("PUT", `${N}/configs/a`, { ...at("n4"), body: { content: { a: 1 } } });
+    expect([put.status, put.headers.get("conflux-revision")]).toEqual([201, "2"]);
+    for (const node of ["n1", "n4", "n5"]) {
+      const value = await h.call("GET", `${N}/values/a`, {
+        ...at(node),
+        headers: { "x-request-id": `of-${node}` },
+      });
+      expect([value.status, value.text]).toEqual([200, '{"a":1}']);
+      expect(value.headers.get("content-type")).toContain("application/json");
+      expect(value.headers.get("x-request-id")).toBe(`of-${node}`);
+    }
+    const tag = put.headers.get("etag") as string;
+    const guarded = await h.call("PUT", `${N}/configs/a`, {
+      ...at("n4"),
+      headers: { "if-match": tag, "idempotency-key": "once" },
+      body: { description: "d" },
+    });
+    expect(guarded.status).toBe(200);
+    const replay = await h.call("PUT", `${N}/configs/a`, {
+      ...at("n5"),
+      headers: { "if-match": tag, "idempotency-key": "once" },
+      body: { description: "d" },
+    });
+    expect(replay.headers.get("idempotent-replay")).toBe("true");
+    const unchanged = await h.call("GET", `${N}/configs/a`, {
+      ...at("n4"),
+      headers: { "if-none-match": guarded.headers.get("etag") as string },
+    });
+    expect([unchanged.status, unchanged.text]).toEqual([304, ""]);
+    const head = await h.call("HEAD", `${N}/values/a`, at("n4"));
+    expect([head.status, head.text]).toEqual([200, ""]);
+  });
+
+  test("keys are checked on either side", async () => {
+    const h = await setup();
+    const { token, id } = await h.key("acme", "read");
+    const get = (node: string) => h.call("GET", `${N}/values`, { ...at(node), token });
+    expect((await get("n4")).status).toBe(200);
+    const audit = await h.call("GET", `${T}/audit`, { ...at("n4"), token });
+    expect([audit.status, audit.body.code]).toEqual([403, "forbidden"]);
+    await h.call("DELETE", `${T}/keys/${id}`, at("n5"));
+    expect((await get("n4")).status).toBe(401);
+    const unknown = await h.call("GET", "/v1/tenants/nobody/usage", at("n4"));
+    expect(unknown.status).toBe(404);
+  });
+
+  test("problems come back as they are, with the remote address in the audit", async () => {
+    const h = await setup();
+    const broken = await h.call("PUT", `${N}/configs/a`, { ...at("n4"), body: { content: "{" } });
+    expect([broken.status, broken.body.code]).toEqual([422, "invalid-content"]);
+    await h.call("PUT", `${N}/configs/a`, { ...at("n4"), body: {} });
+    const audit = await h.call("GET", `${T}/audit?limit=1000`);
+    expect(audit.body.items.at(-1)).toMatchObject({ address: "192.0.2.1" });
+  });
+
+  test("a body over the limit is refused before it is sent anywhere", async () => {
+    const h = await setup();
+    const service = h.cluster.service("n4");
+    service.exchanges.length = 0;
+    const raw = "x".repeat(4 * 1024 * 1024 + 1);
+    const answer = await h.call("PUT", `${N}/configs/a`, { ...at("n4"), raw });
+    expect(answer.status).toBe(413);
+    expect(Math.max(0, ...service.exchanges.map((one) => one.bytes))).toBeLessThan(1_000);
+  });
+
+  test("the next node is asked when one cannot be reached", async () => {
+    const h = await setup();
+    await h.call("PUT", `${N}/configs/a`, { body: { content: 1 } });
+    // The directory is on n1 as well: root keys could not be checked without it.
+    const { token } = await h.key("acme", "write");
+    h.cluster.service("n1").isDown = true;
+    const value = await h.call("GET", `${N}/values/a`, { ...at("n4"), token });
+    expect(value.status).toBe(200);
+    const body = { content: 2 };
+    const publish = () => h.call("POST", `${N}/configs/a/publish`, { ...at("n4"), token, body });
+    expect((await publish()).status).toBe(201);
+    for (const node of ["n2", "n3"]) h.cluster.service(node).isDown = true;
+    const none = await publish();
+    expect([none.status, none.body.code]).toEqual([503, "no-quorum"]);
+  });
+
+  test("a change whose fate is unknown is not sent again", async () => {
+    const h = await setup();
+    const { token } = await h.key("acme", "write");
+    const service = h.cluster.service("n4");
+    const asked: string[] = [];
+    service.exchange = (node) => {
+      asked.push(node);
+      return Promise.reject(new Problem("outcome-unknown", "No answer in time"));
+    };
+    const put = await h.call("PUT", `${N}/configs/a`, { ...at("n4"), token, body: {} });
+    expect([put.status, put.body.code]).toEqual([504, "outcome-unknown"]);
+    expect(asked).toEqual(["n1"]);
+    await h.call("GET", `${N}/configs/a`, { ...at("n4"), token });
+    expect(asked).toEqual(["n1", "n1", "n2", "n3"]);
+  });
+
+  test("a forwarded request is never forwarded again", async () => {
+    const h = await setup();
+    const { token } = await h.key("acme", "read");
+    for (const node of ["n4", "n5"]) {
+      const service = h.cluster.service(node);
+      const others = ["n4", "n5"].filter((other) => other !== node);
+      // Both believe that the other one holds the tenant.
+      service.locate = async () => ({ local: false, nodes: others });
+    }
+    const answer = await h.call("GET", `${N}/values`, { ...at("n4"), token });
+    expect([answer.status, answer.body.code]).toEqual([503, "not-ready"]);
+    expect(h.cluster.service("n5").exchanges).toHaveLength(0);
+  });
+
+  test("the directory is read and changed through a node that has it", async () => {
+    const h = await setup();
+    const created = await h.call("POST", "/v1/tenants", { ...at("n5"), body: { id: "far" } });
+    expect(created.status).toBe(201);
+    const list = await h.call("GET", "/v1/tenants", at("n4"));
+    expect(list.body.items.map((item: { id: string }) => item.id)).toEqual(["acme", "far"]);
+    const patched = await h.call("PATCH", "/v1/tenants/far", {
+      ...at("n4"),
+      body: { description: "d" },
+    });
+    expect(patched.body.description).toBe("d");
+    const dry = await h.call("POST", "/v1/tenants?dryRun=true", {
+      ...at("n4"),
+      body: { id: "dry" },
+    });
+    expect(dry.status).toBe(201);
+    expect((await h.call("GET", "/v1/tenants/dry", at("n4"))).status).toBe(404);
+    expect((await h.call("GET", "/v1/cluster/members", at("n4"))).body.items).toHaveLength(5);
+    const tenants = await h.call("GET", "/v1/cluster/tenants?limit=1", at("n4"));
+    expect(tenants.body).toMatchObject({ items: [{ tenant: "acme" }], next: "acme" });
+    h.cluster.service("n2").isDown = true;
+    const poor = await h.call("GET", "/v1/cluster/tenants?state=under-replicated", at("n4"));
+    expect(poor.body.items).toMatchObject([{ tenant: "acme" }]);
+  });
+});
+
+describe("relayed watches", () => {
+  async function subscribe(h: Harness, path: string, token: string): Promise<FrameReader> {
+    const response = await h.gateway("n4").fetch(h.request("GET", path, { token }));
+    expect(response.status).toBe(200);
+    return new FrameReader(response);
+  }
+  const publish = (h: Harness, content: number) =>
+    h.call("POST", `${N}/configs/a/publish`, { body: { content } });
+
+  test("give the same frames, gapless also when the node behind dies", async () => {
+    const h = await setup();
+    await h.call("PUT", `${N}/configs/a`, { body: { content: 0 } });
+    const { token } = await h.key("acme", "client");
+    const reader = await subscribe(h, `${N}/watch`, token);
+    expect((await reader.next())?.data.values).toMatchObject({ a: { version: 1 } });
+    const seen: number[] = [];
+    for (let i = 1; i <= 10; i++) {
+      // n1 answers again later; what was published meanwhile is in the history of n2.
+      if (i === 4) h.cluster.service("n1").isDown = true;
+      if (i === 7) h.cluster.service("n1").isDown = false;
+      await publish(h, i);
+      if (i % 2 === 0) await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+    while (seen.length < 10) {
+      const frame = (await reader.nextNews()) as Frame;
+      seen.push(frame.data.changes[0].version as number);
+    }
+    expect(seen).toEqual(Array.from({ length: 10 }, (_, i) => i + 2));
+    await reader.cancel();
+    expect(h.gateway("n4").status().watchers).toBe(0);
+  });
+
+  test("resume by cursor, and end when the key does", async () => {
+    const h = await setup();
+    await h.call("PUT", `${N}/configs/a`, { body: { content: 0 } });
+    for (let i = 1; i <= 3; i++) await publish(h, i);
+    const { token, id } = await h.key("acme", "read");
+    const reader = await subscribe(h, `${T}/watch?since=1-3`, token);
+    expect((await reader.next())?.id).toBe("1-4");
+    expect((await reader.next())?.id).toBe("1-5");
+    await h.call("DELETE", `${T}/keys/${id}`);
+    let frame = (await reader.next()) as Frame;
+    while (frame.event !== "goodbye") frame = (await reader.next()) as Frame;
+    expect(frame.data).toEqual({ reason: "unauthorized" });
+    const refused = await h.call("GET", `${T}/watch`, { ...at("n4"), token });
+    expect(refused.status).toBe(401);
+  });
+
+  test("long polls are forwarded as they are", async () => {
+    const h = await setup();
+    const { token } = await h.key("acme", "client");
+    const answer = await h.call("GET", `${N}/watch?wait=0s`, { ...at("n4"), token });
+    expect(answer.body.frames).toMatchObject([{ event: "sync" }]);
+  });
+});
+
+describe("messages between gateways", () => {
+  test("carry header and body apart", () => {
+    const body = new Uint8Array([0, 1, 255]);
+    const header = { kind: "http", status: 200, headers: { a: "ü" } } as const;
+    const packed = encode(header, body);
+    // A receive buffer is often a view into a larger one.
+    const view = new Uint8Array(packed.length + 7);
+    view.set(packed, 7);
+    expect(decode(view.subarray(7))).toEqual({ header, body });
+    expect(decode(encode(header, null)).body).toHaveLength(0);
+    for (const cut of [0, 3, 10]) expect(() => decode(packed.subarray(0, cut))).toThrow(Problem);
+  });
+});
