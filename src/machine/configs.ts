@@ -618,7 +618,12 @@ function depthBelow(draft: Draft, namespace: string): number {
     else list.push(row.namespace);
   }
   let depth = 0;
-  for (let level = children.get(namespace) ?? []; level.length > 0; depth++)
+  // Bounded by the depth allowed: what is deeper is refused anyway.
+  for (
+    let level = children.get(namespace) ?? [];
+    level.length > 0 && depth <= extendsDepthMax;
+    depth++
+  )
     level = level.flatMap((child) => children.get(child) ?? []);
   return depth;
 }

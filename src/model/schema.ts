@@ -23,7 +23,7 @@ const errorsMax = 20;
 /** Evaluations of a schema per check. */
 const stepsMax = 200_000;
 /** Steps of regular expressions per check. */
-const patternStepsMax = 20_000_000;
+const patternStepsMax = 8_000_000;
 /** Lists of names that stand for `patternProperties` are tried on every name: the product of both is bounded. */
 const nameTrialsMax = 5_000_000;
 /** The longest text that a named format is tried on: some of its expressions are quadratic. */

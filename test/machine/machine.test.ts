@@ -199,6 +199,7 @@ describe("versions", () => {
       queries.latestVersion(tenant.state, queries.getConfig(tenant.state, "app", "a")!),
     ).toMatchObject({ version: 1 });
     expect(tenant.ok(version("a", "two")).result.version.version).toBe(3);
+    expect(tenant.ok(version("a", "three")).result.version.version).toBe(4);
     expect(tenant.value("a")).toBe("one");
   });
   test("are found by number and by hash", () => {
@@ -557,10 +558,17 @@ describe("transactions", () => {
       code: "not-found",
       place: { list: "then", index: 1 },
     });
+    // What one action deleted, the next does not find.
+    tenant.ok(version("a", "two"));
+    const gone = { op: "version.delete", ...target("a"), versions: [2] } as const;
+    const release = { op: "release.put", ...target("a"), rules: [], default: 2 } as const;
+    expect(refused([], [gone, release])).toMatchObject({ code: "conflict" });
+    expect(refused([], [gone, gone])).toMatchObject({ code: "not-found" });
+    tenant.ok({ op: "version.delete", ...target("a"), versions: [2] });
     expect(refused([], [])).toMatchObject({ code: "invalid" });
     const many = Array.from({ length: actionsPerTransactionMax + 1 }, () => act);
     expect(refused([], many)).toMatchObject({ code: "invalid" });
-    tenant.ok({ op: "transaction", if: [{ ...target("a"), revision: 2 }], then: [act] });
+    tenant.ok({ op: "transaction", if: [{ ...target("a"), revision: 4 }], then: [act] });
   });
 });
 

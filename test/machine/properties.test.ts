@@ -15,10 +15,16 @@ function contentOf(text: string): Content {
   return { text, hash: `sha256:${text}`, bytes: text.length };
 }
 
-const target = fc.record({
-  namespace: fc.constantFrom("app", "base"),
-  name: fc.constantFrom("a", "b", "Bad"),
-});
+const target = fc.oneof(
+  { weight: 3, arbitrary: fc.constant({ namespace: "app", name: "a" }) },
+  {
+    weight: 1,
+    arbitrary: fc.record({
+      namespace: fc.constantFrom("app", "base"),
+      name: fc.constantFrom("a", "b", "Bad"),
+    }),
+  },
+);
 const content = fc.constantFrom("x", "yy", "zzz").map(contentOf);
 const number = fc.integer({ min: 0, max: 5 });
 const rules: fc.Arbitrary<ReleaseRule[]> = fc.array(
