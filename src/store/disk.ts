@@ -17,7 +17,11 @@ export function openJournalDisk(directory: string): JournalDisk {
   syncDirectorySync(join(directory, ".."));
   return {
     list: () => fs.readdirSync(directory),
-    read: (name) => fs.readFileSync(join(directory, name)),
+    read(name) {
+      const { buffer, byteOffset, byteLength } = fs.readFileSync(join(directory, name));
+      // Not as a Buffer: its slice() would be a view where everybody else's is a copy.
+      return new Uint8Array(buffer, byteOffset, byteLength);
+    },
     truncate(name, size) {
       const descriptor = fs.openSync(join(directory, name), "r+");
       try {

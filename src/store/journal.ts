@@ -22,6 +22,7 @@ import {
   encodeReleases,
   encodeSegmentHeader,
   hasRecordBytes,
+  payloadOf,
   readSegment,
   readSegmentHeader,
   recordBytes,
@@ -32,6 +33,7 @@ import {
   segmentName,
   segmentNumber,
 } from "./journal_format.ts";
+import type { ReadRecord } from "./journal_format.ts";
 
 // --- port --------------------------------------------------------------------------------------------------------
 
@@ -189,7 +191,10 @@ export class NodeJournal implements Journal {
     this.#removeFiles(replayed.unused, () => this.#startSegment());
   }
 
-  /** Handed over once, so that the records do not stay in memory after the host read them. */
+  /**
+   * Handed over once, so that the records do not stay in memory after the host read them. Payloads of one segment share
+   * a buffer: copy what is kept for long.
+   */
   recovery(): NodeJournalRecovery {
     const recovery = this.#recovery;
     assert(recovery !== null, "The journal's recovery was taken already");
@@ -530,19 +535,28 @@ function replay(disk: JournalDisk): Replayed {
       lost.push({ from: final + 1, to: behind - 1, where: `${name}: its end is missing` });
 
     const live = new Map<number, JournalSequence>();
+    const kept: ReadRecord[] = [];
+    let keptBytes = 0;
     for (const record of read.records.toReversed()) {
-      if (record.kind === recordKinds.release) {
-        for (const [group, sequence] of decodeReleases(record.payload))
-          if ((released.get(group) ?? 0) < sequence) released.set(group, sequence);
-        continue;
+      const { kind, group, sequence, payloadBytes } = record;
+      if (kind === recordKinds.release) {
+        for (const [of, upTo] of decodeReleases(payloadOf(bytes, record)))
+          if ((released.get(of) ?? 0) < upTo) released.set(of, upTo);
+      } else if ((released.get(group) ?? 0) < sequence) {
+        if (!live.has(group)) live.set(group, sequence);
+        kept.push(record);
+        keptBytes += payloadBytes;
       }
-      const { group, sequence, payload } = record;
-      if ((released.get(group) ?? 0) >= sequence) continue;
-      if (!live.has(group)) live.set(group, sequence);
-      const found = { sequence, payload: payload.slice() };
-      const list = groups.get(group);
-      if (list === undefined) groups.set(group, [found]);
-      else list.push(found);
+    }
+    // One copy per segment: a million small ones cost a second, and views would keep the released bytes in memory.
+    const arena = new Uint8Array(keptBytes);
+    let used = 0;
+    for (const record of kept) {
+      arena.set(payloadOf(bytes, record), used);
+      const payload = arena.subarray(used, (used += record.payloadBytes));
+      const list = groups.get(record.group);
+      if (list === undefined) groups.set(record.group, [{ sequence: record.sequence, payload }]);
+      else list.push({ sequence: record.sequence, payload });
     }
     for (const place of read.damage) {
       const where = `${name}, bytes ${place.at} to ${place.end}`;

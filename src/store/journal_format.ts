@@ -120,8 +120,13 @@ export interface ReadRecord {
   readonly kind: RecordKind;
   readonly group: number;
   readonly sequence: number;
-  /** A view into the segment's bytes. */
-  readonly payload: Uint8Array;
+  readonly payloadBytes: number;
+}
+
+/** A view into the segment's bytes. */
+export function payloadOf(bytes: Uint8Array, { at, payloadBytes }: ReadRecord): Uint8Array {
+  const start = at + recordHeaderBytes;
+  return bytes.subarray(start, start + payloadBytes);
 }
 
 /** A place that does not verify. */
@@ -181,15 +186,21 @@ export function readSegment(bytes: Uint8Array, name: string, last: boolean): Rea
       continue;
     }
     const payloadStart = position + recordHeaderBytes;
-    const payload = bytes.subarray(payloadStart, payloadStart + found.payloadBytes);
+    const payloadEnd = payloadStart + found.payloadBytes;
     const end = position + recordBytes(found.payloadBytes);
     const { kind, group } = found;
     lastWrite = Math.max(lastWrite, position - found.offsetInWrite);
     if (
-      payload.byteLength === found.payloadBytes &&
-      crc32(payload, 0, payload.byteLength) === found.payloadCrc
+      payloadEnd <= bytes.byteLength &&
+      crc32(bytes, payloadStart, payloadEnd) === found.payloadCrc
     )
-      records.push({ at: position, kind, group, sequence: found.sequence, payload });
+      records.push({
+        at: position,
+        kind,
+        group,
+        sequence: found.sequence,
+        payloadBytes: found.payloadBytes,
+      });
     else
       damage.push({
         at: position,
