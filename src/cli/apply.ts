@@ -528,6 +528,11 @@ export async function planManifest(
 ): Promise<Plan> {
   const { tenant, description, replicas, quotas } = manifest;
   const present = await orNull(admin.tenant(tenant));
+  if (present !== null && present.deletedAt !== null)
+    throw new Problem(
+      "tenant-deleted",
+      `Undelete tenant ${tenant} first (\`conflux tenants undelete ${tenant}\`), or take its manifest away`,
+    );
   const steps: PlanStep[] = [];
   let update: TenantUpdate | null = null;
   const reasons: string[] = [];
@@ -864,9 +869,9 @@ function* batches(steps: readonly PlanStep[]): Generator<PlanStep[]> {
 
 /**
  * Makes all manifests of a folder (or one) true, through anything that answers requests: the gateway of this process,
- * before it listens.
- * @returns one line that says what was done
- * @throws ManifestError before anything is changed; Problem when the server refuses
+ * before it listens. A tenant that cannot be made so does not keep the others from it, nor the node from starting.
+ * @returns a line per tenant that says what was done
+ * @throws ManifestError before anything is changed
  */
 export async function applyDirectory(options: {
   readonly folder: string;
@@ -877,22 +882,23 @@ export async function applyDirectory(options: {
   const { folder, token, url, fetch } = options;
   const manifests = await readManifests(folder);
   const admin = new Admin({ url, token, fetch: (to, init) => fetch(new Request(to, init)) });
-  const applied: Applied[] = [];
-  for (const manifest of manifests) applied.push(await applyManifest(admin, manifest));
-  return summaryOf(applied);
+  const lines: string[] = [];
+  for (const manifest of manifests) {
+    try {
+      lines.push(summaryOf(await applyManifest(admin, manifest)));
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      lines.push(`${manifest.tenant}: not applied: ${error.message} (${error.code})`);
+    }
+  }
+  return lines.join("\n");
 }
 
 /** `acme: 2 created, 1 updated, 4 unchanged`, counting configs. */
-export function summaryOf(
-  applied: readonly { tenant: string; steps: readonly PlanStep[] }[],
-): string {
-  return applied
-    .map(({ tenant, steps }) => {
-      const count = (action: PlanAction): number =>
-        steps.filter((step) => step.kind === "config" && step.action === action).length;
-      const isNew = steps.some((step) => step.kind === "tenant" && step.action === "create");
-      const counts = `${count("create")} created, ${count("update")} updated, ${count("unchanged")} unchanged`;
-      return `${tenant}${isNew ? " (new)" : ""}: ${counts}`;
-    })
-    .join("; ");
+export function summaryOf({ tenant, steps }: Pick<Applied, "tenant" | "steps">): string {
+  const count = (action: PlanAction): number =>
+    steps.filter((step) => step.kind === "config" && step.action === action).length;
+  const isNew = steps.some((step) => step.kind === "tenant" && step.action === "create");
+  const counts = `${count("create")} created, ${count("update")} updated, ${count("unchanged")} unchanged`;
+  return `${tenant}${isNew ? " (new)" : ""}: ${counts}`;
 }

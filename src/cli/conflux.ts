@@ -138,7 +138,7 @@ const commands: readonly Command[] = [
   {
     name: "start",
     summary: "Run a node",
-    usage: "[settings]   (`conflux start --help` lists them)",
+    usage: "[settings]",
     words: [0, Number.MAX_SAFE_INTEGER],
     options: {},
     // Taken out before parsing: its settings are the node's own.
@@ -339,7 +339,7 @@ async function apply(context: Context): Promise<void> {
         const adminKeys = applied.flatMap(({ tenant, adminKey }) =>
           adminKey === null ? [] : [`admin key of ${tenant}, shown this once: ${adminKey.token}`],
         );
-        return [...changes, ...adminKeys, summaryOf(applied)].join("\n");
+        return [...changes, ...adminKeys, ...applied.map(summaryOf)].join("\n");
       });
   }
 }
@@ -920,6 +920,16 @@ async function main(argv: readonly string[]): Promise<number> {
     throw new UsageError(`There is no command ${word}; ${suggestion(word, names)}`);
   }
   if (command.name === "start") {
+    if (rest.includes("--help") || rest.includes("-h")) {
+      print(
+        [
+          `Usage: conflux start [settings]\n${command.summary}.\n`,
+          "Each setting is a flag (`--port 8080`), an environment variable (CONFLUX_PORT) or a line of",
+          "the file given by --config (`port: 8080`). docs/settings.md lists them with their defaults.",
+        ].join("\n"),
+      );
+      return 0;
+    }
     // The composition root runs on import, reads the same command line, and ends the process by itself.
     await import("../main.ts");
     return 0;

@@ -92,6 +92,7 @@ const advice: Partial<Record<string, string>> = {
   forbidden:
     "Use a key of a kind that may do this, of this tenant and namespace (`conflux keys list`)",
   "not-found": "Check --tenant, --namespace and the name; `conflux get` lists what is there",
+  "tenant-deleted": "`conflux tenants undelete` brings a deleted tenant back",
   "precondition-failed": "Somebody changed it meanwhile: look at it again, then repeat",
   conflict: "Look at what is there (`conflux describe`), then repeat",
   protected: "Give the namespace `protected: false` in its manifest and apply that",

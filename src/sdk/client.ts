@@ -36,6 +36,7 @@ export interface ConfluxOptions {
 
 /** All waits, in milliseconds. */
 export interface Timing {
+  /** Until the server asks for another one by `retry:`. */
   readonly backoffBaseMs: number;
   readonly backoffCapMs: number;
   /** A connection that held this long makes the next wait short again. */
@@ -340,7 +341,9 @@ export class Conflux {
         if (this.#snapshot.live && !this.#resync) this.#connected();
         for (const event of parser.push(value)) {
           frames += 1;
-          if (parser.retryMs !== null) this.#backoff.baseMs = parser.retryMs;
+          // The server's wish for the first wait, unless the program has its own.
+          if (parser.retryMs !== null && this.#options.timing?.backoffBaseMs === undefined)
+            this.#backoff.baseMs = parser.retryMs;
           if (!(await this.#take(frameOf(event), wire))) return;
         }
       }

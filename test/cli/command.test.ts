@@ -7,6 +7,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { text } from "node:stream/consumers";
 import { describe, expect, onTestFinished, test } from "vitest";
+import { applyDirectory } from "../../src/cli/apply.ts";
 import { serve } from "../../src/runtime/serve.ts";
 import { Harness } from "../gateway/harness.ts";
 import { rootToken } from "../gateway/solo_service.ts";
@@ -399,6 +400,31 @@ test.each(["deno", "node"] as const)(
     });
     expect(await run(["eval", "a"], env, { runtime })).toEqual({ code: 0, out: "x", err: "" });
     expect((await run(["gte"], env, { runtime })).err).toMatch(/did you mean get\?/);
+  },
+  timeoutMs,
+);
+
+test(
+  "a deleted tenant is not applied, and keeps no other from it",
+  async () => {
+    const { harness, rootEnv } = await gateway();
+    const made = await folder();
+    await writeFile(path.join(made, "acme.yaml"), "tenant: acme\nnamespaces: {}\n");
+    await writeFile(path.join(made, "shop.yaml"), "tenant: shop\nreplicas: 1\n");
+    await harness.call("DELETE", "/v1/tenants/acme");
+    const ran = await run(["apply", "-f", made], rootEnv);
+    expect(ran.code).toBe(1);
+    expect(ran.err).toMatch(/tenant-deleted, HTTP 410\)\n {2}Undelete tenant acme first/);
+    const lines = await applyDirectory({
+      folder: made,
+      token: rootToken,
+      url: "http://localhost",
+      fetch: async (request) => harness.gateway().fetch(request),
+    });
+    expect(lines.split("\n")).toEqual([
+      expect.stringMatching(/^acme: not applied: Undelete tenant acme first .*\(tenant-deleted\)$/),
+      "shop (new): 0 created, 0 updated, 0 unchanged",
+    ]);
   },
   timeoutMs,
 );
