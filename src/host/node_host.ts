@@ -181,6 +181,7 @@ export class NodeHost implements ConfigService {
   /** Journal records found at start, until their replica wakes. */
   readonly #recovered = new Map<number, readonly { sequence: number; payload: Uint8Array }[]>();
   readonly #damaged: ReadonlyMap<number, string>;
+  readonly #lost: readonly { readonly to: number; readonly where: string }[];
   readonly #ticking = new Set<Replica>();
   readonly #outboxes = new Map<string, Outbox>();
   readonly #hooks: ReplicaHooks;
@@ -258,6 +259,7 @@ export class NodeHost implements ConfigService {
     const recovery = options.journal.recovery();
     for (const [group, records] of recovery.groups) this.#recovered.set(group, records);
     this.#damaged = recovery.damaged;
+    this.#lost = recovery.lost;
     this.#serveCalls();
   }
 
@@ -444,7 +446,26 @@ export class NodeHost implements ConfigService {
       replica.halt(reason);
       this.#ticking.delete(replica);
       this.hub.end(replica.group, "replica-halted");
+      for (const id of replica.members.keys()) this.#disown(replica, id, replica.raft.term);
     }
+  }
+
+  /** Its node being alive, nobody would notice that this replica leads no more: it says so. */
+  #disown(replica: Replica, to: ReplicaId, term: number): void {
+    this.#send(replica, {
+      type: MessageType.forgetLeader,
+      to,
+      from: replica.id,
+      term,
+      logTerm: 0,
+      index: 0,
+      commit: 0,
+      reject: false,
+      rejectHint: 0,
+      context: 0,
+      entries: [],
+      snapshot: null,
+    });
   }
 
   #guarded(replica: Replica, run: () => void): void {
@@ -577,6 +598,12 @@ export class NodeHost implements ConfigService {
         const { group, incarnation, message } = parseRaftItem(item);
         const replica = this.#replicaFor(group, incarnation, message);
         if (replica === null || replica.members.get(message.from) !== from) return;
+        if (replica.halted !== null) {
+          if (message.type !== MessageType.forgetLeader && message.term > 0) {
+            this.#disown(replica, message.from, message.term);
+          }
+          return;
+        }
         this.#guarded(replica, () => replica.step(message));
         return;
       }
@@ -741,11 +768,14 @@ export class NodeHost implements ConfigService {
       return null;
     }
     const environment = environments.open(environmentName(identity));
+    const fresh = environment.meta() === null && !this.#recovered.has(group);
     const replica = this.#load(identity, environment);
     this.#replicas.set(group, replica);
     replica.usedAt = this.#clock.monotonicMs();
-    const damage = this.#damaged.get(group) ?? this.#damaged.get(0);
-    if (damage !== undefined) {
+    const damage =
+      this.#damaged.get(group) ?? this.#lost.find(({ to }) => replica.sequenceStored < to)?.where;
+    if (damage !== undefined && !fresh) {
+      // A vote or an acknowledged entry may be gone: it must neither vote nor answer (invariant 2).
       this.#log.error({ tenant: replica.tenant, group, damage }, "replica.journal_damaged");
       replica.halt(`Journal is damaged: ${damage}`);
       return replica;
@@ -1096,8 +1126,8 @@ export class NodeHost implements ConfigService {
     const { found, hint } = proposal;
     const leader = hint ?? replica?.leaderNode ?? null;
     if (leader !== null && leader !== this.node && this.liveness.supports(leader)) return leader;
-    if (found.local) return null;
-    return found.nodes.find((node) => this.liveness.supports(node)) ?? null;
+    if (replica !== null) return null;
+    return found.nodes.find((node) => node !== this.node && this.liveness.supports(node)) ?? null;
   }
 
   #proposed(proposal: PendingProposal, result: ProposeAnswer): void {
@@ -1267,7 +1297,15 @@ export class NodeHost implements ConfigService {
     if (tenant === SYSTEM_TENANT) return { local: true };
     const row = this.directory.tenant(tenant);
     if (row === undefined) return undefined;
-    return { local: row.placement.replicas.some((replica) => replica.node === this.node) };
+    return { local: this.#serves(row) };
+  }
+
+  /** This node holds a replica of it, and one that works. */
+  #serves(row: TenantRow): boolean {
+    return (
+      row.placement.replicas.some((replica) => replica.node === this.node) &&
+      (this.#replicas.get(row.group)?.halted ?? null) === null
+    );
   }
 
   locate(
@@ -1279,8 +1317,9 @@ export class NodeHost implements ConfigService {
       this.#find(tenant, this.#clock.monotonicMs() + READ_TIMEOUT_MS, (error, found) => {
         if (error?.code === "not-found") return resolve(null);
         if (error !== null) return reject(error);
-        const { local, nodes } = found as Found;
-        if (local) return resolve({ local: true });
+        if (this.locateNow(tenant)?.local === true) return resolve({ local: true });
+        const nodes = (found as Found).nodes.filter((node) => node !== this.node);
+        if (nodes.length === 0) return reject(halted(tenant));
         const alive = nodes.filter((node) => this.liveness.supports(node));
         const rest = nodes.filter((node) => !this.liveness.supports(node));
         resolve({ local: false, nodes: [...alive, ...rest] });

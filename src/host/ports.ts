@@ -38,6 +38,15 @@ export interface JournalRecovery {
   >;
   /** Groups with a damaged record in the middle of the journal: they must neither vote nor answer. */
   readonly damaged: ReadonlyMap<number, string>;
+  /**
+   * Sequences of records that were destroyed together with the name of their group. A group without records here is
+   * concerned unless its environment holds everything up to `to`.
+   */
+  readonly lost: readonly {
+    readonly from: JournalSequence;
+    readonly to: JournalSequence;
+    readonly where: string;
+  }[];
   /** Bytes cut from the end because the last append was torn by a crash (0 = clean). */
   readonly tornBytes: number;
 }
