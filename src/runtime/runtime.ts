@@ -20,6 +20,7 @@ export interface BunGlobal {
     idleTimeout: number;
     maxRequestBodySize: number;
     development: boolean;
+    reusePort: boolean;
     fetch(request: Request, server: BunServer): Response | Promise<Response>;
     error(error: Error): Response;
   }): BunServer;
@@ -28,7 +29,6 @@ export interface BunGlobal {
 export interface DenoServer {
   readonly addr: { readonly port: number };
   readonly finished: Promise<void>;
-  shutdown(): Promise<void>;
 }
 
 export interface DenoGlobal {
@@ -43,7 +43,11 @@ export interface DenoGlobal {
     },
     handler: (
       request: Request,
-      info: { readonly remoteAddr: { readonly hostname?: string } },
+      info: {
+        readonly remoteAddr: { readonly hostname?: string };
+        /** Settles when the answer was sent, or could not be. */
+        readonly completed: Promise<void>;
+      },
     ) => Response | Promise<Response>,
   ): DenoServer;
 }

@@ -88,6 +88,8 @@ function serveOnBun(handler: FetchHandler, { host, port }: ServeOptions): HttpSe
     idleTimeout: 0,
     maxRequestBodySize: requestBytesMax,
     development: false,
+    // Outside development Bun would share the port with whoever else asks for it, and split the requests silently.
+    reusePort: false,
     fetch: (request, self) =>
       handler(request, {
         // Asked for only where it is written down: looking it up for every read would cost more than the read.
@@ -112,6 +114,8 @@ function serveOnBun(handler: FetchHandler, { host, port }: ServeOptions): HttpSe
 function serveOnDeno(handler: FetchHandler, { host, port }: ServeOptions): HttpServer {
   if (deno === undefined) throw new Error("Not on Deno");
   const abort = new AbortController();
+  const underWay = new Set<Promise<unknown>>();
+  let isStopping = false;
   const server = deno.serve(
     {
       hostname: host,
@@ -120,12 +124,32 @@ function serveOnDeno(handler: FetchHandler, { host, port }: ServeOptions): HttpS
       onListen: () => {},
       onError: () => new Response(null, { status: 500 }),
     },
-    (request, info) => handler(request, { remoteAddress: info.remoteAddr.hostname }),
+    (request, info) => {
+      if (isStopping) return new Response(null, { status: 503, headers: { connection: "close" } });
+      const { completed } = info;
+      underWay.add(completed);
+      const done = (): void => {
+        underWay.delete(completed);
+      };
+      completed.then(done, done);
+      return handler(request, { remoteAddress: info.remoteAddr.hostname });
+    },
   );
   return {
     port: server.addr.port,
     url: urlOf(host, server.addr.port),
-    stop: (gracefulMs) => stopWithin(server.shutdown(), gracefulMs, () => abort.abort()),
+    // Its own shutdown can no longer be cut short once it was begun, so what is under way is waited for here.
+    stop: async (gracefulMs) => {
+      isStopping = true;
+      let timer: ReturnType<typeof setTimeout> | undefined;
+      const late = new Promise<void>((resolve) => {
+        timer = setTimeout(resolve, gracefulMs);
+      });
+      await Promise.race([Promise.allSettled(underWay), late]);
+      clearTimeout(timer);
+      abort.abort();
+      await server.finished;
+    },
   };
 }
 

@@ -104,7 +104,7 @@ export class Harness {
         ...headers,
       },
       ...(sent !== undefined && { body: sent, duplex: "half" }),
-    } as RequestInit);
+    });
   }
 
   async call(
