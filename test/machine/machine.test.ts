@@ -195,6 +195,10 @@ describe("versions", () => {
     expect(tenant.ok(version("a", "two"))).toMatchObject({ created: false, commit: null });
     tenant.ok({ op: "version.delete", ...target("a"), versions: [2] });
     expect(queries.getText(tenant.state, "app", "a", 2)).toBe(null);
+    expect(queries.getConfig(tenant.state, "app", "a")).toMatchObject({
+      latestVersion: 2,
+      latestHash: null,
+    });
     expect(
       queries.latestVersion(tenant.state, queries.getConfig(tenant.state, "app", "a")!),
     ).toMatchObject({ version: 1 });

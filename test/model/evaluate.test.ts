@@ -1,6 +1,6 @@
 import * as fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { bucketOf, bucketParts, evaluate, explain } from "../../src/model/evaluate.ts";
+import { bucketOf, bucketParts, bucketsOf, evaluate, explain } from "../../src/model/evaluate.ts";
 import { murmur3, murmur3Text } from "../../src/model/murmur3.ts";
 import type { LabelMatch, Labels, ReleaseRule } from "../../src/model/release.ts";
 import { validateRules } from "../../src/model/rules.ts";
@@ -118,6 +118,12 @@ describe("evaluate()", () => {
         },
       ),
     );
+  });
+
+  test("a step of 0.001 % is one bucket, whatever the rounding of doubles", () => {
+    for (let parts = 0; parts <= bucketParts; parts++)
+      if (bucketsOf(parts / 1_000) !== parts) throw new Error(`${parts} parts are rounded away`);
+    expect(bucketsOf(1.001)).toBe(1_001);
   });
 
   test("buckets are spread within one percent", () => {
