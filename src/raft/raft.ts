@@ -111,6 +111,8 @@ export class Raft {
   /** The newest configuration change may stand up to here; another one waits until this is applied. */
   #pendingConfIndex = 0;
   #uncommittedBytes = 0;
+  /** Removed by the change at this index, and leading on until enough of those who stay know of it; 0 otherwise. */
+  #leavingAt = 0;
   /** It led this term and told the others that it does so no more; again, while nobody leads. */
   #retired = false;
   /** Reads that wait for the first commit of this leader's own term. */
@@ -129,6 +131,7 @@ export class Raft {
 
   /** Made once, so that counting a quorum allocates nothing. */
   readonly #matchOf = (id: ReplicaId): number => this.#peer(id)?.match ?? 0;
+  readonly #knownCommitOf = (id: ReplicaId): number => this.#peer(id)?.knownCommit ?? 0;
   readonly #voteOf = (id: ReplicaId): Vote => this.#peer(id)?.vote ?? Vote.none;
   readonly #readConfirmedOf = (id: ReplicaId): number => this.#peer(id)?.readConfirmed ?? 0;
   readonly #activeOf = (id: ReplicaId): Vote => {
@@ -218,7 +221,7 @@ export class Raft {
   /** Ticking would change nothing: the embedder may stop until a message, a proposal or a loss of support. */
   get idle(): boolean {
     if (this.#role === "follower") return this.#supports !== null && this.#leadIsSupported();
-    if (this.#role !== "leader" || this.#self === null) return false;
+    if (this.#role !== "leader" || this.#self === null || this.#leavingAt !== 0) return false;
     if (this.#peers.length > 1) {
       if (this.#supports === null || !this.#quorumIsSupported()) return false;
       for (const peer of this.#peers) {
@@ -715,6 +718,7 @@ export class Raft {
     this.redrawElectionTimeout();
     this.#transferee = NONE;
     this.#leaseVoid = false;
+    this.#leavingAt = 0;
     const last = this.#log.lastIndex;
     for (const peer of this.#peers) peer.reset(last + 1, peer.id === this.#id ? last : 0);
     this.#pendingConfIndex = 0;
@@ -839,7 +843,8 @@ export class Raft {
   #beat(): void {
     let round = this.#reads.asking;
     if (this.#config.readOnly === "lease") round = this.#beginLeaseRound();
-    if (this.#supports === null || this.#self === null || round !== 0) {
+    const leaves = this.#self === null || this.#leavingAt !== 0;
+    if (this.#supports === null || leaves || round !== 0) {
       this.#broadcastHeartbeat(round);
       return;
     }
@@ -1040,6 +1045,7 @@ export class Raft {
   #takeAppendResponse(peer: Progress, m: Message): void {
     peer.recentActive = true;
     peer.knownCommit = Math.max(peer.knownCommit, m.commit);
+    if (this.#leavesNow()) return;
     if (m.reject) {
       // Raft §5.3: a whole term at a time. The follower skipped what cannot match by its terms, now we do by ours.
       const hint =
@@ -1078,6 +1084,7 @@ export class Raft {
   #takeHeartbeatResponse(peer: Progress, m: Message): void {
     peer.recentActive = true;
     peer.knownCommit = Math.max(peer.knownCommit, m.commit);
+    if (this.#leavesNow()) return;
     peer.paused = false;
     // Also when its window is full, then without entries: what filled the window may have been lost.
     if (peer.match < this.#log.lastIndex || peer.state === "probe") this.#sendAppend(peer);
@@ -1100,7 +1107,8 @@ export class Raft {
 
   #refusal(): "not-leader" | "transferring" | null {
     // A leader that was removed still replicates, but takes nothing on.
-    if (this.#role !== "leader" || this.#self === null) return "not-leader";
+    if (this.#role !== "leader" || this.#self === null || this.#leavingAt !== 0)
+      return "not-leader";
     return this.#transferee === NONE ? null : "transferring";
   }
 
@@ -1335,9 +1343,18 @@ export class Raft {
     if (this.#role !== "leader") return;
     if (this.#self === null || this.#self.isLearner) {
       // Thesis §4.2.2: it led until its own removal was committed, and must not lead on.
-      if (this.#config.stepDownOnRemoval) this.#becomeFollower(this.#term, NONE);
+      if (!this.#config.stepDownOnRemoval) return;
+      if (this.#supports === null) {
+        this.#becomeFollower(this.#term, NONE);
+        return;
+      }
+      // At once would be too early: those who stay may still need its vote until they know that they do not.
+      this.#leavingAt = this.#log.applied + 1;
+      this.#broadcastAppend();
+      this.#leavesNow();
       return;
     }
+    this.#leavingAt = 0;
     if (this.#maybeCommit()) {
       // A smaller quorum may have committed more.
       this.#broadcastAppend();
@@ -1348,6 +1365,26 @@ export class Raft {
     }
     if (this.#reads.pending) this.#answerReads();
     if (this.#transferee !== NONE && !this.#isVoter(this.#transferee)) this.#transferee = NONE;
+  }
+
+  /** A removed leader leaves when those who stay can elect another, and calls on the one that is furthest to try. */
+  #leavesNow(): boolean {
+    if (this.#leavingAt === 0) return false;
+    const { voters, votersOutgoing } = this.#conf;
+    if (jointCommitted(voters, votersOutgoing, this.#knownCommitOf) < this.#leavingAt) return false;
+    let heir: Progress | null = null;
+    for (const peer of this.#peers) {
+      if (peer.id === this.#id || !this.#isVoter(peer.id)) continue;
+      if (heir === null || peer.match > heir.match) heir = peer;
+    }
+    const expected = heir?.match ?? 0;
+    this.#becomeFollower(this.#term, NONE);
+    if (heir !== null) {
+      const m = this.#message(MessageType.timeoutNow, heir.id);
+      m.context = expected;
+      this.#messages.push(m);
+    }
+    return true;
   }
 
   /** Any leader finishes what is to be left by itself, whoever began it. */

@@ -69,6 +69,24 @@ const ELECTION_TICKS = 10;
 /** Ticks until the others notice that a node went or came. */
 const NOTICE_TICKS = 8;
 
+type Action =
+  | "deliver"
+  | "write"
+  | "tick"
+  | "propose"
+  | "read"
+  | "crash"
+  | "revive"
+  | "save"
+  | "transfer"
+  | "campaign"
+  | "forget"
+  | "unreachable"
+  | "change"
+  | "cut"
+  | "isolate"
+  | "join";
+
 export class Network {
   readonly #options: NetworkOptions;
   readonly #random: Prng;
@@ -78,6 +96,8 @@ export class Network {
   readonly #committed: Entry[] = [];
   /** Snapshots by index: the state of a replicated machine depends on nothing else. */
   readonly #states = new Map<number, State>();
+  readonly #weights: readonly (readonly [Action, number])[];
+  #weightSum = 0;
   #packets: Packet[] = [];
   #proposals = 0;
   #reads = 0;
@@ -90,6 +110,27 @@ export class Network {
   constructor(options: NetworkOptions) {
     this.#options = options;
     this.#random = new Prng(options.seed);
+    // Every seed has a character: slow disks, many crashes, long partitions.
+    const random = this.#random;
+    this.#weights = [
+      ["deliver", 500],
+      ["write", random.pick([40, 160, 300])],
+      ["tick", random.pick([80, 140, 300])],
+      ["propose", 100],
+      ["read", 40],
+      ["crash", random.pick([4, 10, 40])],
+      ["revive", 12],
+      ["save", 8],
+      ["transfer", random.pick([1, 8])],
+      ["campaign", random.pick([1, 10])],
+      ["forget", 3],
+      ["unreachable", 4],
+      ["change", 8],
+      ["cut", 4],
+      ["isolate", random.pick([1, 6])],
+      ["join", random.pick([3, 10])],
+    ];
+    for (const [, weight] of this.#weights) this.#weightSum += weight;
     const ids = Array.from({ length: options.replicas }, (_, i) => i + 1);
     // With changes one begins outside.
     const voters = options.changes ? ids.slice(0, -1) : ids;
@@ -171,27 +212,73 @@ export class Network {
 
   #act(): void {
     const random = this.#random;
-    const dice = random.below(1_000);
     const node = random.pick(this.#nodes);
     const raft = node.raft;
-    if (dice < 500) for (let i = 0; i < this.#nodes.length; i++) this.#deliverOne();
-    else if (dice < 660) for (const each of this.#nodes) this.#completeAppend(each);
-    else if (dice < 800) this.#tickAll();
-    else if (dice < 900) this.#propose(node);
-    else if (dice < 940) this.#read(node);
-    else if (dice < 946) this.#crash(node);
-    else if (dice < 954) this.#revive(node);
-    else if (dice < 962) this.#save(node);
-    else if (dice < 970) raft?.transferLeadership(1 + random.below(this.#nodes.length));
-    else if (dice < 973) raft?.campaign();
-    else if (dice < 976) raft?.forgetLeader();
-    else if (dice < 980) raft?.reportUnreachable(1 + random.below(this.#nodes.length));
-    else if (dice < 984)
-      raft?.reportSnapshot(1 + random.below(this.#nodes.length), random.chance(0.5));
-    else if (dice < 992) this.#changeMembers(node);
-    else if (dice < 996) this.#cutPair();
-    else this.#cut.clear();
+    switch (this.#pick()) {
+      case "deliver":
+        for (let i = 0; i < this.#nodes.length; i++) this.#deliverOne();
+        break;
+      case "write":
+        for (const each of this.#nodes) if (random.chance(0.7)) this.#completeAppend(each);
+        break;
+      case "tick":
+        this.#tickAll();
+        break;
+      case "propose":
+        this.#propose(node);
+        break;
+      case "read":
+        // Whoever believes to lead is the one who can be wrong.
+        for (const each of this.#nodes) if (each.raft?.isLeader === true) this.#read(each);
+        this.#read(node);
+        break;
+      case "crash":
+        this.#crash(node);
+        break;
+      case "revive":
+        this.#revive(node);
+        break;
+      case "save":
+        this.#save(node);
+        break;
+      case "transfer":
+        raft?.transferLeadership(1 + random.below(this.#nodes.length));
+        break;
+      case "campaign":
+        raft?.campaign();
+        break;
+      case "forget":
+        raft?.forgetLeader();
+        break;
+      case "unreachable":
+        raft?.reportUnreachable(1 + random.below(this.#nodes.length));
+        break;
+      case "change":
+        this.#changeMembers(node);
+        break;
+      case "cut":
+        this.#cutPair();
+        break;
+      case "isolate":
+        for (const { id } of this.#nodes) {
+          this.#cut.add(`${id}-${node.id}`);
+          this.#cut.add(`${node.id}-${id}`);
+        }
+        break;
+      case "join":
+        this.#cut.clear();
+        break;
+    }
     for (const each of this.#nodes) this.#drain(each);
+  }
+
+  #pick(): Action {
+    let dice = this.#random.below(this.#weightSum);
+    for (const [action, weight] of this.#weights) {
+      dice -= weight;
+      if (dice < 0) return action;
+    }
+    return "tick";
   }
 
   #cutPair(): void {
@@ -513,7 +600,10 @@ function members({ voters, votersOutgoing, learners }: ConfState): number[] {
   return [...new Set([...voters, ...votersOutgoing, ...learners])];
 }
 
-/** Changes that a careful administrator would ask for: at least two voters are left. */
+/**
+ * Changes that a careful administrator would ask for: at least three voters are left. With two, a leader that is removed
+ * and crashes before the other knows can leave that one waiting for its vote (DESIGN.md, what remains).
+ */
 function fits(
   conf: ConfState,
   changes: readonly { kind: ChangeKind; id: number }[],
@@ -524,5 +614,5 @@ function fits(
     if (kind === ChangeKind.addVoter) voters.add(id);
     else voters.delete(id);
   }
-  return voters.size >= Math.min(2, count - 1);
+  return voters.size >= Math.min(3, count - 1);
 }
