@@ -4,20 +4,18 @@
  *
  * Nothing of the host's below its promises is replaced: clock, disk, environments and transport are its own ports.
  */
-import { SortedMap } from "../../src/lib/sorted_map.ts";
 import { Prng } from "../../src/lib/prng.ts";
 import { NodeHost, type Log, type Tuning } from "../../src/host/node_host.ts";
 import type {
   Clock,
   Environment,
-  EnvironmentChange,
   Environments,
   FrameHandler,
   Lane,
-  Range,
   Transport,
 } from "../../src/host/ports.ts";
 import { NodeJournal } from "../../src/store/journal.ts";
+import { MemoryEnvironment, prepare } from "../host/memory_environment.ts";
 import { SimDisk } from "../store/sim_disk.ts";
 
 /** What the network and the disks do; drawn from the seed, changed by the nemesis. */
@@ -94,16 +92,10 @@ function before(left: Happening, right: Happening): boolean {
 
 // --- environments -------------------------------------------------------------------------------------------------------
 
-interface StoredEnvironment {
-  meta: Uint8Array | null;
-  rows: SortedMap<string>;
-  entries: Map<number, Uint8Array>;
-}
-
 /** Environments in memory: commits are atomic and take time; a crash leaves the one under way done or not done. */
 class SimEnvironments implements Environments {
   readonly cap: number;
-  readonly stored = new Map<string, StoredEnvironment>();
+  readonly stored = new Map<string, MemoryEnvironment>();
   readonly #schedule: (run: () => void) => void;
   readonly #prng: Prng;
   #open = new Set<string>();
@@ -137,22 +129,19 @@ class SimEnvironments implements Environments {
   open(name: string): Environment {
     if (this.#open.has(name)) throw new Error(`Environment ${name} is open already`);
     this.#open.add(name);
-    let stored = this.stored.get(name);
-    if (stored === undefined) {
-      stored = { meta: null, rows: new SortedMap(), entries: new Map() };
-      this.stored.set(name, stored);
-    }
-    const held = stored;
+    const stored = this.stored.get(name) ?? new MemoryEnvironment();
+    this.stored.set(name, stored);
     let busy = false;
     return {
-      meta: () => held.meta,
-      get: (key) => held.rows.get(key),
-      range: (range) => rangeOf(held.rows, range),
-      entry: (index) => held.entries.get(index),
+      meta: () => stored.meta(),
+      get: (key) => stored.get(key),
+      range: (range) => stored.range(range),
+      entry: (index) => stored.entry(index),
       commit: (change, done) => {
         if (busy) throw new Error("A commit is under way");
         busy = true;
-        const apply = prepare(held, change);
+        const prepared = prepare(change);
+        const apply = (): void => stored.write(prepared);
         this.#underWay.push(apply);
         this.#schedule(() => {
           this.#underWay = this.#underWay.filter((other) => other !== apply);
@@ -167,32 +156,6 @@ class SimEnvironments implements Environments {
       },
     };
   }
-}
-
-function prepare(stored: StoredEnvironment, change: EnvironmentChange): () => void {
-  const rows = [...change.rows];
-  const entries = [...change.entries];
-  return () => {
-    if (change.clear) {
-      stored.rows = new SortedMap();
-      stored.entries = new Map();
-    }
-    for (const { low, high } of change.entriesDeleted) {
-      for (let index = low; index < high; index++) stored.entries.delete(index);
-    }
-    for (const [key, value] of rows) {
-      if (value === undefined) stored.rows.delete(key);
-      else stored.rows.set(key, value);
-    }
-    for (const [index, bytes] of entries) stored.entries.set(index, bytes);
-    stored.meta = change.meta;
-  };
-}
-
-function* rangeOf(rows: SortedMap<string>, range: Range): Generator<readonly [string, string]> {
-  const keys = [...rows.entries(range.gte)].filter(([key]) => key < range.lt);
-  if (range.reverse === true) keys.reverse();
-  yield* keys as [string, string][];
 }
 
 // --- nodes --------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,136 @@
+import fc from "fast-check";
+import { describe, expect, test } from "vitest";
+import { GroupLog, type LogCheckpoint, type ReplicaMeta } from "../../src/host/group_log.ts";
+import type { Entry } from "../../src/raft/types.ts";
+import { MemoryEnvironment } from "./memory_environment.ts";
+
+const fresh: ReplicaMeta = {
+  format: 1,
+  tenant: "t",
+  group: 2,
+  incarnation: 1,
+  replica: 1,
+  members: [{ node: "n1", id: 1 }],
+  hard: { term: 0, vote: 0, commit: 0 },
+  conf: { voters: [1], votersOutgoing: [], learners: [], learnersNext: [], autoLeave: false },
+  applied: 0,
+  appliedTerm: 0,
+  first: 1,
+  firstTerm: 0,
+  last: 0,
+  sequence: 0,
+};
+
+type Step =
+  /** Entries of a newer term, from `back` before the end: what Raft does on a conflict. */
+  | { readonly kind: "append"; readonly back: number; readonly count: number }
+  | { readonly kind: "checkpoint"; readonly kept: number }
+  | { readonly kind: "checkpointed" };
+
+const step: fc.Arbitrary<Step> = fc.oneof(
+  {
+    weight: 4,
+    arbitrary: fc.record({
+      kind: fc.constant("append" as const),
+      back: fc.nat(4),
+      count: fc.integer({ min: 1, max: 5 }),
+    }),
+  },
+  {
+    weight: 2,
+    arbitrary: fc.record({ kind: fc.constant("checkpoint" as const), kept: fc.nat(6) }),
+  },
+  { weight: 2, arbitrary: fc.constant({ kind: "checkpointed" as const }) },
+);
+
+describe("GroupLog", () => {
+  test("is the log that was appended, over checkpoints, compaction, cuts and a restart at any point", () => {
+    fc.assert(
+      fc.property(fc.array(step, { maxLength: 40 }), (steps) => {
+        const environment = new MemoryEnvironment();
+        const log = new GroupLog(environment, fresh);
+        let model: Entry[] = [];
+        let first = 1;
+        let term = 0;
+        let running: { checkpoint: LogCheckpoint; cut: number | null; commit: () => void } | null =
+          null;
+        let meta = fresh;
+        const at = (index: number): Entry => model[index - 1] as Entry;
+        for (const one of steps) {
+          if (one.kind === "append") {
+            term += 1;
+            const from = Math.max(first, model.length + 1 - one.back);
+            const entries: Entry[] = Array.from({ length: one.count }, (_, offset) => ({
+              index: from + offset,
+              term,
+              kind: 0,
+              data: Uint8Array.of(term, offset),
+            }));
+            const cuts = from <= model.length;
+            model = [...model.slice(0, from - 1), ...entries];
+            const cut = log.append(entries);
+            expect(cut).toBe(cuts ? from : null);
+            if (running !== null && cut !== null) running.cut = Math.min(running.cut ?? cut, cut);
+          } else if (one.kind === "checkpoint" && running === null) {
+            const checkpoint = log.checkpoint(model.length, model.length - one.kept);
+            const change = {
+              clear: false,
+              meta: new Uint8Array(),
+              rows: [],
+              entries: [...checkpoint.entries],
+              entriesDeleted: checkpoint.entriesDeleted,
+            };
+            running = { checkpoint, cut: null, commit: () => environment.write(change) };
+          } else if (one.kind === "checkpointed" && running !== null) {
+            running.commit();
+            log.checkpointed(running.checkpoint, running.cut);
+            first = Math.max(first, running.checkpoint.first);
+            const { checkpoint } = running;
+            meta = {
+              ...fresh,
+              first: checkpoint.first,
+              firstTerm: checkpoint.firstTerm,
+              last: checkpoint.last,
+            };
+            // Nothing outside the checkpointed log stays in the environment, but what a cut made stale meanwhile.
+            for (const index of environment.entryIndexes) {
+              expect(index).toBeGreaterThanOrEqual(checkpoint.first);
+              expect(index).toBeLessThanOrEqual(checkpoint.last);
+            }
+            if (running.cut === null) {
+              const restarted = new GroupLog(environment, meta);
+              for (let index = checkpoint.first; index <= checkpoint.last; index++) {
+                expect(restarted.term(index)).toBe(at(index).term);
+              }
+            }
+            running = null;
+          }
+          expect(log.lastIndex()).toBe(model.length);
+          expect(log.firstIndex()).toBe(first);
+          for (let index = first; index <= model.length; index++)
+            expect(log.term(index)).toBe(at(index).term);
+          expect(log.entries(first, model.length + 1, Infinity)).toEqual(model.slice(first - 1));
+          expect(log.term(model.length + 1)).toBe(-1);
+          if (first > 1) expect(log.entries(first - 1, model.length + 1, 100)).toBeNull();
+        }
+      }),
+      { numRuns: 500 },
+    );
+  });
+
+  test("entries() gives at least one entry, and no more than fit", () => {
+    const log = new GroupLog(new MemoryEnvironment(), fresh);
+    log.append([1, 2, 3].map((index) => ({ index, term: 1, kind: 0, data: new Uint8Array(10) })));
+    expect(log.entries(1, 4, 0)).toHaveLength(1);
+    expect(log.entries(1, 4, 20)).toHaveLength(2);
+    expect(log.entries(1, 4, 29)).toHaveLength(2);
+    expect(log.entries(1, 4, 30)).toHaveLength(3);
+  });
+
+  test("an append that leaves a hole is refused", () => {
+    const log = new GroupLog(new MemoryEnvironment(), fresh);
+    expect(() => log.append([{ index: 2, term: 1, kind: 0, data: new Uint8Array() }])).toThrow(
+      "hole",
+    );
+  });
+});

@@ -1,0 +1,92 @@
+import fc from "fast-check";
+import { describe, expect, test } from "vitest";
+import { TenantState } from "../../src/host/tenant_state.ts";
+import { MemoryEnvironment } from "./memory_environment.ts";
+
+type Step =
+  | { readonly kind: "put"; readonly key: string; readonly value: number }
+  | { readonly kind: "delete"; readonly key: string }
+  | { readonly kind: "freeze" }
+  | { readonly kind: "thaw" };
+
+const key = fc.constantFrom("a", "a/1", "a/2", "b", "b/1", "c", "d/10", "d/11", "d/2");
+const step: fc.Arbitrary<Step> = fc.oneof(
+  {
+    weight: 5,
+    arbitrary: fc.record({ kind: fc.constant("put" as const), key, value: fc.nat(99) }),
+  },
+  { weight: 3, arbitrary: fc.record({ kind: fc.constant("delete" as const), key }) },
+  { weight: 1, arbitrary: fc.constant({ kind: "freeze" as const }) },
+  { weight: 1, arbitrary: fc.constant({ kind: "thaw" as const }) },
+);
+
+describe("TenantState", () => {
+  test("reads and ranges are those of one map, whatever lies in overlay, frozen overlay or environment", () => {
+    fc.assert(
+      fc.property(fc.array(step, { maxLength: 60 }), key, key, (steps, gte, lt) => {
+        const environment = new MemoryEnvironment();
+        const state = new TenantState(environment);
+        const model = new Map<string, number>();
+        let commit: (() => void) | null = null;
+        for (const one of steps) {
+          switch (one.kind) {
+            case "put":
+              state.put(one.key, one.value);
+              model.set(one.key, one.value);
+              break;
+            case "delete":
+              state.delete(one.key);
+              model.delete(one.key);
+              break;
+            case "freeze": {
+              if (commit !== null) break;
+              const rows = [...state.freeze()];
+              commit = () => {
+                environment.write({
+                  clear: false,
+                  meta: new Uint8Array(),
+                  rows,
+                  entries: [],
+                  entriesDeleted: [],
+                });
+                state.thaw();
+              };
+              break;
+            }
+            case "thaw":
+              commit?.();
+              commit = null;
+          }
+          expect(state.checkpointing).toBe(commit !== null);
+        }
+        for (const name of ["a", "a/1", "a/2", "b", "b/1", "c", "d/10", "d/11", "d/2", "zz"]) {
+          expect(state.get<number>(name)).toBe(model.get(name));
+        }
+        const expected = [...model]
+          .filter(([name]) => name >= gte && name < lt)
+          .sort(([a], [b]) => (a < b ? -1 : 1));
+        expect([...state.range({ gte, lt })]).toEqual(expected);
+        expect([...state.range({ gte, lt, reverse: true })]).toEqual(expected.toReversed());
+      }),
+      { numRuns: 500 },
+    );
+  });
+
+  test("reset() forgets the overlays: a snapshot replaced the environment", () => {
+    const environment = new MemoryEnvironment();
+    const state = new TenantState(environment);
+    state.put("a", 1);
+    state.freeze();
+    state.put("b", 2);
+    state.reset();
+    expect(state.get("a")).toBeUndefined();
+    expect(state.dirty).toBe(false);
+    expect(state.checkpointing).toBe(false);
+  });
+
+  test("a second freeze before the thaw is a mistake of the caller", () => {
+    const state = new TenantState(new MemoryEnvironment());
+    state.freeze();
+    expect(() => state.freeze()).toThrow("already under way");
+  });
+});
