@@ -4,15 +4,20 @@
  */
 import * as zlib from "node:zlib";
 
-const table = new Uint32Array(256);
+/** Four tables of 256, so that four bytes go in one step ("slicing by 4"). */
+const tables = new Uint32Array(4 * 256);
 for (let n = 0; n < 256; n++) {
   let c = n;
   for (let bit = 0; bit < 8; bit++) c = (c & 1) === 0 ? c >>> 1 : 0xedb88320 ^ (c >>> 1);
-  table[n] = c >>> 0;
+  tables[n] = c >>> 0;
+}
+for (let at = 256; at < tables.length; at++) {
+  const previous = tables[at - 256] as number;
+  tables[at] = ((previous >>> 8) ^ (tables[previous & 0xff] as number)) >>> 0;
 }
 
-/** Measured on Bun 1.4 and Node 22: below this the table is faster. */
-const nativeBytesMin = 96;
+/** Below this the tables are faster than making a view and calling native code. Measured on Bun 1.4 and Node 22. */
+const nativeBytesMin = 256;
 
 const native = (zlib as { crc32?: (data: Uint8Array) => number }).crc32;
 
@@ -24,7 +29,14 @@ export function crc32(bytes: Uint8Array, start: number, end: number): number {
 
 export function crc32Table(bytes: Uint8Array, start: number, end: number): number {
   let crc = 0xffffffff;
-  for (let at = start; at < end; at++)
-    crc = (crc >>> 8) ^ (table[(crc ^ (bytes[at] as number)) & 0xff] as number);
+  let at = start;
+  for (; at + 4 <= end; at += 4)
+    crc =
+      (tables[768 + ((crc ^ (bytes[at] as number)) & 0xff)] as number) ^
+      (tables[512 + (((crc >>> 8) ^ (bytes[at + 1] as number)) & 0xff)] as number) ^
+      (tables[256 + (((crc >>> 16) ^ (bytes[at + 2] as number)) & 0xff)] as number) ^
+      (tables[(crc >>> 24) ^ (bytes[at + 3] as number)] as number);
+  for (; at < end; at++)
+    crc = (crc >>> 8) ^ (tables[(crc ^ (bytes[at] as number)) & 0xff] as number);
   return (crc ^ 0xffffffff) >>> 0;
 }

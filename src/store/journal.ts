@@ -23,6 +23,7 @@ import {
   encodeSegmentHeader,
   hasRecordBytes,
   payloadOf,
+  payloadStart,
   readSegment,
   readSegmentHeader,
   recordBytes,
@@ -474,6 +475,25 @@ export class NodeJournal implements Journal {
 
 // --- opening -----------------------------------------------------------------------------------------------------
 
+/** The view is made when it is read: making a million at once kept Node's collector busy for seconds. */
+class RecoveredRecord {
+  readonly sequence: JournalSequence;
+  readonly #bytes: Uint8Array;
+  readonly #start: number;
+  readonly #length: number;
+
+  constructor(sequence: JournalSequence, bytes: Uint8Array, start: number, length: number) {
+    this.sequence = sequence;
+    this.#bytes = bytes;
+    this.#start = start;
+    this.#length = length;
+  }
+
+  get payload(): Uint8Array {
+    return this.#bytes.subarray(this.#start, this.#start + this.#length);
+  }
+}
+
 interface Replayed {
   readonly segments: Segment[];
   readonly torn: { readonly name: string; readonly at: number } | null;
@@ -496,7 +516,7 @@ function replay(disk: JournalDisk): Replayed {
     .sort((a, b) => a - b);
   const unused: string[] = [];
   const segments: Segment[] = [];
-  const groups = new Map<number, { sequence: JournalSequence; payload: Uint8Array }[]>();
+  const groups = new Map<number, RecoveredRecord[]>();
   const released = new Map<number, JournalSequence>();
   const damaged = new Map<number, string>();
   const lost: LostRange[] = [];
@@ -548,15 +568,20 @@ function replay(disk: JournalDisk): Replayed {
         keptBytes += payloadBytes;
       }
     }
-    // One copy per segment: a million small ones cost a second, and views would keep the released bytes in memory.
-    const arena = new Uint8Array(keptBytes);
+    // A segment of which little is left does not stay in memory for that little.
+    const arena = keptBytes * 2 < bytes.byteLength ? new Uint8Array(keptBytes) : bytes;
     let used = 0;
     for (const record of kept) {
-      arena.set(payloadOf(bytes, record), used);
-      const payload = arena.subarray(used, (used += record.payloadBytes));
+      let start = payloadStart(record);
+      if (arena !== bytes) {
+        arena.set(payloadOf(bytes, record), used);
+        start = used;
+        used += record.payloadBytes;
+      }
+      const found = new RecoveredRecord(record.sequence, arena, start, record.payloadBytes);
       const list = groups.get(record.group);
-      if (list === undefined) groups.set(record.group, [{ sequence: record.sequence, payload }]);
-      else list.push({ sequence: record.sequence, payload });
+      if (list === undefined) groups.set(record.group, [found]);
+      else list.push(found);
     }
     for (const place of read.damage) {
       const where = `${name}, bytes ${place.at} to ${place.end}`;

@@ -123,10 +123,14 @@ export interface ReadRecord {
   readonly payloadBytes: number;
 }
 
+export function payloadStart(record: ReadRecord): number {
+  return record.at + recordHeaderBytes;
+}
+
 /** A view into the segment's bytes. */
-export function payloadOf(bytes: Uint8Array, { at, payloadBytes }: ReadRecord): Uint8Array {
-  const start = at + recordHeaderBytes;
-  return bytes.subarray(start, start + payloadBytes);
+export function payloadOf(bytes: Uint8Array, record: ReadRecord): Uint8Array {
+  const start = payloadStart(record);
+  return bytes.subarray(start, start + record.payloadBytes);
 }
 
 /** A place that does not verify. */
@@ -185,15 +189,12 @@ export function readSegment(bytes: Uint8Array, name: string, last: boolean): Rea
       position = follower === null ? align8(written) : next;
       continue;
     }
-    const payloadStart = position + recordHeaderBytes;
-    const payloadEnd = payloadStart + found.payloadBytes;
+    const start = position + recordHeaderBytes;
+    const payloadEnd = start + found.payloadBytes;
     const end = position + recordBytes(found.payloadBytes);
     const { kind, group } = found;
     lastWrite = Math.max(lastWrite, position - found.offsetInWrite);
-    if (
-      payloadEnd <= bytes.byteLength &&
-      crc32(bytes, payloadStart, payloadEnd) === found.payloadCrc
-    )
+    if (payloadEnd <= bytes.byteLength && crc32(bytes, start, payloadEnd) === found.payloadCrc)
       records.push({
         at: position,
         kind,

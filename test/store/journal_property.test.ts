@@ -102,7 +102,7 @@ class Model {
       .flatMap(([group, list]) => {
         const sequences = list.map(({ sequence }) => sequence);
         expect(sequences).toEqual([...sequences].sort((a, b) => a - b));
-        return list.map((record) => ({ group, ...record }));
+        return list.map(({ sequence, payload }) => ({ group, sequence, payload }));
       })
       .sort((a, b) => a.sequence - b.sequence);
     const bySequence = new Map(this.records.map((record) => [record.sequence, record]));
