@@ -1,0 +1,154 @@
+/** Liveness from outside: no heartbeats in a group that is at rest, and nobody left behind because of it. */
+import { describe, expect, test } from "vitest";
+import { MessageType, type Message, type RaftConfig } from "../../src/raft/types.ts";
+import { bytes, cluster, exchange, Peer, typesOf } from "./helpers.ts";
+
+const everybody: Partial<RaftConfig> = { preVote: true, checkQuorum: true, supports: () => true };
+
+function resting(config: Partial<RaftConfig> = {}): [Peer, Peer, Peer] {
+  const peers = cluster(3, { config: { ...everybody, ...config } });
+  const [leader] = peers;
+  leader?.raft.campaign();
+  exchange(peers);
+  for (let i = 0; i < 3; i++) {
+    leader?.raft.tick();
+    exchange(peers);
+  }
+  return peers as [Peer, Peer, Peer];
+}
+
+describe("a group at rest", () => {
+  test("is idle, and ticks change nothing", () => {
+    const peers = resting();
+    for (const peer of peers) {
+      expect(peer.raft.idle).toBe(true);
+      expect(peer.tick(100)).toEqual([]);
+      expect(peer.raft.idle).toBe(true);
+    }
+    expect(peers[0].raft.isLeader).toBe(true);
+  });
+
+  test("without others is idle by itself", () => {
+    const peer = new Peer({ voters: [1] });
+    expect(peer.raft.idle).toBe(false);
+    peer.elect();
+    peer.settle();
+    expect(peer.raft.idle).toBe(true);
+    peer.raft.propose(bytes("a"));
+    expect(peer.raft.idle).toBe(false);
+    peer.settle();
+    expect(peer.raft.idle).toBe(true);
+  });
+
+  test("is never idle on its own timers", () => {
+    const peers = resting({ supports: null });
+    expect(peers.map((peer) => peer.raft.idle)).toEqual([false, false, false]);
+  });
+
+  test("tells a commit without heartbeats, again if that is lost", () => {
+    const peers = resting();
+    const [leader, , third] = peers;
+    leader.raft.propose(bytes("a"));
+    // The entry arrives, that it is committed does not.
+    exchange(peers, (m) => m.to === 3 && m.type === MessageType.appendEntries && m.commit > 1);
+    expect(third.raft.commitIndex).toBe(1);
+    expect(leader.raft.idle).toBe(false);
+    leader.raft.tick();
+    exchange(peers);
+    expect(third.raft.commitIndex).toBe(2);
+    expect(leader.raft.idle).toBe(true);
+  });
+
+  test("confirms a read by a round of heartbeats", () => {
+    const peers = resting();
+    peers[0].raft.readIndex(1);
+    expect(peers[0].raft.idle).toBe(false);
+    exchange(peers);
+    expect(peers[0].reads).toEqual([{ index: 1, context: 1 }]);
+    expect(peers[0].raft.idle).toBe(true);
+  });
+
+  test("does not elect against a leader that is vouched for, however long it is silent", () => {
+    const [, second] = resting();
+    second.tick(100);
+    expect(second.step("preVote", { from: 3, term: 2, logTerm: 1, index: 9 })).toEqual([]);
+    expect(second.raft.status()).toMatchObject({ term: 1, lead: 1 });
+  });
+
+  test("elects as soon as nobody vouches for the leader", () => {
+    let alive = true;
+    const [, second, third] = resting({ supports: (id) => id !== 1 || alive });
+    alive = false;
+    expect(second.raft.idle).toBe(false);
+    // The lease binds no more, although the leader was just heard.
+    expect(third.step("preVote", { from: 2, term: 2, logTerm: 1, index: 1 })).toMatchObject([
+      { reject: false },
+    ]);
+    second.raft.tick();
+    for (let i = 0; i < 10; i++) second.raft.tick();
+    exchange([second, third]);
+    expect(second.raft.isLeader).toBe(true);
+  });
+});
+
+describe("a leader with liveness from outside", () => {
+  test("stays while a quorum is vouched for, without a word from it", () => {
+    const [leader] = resting();
+    leader.tick(100);
+    expect(leader.raft.isLeader).toBe(true);
+  });
+
+  test("asks for signs of life, then steps down and says so, when no quorum is vouched for", () => {
+    let alive = true;
+    const [leader] = resting({ supports: () => alive });
+    alive = false;
+    expect(leader.raft.idle).toBe(false);
+    expect(typesOf(leader.tick(1))).toEqual(["2:heartbeat", "3:heartbeat"]);
+    const last = leader.tick(20);
+    expect(typesOf(last)).toContain("2:forgetLeader");
+    expect(leader.raft.isLeader).toBe(false);
+  });
+
+  test("introduces itself to one that restarted and looks for a leader", () => {
+    const [leader] = resting();
+    expect(leader.step("preVote", { from: 2, term: 2, logTerm: 1, index: 1 })).toEqual([]);
+    expect(leader.raft.idle).toBe(false);
+    expect(typesOf(leader.tick(1))).toEqual(["2:heartbeat"]);
+    expect(leader.raft.idle).toBe(true);
+  });
+
+  test("that restarted is forgotten by those who hold more of the log than it", () => {
+    const [, second] = resting();
+    const [answer] = second.step("preVote", { from: 1, term: 2, logTerm: 0, index: 0 });
+    expect(answer).toMatchObject({ reject: true });
+    expect(second.raft.lead).toBe(0);
+    expect(second.raft.idle).toBe(false);
+  });
+
+  test("is not forgotten for a late request from before it led", () => {
+    const [, second] = resting();
+    second.step("preVote", { from: 1, term: 1 });
+    expect(second.raft.lead).toBe(1);
+  });
+
+  test("that is removed leads until those who stay know it, then one of them leads", () => {
+    const peers = resting();
+    const [leader, second, third] = peers;
+    const change = {
+      transition: "auto",
+      changes: [{ kind: 1, id: 1 }],
+      context: new Uint8Array(0),
+    } as const;
+    expect(leader.raft.proposeConfChange(change).ok).toBe(true);
+    const telling = (m: Message): boolean =>
+      m.type === MessageType.appendEntries && m.from === 1 && m.commit >= 2;
+    exchange(peers, telling);
+    expect(leader.raft.isLeader).toBe(true);
+    expect(leader.raft.propose(bytes("x"))).toEqual({ ok: false, reason: "not-leader" });
+    leader.raft.tick();
+    exchange(peers);
+    expect(leader.raft.isLeader).toBe(false);
+    expect([second.raft.isLeader, third.raft.isLeader]).toContain(true);
+    expect(second.raft.confState.voters).toEqual([2, 3]);
+  });
+});
