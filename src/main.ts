@@ -152,6 +152,7 @@ async function main(args: readonly string[]): Promise<void> {
   await untilDone(() => change({ op: "node.register", node, boot: directory.boot }));
   const keyId = hashToken(root.token).slice(0, 13);
   await untilDone(() => change({ op: "rootKey.put", node, keyId, hash: hashToken(root.token) }));
+  host.registered = true;
   process.stdout.write(
     `Conflux ${version} (${runtime.name} ${runtime.version}) listens on ${server.url} · root token in ${root.where}\n`,
   );

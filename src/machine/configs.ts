@@ -184,7 +184,7 @@ function addVersion(
     const latest = versionOf(draft, row, row.latestVersion);
     if (latest !== undefined) return { row, version: latest };
   }
-  const pruned = pruneVersions(draft, row);
+  const { pruned, pruneFrom } = pruneVersions(draft, row);
   if (draft.meta.bytes + content.bytes > draft.quota("bytes"))
     refuse(
       "quota-exceeded",
@@ -215,6 +215,7 @@ function addVersion(
     latestVersion: version.version,
     latestHash: version.hash,
     versions: row.versions - pruned + 1,
+    pruneFrom,
   });
   return { row: next, version };
 }
@@ -225,13 +226,23 @@ function removeVersion(draft: Draft, row: ConfigRow, version: VersionRow): void 
   draft.meta.bytes -= version.bytes;
 }
 
-/** Makes place for one more version: the oldest that nothing in force names go. Returns how many went. */
-function pruneVersions(draft: Draft, row: ConfigRow): number {
+/** Makes place for one more version: the oldest that nothing in force names go. */
+function pruneVersions(
+  draft: Draft,
+  row: ConfigRow,
+): { readonly pruned: number; readonly pruneFrom: number } {
   const max = draft.quota("versionsPerConfig");
+  let pruneFrom = row.pruneFrom ?? 1;
   let excess = row.versions + 1 - max;
-  if (excess <= 0) return 0;
+  if (excess <= 0) return { pruned: 0, pruneFrom };
+  const { namespace, name } = row;
   const doomed: VersionRow[] = [];
-  for (const [, version] of draft.range<VersionRow>(under(`ver/${row.namespace}/${row.name}`))) {
+  const versions = {
+    gte: versionKey(namespace, name, pruneFrom),
+    lt: under(`ver/${namespace}/${name}`).lt,
+  };
+  for (const [, version] of draft.range<VersionRow>(versions)) {
+    pruneFrom = version.version + 1;
     if (isReleased(row, version.version)) continue;
     doomed.push(version);
     if (--excess === 0) break;
@@ -243,7 +254,7 @@ function pruneVersions(draft: Draft, row: ConfigRow): number {
       `Release fewer versions at once: ${max} are kept of each config and all of them are in force`,
     );
   for (const version of doomed) removeVersion(draft, row, version);
-  return doomed.length;
+  return { pruned: doomed.length, pruneFrom };
 }
 
 function createVersion(
@@ -322,10 +333,18 @@ function addRelease(
     release: release.release,
     ...(version === undefined ? {} : { version: version.version, hash: version.hash }),
   });
+  // What was in force until now may be pruned from here on.
+  let pruneFrom = row.pruneFrom ?? 1;
+  for (const number of [row.default, ...row.rules.map((rule) => rule.version)]) {
+    if (number !== null && !isReleased({ ...row, ...content }, number)) {
+      pruneFrom = Math.min(pruneFrom, number);
+    }
+  }
   const next = changed(draft, row, {
     release: release.release,
     rules: release.rules,
     default: release.default,
+    pruneFrom,
   });
   return { row: next, release };
 }

@@ -318,7 +318,9 @@ function initialise(
     return { created: false, result: { tenant, epoch: meta.epoch } };
   }
   meta.tenant = tenant;
-  meta.epoch = 1;
+  // Of its own for each history: a tenant made again under its name, or on a wiped disk, counts its revisions anew, and
+  // a cursor of before must not be taken for one of now.
+  meta.epoch = Math.max(1, Math.floor(draft.at / 1_000));
   meta.quotas = action.quotas;
   if (tenant === systemTenant) {
     meta.nextGroup = 2;
@@ -331,7 +333,7 @@ function initialise(
     if (error !== null) refuse("invalid", error);
     addKey(draft, key);
   }
-  return { created: true, result: { tenant, epoch: 1 } };
+  return { created: true, result: { tenant, epoch: meta.epoch } };
 }
 
 function setQuotas(

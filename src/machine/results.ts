@@ -15,7 +15,7 @@ import type {
 import type { Action } from "./command.ts";
 
 /** A config without its schema's text and its rules. */
-export interface ConfigInfo extends Omit<ConfigRow, "schema" | "rules"> {
+export interface ConfigInfo extends Omit<ConfigRow, "schema" | "rules" | "pruneFrom"> {
   readonly schemaHash: string | null;
   /** How many rules the release in force has. */
   readonly rules: number;
@@ -80,7 +80,7 @@ export interface ResultByOp {
 export type ResultOf<Op extends Action["op"]> = ResultByOp[Op];
 
 export function configInfo(row: ConfigRow): ConfigInfo {
-  const { schema, rules, ...rest } = row;
+  const { schema, rules, pruneFrom: _internal, ...rest } = row;
   return { ...rest, schemaHash: schema?.hash ?? null, rules: rules.length };
 }
 

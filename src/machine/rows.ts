@@ -99,6 +99,8 @@ export interface ConfigRow {
   readonly latestHash: string | null;
   /** How many versions are kept. */
   readonly versions: number;
+  /** Nothing below this version is there to be pruned; absent: 1. Saves the search from passing what is gone. */
+  readonly pruneFrom?: number;
   /** The release in force; 0 = never released. */
   readonly release: number;
   readonly rules: readonly ReleaseRule[];

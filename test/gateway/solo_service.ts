@@ -139,7 +139,8 @@ export class SoloCluster {
     if (state === undefined) {
       state = this.#open(tenant);
       state.apply({
-        at: Date.now(),
+        // Epoch 1, so that tests can name cursors.
+        at: 1_000,
         actor: { kind: "system", keyId: "system" },
         action: {
           op: "tenant.init",

@@ -252,6 +252,12 @@ describe("versions", () => {
     const rules = [4, 5].map((number) => ({ id: `r${number}`, match: {}, version: number }));
     tenant.ok({ op: "release.put", ...target("a"), rules, default: 1 });
     tenant.no("quota-exceeded", version("a", "v6"));
+    // What a release held back is the first to go once no release names it.
+    tenant.ok({ op: "release.put", ...target("a"), rules: [], default: 5 });
+    tenant.ok(version("a", "v6"));
+    tenant.ok(version("a", "v7"));
+    const left = queries.listVersions(tenant.state, "app", "a").items.map((one) => one.version);
+    expect(left).toEqual([7, 6, 5]);
   });
 });
 

@@ -5,6 +5,7 @@ import { runSeed } from "./run.ts";
 /** Seeds that once broke something; what it was is in the commit that made them pass. */
 const regressions = [
   13, // a leader that restarted before anybody noticed, with a log behind its followers': nobody could be elected
+  10_104, // a restarted only voter answered a read before it had committed its log anew: a stale read
   449, // a second snapshot arrived while the first waited to be installed
 ];
 const SEEDS = 120;
