@@ -81,6 +81,13 @@ export const ProblemAnswer = answer(
   "RFC 9457 application/problem+json",
 );
 
+export const ProblemTypeAnswer = answer("ProblemType", {
+  code: Type.String(),
+  status: Type.Integer(),
+  title: Type.String(),
+  retryable: Type.Boolean({ description: "Whether repeating the same request may help" }),
+});
+
 // --- tenants and keys ----------------------------------------------------------------------------------------------------
 
 export const QuotasSchema = request("Quotas", {

@@ -8,8 +8,10 @@ import {
   ClusterTenant,
   HealthAnswer,
   listOf,
+  ProblemTypeAnswer,
   tenantStates,
 } from "../api/schemas.ts";
+import { Problem, problems, type ProblemCode } from "../api/problems.ts";
 import type { ClusterStatus } from "../host/ports.ts";
 import { under } from "../machine/keys.ts";
 import type { NodeRow, TenantRow } from "../machine/rows.ts";
@@ -81,6 +83,21 @@ export const clusterRoutes: readonly Route[] = [
         headers: { "content-type": "application/json; charset=utf-8" },
         body: document,
       };
+    },
+  }),
+  route({
+    method: "GET",
+    path: "/problems/:code",
+    id: "getProblem",
+    tag: "node",
+    summary: "What the type of a problem means",
+    scope: "public",
+    responses: { 200: { description: "The problem", schema: ProblemTypeAnswer } },
+    handle: (call) => {
+      const code = call.params["code"] as string;
+      if (!Object.hasOwn(problems, code))
+        throw new Problem("not-found", "There is no such problem");
+      return json({ code, ...problems[code as ProblemCode] });
     },
   }),
   route({

@@ -52,6 +52,8 @@ export interface Logger {
   info(fields: object, event: string): void;
   warn(fields: object, event: string): void;
   error(fields: object, event: string): void;
+  /** Absent: debug is off. */
+  isLevelEnabled?(level: string): boolean;
 }
 
 export interface GatewaySettings {
@@ -109,6 +111,7 @@ class Door {
   readonly #app: { fetch(request: Request): Response | Promise<Response> };
   readonly #origins = new WeakMap<Request, Origin>();
   readonly #requestsMax: number;
+  readonly #isVerbose: boolean;
   #requests = 0;
   // Unique over nodes and starts without drawing chance for every request.
   readonly #idPrefix = base62(crypto.getRandomValues(new Uint8Array(6)), 9);
@@ -117,6 +120,7 @@ class Door {
   constructor(service: ConfigService, log: Logger, settings: GatewaySettings) {
     this.#service = service;
     this.#log = log;
+    this.#isVerbose = log.isLevelEnabled?.("debug") ?? false;
     this.#requestsMax = settings.requestsMax ?? requestsMaxDefault;
     const peers = new Peers(service, (request, info) => this.fetch(request, info));
     this.#context = {
@@ -200,16 +204,31 @@ class Door {
       revision: null,
     };
     let answer: Answer;
-    this.#requests++;
+    // Long polls wait, and have a bound of their own.
+    const isCounted = !this.#context.watches.isWatch(route);
+    const startedAt = this.#isVerbose ? performance.now() : 0;
+    if (isCounted) this.#requests++;
     try {
-      if (this.#requests > this.#requestsMax && route.scope !== "public")
+      if (this.#requests > this.#requestsMax && isCounted && route.scope !== "public")
         throw new Problem("overloaded", "This node has too many requests under way");
       answer = await this.#answer(route, call);
     } catch (error) {
       answer = this.#problem(error, call);
     } finally {
-      this.#requests--;
+      if (isCounted) this.#requests--;
     }
+    if (this.#isVerbose)
+      this.#log.debug(
+        {
+          requestId: call.requestId,
+          route: route.id,
+          status: answer.status,
+          ms: Math.round(performance.now() - startedAt),
+          tenant: call.params["tenant"],
+          key: call.principal?.keyId,
+        },
+        "gateway.request",
+      );
     return this.#respond(answer, call);
   }
 
@@ -296,8 +315,7 @@ class Door {
           call.requestId,
         ),
       );
-    if (route.scope !== "public" && this.#context.watches.relays(route))
-      return this.#context.watches.relay(call, nodes);
+    if (this.#context.watches.isWatch(route)) return this.#context.watches.relay(call, nodes);
     const body = route.change ? await bodyBytes(call.request, route.bodyBytesMax) : null;
     return this.#context.peers.forward(call, nodes, body);
   }

@@ -157,13 +157,25 @@ async function readBody(request: Request, bytesMax: number): Promise<Uint8Array>
   return chunks.length === 1 ? (chunks[0] as Uint8Array) : Buffer.concat(chunks, length);
 }
 
+/** A body that takes longer holds up a place among the requests under way for nothing. */
+const bodyMsMax = 30_000;
+
 /** The bytes of a body, for forwarding it unread. Client faults while sending are `invalid`. */
 export async function bodyBytes(request: Request, bytesMax: number): Promise<Uint8Array> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(
+      () => reject(invalid(`Send the whole body within ${bodyMsMax / 1_000} s`)),
+      bodyMsMax,
+    );
+  });
   try {
-    return await readBody(request, bytesMax);
+    return await Promise.race([readBody(request, bytesMax), late]);
   } catch (error) {
     if (error instanceof Problem) throw error;
     throw new Problem("invalid", "The body ended before it was complete", { cause: error });
+  } finally {
+    clearTimeout(timer);
   }
 }
 

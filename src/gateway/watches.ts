@@ -18,6 +18,7 @@ import {
   effectiveConfig,
   effectiveConfigs,
   effectiveOf,
+  getHistoryRow,
   getText,
   historyAfter,
   namespaceChain,
@@ -61,8 +62,9 @@ const settingsDefault: WatchSettings = {
   bookmarkMs: 12_000,
   watchersMax: 20_000,
   feedsMax: 20_000,
-  queueFramesMax: 256,
-  queueBytesMax: 1024 * 1024,
+  // A burst is applied in one turn, before even a fast reader gets to read; frames are shared, so keeping them is cheap.
+  queueFramesMax: 8_192,
+  queueBytesMax: 4 * 1024 * 1024,
   slowMs: 30_000,
   lingerMs: 60_000,
 };
@@ -72,6 +74,7 @@ export const frameValueBytesMax = 64 * 1024;
 const tickMs = 1_000;
 /** Behind by more revisions than this, a `sync` is shorter than what was missed. */
 const catchUpRevisionsMax = 1_000;
+const catchUpBytesMax = 4 * 1024 * 1024;
 /** Frames a feed of effective values remembers, so that reconnects get exactly what they missed. */
 const recentFramesMax = 64;
 const recentBytesMax = 1024 * 1024;
@@ -114,34 +117,56 @@ class Frame {
   }
 }
 
+/**
+ * `<epoch>-<revision>`; where rules have times, `.<milliseconds>` follows: the last of these times that was taken into
+ * account, because passing one changes values without a revision.
+ */
 interface Cursor {
+  readonly epoch: number;
+  readonly revision: number;
+  readonly passed: number | null;
+}
+
+interface Position {
   readonly epoch: number;
   readonly revision: number;
 }
 
-function cursorText(epoch: number, revision: number): string {
-  return `${epoch}-${revision}`;
+function cursorText({ epoch, revision }: Position, passed: number): string {
+  return passed === 0 ? `${epoch}-${revision}` : `${epoch}-${revision}.${passed}`;
 }
 
 function parseCursor(text: string): Cursor | null {
-  const match = /^(\d{1,15})-(\d{1,15})$/.exec(text);
-  return match === null ? null : { epoch: Number(match[1]), revision: Number(match[2]) };
+  const match = /^(\d{1,15})-(\d{1,15})(?:\.(\d{1,15}))?$/.exec(text);
+  if (match === null) return null;
+  return {
+    epoch: Number(match[1]),
+    revision: Number(match[2]),
+    passed: match[3] === undefined ? null : Number(match[3]),
+  };
 }
 
-function frame(
-  event: Frame["event"],
-  at: { readonly epoch: number; readonly revision: number },
-  data: unknown,
-): Frame {
-  return new Frame(event, cursorText(at.epoch, at.revision), at.revision, JSON.stringify(data));
+function frame(event: Frame["event"], at: Position, data: unknown, passed = 0): Frame {
+  return new Frame(event, cursorText(at, passed), at.revision, JSON.stringify(data));
 }
 
-function bookmark(at: { readonly epoch: number; readonly revision: number }): Frame {
-  return frame("bookmark", at, { revision: at.revision });
+function bookmark(at: Position, passed: number): Frame {
+  return frame("bookmark", at, { revision: at.revision }, passed);
 }
 
 function goodbye(reason: string): Frame {
   return new Frame("goodbye", null, 0, JSON.stringify({ reason }));
+}
+
+function joined(frames: readonly Frame[]): Uint8Array {
+  const [first] = frames;
+  return frames.length === 1 && first !== undefined
+    ? first.bytes
+    : Buffer.concat(frames.map((one) => one.bytes));
+}
+
+function sizeOf(frames: readonly Frame[]): number {
+  return frames.reduce((sum, { data }) => sum + data.length, 0);
 }
 
 const hello = encoder.encode(": conflux\nretry: 1000\n\n");
@@ -177,10 +202,12 @@ interface Source {
   snapshot(view: TenantView): Frame;
   /** Null: nothing of it concerns this filter. */
   commit(event: CommitEvent, view: TenantView): Frame | null;
-  /** What happened after the revision; null: only a snapshot helps. */
-  since(revision: number, view: TenantView): readonly Frame[] | null;
+  /** What happened after the cursor; null: only a snapshot helps. */
+  since(cursor: Cursor, view: TenantView): readonly Frame[] | null;
   /** When the passing of time alone may change something, milliseconds since 1970. */
   readonly dueAt: number;
+  /** The last time that was passed and taken into account; 0: none. */
+  readonly passed: number;
   /** Time has passed. Null: it changed nothing. */
   elapsed(view: TenantView): Frame | null;
 }
@@ -188,6 +215,7 @@ interface Source {
 class TenantSource implements Source {
   readonly #filter: TenantFilter;
   readonly dueAt = Number.POSITIVE_INFINITY;
+  readonly passed = 0;
 
   constructor(filter: TenantFilter) {
     this.#filter = filter;
@@ -223,7 +251,7 @@ class TenantSource implements Source {
     );
   }
 
-  since(revision: number, view: TenantView): readonly Frame[] | null {
+  since({ revision }: Cursor, view: TenantView): readonly Frame[] | null {
     if (view.revision - revision > catchUpRevisionsMax) return null;
     const rows = historyAfter(view, revision);
     if (rows === null) return null;
@@ -277,6 +305,7 @@ class EffectiveSource implements Source {
   /** All frames after this revision are among the recent ones. */
   #recentFrom = 0;
   dueAt = Number.POSITIVE_INFINITY;
+  passed = 0;
 
   constructor(filter: EffectiveFilter) {
     this.#filter = filter;
@@ -292,7 +321,7 @@ class EffectiveSource implements Source {
     const all = snapshotOf(view, namespace, labels, snapshotBytesMax, frameValueBytesMax);
     const mine = name === null ? null : all[name];
     const values = name === null ? all : mine === undefined ? {} : { [name]: mine };
-    return frame("sync", view, { revision: view.revision, values });
+    return frame("sync", view, { revision: view.revision, values }, this.passed);
   }
 
   commit(event: CommitEvent, view: TenantView): Frame | null {
@@ -303,12 +332,16 @@ class EffectiveSource implements Source {
       "commit",
       { epoch: view.epoch, revision },
       { revision, at: time(at), changes },
+      this.passed,
     );
     this.#remember(made);
     return made;
   }
 
-  since(revision: number, view: TenantView): readonly Frame[] | null {
+  since({ revision, passed }: Cursor, view: TenantView): readonly Frame[] | null {
+    // A time passed that the watcher was not told of, unless what it was told came after it.
+    if (this.passed > (passed ?? getHistoryRow(view, revision)?.at ?? 0)) return null;
+    if (revision === view.revision) return [];
     if (revision >= this.#recentFrom)
       return this.#recent.filter((recent) => recent.revision > revision);
     // What these labels got then is not kept, so what may have changed since is sent as it is now, in one commit.
@@ -322,16 +355,18 @@ class EffectiveSource implements Source {
     if (touched.size === 0) return [];
     const at = rows.at(-1)?.at ?? 0;
     const changes = [...touched].map((name) => this.#describe(view, name));
-    return [frame("commit", view, { revision: view.revision, at: time(at), changes })];
+    const data = { revision: view.revision, at: time(at), changes };
+    return [frame("commit", view, data, this.passed)];
   }
 
   elapsed(view: TenantView): Frame | null {
     const before = new Map(this.#marks);
+    const passed = this.passed;
     this.#evaluateAll(view);
     const isSame =
       before.size === this.#marks.size &&
       [...this.#marks].every(([name, mark]) => before.get(name) === mark);
-    if (isSame) return null;
+    if (isSame) return this.passed === passed ? null : bookmark(view, this.passed);
     // No revision stands for it, so it cannot be a commit; and recent frames no longer lead to what is now.
     this.#forget(view.revision);
     return this.snapshot(view);
@@ -394,8 +429,11 @@ class EffectiveSource implements Source {
     const now = Date.now();
     for (const rule of config.rules)
       for (const text of [rule.from, rule.until]) {
-        const at = text === undefined ? null : parseTime(text);
-        if (at !== null && at > now && at < this.dueAt) this.dueAt = at;
+        if (text === undefined) continue;
+        const at = parseTime(text);
+        if (at === null) continue;
+        if (at > now) this.dueAt = Math.min(this.dueAt, at);
+        else this.passed = Math.max(this.passed, at);
       }
     const value = effectiveOf(view, config, this.#filter.labels, now);
     if (value !== null) this.#marks.set(config.name, `${value.uid} ${value.version} ${value.hash}`);
@@ -443,6 +481,8 @@ class EffectiveSource implements Source {
 interface Watcher {
   /** Up to where it was told everything. */
   revision: number;
+  /** What it missed before it joined. */
+  begin(frames: readonly Frame[]): void;
   readonly principal: Principal;
   readonly credential: Credential;
   push(frame: Frame): void;
@@ -506,6 +546,11 @@ class StreamWatcher implements Watcher {
     return this.#isClosed;
   }
 
+  /** Leaves in one piece, whatever the bounds of the queue: it is bounded itself, and made up for nothing else. */
+  begin(frames: readonly Frame[]): void {
+    this.#controller?.enqueue(joined(frames));
+  }
+
   push(frame: Frame): void {
     if (this.#isClosed || this.#isLagging || this.#controller === null) return;
     if (this.#queue.length === 0 && (this.#controller.desiredSize ?? 0) > 0) {
@@ -532,12 +577,10 @@ class StreamWatcher implements Watcher {
     this.#stuckSince = 0;
     if (this.#isLagging) return this.#resync();
     if (this.#queue.length === 0 || this.#controller === null) return;
-    const chunks = this.#queue.map((queued) => queued.bytes);
+    const queued = this.#queue;
     this.#queue = [];
     this.#queueBytes = 0;
-    this.#controller.enqueue(
-      chunks.length === 1 ? (chunks[0] as Uint8Array) : Buffer.concat(chunks),
-    );
+    this.#controller.enqueue(joined(queued));
   }
 
   async #resync(): Promise<void> {
@@ -599,6 +642,10 @@ class PollWatcher implements Watcher {
     this.#done = done;
   }
 
+  begin(frames: readonly Frame[]): void {
+    for (const missed of frames) this.push(missed);
+  }
+
   push(frame: Frame): void {
     if (frame.event === "bookmark") return;
     this.frames.push(frame);
@@ -652,17 +699,17 @@ class Feed {
     const frames = this.#missed(view, since);
     watcher.revision = view.revision;
     this.watchers.add(watcher);
-    for (const missed of frames) watcher.push(missed);
+    watcher.begin(frames);
   }
 
   #missed(view: TenantView, since: Cursor | "now" | null): readonly Frame[] {
-    if (since === "now") return [bookmark(view)];
+    const { source } = this;
+    if (since === "now") return [bookmark(view, source.passed)];
     if (since === null || since.epoch !== view.epoch || since.revision > view.revision)
-      return [this.source.snapshot(view)];
-    if (since.revision === view.revision) return [bookmark(view)];
-    const frames = this.source.since(since.revision, view);
-    if (frames === null) return [this.source.snapshot(view)];
-    return frames.length === 0 ? [bookmark(view)] : frames;
+      return [source.snapshot(view)];
+    const frames = source.since(since, view);
+    if (frames === null || sizeOf(frames) > catchUpBytesMax) return [source.snapshot(view)];
+    return frames.length === 0 ? [bookmark(view, source.passed)] : frames;
   }
 
   #send(made: Frame): void {
@@ -698,7 +745,7 @@ class Feed {
     }
     if (nowMs - this.lastFrameAt < settings.bookmarkMs) return;
     this.lastFrameAt = nowMs;
-    const mark = bookmark(this);
+    const mark = bookmark(this, this.source.passed);
     for (const watcher of this.watchers) if (!watcher.isBehind) watcher.push(mark);
   }
 
@@ -757,8 +804,8 @@ export class Watches {
     void this.#directory?.then((end) => end());
   }
 
-  /** Whether the route is a watch, which must be relayed and not forwarded. */
-  relays(route: Route): boolean {
+  /** Whether the route is a watch: it is relayed, not forwarded, and waits without being a request under way. */
+  isWatch(route: Route): boolean {
     return route.tag === watchTag;
   }
 
@@ -811,7 +858,8 @@ export class Watches {
         await something;
         clearTimeout(timer);
       }
-      const frames = watcher.frames.length > 0 ? watcher.frames : [bookmark(feed)];
+      const frames =
+        watcher.frames.length > 0 ? watcher.frames : [bookmark(feed, feed.source.passed)];
       call.revision = Math.max(feed.revision, call.revision ?? 0);
       return pollAnswer(frames);
     } finally {
@@ -999,7 +1047,7 @@ export class Watches {
       },
     );
     this.#relays.add(watcher);
-    for (const relayed of first.frames) watcher.push(relayed);
+    watcher.begin(first.frames);
     void this.#relayOn(call, watcher, first.cursor, new Promise((resolve) => (wake = resolve)));
     return streamAnswer(watcher.stream);
   }
@@ -1120,7 +1168,7 @@ const watchQuery = {
     Type.String({
       maxLength: 64,
       description:
-        "Cursor of the last frame received, or now; without it, of another epoch, compacted or ahead, the watch begins with a sync. A Last-Event-ID header outweighs it",
+        "Cursor of the last frame received, as its id gave it, or now; without it, of another epoch, compacted or ahead, the watch begins with a sync. A Last-Event-ID header outweighs it",
     }),
   ),
   wait: Type.Optional(

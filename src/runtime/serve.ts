@@ -128,10 +128,7 @@ function serveOnDeno(handler: FetchHandler, { host, port }: ServeOptions): HttpS
       if (isStopping) return new Response(null, { status: 503, headers: { connection: "close" } });
       const { completed } = info;
       underWay.add(completed);
-      const done = (): void => {
-        underWay.delete(completed);
-      };
-      completed.then(done, done);
+      void Promise.allSettled([completed]).then(() => underWay.delete(completed));
       return handler(request, { remoteAddress: info.remoteAddr.hostname });
     },
   );

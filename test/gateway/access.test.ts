@@ -16,6 +16,7 @@ const allowed: Record<string, string> = {
   readyz: "*",
   metrics: "*",
   openapi: "*",
+  getProblem: "*",
   getClusterStatus: "-",
   listMembers: "-",
   listClusterTenants: "-",
@@ -108,7 +109,8 @@ function pathOf(route: Route): string {
     .replace(":namespace", "app")
     .replace(":name", "cfg")
     .replace(":version", "1")
-    .replace(":key", limitedKeyId);
+    .replace(":key", limitedKeyId)
+    .replace(":code", "not-found");
   // Nothing is changed by a cell, so that the next one meets the same state.
   const query = [queries[route.id], route.change ? "dryRun=true" : undefined].filter(Boolean);
   return query.length === 0 ? path : `${path}?${query.join("&")}`;

@@ -256,6 +256,22 @@ describe("watch of effective values", () => {
     const due = (await reader.nextNews()) as Frame;
     expect(due.event).toBe("sync");
     expect(due.data.values).toMatchObject({ a: { version: 2 } });
+    // One who was told of the revision before the time had come is told what that changed; one who knows is not.
+    const revision = due.data.revision as number;
+    const before = await h.call("GET", `${N}/watch?wait=0s&since=1-${revision}`);
+    expect(before.body.frames).toMatchObject([{ event: "sync" }]);
+    const after = await h.call("GET", `${N}/watch?wait=0s&since=${due.id}`);
+    expect(after.body.frames).toMatchObject([{ event: "bookmark", id: due.id }]);
+  });
+
+  test("a long absence is made up for by commits, as long as they are fewer than the values", async () => {
+    const h = await setup({ queueFramesMax: 3 });
+    await put(h, "a", 0);
+    for (let i = 1; i <= 20; i++) await publish(h, "a", i);
+    const reader = await subscribe(h, `${T}/watch?since=1-2`);
+    const ids: (string | undefined)[] = [];
+    for (let i = 0; i < 20; i++) ids.push((await reader.next())?.id);
+    expect(ids).toEqual(Array.from({ length: 20 }, (_, i) => `1-${i + 3}`));
   });
 });
 
