@@ -10,13 +10,16 @@ import type { ReplicaId } from "./types.ts";
 
 export type ProgressState = "probe" | "replicate" | "snapshot";
 
+/** Shared by all windows that nothing went through yet; never written to. */
+const NO_RING: number[] = [];
+
 /** Messages sent and not yet acknowledged: a window limited by count and by bytes. */
 export class Inflights {
   readonly #countMax: number;
   readonly #bytesMax: number;
   /** A ring; it grows as far as it is needed, most groups being quiet. */
-  #indexes: number[] = [];
-  #sizes: number[] = [];
+  #indexes: number[] = NO_RING;
+  #sizes: number[] = NO_RING;
   #start = 0;
   #count = 0;
   #bytes = 0;

@@ -118,7 +118,7 @@ export class Raft {
   /** Reads that wait for the first commit of this leader's own term. */
   #readsEarly: Message[] = [];
   /** Reads handed on to the leader: under our own number, the caller's. */
-  readonly #readsForwarded = new Map<number, number>();
+  #readsForwarded: Map<number, number> | null = null;
   #forwardSequence = 0;
 
   #messages: Message[] = [];
@@ -280,8 +280,11 @@ export class Raft {
     else this.#tickElection();
   }
 
-  /** Asks to be elected now, without waiting for the timer. */
+  /** Asks to be elected now, without waiting for the timer; not while a leader counts on a lease given here. */
   campaign(): void {
+    const { readOnly, electionTicks } = this.#config;
+    if (readOnly === "lease" && this.#lead !== NONE && this.#electionElapsed < electionTicks)
+      return;
     this.#startElection(this.#config.preVote ? "preVote" : "vote");
   }
 
@@ -342,13 +345,14 @@ export class Raft {
       this.#forwardSequence = this.#config.random(0x1_0000_0000) * 0x10_0000;
     }
     this.#forwardSequence += 1;
-    if (this.#readsForwarded.size >= FORWARDED_READS_MAX) {
-      for (const oldest of this.#readsForwarded.keys()) {
-        this.#readsForwarded.delete(oldest);
+    const forwarded = (this.#readsForwarded ??= new Map());
+    if (forwarded.size >= FORWARDED_READS_MAX) {
+      for (const oldest of forwarded.keys()) {
+        forwarded.delete(oldest);
         break;
       }
     }
-    this.#readsForwarded.set(this.#forwardSequence, context);
+    forwarded.set(this.#forwardSequence, context);
     const m = this.#message(MessageType.readIndex, this.#lead);
     m.term = 0;
     m.context = this.#forwardSequence;
@@ -726,7 +730,7 @@ export class Raft {
     this.#appendsOwed = false;
     this.#reads.reset();
     if (this.#readsEarly.length > 0) this.#readsEarly = [];
-    this.#readsForwarded.clear();
+    this.#readsForwarded = null;
   }
 
   #becomeFollower(term: number, lead: ReplicaId): void {
@@ -913,9 +917,9 @@ export class Raft {
         if (m.from === this.#lead) this.forgetLeader();
         return;
       case MessageType.readIndexResponse: {
-        const context = this.#readsForwarded.get(m.context);
+        const context = this.#readsForwarded?.get(m.context);
         if (context === undefined) return;
-        this.#readsForwarded.delete(m.context);
+        this.#readsForwarded?.delete(m.context);
         this.#readStates.push({ index: m.index, context });
         return;
       }

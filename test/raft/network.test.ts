@@ -21,6 +21,7 @@ function runSeeds(from: number, count: number, options: Omit<NetworkOptions, "se
   expect(total.elections).toBeGreaterThan(count);
   expect(total.applied).toBeGreaterThan(count * 10);
   expect(total.reads).toBeGreaterThan(count);
+  if (options.noCrashes === true) return;
   expect(total.crashes).toBeGreaterThan(count);
   expect(total.snapshots).toBeGreaterThan(count / 10);
 }
@@ -63,6 +64,11 @@ describe("a network that loses, repeats and reorders, with crashes that lose wha
       changes: true,
       config: { mergeAppends: true },
     });
+  });
+
+  test("lease reads are as new as others while nobody crashes", () => {
+    const config = { readOnly: "lease" } as const;
+    runSeeds(9_001, 60, { replicas: 3, supports: false, changes: false, noCrashes: true, config });
   });
 
   test("without pre-votes and quorum checks it is still safe", () => {

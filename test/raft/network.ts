@@ -29,6 +29,8 @@ export interface NetworkOptions {
   readonly supports: boolean;
   readonly changes: boolean;
   readonly config?: Partial<RaftConfig>;
+  /** Leases hold only among those who do not forget what they promised. */
+  readonly noCrashes?: boolean;
 }
 
 /** What is applied, and up to where. */
@@ -118,7 +120,7 @@ export class Network {
       ["tick", random.pick([80, 140, 300])],
       ["propose", 100],
       ["read", 40],
-      ["crash", random.pick([4, 10, 40])],
+      ["crash", options.noCrashes === true ? 0 : random.pick([4, 10, 40])],
       ["revive", 12],
       ["save", 8],
       ["transfer", random.pick([1, 8])],
