@@ -4,7 +4,7 @@
  */
 import { ByteReader, ByteWriter } from "../lib/bytes.ts";
 import { decodeEntry, decodeMessage, encodeEntry, encodeMessage } from "../raft/codec.ts";
-import type { Entry, HardState, Message, StorageAppend } from "../raft/types.ts";
+import type { Entry, HardState, Message } from "../raft/types.ts";
 import { metaFromBytes, metaToBytes } from "./replica.ts";
 import type { ReplicaMeta } from "./group_log.ts";
 
@@ -31,19 +31,19 @@ export function createRecord(meta: ReplicaMeta): Uint8Array {
   return writer.view();
 }
 
-export function appendRecord(append: StorageAppend): Uint8Array {
+export function appendRecord(hard: HardState | null, entries: readonly Entry[]): Uint8Array {
   let size = 32;
-  for (const entry of append.entries) size += entry.data.length + 32;
+  for (const entry of entries) size += entry.data.length + 32;
   const writer = new ByteWriter(size);
   writer.u8(APPEND);
-  writer.u8(append.hardState === null ? 0 : HAS_HARD_STATE);
-  if (append.hardState !== null) {
-    writer.u53(append.hardState.term);
-    writer.u53(append.hardState.vote);
-    writer.u53(append.hardState.commit);
+  writer.u8(hard === null ? 0 : HAS_HARD_STATE);
+  if (hard !== null) {
+    writer.u53(hard.term);
+    writer.u53(hard.vote);
+    writer.u53(hard.commit);
   }
-  writer.u32(append.entries.length);
-  for (const entry of append.entries) encodeEntry(writer, entry);
+  writer.u32(entries.length);
+  for (const entry of entries) encodeEntry(writer, entry);
   return writer.view();
 }
 

@@ -241,7 +241,7 @@ export class NodeHost implements ConfigService {
       persist: (replica, append) => {
         this.#records.push({
           group: replica.group,
-          payload: appendRecord(append),
+          payload: appendRecord(replica.takeHardState(append), append.entries),
           replica,
           append,
         });
@@ -253,7 +253,12 @@ export class NodeHost implements ConfigService {
       },
       committed: (replica, event) => this.#committed(replica, event),
       leaderChanged: (replica) => this.#leaderChanged(replica),
-      installed: (replica) => this.hub.end(replica.group, "resync"),
+      installed: (replica) => {
+        if (replica.group === SYSTEM_GROUP) {
+          for (const { node } of this.directory.nodes()) this.liveness.add(node);
+        }
+        this.hub.end(replica.group, "resync");
+      },
       stored: (replica, error) => this.#stored(replica, error),
     };
     const recovery = options.journal.recovery();
@@ -271,6 +276,7 @@ export class NodeHost implements ConfigService {
     await transport.start((from, boot, lane, bytes) => this.#onFrame(from, boot, lane, bytes));
     const system = this.#wake(SYSTEM_GROUP);
     assert(system !== null, "the system group did not wake");
+    for (const { node } of this.directory.nodes()) this.liveness.add(node);
     this.#timers.push(
       clock.every(TICK_MS, () => this.#tick()),
       clock.every(PULSE_MS, () => this.#pulse()),
@@ -608,7 +614,7 @@ export class NodeHost implements ConfigService {
         return;
       }
       case ItemKind.rpc:
-        this.#rpc.receive(from, item);
+        this.#rpc.receive(from, boot, item);
         return;
       case ItemKind.snapshot:
         this.#snapshots.onChunk(from, item);
@@ -637,7 +643,6 @@ export class NodeHost implements ConfigService {
 
   #heartbeat(): void {
     this.liveness.check(this.#clock.monotonicMs());
-    for (const node of this.directory.nodes()) this.liveness.add(node.node);
     for (const node of this.liveness.peers) {
       this.#outbox(node).frames.control.add(ItemKind.heartbeat, EMPTY);
       this.#flush(node);
@@ -979,6 +984,7 @@ export class NodeHost implements ConfigService {
 
   #directoryChanged(event: HistoryRow): void {
     for (const change of event.changes) {
+      if (change.type === "node") this.liveness.add(change.name);
       if (change.type !== "tenant") continue;
       const row = this.directory.tenant(change.name);
       if (row === undefined) {

@@ -123,8 +123,13 @@ export class Replica {
   #appliedTerm: number;
   #durableIndex: number;
   #durableHard: HardState;
+  /** The last one on its way into the journal, and a newer commit index that is not. */
+  #hardSubmitted: HardState;
+  #commitUnwritten: HardState | null = null;
   /** Appends handed to the journal and not yet durable. */
   #appendsInFlight: StorageAppend[] = [];
+  /** Those of them that are not in the journal themselves, see `#isOnlyCommit`. */
+  readonly #unwritten = new Set<StorageAppend>();
   /** Appends waiting behind a snapshot that is being installed. */
   #lane: StorageAppend[] = [];
   #storing = false;
@@ -160,6 +165,7 @@ export class Replica {
     this.#appliedTerm = meta.appliedTerm;
     this.#durableIndex = log.lastIndex();
     this.#durableHard = log.initialState().hardState;
+    this.#hardSubmitted = this.#durableHard;
     this.sequenceSubmitted = options.sequence;
     this.sequenceDurable = options.sequence;
     this.raft = new Raft({
@@ -264,6 +270,11 @@ export class Replica {
     assert(this.#appendsInFlight.shift() === append, "appends became durable out of order");
     this.sequenceDurable = sequence;
     this.#acknowledge(append);
+    for (let next = this.#appendsInFlight[0]; next !== undefined; next = this.#appendsInFlight[0]) {
+      if (!this.#unwritten.delete(next)) return;
+      this.#appendsInFlight.shift();
+      this.#acknowledge(next);
+    }
   }
 
   #acknowledge(append: StorageAppend): void {
@@ -411,11 +422,38 @@ export class Replica {
         return;
       }
       this.#lane.shift();
+      if (this.#isOnlyCommit(append)) {
+        // Nobody was promised anything: it rides on the next record (etcd/raft's MustSync says the same). Its
+        // acknowledgement speaks of the entries before it, so it keeps its place behind them.
+        this.#commitUnwritten = append.hardState ?? this.#commitUnwritten;
+        if (this.#appendsInFlight.length === 0) {
+          this.#acknowledge(append);
+        } else {
+          this.#unwritten.add(append);
+          this.#appendsInFlight.push(append);
+        }
+        continue;
+      }
       const cut = this.log.append(append.entries);
       if (cut !== null) this.#cut(cut);
       this.#appendsInFlight.push(append);
       this.#hooks.persist(this, append);
     }
+  }
+
+  #isOnlyCommit(append: StorageAppend): boolean {
+    const { hardState, entries, responses, own } = append;
+    if (entries.length > 0 || responses.length > 0 || own.length > 0) return false;
+    const { term, vote } = this.#hardSubmitted;
+    return hardState === null || (hardState.term === term && hardState.vote === vote);
+  }
+
+  /** The hard state that goes into an append's record: its own, or a commit index that waited for one. */
+  takeHardState(append: StorageAppend): HardState | null {
+    const hard = append.hardState ?? this.#commitUnwritten;
+    this.#commitUnwritten = null;
+    if (hard !== null) this.#hardSubmitted = hard;
+    return hard;
   }
 
   /** Call after `persisted` and stored completions: a snapshot may have waited for them. */

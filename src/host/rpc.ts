@@ -32,7 +32,19 @@ interface Call {
   readonly done: (result: CallResult) => void;
 }
 
+/** Which calls of one peer were taken: a frame that arrives twice must not be executed twice. */
+interface Taken {
+  boot: number;
+  /** Calls up to here are too old to tell: not taken. */
+  floor: number;
+  readonly recent: Set<number>;
+}
+
+/** Calls of one peer remembered to tell repeats; what comes later than this many others is dropped. */
+const REMEMBERED_MAX = 8_192;
+
 export class Rpc {
+  readonly #taken = new Map<string, Taken>();
   readonly #calls = new Map<number, Call>();
   readonly #handlers = new Map<Method, CallHandler>();
   readonly #queue: (node: string, item: Uint8Array, call: number | null) => void;
@@ -61,7 +73,7 @@ export class Rpc {
   }
 
   /** `item` is one item as it was queued at the other end; a malformed one throws. */
-  receive(from: string, item: Uint8Array): void {
+  receive(from: string, boot: number, item: Uint8Array): void {
     const reader = new ByteReader(item);
     const kind = reader.u8();
     const id = reader.u53();
@@ -76,10 +88,29 @@ export class Rpc {
       return;
     }
     const handler = this.#handlers.get(method);
-    if (kind !== REQUEST || handler === undefined) return;
+    if (kind !== REQUEST || handler === undefined || !this.#isNew(from, boot, id)) return;
     handler(from, payload, (bytes) => {
       this.#queue(from, encodeItem(RESPONSE, id, method, bytes), null);
     });
+  }
+
+  #isNew(from: string, boot: number, id: number): boolean {
+    let taken = this.#taken.get(from);
+    if (taken === undefined || taken.boot < boot) {
+      taken = { boot, floor: 0, recent: new Set() };
+      this.#taken.set(from, taken);
+    }
+    if (taken.boot > boot || id <= taken.floor || taken.recent.has(id)) return false;
+    taken.recent.add(id);
+    if (taken.recent.size > REMEMBERED_MAX) {
+      // Ids come in nearly rising order, and a set iterates in the order of arrival.
+      for (const oldest of taken.recent) {
+        taken.recent.delete(oldest);
+        taken.floor = Math.max(taken.floor, oldest);
+        break;
+      }
+    }
+    return true;
   }
 
   notSent(id: number): void {

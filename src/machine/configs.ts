@@ -235,17 +235,13 @@ function pruneVersions(
   let pruneFrom = row.pruneFrom ?? 1;
   let excess = row.versions + 1 - max;
   if (excess <= 0) return { pruned: 0, pruneFrom };
-  const { namespace, name } = row;
   const doomed: VersionRow[] = [];
-  const versions = {
-    gte: versionKey(namespace, name, pruneFrom),
-    lt: under(`ver/${namespace}/${name}`).lt,
-  };
-  for (const [, version] of draft.range<VersionRow>(versions)) {
-    pruneFrom = version.version + 1;
-    if (isReleased(row, version.version)) continue;
+  // By number and not as a range: versions are nearly dense, and what was pruned lately would have to be passed again.
+  for (; excess > 0 && pruneFrom <= row.latestVersion; pruneFrom++) {
+    const version = versionOf(draft, row, pruneFrom);
+    if (version === undefined || isReleased(row, pruneFrom)) continue;
     doomed.push(version);
-    if (--excess === 0) break;
+    excess -= 1;
   }
   // A lowered quota leaves many at once; those that a release needs may stay above it, but no new one comes on top.
   if (doomed.length === 0)

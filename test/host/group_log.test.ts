@@ -59,7 +59,9 @@ describe("GroupLog", () => {
         for (const one of steps) {
           if (one.kind === "append") {
             term += 1;
-            const from = Math.max(first, model.length + 1 - one.back);
+            // What is being compacted was applied, and nothing applied is ever replaced.
+            const start = Math.max(first, running?.checkpoint.first ?? 1);
+            const from = Math.max(start, model.length + 1 - one.back);
             const entries: Entry[] = Array.from({ length: one.count }, (_, offset) => ({
               index: from + offset,
               term,

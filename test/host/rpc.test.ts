@@ -27,10 +27,10 @@ describe("Rpc", () => {
       respond(bytes(...payload, 9));
     });
     one.rpc.call("n2", Method.status, bytes(1, 2), 100, (result) => results.push(result));
-    two.rpc.receive("n1", (one.sent[0] as Sent).item);
+    two.rpc.receive("n1", 1, (one.sent[0] as Sent).item);
     const answer = two.sent[0] as Sent;
-    one.rpc.receive("n2", answer.item);
-    one.rpc.receive("n2", answer.item);
+    one.rpc.receive("n2", 1, answer.item);
+    one.rpc.receive("n2", 1, answer.item);
     expect(results).toEqual([{ kind: "ok", bytes: bytes(1, 2, 9) }]);
   });
 
@@ -48,14 +48,38 @@ describe("Rpc", () => {
     expect(results).toEqual(["a not-sent", "b unknown", "d unknown", "c unknown"]);
   });
 
+  test("a call that arrives twice is executed once, also when its repeat comes much later", () => {
+    const { rpc } = side();
+    const caller = side();
+    let executed = 0;
+    rpc.serve(Method.propose, () => {
+      executed += 1;
+    });
+    for (let call = 0; call < 20_000; call++) {
+      caller.rpc.call("n2", Method.propose, bytes(), 100, () => {});
+    }
+    const items = caller.sent.map(({ item }) => item);
+    rpc.receive("n1", 1, items[0] as Uint8Array);
+    for (const item of items) {
+      rpc.receive("n1", 1, item);
+      rpc.receive("n1", 1, item);
+    }
+    rpc.receive("n1", 1, items[0] as Uint8Array);
+    expect(executed).toBe(items.length);
+    // After a restart the caller counts from the beginning again; what its earlier life sent is dropped.
+    rpc.receive("n1", 2, items[0] as Uint8Array);
+    rpc.receive("n1", 1, items[1] as Uint8Array);
+    expect(executed).toBe(items.length + 1);
+  });
+
   test("an answer from a node that was not asked is not taken", () => {
     const { rpc, sent } = side();
     const other = side();
     other.rpc.serve(Method.status, (_from, _payload, respond) => respond(bytes(7)));
     const results: string[] = [];
     rpc.call("n2", Method.status, bytes(), 100, ({ kind }) => results.push(kind));
-    other.rpc.receive("n1", (sent[0] as Sent).item);
-    rpc.receive("n3", (other.sent[0] as Sent).item);
+    other.rpc.receive("n1", 1, (sent[0] as Sent).item);
+    rpc.receive("n3", 1, (other.sent[0] as Sent).item);
     expect(results).toEqual([]);
   });
 });
