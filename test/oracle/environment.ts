@@ -170,7 +170,7 @@ class Replica {
     for (const parcel of parcels) send(parcel);
 
     if (!this.isAsync) {
-      if (append !== null) this.log.write(append);
+      if (append !== null) this.#write(append);
       this.#apply(committed);
       if (append !== null) raft.appended(append);
       const last = committed.at(-1);
@@ -182,7 +182,7 @@ class Replica {
   processAppend(send: (parcel: Parcel) => void): string[] {
     const work = this.appendWork.shift();
     if (work === undefined) return ["no append work to perform"];
-    this.log.write(work.append);
+    this.#write(work.append);
     const answers = answersTo(this.id, work.append);
     for (const answer of answers) send(answer);
     return [
@@ -212,12 +212,15 @@ class Replica {
     return ["Processing:", applyText(this.id, entries), "Responses:", text];
   }
 
+  #write(append: StorageAppend): void {
+    this.log.write(append);
+    if (append.snapshot !== null) this.#conf = append.snapshot.confState;
+  }
+
   #apply(entries: readonly Entry[]): void {
     for (const entry of entries) {
       if (entry.kind === EntryKind.confChange) {
         this.#conf = this.raft.applyConfChange(decodeConfChange(entry.data));
-      } else if (this.log.latest !== null && this.log.latest.index >= entry.index) {
-        continue;
       }
       this.log.latest = { index: entry.index, term: entry.term, confState: this.#conf };
     }
