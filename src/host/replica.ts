@@ -26,7 +26,7 @@ import {
   type SnapshotMeta,
   type StorageAppend,
 } from "../raft/types.ts";
-import { GroupLog, type LogCheckpoint, type ReplicaMeta } from "./group_log.ts";
+import type { GroupLog, LogCheckpoint, ReplicaMeta } from "./group_log.ts";
 import type { Environment, EnvironmentChange, TenantView } from "./ports.ts";
 import { TenantState } from "./tenant_state.ts";
 

@@ -7,7 +7,7 @@ import type { Explanation } from "../model/evaluate.ts";
 import { checkKeyId, isName, isTenantName } from "../model/names.ts";
 import type { ContentFormat, Labels } from "../model/release.ts";
 import { extendsDepthMax } from "./configs.ts";
-import { isNodeName, isSha256 } from "./directory.ts";
+import { isSha256 } from "./directory.ts";
 import { emptyMeta } from "./draft.ts";
 import {
   auditKey,
@@ -17,8 +17,6 @@ import {
   keyKey,
   metaKey,
   namespaceKey,
-  nodeKey,
-  padded,
   releaseKey,
   rootKeyKey,
   tenantKey,
@@ -441,17 +439,8 @@ export function listTenants(
   );
 }
 
-/** All of them, deleted ones too. */
-export function* allTenants(view: StateView): Iterable<TenantRow> {
-  for (const [, row] of view.range<TenantRow>(under("ten"))) yield row;
-}
-
 export function tenantOfGroup(view: StateView, group: number): string | null {
   return view.get<string>(groupKey(group)) ?? null;
-}
-
-export function getNode(view: StateView, node: string): NodeRow | null {
-  return isNodeName(node) ? (view.get<NodeRow>(nodeKey(node)) ?? null) : null;
 }
 
 export function listNodes(view: StateView): readonly NodeRow[] {
@@ -461,9 +450,4 @@ export function listNodes(view: StateView): readonly NodeRow[] {
 /** `hash`: sha256 of the whole token, hex. */
 export function getRootKey(view: StateView, hash: string): RootKeyRow | null {
   return isSha256(hash) ? (view.get<RootKeyRow>(rootKeyKey(hash)) ?? null) : null;
-}
-
-/** The cursor of a list of versions or releases that starts below a number. */
-export function cursorBefore(n: number): string {
-  return padded(n);
 }

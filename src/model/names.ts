@@ -16,7 +16,6 @@ export const systemTenant = "_system";
 export const labelsMax = 64;
 export const labelValueLengthMax = 1_024;
 export const tagsMax = 64;
-export const descriptionLengthMax = 4_096;
 
 export function isName(name: string): boolean {
   return namePattern.test(name);
@@ -53,11 +52,6 @@ export function checkNamespaceName(name: string): string | null {
 
 export function checkTenantName(name: string): string | null {
   return isTenantName(name) ? null : lowercaseSentence("tenant", name, 63, `and "-"`);
-}
-
-/** Nodes appear in subjects of the transport, where a dot would separate tokens. */
-export function checkNodeName(name: string): string | null {
-  return isTenantName(name) ? null : lowercaseSentence("node", name, 63, `and "-"`);
 }
 
 export function checkRuleId(id: string): string | null {

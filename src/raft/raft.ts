@@ -225,7 +225,9 @@ export class Raft {
     if (this.#peers.length > 1) {
       if (this.#supports === null || !this.#quorumIsSupported()) return false;
       for (const peer of this.#peers) {
-        if (peer.id !== this.#id && (peer.introduce || !this.#isCaughtUp(peer))) return false;
+        if (peer.id === this.#id) continue;
+        // One whose node is gone is not waited for: the embedder ticks again when it is back.
+        if (peer.introduce || (!this.#isCaughtUp(peer) && this.#supports(peer.id))) return false;
       }
     }
     return (
@@ -856,8 +858,9 @@ export class Raft {
     const quorum = this.#quorumIsSupported();
     for (const peer of this.#peers) {
       if (peer.id === this.#id) continue;
+      // Thousands of groups calling a node that is gone would be the heartbeats that D3 did away with.
       const needed =
-        peer.introduce || !this.#isCaughtUp(peer) || (!quorum && !this.#supports(peer.id));
+        peer.introduce || (this.#supports(peer.id) ? !this.#isCaughtUp(peer) : !quorum);
       if (needed) this.#sendHeartbeat(peer, round);
     }
   }

@@ -50,7 +50,8 @@ describe("problems", () => {
     expect(answer.text).not.toContain("secret");
     const line = h.logged.find((one) => one.event === "gateway.request_failed");
     expect(line?.fields).toMatchObject({ requestId: answer.body.requestId });
-    expect(String((line?.fields)?.err)).toContain("secret detail");
+    const { err } = (line?.fields ?? {}) as { err: Error };
+    expect(err.message).toContain("secret detail");
   });
 });
 

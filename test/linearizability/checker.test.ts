@@ -273,8 +273,8 @@ describe("check() of keys and values", () => {
   test("takes all together where the model has no partitions", () => {
     const together: Model<string, KvInput, string> = {
       init: kv.init,
-      step: kv.step,
-      stateKey: kv.stateKey,
+      step: (...given) => kv.step(...given),
+      stateKey: (state) => kv.stateKey(state),
     };
     expect(check(together, good).verdict).toBe("not-linearizable");
   });
