@@ -88,19 +88,23 @@ export interface Tuning {
   readonly journalSegments: number;
   /** Entries kept behind the applied index, so that a follower a little behind needs no snapshot. */
   readonly logKeptEntries: number;
+  /** Replicas that nobody used for this long go to sleep (decision D4). */
+  readonly sleepAfterMs: number;
 }
 
 const tuningDefaults: Tuning = {
   checkpointBytes: 4 * 1024 * 1024,
   journalSegments: 4,
   logKeptEntries: 1_000,
+  sleepAfterMs: 10 * 60_000,
 };
 
 const CHECKPOINTS_AT_ONCE = 8;
 /** Environments kept free of the cap for waking replicas while others are being closed. */
 const ENVIRONMENTS_SPARE = 16;
-/** Only replicas unused for this long are put to sleep for want of environments. */
-const SLEEP_AFTER_MS = 2_000;
+/** For want of environments replicas are put to sleep after this long already. */
+const SLEEP_FOR_ROOM_MS = 2_000;
+const SLEEP_CHECK_MS = 1_000;
 /** Attempts and waiters this node keeps; more are refused. */
 const ATTEMPTS_MAX = 50_000;
 
@@ -199,7 +203,10 @@ export class NodeHost implements ConfigService {
   #campaigns: Campaign[] = [];
   readonly #revisionWaiters = new Map<number, RevisionWaiter[]>();
   #checkpoints = 0;
+  #sleptAt = 0;
   #checkpointQueue = new Set<number>();
+  /** Groups about which the directory's leader is being asked. */
+  readonly #unknown = new Set<number>();
   readonly #timers: (() => void)[] = [];
   #stopping = false;
   #exchangeHandler: ((from: string, request: Uint8Array) => Promise<Uint8Array>) | null = null;
@@ -512,7 +519,11 @@ export class NodeHost implements ConfigService {
       if (left.length === 0) this.#revisionWaiters.delete(group);
       else this.#revisionWaiters.set(group, left);
     }
-    this.#runCheckpoints(now);
+    this.#runCheckpoints();
+    if (now - this.#sleptAt > SLEEP_CHECK_MS) {
+      this.#sleptAt = now;
+      this.#sleep(this.#tuning.sleepAfterMs, Infinity);
+    }
   }
 
   // --- frames ----------------------------------------------------------------------------------------------------------
@@ -631,7 +642,9 @@ export class NodeHost implements ConfigService {
   /** The replica a message is for, woken if it sleeps; null when it is not (or no longer) this node's. */
   #replicaFor(group: number, incarnation: number, message: Message): Replica | null {
     let replica = this.#replicas.get(group) ?? null;
-    if (replica === null) {
+    if (replica !== null) {
+      replica.usedAt = this.#clock.monotonicMs();
+    } else {
       replica = this.#wake(group);
       // Whoever sends these believes that this replica leads; it does not remember, so it asks to lead again.
       if (replica !== null && expectsLeader(message.type)) this.#campaignSoon(replica);
@@ -767,7 +780,8 @@ export class NodeHost implements ConfigService {
     const identity = group === SYSTEM_GROUP ? this.#systemMeta() : this.#directoryMeta(group);
     if (identity === null) return null;
     const { environments } = this.#options;
-    if (environments.open_count >= environments.cap - ENVIRONMENTS_SPARE) this.#makeRoom();
+    if (environments.open_count >= environments.cap - ENVIRONMENTS_SPARE)
+      this.#sleep(SLEEP_FOR_ROOM_MS, ENVIRONMENTS_SPARE * 4);
     if (environments.open_count >= environments.cap) {
       this.#log.warn({ open: environments.open_count, cap: environments.cap }, "environments.full");
       return null;
@@ -826,7 +840,7 @@ export class NodeHost implements ConfigService {
       sequence,
       logKeptEntries: this.#tuning.logKeptEntries,
     });
-    replica.startFrom(stored === null ? 0 : meta.sequence);
+    replica.startFrom(stored === null ? 0 : meta.sequence, stored === null ? 0 : meta.applied);
     if (fresh) {
       // Its first record says who it is; the environment says so too from its first checkpoint on.
       this.#records.push({
@@ -880,20 +894,18 @@ export class NodeHost implements ConfigService {
     };
   }
 
-  /** Puts the longest unused replicas to sleep, so that others can wake. */
-  #makeRoom(): void {
+  /** Puts the longest unused replicas to sleep, or checkpoints them so that they can be next time. */
+  #sleep(unusedMs: number, countMax: number): void {
     const now = this.#clock.monotonicMs();
-    const sleepers = [...this.#replicas.values()]
-      .filter(
-        (replica) =>
-          replica.group !== SYSTEM_GROUP &&
-          replica.idle &&
-          now - replica.usedAt > SLEEP_AFTER_MS &&
-          !this.hub.watched(replica.group),
-      )
-      .sort((left, right) => left.usedAt - right.usedAt)
-      .slice(0, ENVIRONMENTS_SPARE * 4);
-    for (const replica of sleepers) {
+    const sleepers: Replica[] = [];
+    for (const replica of this.#replicas.values()) {
+      const { group } = replica;
+      if (group === SYSTEM_GROUP || now - replica.usedAt <= unusedMs) continue;
+      if (replica.halted === null && replica.idle && !this.hub.watched(group))
+        sleepers.push(replica);
+    }
+    sleepers.sort((left, right) => left.usedAt - right.usedAt);
+    for (const replica of sleepers.slice(0, countMax)) {
       if (replica.needsCheckpoint) this.#checkpointQueue.add(replica.group);
       else this.#close(replica);
     }
@@ -917,7 +929,7 @@ export class NodeHost implements ConfigService {
 
   // --- checkpoints -------------------------------------------------------------------------------------------------------
 
-  #runCheckpoints(_now: number): void {
+  #runCheckpoints(): void {
     const { journal } = this.#options;
     for (const replica of this.#ticking) {
       if (replica.checkpointBytes > this.#tuning.checkpointBytes)
@@ -932,16 +944,7 @@ export class NodeHost implements ConfigService {
       this.#checkpointQueue.delete(group);
       const replica = this.#replicas.get(group) ?? this.#wake(group);
       if (replica === null) {
-        // Not this node's any more: whatever the journal holds of it is of no use.
-        if (
-          !this.#closing.has(group) &&
-          this.ready &&
-          this.directory.byGroup(group) === undefined
-        ) {
-          const last = this.#recovered.get(group)?.at(-1);
-          this.#recovered.delete(group);
-          if (last !== undefined) journal.release(group, last.sequence);
-        }
+        if (!this.#closing.has(group)) this.#dropIfUnknown(group);
         continue;
       }
       if (replica.halted !== null || !replica.needsCheckpoint) continue;
@@ -949,6 +952,27 @@ export class NodeHost implements ConfigService {
         if (replica.checkpoint()) this.#checkpoints += 1;
       });
     }
+  }
+
+  /**
+   * Journal records of a group that is not this node's any more are of no use. But a directory that is behind knows less
+   * than the journal: its leader is asked first (simulation, seeds 44 and 10106: an acknowledged log was dropped).
+   */
+  #dropIfUnknown(group: number): void {
+    if (this.#unknown.has(group)) return;
+    this.#unknown.add(group);
+    this.readWith(SYSTEM_TENANT, { consistency: "linearizable" }, (error) => {
+      this.#unknown.delete(group);
+      if (error !== null) return;
+      const row = this.directory.byGroup(group);
+      if (row?.placement.replicas.some((replica) => replica.node === this.node) === true) {
+        this.#checkpointQueue.add(group);
+        return;
+      }
+      const last = this.#recovered.get(group)?.at(-1);
+      this.#recovered.delete(group);
+      if (last !== undefined) this.#options.journal.release(group, last.sequence);
+    });
   }
 
   #stored(replica: Replica, error: Error | null): void {
@@ -1335,27 +1359,39 @@ export class NodeHost implements ConfigService {
 
   // --- public: watches -----------------------------------------------------------------------------------------------------
 
-  async watch(
+  watch(
     tenant: string,
     start: (view: TenantView) => void,
     listener: WatchListener,
   ): Promise<() => void> {
-    // Wakes the replica and waits until it has state; the subscription itself begins in one synchronous turn.
-    return await new Promise((resolve, reject) => {
-      this.readWith(tenant, { consistency: "stale" }, (error, view) => {
-        if (error !== null) return reject(error);
-        const row = tenant === SYSTEM_TENANT ? null : this.directory.tenant(tenant);
-        const group = row === null ? SYSTEM_GROUP : row?.group;
-        if (group === undefined) {
-          return reject(new Problem("not-found", `No tenant is called "${tenant}"`));
-        }
-        try {
-          start(view as TenantView);
-          resolve(this.hub.subscribe(group, listener));
-        } catch (thrown) {
-          reject(thrown instanceof Error ? thrown : new Error(String(thrown)));
-        }
+    return new Promise((resolve, reject) => {
+      this.watchWith(tenant, start, listener, (error, end) => {
+        if (error !== null) reject(error);
+        else resolve(end as () => void);
       });
+    });
+  }
+
+  /** `watch` by callback. Wakes the replica first; the subscription itself begins in one synchronous turn. */
+  watchWith(
+    tenant: string,
+    start: (view: TenantView) => void,
+    listener: WatchListener,
+    done: (error: Error | null, end?: () => void) => void,
+  ): void {
+    this.readWith(tenant, { consistency: "stale" }, (error, view) => {
+      if (error !== null) return done(error);
+      const row = tenant === SYSTEM_TENANT ? null : this.directory.tenant(tenant);
+      const group = row === null ? SYSTEM_GROUP : row?.group;
+      if (group === undefined) {
+        return done(new Problem("not-found", `No tenant is called "${tenant}"`));
+      }
+      try {
+        start(view as TenantView);
+      } catch (thrown) {
+        return done(thrown instanceof Error ? thrown : new Error(String(thrown)));
+      }
+      done(null, this.hub.subscribe(group, listener));
     });
   }
 

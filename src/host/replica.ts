@@ -221,6 +221,11 @@ export class Replica {
     return this.raft.idle && this.#waiting === 0 && !this.dirty && !this.busyStoring;
   }
 
+  /** Last index of the log that would be here after a crash now. */
+  get durableIndex(): number {
+    return this.#durableIndex;
+  }
+
   get busyStoring(): boolean {
     return this.#storing || this.#appendsInFlight.length > 0 || this.#lane.length > 0;
   }
@@ -408,6 +413,9 @@ export class Replica {
     if (lead === this.#leadKnown && isLeader === this.#leaderKnown) return;
     this.#leadKnown = lead;
     this.#leaderKnown = isLeader;
+    // Whoever led before will not answer what it was asked.
+    for (const round of this.#readRounds.values()) this.#readsWaiting.push(...round.reads);
+    this.#readRounds.clear();
     this.#hooks.leaderChanged(this);
   }
 
@@ -517,6 +525,7 @@ export class Replica {
   }
 
   #sequenceStored = 0;
+  #appliedStored = 0;
   #installing = false;
   #storedWaiters: (() => void)[] = [];
 
@@ -528,8 +537,9 @@ export class Replica {
   }
 
   /** Called once after construction: what the environment already held. */
-  startFrom(sequenceStored: number): void {
+  startFrom(sequenceStored: number, appliedStored: number): void {
     this.#sequenceStored = sequenceStored;
+    this.#appliedStored = appliedStored;
   }
 
   get sequenceStored(): number {
@@ -593,17 +603,18 @@ export class Replica {
       entriesDeleted: log.entriesDeleted,
     };
     this.#environment.commit(change, (error) => {
-      if (error === null) this.#checkpointed(log, sequence);
+      if (error === null) this.#checkpointed(log, sequence, applied);
       this.#hooks.stored(this, error);
     });
     return true;
   }
 
-  #checkpointed(log: LogCheckpoint, sequence: number): void {
+  #checkpointed(log: LogCheckpoint, sequence: number, applied: number): void {
     this.#state.thaw();
     this.log.checkpointed(log, this.#cutSince);
     this.#cutSince = null;
     this.#sequenceStored = sequence;
+    this.#appliedStored = applied;
     this.#storingEnded();
   }
 
@@ -641,6 +652,7 @@ export class Replica {
         this.#state.reset();
         this.#appliedTerm = snapshot.term;
         this.#sequenceStored = sequence;
+        this.#appliedStored = snapshot.index;
         this.#installing = false;
         this.#storingEnded();
         this.#hooks.installed(this);

@@ -1,6 +1,7 @@
 /**
  * The simulator's program: `bun test/sim/main.ts --seed 42` repeats one run and prints its trace's hash (`--trace` the
- * trace itself); `--seeds 500 [--from 1]` runs that many; `--minutes 30` goes on until then.
+ * trace itself); `--seeds 500 [--from 1]` runs that many; `--minutes 30` goes on until then. With `--stop-at-first` it ends
+ * at the first seed that breaks something.
  */
 import { mkdirSync, writeFileSync } from "node:fs";
 import process from "node:process";
@@ -14,6 +15,7 @@ const { values } = parseArgs({
     from: { type: "string", default: "1" },
     minutes: { type: "string" },
     trace: { type: "boolean", default: false },
+    "stop-at-first": { type: "boolean", default: false },
     "failures-to": { type: "string", default: ".conflux/sim" },
   },
 });
@@ -63,6 +65,7 @@ let seed = Number(values.from);
 let told = startedAt;
 while (totals.seeds < seedsMax && (until === null || performance.now() < until)) {
   if (!(await one(seed++))) failed += 1;
+  if (failed > 0 && values["stop-at-first"]) break;
   if (performance.now() - told > 2_000) {
     told = performance.now();
     process.stdout.write(`\r${summary()}   `);
