@@ -520,7 +520,10 @@ export class Replica {
   /** Something is in the journal or in memory that the environment lacks. */
   get needsCheckpoint(): boolean {
     return (
-      this.#state.dirty || this.sequenceDurable > this.#sequenceStored || this.#state.checkpointing
+      this.#state.dirty ||
+      this.#state.checkpointing ||
+      this.sequenceDurable > this.#sequenceStored ||
+      this.raft.appliedIndex > this.#appliedStored
     );
   }
 
