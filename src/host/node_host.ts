@@ -616,8 +616,9 @@ export class NodeHost implements ConfigService {
         const replica = this.#replicaFor(group, incarnation, message);
         if (replica === null || replica.members.get(message.from) !== from) return;
         if (replica.halted !== null) {
-          if (message.type !== MessageType.forgetLeader && message.term > 0) {
-            this.#disown(replica, message.from, message.term);
+          // Told to those alone who take it for the leader: a term from here must not disturb an election.
+          if (expectsLeader(message.type)) {
+            this.#disown(replica, message.from, message.term || replica.raft.term);
           }
           return;
         }
@@ -787,13 +788,21 @@ export class NodeHost implements ConfigService {
       return null;
     }
     const environment = environments.open(environmentName(identity));
-    const fresh = environment.meta() === null && !this.#recovered.has(group);
-    const replica = this.#load(identity, environment);
+    const records = this.#recovered.get(group) ?? [];
+    this.#recovered.delete(group);
+    let damage = this.#damageOf(group, environment, records.length > 0);
+    let replica: Replica;
+    try {
+      replica = this.#load(identity, environment, damage === null ? records : []);
+    } catch (error) {
+      // The journal and the environment contradict each other: this replica cannot be trusted, its neighbours can.
+      this.#log.error({ tenant: identity.tenant, group, err: error }, "replica.unreadable");
+      damage ??= error instanceof Error ? error.message : String(error);
+      replica = this.#load(identity, environment, []);
+    }
     this.#replicas.set(group, replica);
     replica.usedAt = this.#clock.monotonicMs();
-    const damage =
-      this.#damaged.get(group) ?? this.#lost.find(({ to }) => replica.sequenceStored < to)?.where;
-    if (damage !== undefined && !fresh) {
+    if (damage !== null) {
       // A vote or an acknowledged entry may be gone: it must neither vote nor answer (invariant 2).
       this.#log.error({ tenant: replica.tenant, group, damage }, "replica.journal_damaged");
       replica.halt(`Journal is damaged: ${damage}`);
@@ -803,10 +812,22 @@ export class NodeHost implements ConfigService {
     return replica;
   }
 
-  #load(identity: ReplicaMeta, environment: Environment): Replica {
+  /** What the journal lost of this group, as far as it can tell; null when nothing. */
+  #damageOf(group: number, environment: Environment, hasRecords: boolean): string | null {
+    const known = this.#damaged.get(group);
+    if (known !== undefined) return known;
     const stored = environment.meta();
-    const records = this.#recovered.get(identity.group) ?? [];
-    this.#recovered.delete(identity.group);
+    if (hasRecords || stored === null) return null;
+    const { sequence } = metaFromBytes(stored);
+    return this.#lost.find(({ to }) => sequence < to)?.where ?? null;
+  }
+
+  #load(
+    identity: ReplicaMeta,
+    environment: Environment,
+    records: readonly { sequence: number; payload: Uint8Array }[],
+  ): Replica {
+    const stored = environment.meta();
     let meta = stored === null ? null : metaFromBytes(stored);
     const appends: { sequence: number; payload: Uint8Array }[] = [];
     for (const record of records) {
@@ -841,7 +862,7 @@ export class NodeHost implements ConfigService {
       logKeptEntries: this.#tuning.logKeptEntries,
     });
     replica.startFrom(stored === null ? 0 : meta.sequence, stored === null ? 0 : meta.applied);
-    if (fresh) {
+    if (fresh && !this.#damaged.has(identity.group)) {
       // Its first record says who it is; the environment says so too from its first checkpoint on.
       this.#records.push({
         group: replica.group,

@@ -1,42 +1,183 @@
 /**
- * What must hold after every step of a simulated run, whatever the seed did. Names follow the extended Raft paper
- * (figure 3) and the thesis.
+ * What must hold after every step of a simulated run, whatever the seed did: one row each, named as the extended Raft
+ * paper (figure 3), the thesis or this project's architecture name it.
  */
+import { frameItems, ItemKind, parseRaftItem } from "../../src/host/codec.ts";
 import type { Replica } from "../../src/host/replica.ts";
+import { MessageType } from "../../src/raft/types.ts";
+import type { Lane } from "../../src/host/ports.ts";
 import type { SimNode, World } from "./world.ts";
 
+type Violated = (violation: string) => void;
+
+/** A live replica and where it runs. A new life of the same replica is another one. */
 interface Seen {
-  readonly life: number;
+  readonly node: SimNode;
+  readonly replica: Replica;
+  readonly name: string;
   term: number;
   commit: number;
   applied: number;
   /** Entries up to here were compared with the committed ones. */
   compared: number;
+  /** Of the present leadership: how far its log was, and the term there. */
+  ledTerm: number;
+  ledLast: number;
+  ledLastTerm: number;
 }
 
-/** How many events pass between two comparisons of whole logs: they cost as much as the logs are long. */
-const LOGS_EVERY = 500;
+/** Facts that outlive replicas. */
+interface Facts {
+  /** Who led group/term. */
+  readonly leaders: Map<string, string>;
+  /** Per group: term and digest of each entry that anybody applied. */
+  readonly committed: Map<number, Map<number, { readonly term: number; readonly digest: string }>>;
+  /** Whom a voter gave its vote: group/term/voter. */
+  readonly votes: Map<string, number>;
+}
+
+interface Invariant {
+  readonly name: string;
+  /** Where it is from. */
+  readonly source: string;
+  readonly check: (seen: Seen, facts: Facts, violated: Violated) => void;
+}
+
+export const invariants: readonly Invariant[] = [
+  {
+    name: "election safety",
+    source: "Raft fig. 3, §5.2",
+    check({ node, replica }, facts, violated) {
+      if (!replica.raft.isLeader) return;
+      const key = `${replica.group}/${replica.raft.term}`;
+      const other = facts.leaders.get(key);
+      if (other === undefined) facts.leaders.set(key, node.name);
+      else if (other !== node.name) {
+        violated(
+          `${other} and ${node.name} both lead group ${replica.group} in term ${replica.raft.term}`,
+        );
+      }
+    },
+  },
+  {
+    name: "leader completeness",
+    source: "Raft fig. 3, §5.4",
+    check({ replica, name, ledTerm }, facts, violated) {
+      // Once for each leadership, before `leader append-only` has noted it.
+      if (!replica.raft.isLeader || ledTerm === replica.raft.term) return;
+      for (const [index, entry] of facts.committed.get(replica.group) ?? []) {
+        if (index < replica.log.firstIndex() || entry.term >= replica.raft.term) continue;
+        const own = replica.log.term(index);
+        if (own !== entry.term) {
+          violated(
+            `${name} leads term ${replica.raft.term} without entry ${index} of term ${entry.term} (has ${own})`,
+          );
+          return;
+        }
+      }
+    },
+  },
+  {
+    name: "leader append-only",
+    source: "Raft fig. 3, §5.3",
+    check(seen, _facts, violated) {
+      const { raft, log } = seen.replica;
+      if (!raft.isLeader) {
+        seen.ledTerm = 0;
+        return;
+      }
+      const last = raft.lastIndex;
+      if (seen.ledTerm === raft.term) {
+        const kept = log.term(seen.ledLast);
+        if (last < seen.ledLast)
+          violated(`${seen.name} shortened its own log from ${seen.ledLast} to ${last}`);
+        else if (kept !== -1 && kept !== seen.ledLastTerm)
+          violated(`${seen.name} replaced its own entry ${seen.ledLast}`);
+      }
+      // What is not yet handed to the log is not looked at before it is.
+      seen.ledTerm = raft.term;
+      seen.ledLast = Math.min(last, log.lastIndex());
+      seen.ledLastTerm = log.term(seen.ledLast);
+    },
+  },
+  {
+    name: "state-machine safety; committed entries never change",
+    source: "Raft fig. 3, §5.4.3",
+    check(seen, facts, violated) {
+      const { replica, name } = seen;
+      // A purged tenant may begin anew for a moment on a node that has not heard of the purge.
+      if (replica.tenant.startsWith("e")) return;
+      const applied = replica.raft.appliedIndex;
+      let committed = facts.committed.get(replica.group);
+      if (committed === undefined) {
+        committed = new Map();
+        facts.committed.set(replica.group, committed);
+      }
+      const from = Math.max(seen.compared + 1, replica.log.firstIndex());
+      const entries =
+        from > applied ? [] : (replica.log.entries(from, applied + 1, Infinity) ?? []);
+      for (const entry of entries) {
+        const digest = `${entry.term}:${entry.kind}:${hash(entry.data)}`;
+        const known = committed.get(entry.index);
+        if (known === undefined) committed.set(entry.index, { term: entry.term, digest });
+        else if (known.digest !== digest) {
+          violated(`${name} applied ${digest} at ${entry.index}, others ${known.digest}`);
+        }
+      }
+      seen.compared = applied;
+    },
+  },
+  {
+    name: "term, commit and applied index only grow",
+    source: "Raft fig. 2",
+    check(seen, _facts, violated) {
+      const { term, commitIndex, appliedIndex } = seen.replica.raft;
+      if (term < seen.term) violated(`${seen.name}: term went back from ${seen.term} to ${term}`);
+      if (commitIndex < seen.commit)
+        violated(`${seen.name}: commit went back from ${seen.commit} to ${commitIndex}`);
+      if (appliedIndex < seen.applied)
+        violated(`${seen.name}: applied went back from ${seen.applied} to ${appliedIndex}`);
+      seen.term = term;
+      seen.commit = commitIndex;
+      seen.applied = appliedIndex;
+    },
+  },
+  {
+    name: "purged ≤ snapshot ≤ applied ≤ committed ≤ last",
+    source: "openraft's invariants, after Vanlightly's TLA+",
+    check({ replica, name }, _facts, violated) {
+      const { commitIndex, appliedIndex, lastIndex } = replica.raft;
+      const purged = replica.log.firstIndex() - 1;
+      // While a snapshot is being installed the log still is the old one.
+      if (purged > appliedIndex || appliedIndex > commitIndex || commitIndex > lastIndex) {
+        violated(
+          `${name}: purged ${purged}, applied ${appliedIndex}, committed ${commitIndex}, last ${lastIndex}`,
+        );
+      }
+    },
+  },
+];
+
+/** How many events pass between two comparisons of whole logs and quorums: they cost as much as the logs are long. */
+const WHOLE_EVERY = 512;
+const STEP_EVERY = 8;
 
 export class Invariants {
   world: World | null = null;
-  readonly #violated: (violation: string) => void;
-  readonly #leaders = new Map<string, string>();
-  /** Per group: term and data of each committed entry, as first seen applied anywhere. */
-  readonly #committed = new Map<number, Map<number, string>>();
+  readonly #violated: Violated;
+  readonly #facts: Facts = { leaders: new Map(), committed: new Map(), votes: new Map() };
   readonly #seen = new Map<string, Seen>();
-  /** Highest term a node was seen in, per group, over all its lives. */
-  readonly #terms = new Map<string, number>();
   #steps = 0;
 
-  constructor(violated: (violation: string) => void) {
+  constructor(violated: Violated) {
     this.#violated = violated;
   }
 
-  /** Election safety: at most one leader per term. */
+  /** Told of every leader as it is elected, so that none is missed between two steps. */
   leader(group: number, term: number, node: string): void {
     const key = `${group}/${term}`;
-    const other = this.#leaders.get(key);
-    if (other === undefined) this.#leaders.set(key, node);
+    const other = this.#facts.leaders.get(key);
+    if (other === undefined) this.#facts.leaders.set(key, node);
     else if (other !== node) {
       this.#violated(
         `election safety: ${other} and ${node} both lead group ${group} in term ${term}`,
@@ -44,84 +185,78 @@ export class Invariants {
     }
   }
 
-  crashed(node: SimNode): void {
-    for (const key of this.#seen.keys())
-      if (key.startsWith(`${node.name}/`)) this.#seen.delete(key);
+  /** One vote per term, also over restarts (Raft §5.2, fig. 2): what leaves a node was promised. */
+  sent(lane: Lane, bytes: Uint8Array): void {
+    if (lane !== "control") return;
+    for (const { kind, item } of frameItems(bytes)) {
+      if (kind !== ItemKind.raft) continue;
+      const { group, incarnation, message } = parseRaftItem(item);
+      if (message.type !== MessageType.requestVoteResponse || message.reject) continue;
+      const key = `${group}/${incarnation}/${message.term}/${message.from}`;
+      const other = this.#facts.votes.get(key);
+      if (other === undefined) this.#facts.votes.set(key, message.to);
+      else if (other !== message.to) {
+        this.#violated(
+          `one vote per term: ${message.from} of group ${group} voted for ${other} and ${message.to} in term ${message.term}`,
+        );
+      }
+    }
   }
 
   step(): void {
     this.#steps += 1;
-    if (this.#steps % 16 !== 0) return;
-    const world = this.world as World;
-    for (const node of world.nodes) {
-      for (const replica of node.host?.replicas() ?? []) this.#replica(node, replica);
-    }
-    if (this.#steps % LOGS_EVERY < 16) this.#logMatching(world);
-  }
-
-  #replica(node: SimNode, replica: Replica): void {
-    const { term, commitIndex, appliedIndex, lastIndex } = replica.raft;
-    const name = `${node.name}/${replica.tenant}`;
-    let seen = this.#seen.get(name);
-    if (seen === undefined || seen.life !== node.life) {
-      seen = { life: node.life, term: 0, commit: 0, applied: 0, compared: 0 };
-      this.#seen.set(name, seen);
-    }
-    if (replica.raft.isLeader) this.leader(replica.group, term, node.name);
-    if (commitIndex < seen.commit)
-      this.#violated(`${name}: commit went back from ${seen.commit} to ${commitIndex}`);
-    if (appliedIndex < seen.applied)
-      this.#violated(`${name}: applied went back from ${seen.applied} to ${appliedIndex}`);
-    if (term < seen.term) this.#violated(`${name}: term went back from ${seen.term} to ${term}`);
-    if (appliedIndex > commitIndex || commitIndex > lastIndex) {
-      this.#violated(
-        `${name}: not applied ${appliedIndex} ≤ commit ${commitIndex} ≤ last ${lastIndex}`,
-      );
-    }
-    seen.commit = commitIndex;
-    seen.applied = appliedIndex;
-    seen.term = term;
-    this.#stateMachineSafety(name, replica, seen, appliedIndex);
-  }
-
-  /** State-machine safety: no two replicas ever apply different entries at one index. */
-  #stateMachineSafety(name: string, replica: Replica, seen: Seen, applied: number): void {
-    let committed = this.#committed.get(replica.group);
-    if (committed === undefined) {
-      committed = new Map();
-      this.#committed.set(replica.group, committed);
-    }
-    const from = Math.max(seen.compared + 1, replica.log.firstIndex());
-    const entries = from > applied ? [] : (replica.log.entries(from, applied + 1, Infinity) ?? []);
-    for (const entry of entries) {
-      const digest = `${entry.term}:${entry.kind}:${hash(entry.data)}`;
-      const known = committed.get(entry.index);
-      if (known === undefined) committed.set(entry.index, digest);
-      else if (known !== digest) {
-        this.#violated(
-          `state-machine safety: ${name} applied ${digest} at ${entry.index}, others ${known}`,
-        );
+    if (this.#steps % STEP_EVERY !== 0) return;
+    for (const seen of this.#live()) {
+      for (const { name, check } of invariants) {
+        check(seen, this.#facts, (violation) => this.#violated(`${name}: ${violation}`));
       }
     }
-    seen.compared = applied;
+    if (this.#steps % WHOLE_EVERY === 0) this.#whole();
   }
 
-  /** Log matching: entries of equal index and term have equal logs before them. */
-  #logMatching(world: World): void {
-    const groups = new Map<number, Replica[]>();
-    for (const node of world.nodes) {
+  *#live(): Generator<Seen> {
+    for (const node of (this.world as World).nodes) {
       for (const replica of node.host?.replicas() ?? []) {
-        groups.set(replica.group, [...(groups.get(replica.group) ?? []), replica]);
-      }
-    }
-    for (const [group, replicas] of groups) {
-      for (const left of replicas) {
-        for (const right of replicas) if (left.id < right.id) this.#match(group, left, right);
+        if (replica.halted !== null) continue;
+        const name = `${node.name}/${replica.tenant}/${replica.incarnation}`;
+        let seen = this.#seen.get(name);
+        if (seen === undefined || seen.replica !== replica) {
+          seen = {
+            node,
+            replica,
+            name,
+            term: 0,
+            commit: 0,
+            applied: 0,
+            compared: 0,
+            ledTerm: 0,
+            ledLast: 0,
+            ledLastTerm: 0,
+          };
+          this.#seen.set(name, seen);
+        }
+        yield seen;
       }
     }
   }
 
-  #match(group: number, left: Replica, right: Replica): void {
+  #whole(): void {
+    const groups = new Map<string, Seen[]>();
+    for (const seen of this.#live()) {
+      const key = `${seen.replica.group}/${seen.replica.incarnation}`;
+      groups.set(key, [...(groups.get(key) ?? []), seen]);
+    }
+    for (const members of groups.values()) {
+      this.#committedOnQuorum(members);
+      for (const left of members) {
+        for (const right of members)
+          if (left.replica.id < right.replica.id) this.#logMatching(left.replica, right.replica);
+      }
+    }
+  }
+
+  /** Log matching (Raft fig. 3, §5.3): entries of equal index and term have equal logs before them. */
+  #logMatching(left: Replica, right: Replica): void {
     const first = Math.max(left.log.firstIndex(), right.log.firstIndex());
     const last = Math.min(left.log.lastIndex(), right.log.lastIndex());
     let matched = false;
@@ -129,7 +264,7 @@ export class Invariants {
       const same = left.log.term(index) === right.log.term(index);
       if (matched && !same) {
         this.#violated(
-          `log matching: group ${group} replicas ${left.id} and ${right.id} differ at ${index}`,
+          `log matching: group ${left.group} replicas ${left.id} and ${right.id} differ at ${index}`,
         );
         return;
       }
@@ -137,21 +272,37 @@ export class Invariants {
     }
   }
 
+  /** Committed is on a quorum, durably (Raft §5.3, §10.2.1 of the thesis). Judged when all members are there to look at. */
+  #committedOnQuorum(members: readonly Seen[]): void {
+    const [first] = members;
+    if (first === undefined || members.length < first.replica.members.size) return;
+    const commit = Math.max(...members.map(({ replica }) => replica.raft.commitIndex));
+    const author = members.find(({ replica }) => replica.raft.commitIndex === commit) as Seen;
+    const term = author.replica.log.term(commit);
+    const holding = members.filter(({ replica }) => {
+      const own = replica.log.term(commit);
+      return replica.durableIndex >= commit && (own === term || commit < replica.log.firstIndex());
+    });
+    if (holding.length * 2 <= first.replica.members.size) {
+      this.#violated(
+        `committed is on a quorum: entry ${commit} of ${first.name} is durable on ${holding.length} of ${members.length}`,
+      );
+    }
+  }
+
   /** After healing: equal applied index means equal state, row by row. */
   final(): void {
     const states = new Map<number, { name: string; rows: string }>();
-    const world = this.world as World;
-    for (const node of world.nodes) {
-      for (const replica of node.host?.replicas() ?? []) {
-        const rows = JSON.stringify([...replica.snapshotRows()]);
-        const other = states.get(replica.group);
-        if (other === undefined) states.set(replica.group, { name: node.name, rows });
-        else if (other.rows !== rows) {
-          this.#violated(`states differ: group ${replica.group} on ${other.name} and ${node.name}`);
-        }
+    for (const { node, replica } of this.#live()) {
+      const rows = JSON.stringify([...replica.snapshotRows()]);
+      const other = states.get(replica.group);
+      if (other === undefined) states.set(replica.group, { name: node.name, rows });
+      else if (other.rows !== rows) {
+        this.#violated(
+          `equal logs, equal states: group ${replica.group} on ${other.name} and ${node.name}`,
+        );
       }
     }
-    void this.#terms;
   }
 }
 

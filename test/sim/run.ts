@@ -5,7 +5,8 @@
 import type { Log, Tuning } from "../../src/host/node_host.ts";
 import type { Replica } from "../../src/host/replica.ts";
 import type { Command, Outcome } from "../../src/machine/command.ts";
-import { getConfig, getText } from "../../src/machine/queries.ts";
+import { getConfig, getHistoryRow, getText, historyAfter } from "../../src/machine/queries.ts";
+import type { HistoryRow } from "../../src/machine/rows.ts";
 import { Prng } from "../../src/lib/prng.ts";
 import { checkHistory, type RegisterOperation } from "./history.ts";
 import { Invariants } from "./invariants.ts";
@@ -42,6 +43,11 @@ interface Swarm {
   readonly crashEveryMs: number;
   readonly cutEveryMs: number;
   readonly freezeEveryMs: number;
+  readonly diskFaultEveryMs: number;
+  readonly churnEveryMs: number;
+  readonly clockSkew: boolean;
+  /** One bit of one node's journal rots at one of its crashes. */
+  readonly rot: boolean;
   readonly singleVoter: boolean;
   readonly segmentBytes: number;
   readonly tuning: Tuning;
@@ -55,7 +61,7 @@ function drawSwarm(prng: Prng, stormMs: number): Swarm {
     tenants: prng.between(1, 3),
     configs: prng.between(1, 2),
     clients: prng.between(1, 5),
-    environmentsMax: 1_000,
+    environmentsMax: prng.pick([19, 22, 1_000]),
     stormMs,
     weather: {
       drop: rough ? prng.pick([0, 0.01, 0.05, 0.2]) : 0,
@@ -68,6 +74,10 @@ function drawSwarm(prng: Prng, stormMs: number): Swarm {
     crashEveryMs: prng.pick([0, 2_000, 5_000]),
     cutEveryMs: prng.pick([0, 1_500, 4_000]),
     freezeEveryMs: prng.pick([0, 0, 4_000]),
+    diskFaultEveryMs: prng.pick([0, 0, 3_000]),
+    churnEveryMs: prng.pick([0, 0, 2_500]),
+    clockSkew: prng.chance(0.3),
+    rot: prng.chance(0.1),
     singleVoter: prng.chance(0.15),
     segmentBytes: prng.pick([4_096, 16_384, 262_144]),
     tuning: {
@@ -93,6 +103,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
   const violations: string[] = [];
   const invariants = new Invariants((violation) => violations.push(violation));
   let elections = 0;
+  let rotten: string | null = null;
   const log = (node: string): Log => ({
     debug(fields, message) {
       if (message !== "replica.leader_changed") return;
@@ -107,6 +118,8 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
         violations.push(`malformed frame: ${String((fields as { err: unknown }).err)}`);
     },
     error(fields, message) {
+      // What rotted is found and the replica stopped, as it must be.
+      if (message === "replica.journal_damaged" && rotten === node) return;
       const { err } = fields as { err?: Error };
       violations.push(`${message}: ${err?.stack ?? JSON.stringify(fields)}`);
     },
@@ -115,21 +128,33 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
     seed: prng.uint32(),
     nodes: swarm.nodes,
     environmentsMax: swarm.environmentsMax,
+    clockSkew: swarm.clockSkew,
     segmentBytes: swarm.segmentBytes,
     tuning: swarm.tuning,
     log,
   });
   world.trace = options.trace ?? null;
   invariants.world = world;
+  world.onSent = (lane, bytes) => invariants.sent(lane, bytes);
   let crashes = 0;
+  const nemesis = prng.fork();
+  /** Nodes whose disk was told to fail: they are right to end. */
+  const faulty = new Set<string>();
+  const restart = (node: SimNode): void => {
+    if (node.host === null) world.start(node);
+  };
 
   for (const node of world.nodes) world.start(node);
   const tenants = Array.from({ length: swarm.tenants }, (_, index) => `t${index + 1}`);
   const configs = Array.from({ length: swarm.configs }, (_, index) => `c${index + 1}`);
   const check = (): boolean => {
+    const ended = world.reap();
     invariants.step();
-    for (const node of world.nodes) {
-      if (node.fatal !== null) violations.push(`${node.name} ended: ${node.fatal.message}`);
+    if (ended !== null) {
+      if (!faulty.delete(ended.name))
+        violations.push(`${ended.name} ended without a fault of its disk`);
+      crashes += 1;
+      world.after(nemesis.between(10, 2_000), () => restart(ended));
     }
     return violations.length > 0;
   };
@@ -218,7 +243,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
       // A process that dies answers nobody: the operation stays open, its outcome unknown.
       const live = (): boolean => node.life === life;
       if (draw.chance(0.55) || node.host?.locateNow(tenant)?.local !== true) {
-        const text = `v${id}.${operations}`;
+        const text = `${tenant} v${id}.${operations}`;
         operation.op = { kind: "publish", value: text, revision: null };
         history.push(operation);
         const command: Command = {
@@ -274,8 +299,13 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
   };
   for (let id = 1; id <= swarm.clients; id++) client(id, prng.fork());
 
+  // --- watchers ------------------------------------------------------------------------------------------------------
+  const followers = tenants.map(
+    (tenant) => new Follower(world, tenant, prng.fork(), (text) => violations.push(text)),
+  );
+  for (const follower of followers) follower.follow();
+
   world.weather = swarm.weather;
-  const nemesis = prng.fork();
   const every = (ms: number, act: () => void): void => {
     if (ms === 0) return;
     const again = (): void => {
@@ -291,12 +321,12 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
     for (let count = 0; count < down; count++) {
       const node = nemesis.pick(world.nodes);
       if (node.host === null) continue;
-      invariants.crashed(node);
       world.crash(node);
       crashes += 1;
-      world.after(nemesis.between(10, 3_000), () => {
-        if (node.host === null) world.start(node);
-      });
+      if (swarm.rot && (rotten === null || rotten === node.name) && world.flipBit(node)) {
+        rotten = node.name;
+      }
+      world.after(nemesis.between(10, 3_000), () => restart(node));
     }
   });
   every(swarm.cutEveryMs, () => {
@@ -310,6 +340,39 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
       if (!oneWay) world.cut(other, victim);
     }
   });
+  every(swarm.diskFaultEveryMs, () => {
+    const node = nemesis.pick(world.nodes);
+    if (node.host === null) return;
+    if (nemesis.chance(0.5)) {
+      world.stallDisk(node, nemesis.between(100, 4_000));
+    } else {
+      faulty.add(node.name);
+      world.failDisk(node);
+    }
+  });
+  if (swarm.clockSkew) {
+    every(3_000, () => {
+      nemesis.pick(world.nodes).wallOffset = nemesis.between(-3_600_000, 3_600_000);
+    });
+  }
+  /** Tenants that come and go beside the others. */
+  let passing = 0;
+  every(swarm.churnEveryMs, () => {
+    const name = `e${++passing}`;
+    const at = (): SimNode | null => (world.alive.length === 0 ? null : nemesis.pick(world.alive));
+    const tell = (tenant: string, action: Command["action"], then: () => void): void => {
+      at()?.host?.proposeWith(tenant, proposal(action), 2_000, (error) => {
+        if (error === null && storming) world.after(nemesis.between(1, 400), then);
+      });
+    };
+    const nodes = world.nodes.slice(0, nemesis.pick([1, 3])).map((node) => node.name);
+    const adminKey = { id: `k${name}`, kind: "admin" as const, hash: "0".repeat(64) };
+    tell("_system", { op: "directory.create", tenant: name, quotas: {}, nodes, adminKey }, () => {
+      tell(name, { op: "config.put", namespace: "default", name: "c", format: "text" }, () => {
+        tell("_system", { op: "directory.delete", tenant: name, purge: true }, () => {});
+      });
+    });
+  });
   every(swarm.freezeEveryMs, () => {
     world.freeze(nemesis.pick(world.nodes), nemesis.between(100, 4_000));
   });
@@ -320,11 +383,13 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
   world.weather = calm;
   world.heal();
   if (violations.length === 0) {
-    for (const node of world.nodes) if (node.host === null) world.start(node);
+    for (const node of world.nodes) restart(node);
     // Frames held back by the storm may still arrive for minutes.
     await world.run(world.now + 15_000, check);
   }
   for (const tenant of tenants) {
+    // An only voter on the node whose journal rotted stays stopped until it is restored; that is what it owes.
+    if (rotten === "n1" && swarm.singleVoter && tenant === tenants[0]) continue;
     for (const name of configs) {
       if (violations.length > 0) break;
       const text = `final ${tenant} ${name}`;
@@ -337,7 +402,9 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
         schemaHash: null,
       });
       if (outcome?.ok !== true)
-        violations.push(`${tenant}/${name} cannot be written after healing`);
+        violations.push(
+          `${tenant}/${name} cannot be written after healing: ${JSON.stringify(outcome)} ${describe(world)}`,
+        );
     }
   }
   if (violations.length === 0) {
@@ -348,6 +415,8 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
   }
   if (violations.length === 0) {
     invariants.final();
+    for (const follower of followers) follower.judge();
+    violations.push(...judgeVersions(world, tenants, configs));
     for (const ack of acknowledged) {
       for (const replica of replicasOf(world, ack.tenant)) {
         const kept = getText(replica.view, "default", ack.name, ack.version);
@@ -373,31 +442,142 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
   };
 }
 
-function* replicasOf(world: World, tenant: string): Generator<Replica> {
-  for (const node of world.nodes) {
-    for (const replica of node.host?.replicas() ?? []) if (replica.tenant === tenant) yield replica;
+/** Watches one tenant through any node that has it, resuming after its cursor, as a gateway would. */
+class Follower {
+  readonly #world: World;
+  readonly #tenant: string;
+  readonly #draw: Prng;
+  readonly #violated: (text: string) => void;
+  readonly #rows: HistoryRow[] = [];
+  #cursor: number | null = null;
+  #node: SimNode | null = null;
+  #life = 0;
+
+  constructor(world: World, tenant: string, draw: Prng, violated: (text: string) => void) {
+    this.#world = world;
+    this.#tenant = tenant;
+    this.#draw = draw;
+    this.#violated = violated;
+  }
+
+  follow(): void {
+    const again = (): void => this.#world.after(this.#draw.between(20, 200), () => this.follow());
+    if (this.#node !== null && this.#node.life === this.#life) return again();
+    this.#node = null;
+    const holders = this.#world.alive.filter(
+      (node) => node.host?.locateNow(this.#tenant)?.local === true,
+    );
+    if (holders.length === 0) return again();
+    const node = this.#draw.pick(holders);
+    const { life } = node;
+    const leave = (): void => {
+      if (this.#life === life) this.#node = null;
+    };
+    node.host?.watchWith(
+      this.#tenant,
+      (view) => {
+        if (this.#cursor === null) this.#cursor = view.revision;
+        for (const row of historyAfter(view, this.#cursor) ?? []) this.#take(row);
+      },
+      { commit: (event) => this.#take(event), end: leave },
+      (error) => {
+        if (error !== null) return;
+        this.#node = node;
+        this.#life = life;
+      },
+    );
+    again();
+  }
+
+  #take(row: HistoryRow): void {
+    const cursor = this.#cursor ?? 0;
+    // A replica that is behind tells again what another one told before: the cursor knows.
+    if (row.revision <= cursor) return;
+    if (row.revision !== cursor + 1) {
+      this.#violated(
+        `watch gapless: ${this.#tenant} went from revision ${cursor} to ${row.revision}`,
+      );
+    }
+    this.#cursor = row.revision;
+    this.#rows.push({ ...row });
+  }
+
+  /** Everything told is what the history says; and a follower of a tenant that lives has reached its end. */
+  judge(): void {
+    for (const replica of replicasOf(this.#world, this.#tenant)) {
+      for (const row of this.#rows) {
+        const kept = getHistoryRow(replica.view, row.revision);
+        if (kept !== null && JSON.stringify(kept.changes) !== JSON.stringify(row.changes)) {
+          this.#violated(`watch tells the history: ${this.#tenant} revision ${row.revision}`);
+        }
+      }
+      if (this.#cursor !== null && this.#cursor > replica.view.revision) {
+        this.#violated(`watch tells only what is committed: ${this.#tenant} at ${this.#cursor}`);
+      }
+    }
   }
 }
 
-/** Every group has one leader, and all its replicas applied all of its log. */
-function converged(world: World): boolean {
-  const groups = new Map<number, { applied: Set<number>; leaders: number; last: Set<number> }>();
-  for (const node of world.nodes) {
-    for (const replica of node.host?.replicas() ?? []) {
-      const group = groups.get(replica.group) ?? {
-        applied: new Set(),
-        leaders: 0,
-        last: new Set(),
-      };
-      group.applied.add(replica.raft.appliedIndex);
-      group.last.add(replica.raft.lastIndex);
-      if (replica.raft.isLeader) group.leaders += 1;
-      groups.set(replica.group, group);
+/** Nothing was applied twice (idempotent replay, calls executed once), and no tenant holds what is another's. */
+function judgeVersions(
+  world: World,
+  tenants: readonly string[],
+  configs: readonly string[],
+): string[] {
+  const violations: string[] = [];
+  for (const tenant of tenants) {
+    for (const replica of replicasOf(world, tenant)) {
+      for (const name of configs) {
+        const last = getConfig(replica.view, "default", name)?.latestVersion ?? 0;
+        const texts = new Set<string>();
+        for (let version = 1; version <= last; version++) {
+          const text = getText(replica.view, "default", name, version);
+          if (text === null) continue;
+          if (texts.has(text))
+            violations.push(`applied once: ${tenant}/${name} has "${text}" twice`);
+          if (!text.includes(tenant))
+            violations.push(`tenant isolation: ${tenant}/${name} holds "${text}"`);
+          texts.add(text);
+        }
+      }
     }
   }
-  for (const { applied, leaders, last } of groups.values()) {
-    if (applied.size !== 1 || last.size !== 1 || leaders !== 1) return false;
-    if ([...applied][0] !== [...last][0]) return false;
+  return violations;
+}
+
+function* replicasOf(world: World, tenant: string): Generator<Replica> {
+  for (const node of world.nodes) {
+    for (const replica of node.host?.replicas() ?? []) {
+      if (replica.tenant === tenant && replica.halted === null) yield replica;
+    }
+  }
+}
+
+/** Whoever is awake applied all of its log, equally far, and no group has two leaders. (One of them may be asleep.) */
+function converged(world: World): boolean {
+  const groups = new Map<
+    number,
+    { applied: Set<number>; leaders: number; awake: number; size: number }
+  >();
+  for (const node of world.nodes) {
+    for (const replica of node.host?.replicas() ?? []) {
+      if (replica.halted !== null) continue;
+      const { raft, group: number } = replica;
+      if (raft.appliedIndex !== raft.lastIndex) return false;
+      const group = groups.get(number) ?? {
+        applied: new Set(),
+        leaders: 0,
+        awake: 0,
+        size: replica.members.size,
+      };
+      group.applied.add(raft.appliedIndex);
+      group.awake += 1;
+      if (raft.isLeader) group.leaders += 1;
+      groups.set(number, group);
+    }
+  }
+  for (const { applied, leaders, awake, size } of groups.values()) {
+    if (applied.size !== 1 || leaders > 1 || (leaders === 0 && awake === size)) return false;
   }
   return true;
 }
@@ -406,6 +586,10 @@ function describe(world: World): string {
   const lines: string[] = [];
   for (const node of world.nodes) {
     for (const replica of node.host?.replicas() ?? []) {
+      if (replica.halted !== null) {
+        lines.push(`${node.name}/${replica.tenant}: halted`);
+        continue;
+      }
       const { role, term, lead, commitIndex, appliedIndex, lastIndex, idle } = replica.raft;
       lines.push(
         `${node.name}/${replica.tenant}: ${role} term ${term} lead ${lead} commit ${commitIndex} applied ${appliedIndex} last ${lastIndex} idle ${idle} busy ${replica.busyStoring}`,

@@ -98,6 +98,8 @@ class SimEnvironments implements Environments {
   readonly stored = new Map<string, MemoryEnvironment>();
   readonly #schedule: (run: () => void) => void;
   readonly #prng: Prng;
+  /** The next commit fails, having been made or not. */
+  failNext: Error | null = null;
   #open = new Set<string>();
   #underWay: (() => void)[] = [];
 
@@ -145,9 +147,11 @@ class SimEnvironments implements Environments {
         this.#underWay.push(apply);
         this.#schedule(() => {
           this.#underWay = this.#underWay.filter((other) => other !== apply);
-          apply();
+          const failure = this.failNext;
+          this.failNext = null;
+          if (failure === null || this.#prng.chance(0.5)) apply();
           busy = false;
-          done(null);
+          done(failure);
         });
       },
       close: async () => {
@@ -173,6 +177,12 @@ export interface SimNode {
   /** Until when this process is stopped (SIGSTOP): its events wait. */
   frozenUntil: number;
   readonly clockOffset: number;
+  /** How fast its monotonic clock runs: crystals differ, and some are bad. */
+  readonly clockRate: number;
+  /** How far its wall clock is off; it may jump. */
+  wallOffset: number;
+  diskStalledUntil: number;
+  /** Why the process had to end; the world then kills it. */
   fatal: Error | null;
 }
 
@@ -180,6 +190,7 @@ export interface WorldOptions {
   readonly seed: number;
   readonly nodes: number;
   readonly environmentsMax?: number;
+  readonly clockSkew?: boolean;
   readonly segmentBytes?: number;
   readonly tuning?: Partial<Tuning>;
   readonly log?: (node: string) => Log;
@@ -196,6 +207,8 @@ export class World {
   /** What went on, one line each; equal seeds give equal traces. */
   traceHash = 0;
   trace: ((line: string) => void) | null = null;
+  /** Sees everything that leaves a node. */
+  onSent: (lane: Lane, bytes: Uint8Array) => void = () => {};
   readonly #agenda = new Agenda();
   readonly #options: WorldOptions;
   readonly #cut = new Set<string>();
@@ -218,6 +231,9 @@ export class World {
         handler: null,
         frozenUntil: 0,
         clockOffset: prng.below(100_000),
+        clockRate: options.clockSkew === true ? 0.9 + prng.below(200) / 1_000 : 1,
+        wallOffset: 0,
+        diskStalledUntil: 0,
         fatal: null,
       };
       this.nodes.push(node);
@@ -295,7 +311,8 @@ export class World {
     if (node.disk.pending === 0 || this.#diskBusy.has(node)) return;
     this.#diskBusy.add(node);
     const { life } = node;
-    this.after(this.#diskDelay(), () => {
+    const stalled = Math.max(0, node.diskStalledUntil - this.now);
+    this.after(stalled + this.#diskDelay(), () => {
       this.#diskBusy.delete(node);
       if (node.life !== life) return this.#pumpDisk(node);
       this.#inLife(node, 0, () => {
@@ -328,6 +345,7 @@ export class World {
       send: (to, lane, bytes) => {
         const peer = this.nodes.find((other) => other.name === to);
         if (peer === undefined || node.life !== life) return false;
+        this.onSent(lane, bytes);
         const { drop, duplicate, late, lateMs, delay } = this.weather;
         const copies = this.prng.chance(drop) ? 0 : this.prng.chance(duplicate) ? 2 : 1;
         for (let copy = 0; copy < copies; copy++) {
@@ -361,21 +379,21 @@ export class World {
       salt: this.prng.uint32(),
       segmentBytes: this.#options.segmentBytes ?? 256 * 1024,
       onFatal: (error) => {
-        node.fatal = error;
+        if (node.life === life) node.fatal = error;
       },
     });
     const clock: Clock = {
-      monotonicMs: () => this.now + node.clockOffset,
-      wallMs: () => 1_700_000_000_000 + Math.floor(this.now),
+      monotonicMs: () => this.now * node.clockRate + node.clockOffset,
+      wallMs: () => 1_700_000_000_000 + Math.floor(this.now) + node.wallOffset,
       defer: (run) => this.#inLife(node, 0, run),
       every: (ms, run) => {
         let active = true;
         const again = (): void => {
           if (!active) return;
           run();
-          this.#inLife(node, ms + this.prng.below(3), again);
+          this.#inLife(node, ms / node.clockRate + this.prng.below(3), again);
         };
-        this.#inLife(node, ms, again);
+        this.#inLife(node, ms / node.clockRate, again);
         return () => {
           active = false;
         };
@@ -408,6 +426,16 @@ export class World {
     this.#pumpDisk(node);
   }
 
+  /** Ends what said that it cannot go on. @returns whom */
+  reap(): SimNode | null {
+    for (const node of this.nodes) {
+      if (node.fatal === null) continue;
+      this.crash(node);
+      return node;
+    }
+    return null;
+  }
+
   /** kill -9 with the power: what was not synced is lost or half there. */
   crash(node: SimNode): void {
     this.note(`crash ${node.name}`);
@@ -415,6 +443,9 @@ export class World {
     node.host = null;
     node.handler = null;
     node.frozenUntil = 0;
+    node.diskStalledUntil = 0;
+    node.fatal = null;
+    node.environments.failNext = null;
     node.disk.crash();
     node.environments.crash();
   }
@@ -422,6 +453,37 @@ export class World {
   freeze(node: SimNode, ms: number): void {
     this.note(`freeze ${node.name} ${ms}`);
     node.frozenUntil = this.now + ms;
+  }
+
+  /** The disk answers nothing for a while, and then goes on. */
+  stallDisk(node: SimNode, ms: number): void {
+    this.note(`stall ${node.name} ${ms}`);
+    node.diskStalledUntil = this.now + ms;
+  }
+
+  /** The next write of the journal, or the next commit of an environment, fails: an I/O error, or no space left. */
+  failDisk(node: SimNode): void {
+    this.note(`fail ${node.name}`);
+    const error = new Error(
+      this.prng.chance(0.5) ? "EIO: i/o error" : "ENOSPC: no space left on device",
+    );
+    if (this.prng.chance(0.7)) node.disk.failNext("write", error);
+    else node.environments.failNext = error;
+  }
+
+  /** One bit of the journal rots while the process is down. @returns false when there is nothing to rot */
+  flipBit(node: SimNode): boolean {
+    const names = node.disk.list().filter((name) => node.disk.read(name).length > 0);
+    if (names.length === 0) return false;
+    const name = this.prng.pick(names.sort());
+    const bytes = node.disk.read(name);
+    let end = bytes.length;
+    while (end > 0 && bytes[end - 1] === 0) end -= 1;
+    if (end === 0) return false;
+    const at = this.prng.below(end);
+    this.note(`flip ${node.name} ${name} ${at}`);
+    node.disk.flipBit(name, at, this.prng.below(8));
+    return true;
   }
 
   get alive(): SimNode[] {
