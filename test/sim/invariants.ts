@@ -277,8 +277,9 @@ export class Invariants {
     const [first] = members;
     if (first === undefined || members.length < first.replica.members.size) return;
     const commit = Math.max(...members.map(({ replica }) => replica.raft.commitIndex));
-    const author = members.find(({ replica }) => replica.raft.commitIndex === commit) as Seen;
-    const term = author.replica.log.term(commit);
+    // Who waits for an installation knows of commits whose entries it has not taken yet.
+    const terms = members.map(({ replica }) => replica.log.term(commit)).filter((own) => own >= 0);
+    const term = Math.max(...terms);
     const holding = members.filter(({ replica }) => {
       const own = replica.log.term(commit);
       return replica.durableIndex >= commit && (own === term || commit < replica.log.firstIndex());

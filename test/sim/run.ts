@@ -145,6 +145,8 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
   };
 
   for (const node of world.nodes) world.start(node);
+  /** Revision of each config when it was made. */
+  const created = new Map<string, number>();
   const tenants = Array.from({ length: swarm.tenants }, (_, index) => `t${index + 1}`);
   const configs = Array.from({ length: swarm.configs }, (_, index) => `c${index + 1}`);
   const check = (): boolean => {
@@ -207,7 +209,8 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
         name,
         format: "text",
       });
-      if (made?.ok !== true) violations.push(`config ${tenant}/${name}: ${JSON.stringify(made)}`);
+      if (made?.ok === true) created.set(`${tenant}/${name}`, made.revision);
+      else violations.push(`config ${tenant}/${name}: ${JSON.stringify(made)}`);
     }
   }
 
@@ -427,7 +430,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
         }
       }
     }
-    violations.push(...checkHistory(history));
+    violations.push(...checkHistory(history, created));
   }
   return {
     seed: options.seed,
