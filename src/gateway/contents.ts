@@ -48,7 +48,7 @@ export function buildAction(
     case "publish": {
       const { namespace, name, message } = operation;
       const shape = known.shape(namespace, name);
-      if (shape === null) throw new Problem("not-found", `There is no config ${namespace}/${name}`);
+      if (shape === null) throw noConfig(namespace, name, pointer);
       return {
         op: operation.op,
         namespace,
@@ -75,6 +75,12 @@ export function buildAction(
     default:
       throw invalid("Unknown operation");
   }
+}
+
+function noConfig(namespace: string, name: string, pointer: string): Problem {
+  const detail = `There is no config ${namespace}/${name}`;
+  // Of one operation alone the path says where.
+  return new Problem("not-found", detail, { errors: pointer === "" ? [] : [{ pointer, detail }] });
 }
 
 function checkNames(operation: TransactionOperation, pointer: string): void {

@@ -140,12 +140,15 @@ class Door {
 
   /** Elysia routes; what a route does is ours, so its body parsing and its schemas stay out of the way. */
   #router(): { fetch(request: Request): Response | Promise<Response> } {
-    const app = new Elysia({ strictPath: true, normalize: false });
+    const app = new Elysia({ strictPath: true, normalize: false }).onError(({ request, error }) =>
+      this.#failed(request, error),
+    );
     for (const route of routes)
       app.route(
         route.method,
         route.path,
-        ({ request, params }: { request: Request; params: Record<string, string> }) =>
+        // A path without parameters has none, not even an empty object of them.
+        ({ request, params = {} }: { request: Request; params?: Record<string, string> }) =>
           this.#run(route, request, params),
         { parse: "none" },
       );
@@ -237,12 +240,18 @@ class Door {
       return problemAnswer(error, call.requestId);
     this.#log.error(
       { err: error, requestId: call.requestId, method: call.request.method, path: pathOf(call) },
-      "gateway.request_failed",
+      logOfFailure,
     );
-    return problemAnswer(
-      new Problem("internal", "The request failed here; the log has it under its request id"),
-      call.requestId,
-    );
+    return problemAnswer(internal(), call.requestId);
+  }
+
+  /** What is thrown outside of a route's own way would else be told to the client as it is. */
+  #failed(request: Request, error: unknown): Response {
+    const requestId = this.#origins.get(request)?.requestId ?? this.#nextId();
+    const path = partsOf(request.url).target.split("?", 1)[0];
+    this.#log.error({ err: error, requestId, method: request.method, path }, logOfFailure);
+    const { status, headers, body } = problemAnswer(internal(), requestId);
+    return new Response(body, { status, headers: { ...headers, "x-request-id": requestId } });
   }
 
   /** Adds what every answer carries, and builds the Response. */
@@ -261,12 +270,16 @@ class Door {
     }
     if (!call.head) return new Response(answer.body, { status: answer.status, headers });
     if (answer.body instanceof ReadableStream) void answer.body.cancel();
+    // Left out, it would be filled in as zero: the length of the body that is not sent.
+    else if (answer.body !== null)
+      headers["content-length"] = String(Buffer.byteLength(answer.body));
     return new Response(null, { status: answer.status, headers });
   }
 
   // --- keys and places ---------------------------------------------------------------------------------------------------
 
   async #answer(route: Route, call: Call): Promise<Answer> {
+    checkDecoded(call.params);
     if (route.scope === "public") return this.#handle(route, call);
     if (call.token === null)
       throw unauthorized("Send a key as Authorization: Bearer or as X-API-Key");
@@ -424,6 +437,12 @@ class Door {
   }
 }
 
+const logOfFailure = "gateway.request_failed";
+
+function internal(): Problem {
+  return new Problem("internal", "The request failed here; the log has it under its request id");
+}
+
 /** Something thrown inside a read, carried out of it. */
 class Failed {
   readonly error: unknown;
@@ -500,6 +519,17 @@ function methodsAt(target: string): readonly string[] {
   }
   if (methods.size > 0) methods.add("OPTIONS");
   return [...methods];
+}
+
+/** The router gives null for what is percent-encoded, but not as UTF-8. @throws Problem `invalid-name` */
+function checkDecoded(params: Readonly<Record<string, string | null>>): void {
+  for (const [parameter, text] of Object.entries(params)) {
+    if (text !== null) continue;
+    const detail = "Percent-encode the path as UTF-8";
+    throw new Problem("invalid-name", detail, {
+      errors: [{ pointer: `/path/${parameter}`, detail }],
+    });
+  }
 }
 
 /** @throws Problem `invalid-name` */

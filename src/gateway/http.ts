@@ -204,8 +204,13 @@ export function parseJson(bytes: Uint8Array): unknown {
   } catch (error) {
     throw new Problem("malformed-json", "The body is not UTF-8", { cause: error });
   }
-  if (depthOf(text) > jsonDepthMax)
+  const { depth, inexact } = survey(text);
+  if (depth > jsonDepthMax)
     throw new Problem("malformed-json", `Nest JSON at most ${jsonDepthMax} levels deep`);
+  if (inexact !== null)
+    throw invalid(
+      `Send ${shown(inexact)} within a string, or the whole content as text: as a JSON number it would lose digits`,
+    );
   try {
     return JSON.parse(text);
   } catch (error) {
@@ -223,10 +228,12 @@ function positionOf(error: unknown): string {
     : `wrong sign at position ${position[1]}`;
 }
 
-function depthOf(text: string): number {
+/** How deep JSON text nests, and the first integer in it that parsing would silently change. */
+function survey(text: string): { readonly depth: number; readonly inexact: string | null } {
   let depth = 0;
   let deepest = 0;
   let quoted = false;
+  let inexact: string | null = null;
   for (let i = 0; i < text.length; i++) {
     const code = text.charCodeAt(i);
     if (quoted) {
@@ -235,8 +242,41 @@ function depthOf(text: string): number {
     } else if (code === 0x22) quoted = true;
     else if (code === 0x7b || code === 0x5b) deepest = Math.max(deepest, ++depth);
     else if (code === 0x7d || code === 0x5d) depth--;
+    else if (code >= 0x30 && code <= 0x39) {
+      const start = i;
+      while (isOfNumber(text.charCodeAt(i + 1))) i++;
+      if (i - start >= exactDigits) inexact ??= inexactIn(text.slice(start, i + 1));
+    }
   }
-  return deepest;
+  return { depth: deepest, inexact };
+}
+
+/** Integers of so many digits are exact as doubles. */
+const exactDigits = 15;
+/** Longer ones are beyond every double. */
+const finiteDigitsMax = 309;
+
+/** Fractions are rounded by everybody who reads JSON; whoever writes an integer means each of its digits. */
+function inexactIn(number: string): string | null {
+  if (!/^\d+$/.test(number)) return null;
+  const isExact = number.length <= finiteDigitsMax && BigInt(number) === exactly(Number(number));
+  return isExact ? null : number;
+}
+
+function exactly(value: number): bigint | null {
+  return Number.isFinite(value) ? BigInt(value) : null;
+}
+
+/** Digits, point, exponent and signs. */
+function isOfNumber(code: number): boolean {
+  return (
+    (code >= 0x30 && code <= 0x39) ||
+    code === 0x2e ||
+    code === 0x65 ||
+    code === 0x45 ||
+    code === 0x2b ||
+    code === 0x2d
+  );
 }
 
 /** The same JSON value gives the same text, whatever the order of its fields. Undefined stays empty. */

@@ -325,6 +325,7 @@ describe("values", () => {
     expect([head.status, head.text]).toEqual([200, ""]);
     for (const name of ["etag", "content-type", "conflux-version", "conflux-revision"])
       expect(head.headers.get(name)).toBe(get.headers.get(name));
+    expect(head.headers.get("content-length")).toBe(String(Buffer.byteLength(get.text)));
     const watch = await call("HEAD", `${N}/watch`);
     expect([watch.status, watch.headers.get("content-type")]).toEqual([200, "text/event-stream"]);
     expect(h.gateway().status().watchers).toBe(0);
@@ -391,6 +392,20 @@ describe("transactions", () => {
   ])("a wrong one is told where: %j", async (body, pointer) => {
     const answer = await call("POST", T, { body });
     expect([answer.status, answer.body.errors[0].pointer]).toEqual([400, pointer]);
+  });
+
+  test("an operation on what does not exist is told where", async () => {
+    const publish = { op: "publish", namespace: "t1", content: "x: 9" };
+    const answer = await call("POST", T, {
+      body: {
+        then: [
+          { ...publish, name: "a" },
+          { ...publish, name: "none" },
+        ],
+      },
+    });
+    expect([answer.status, answer.body.code]).toEqual([404, "not-found"]);
+    expect(answer.body.errors[0].pointer).toBe("/then/1");
   });
 
   test("content is held against the schema that an earlier operation gives", async () => {

@@ -66,7 +66,13 @@ export class Harness {
   readonly gateways = new Map<string, Gateway>();
   readonly logged: LogLine[] = [];
 
-  constructor(options: { nodes?: readonly string[]; settings?: Partial<GatewaySettings> } = {}) {
+  constructor(
+    options: {
+      nodes?: readonly string[];
+      settings?: Partial<GatewaySettings>;
+      isDebug?: boolean;
+    } = {},
+  ) {
     this.cluster = new SoloCluster(options.nodes ?? ["n1"], hashToken(rootToken));
     const line =
       (level: string) =>
@@ -83,6 +89,7 @@ export class Harness {
             info: line("info"),
             warn: line("warn"),
             error: line("error"),
+            isLevelEnabled: () => options.isDebug ?? false,
           },
           settings: { version: "0.0.0-test", ...options.settings },
         }),

@@ -53,6 +53,32 @@ describe("problems", () => {
     const { err } = (line?.fields ?? {}) as { err: Error };
     expect(err.message).toContain("secret detail");
   });
+
+  test("with debug logging every answer is the same, and each request is logged", async () => {
+    const debugged = new Harness({ isDebug: true });
+    for (const path of ["/livez", "/openapi.json", "/v1/tenants", "/v1/tenants/none/usage"]) {
+      const [expected, answer] = [await h.call("GET", path), await debugged.call("GET", path)];
+      expect([path, answer.status]).toEqual([path, expected.status]);
+      expect(debugged.logged.at(-1)).toMatchObject({ level: "debug", event: "gateway.request" });
+    }
+    debugged.close();
+  });
+
+  test("what fails outside of a route is internal, too", async () => {
+    const failing = new Harness({ isDebug: true });
+    const { logged } = failing;
+    const push = logged.push.bind(logged);
+    logged.push = (line) => {
+      if (line.level === "debug") throw new Error("secret detail of the log");
+      return push(line);
+    };
+    const answer = await failing.call("GET", "/livez", { headers: { "x-request-id": "abc.2" } });
+    expect([answer.status, answer.body.code]).toEqual([500, "internal"]);
+    expect(answer.headers.get("x-request-id")).toBe("abc.2");
+    expect(answer.text).not.toContain("secret");
+    expect(logged.map((line) => line.event)).toEqual(["gateway.request_failed"]);
+    failing.close();
+  });
 });
 
 describe("routes", () => {
@@ -189,6 +215,31 @@ describe("bodies", () => {
     expect([answer.status, answer.body.code]).toEqual([400, "malformed-json"]);
   });
 
+  test.each([
+    ['{"content":{"id":12345678901234567890}}', "12345678901234567890"],
+    ['{"content":[-9007199254740993]}', "9007199254740993"],
+    [`{"content":${"9".repeat(400)}}`, "999"],
+    [
+      '{"message":"\\"","content":1,"content":{"a":[0,10000000000000000001]}}',
+      "10000000000000000001",
+    ],
+  ])("an integer that would lose digits is refused: %s", async (raw, shown) => {
+    const answer = await call("PUT", `${N}/configs/digits`, { raw });
+    expect([answer.status, answer.body.code]).toEqual([400, "invalid"]);
+    expect(answer.body.detail).toContain(shown);
+    expect((await call("GET", `${N}/configs/digits`)).status).toBe(404);
+  });
+
+  test("numbers that stay what they are, and digits within strings, pass", async () => {
+    const text = '{"a":12345678901234567890}';
+    const exact =
+      "[9007199254740991,10000000000000000000,-1152921504606846976,1e300,0.10000000000000001]";
+    for (const raw of [`{"content":${JSON.stringify(text)}}`, `{"content":${exact}}`]) {
+      const answer = await call("PUT", `${N}/configs/digits?dryRun=true`, { raw });
+      expect([raw, answer.status]).toEqual([raw, 201]);
+    }
+  });
+
   test("unknown fields are named", async () => {
     const answer = await call("PUT", `${N}/configs/bad`, { body: { contents: 1, formats: 2 } });
     expect(answer.body.errors.map((error: { pointer: string }) => error.pointer)).toEqual([
@@ -221,11 +272,22 @@ describe("names and queries", () => {
   });
 
   test("a path that cannot be decoded is refused", async () => {
-    for (const path of [`${N}/configs/%`, `${N}/configs/%zz`, `${N}/configs/%ff`]) {
-      const answer = await h.call("GET", path);
-      expect(answer.status).toBeGreaterThanOrEqual(400);
-      expect(answer.status).toBeLessThan(500);
-    }
+    for (const name of ["%", "%zz", "%ff", "%e2%82", "%C3%28", "a%ff"])
+      for (const [method, path, pointer] of [
+        ["PUT", `${N}/configs/${name}`, "/path/name"],
+        ["GET", `${N}/configs/${name}`, "/path/name"],
+        ["GET", `${N}/values/${name}`, "/path/name"],
+        ["PUT", `/v1/tenants/acme/namespaces/${name}/configs/a`, "/path/namespace"],
+        ["GET", `/v1/tenants/${name}/usage`, "/path/tenant"],
+        ["DELETE", `/v1/tenants/acme/keys/${name}`, "/path/key"],
+      ] as const) {
+        const options = method === "PUT" ? { body: { content: 1 } } : {};
+        const answer = await h.call(method, path, options);
+        expect([path, answer.status, answer.body.code]).toEqual([path, 400, "invalid-name"]);
+        expect(answer.body.errors[0].pointer).toBe(pointer);
+      }
+    // What could not be decoded was once taken for the text "null".
+    expect((await h.call("GET", `${N}/configs/null`)).status).toBe(404);
   });
 
   test.each([
