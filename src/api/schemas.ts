@@ -102,7 +102,11 @@ export const QuotasSchema = request("Quotas", {
 export const TenantCreate = request("TenantCreate", {
   id: TenantName,
   replicas: Type.Optional(
-    Type.Integer({ enum: [1, 3, 5], description: "Voters: 1, 3 or 5; default 3 where possible" }),
+    Type.Unsafe<number>(
+      Type.Union([Type.Literal(1), Type.Literal(3), Type.Literal(5)], {
+        description: "Voters; default 3 where possible",
+      }),
+    ),
   ),
   quotas: Type.Optional(QuotasSchema),
   description: Type.Optional(Description),

@@ -80,7 +80,10 @@ export function authorize(
 ): void {
   if (principal.kind === "root") return;
   if (!access.kinds.includes(principal.kind))
-    throw new Problem("forbidden", `A ${principal.kind} key may not do that`);
+    throw new Problem(
+      "forbidden",
+      `${principal.kind === "admin" ? "An" : "A"} ${principal.kind} key may not do that`,
+    );
   if (access.wholeTenant && principal.namespaces !== null)
     throw new Problem("forbidden", "A key that is limited to namespaces may not do that");
   if (namespace !== undefined) authorizeNamespace(principal, namespace);

@@ -19,6 +19,8 @@ import {
 } from "./http.ts";
 import type { Context } from "./route.ts";
 
+const dryRunHeader = "conflux-dry-run";
+
 export type ActionOf<Op extends Action["op"]> = Extract<Action, { op: Op }>;
 
 export interface Changed<Op extends Action["op"]> {
@@ -45,19 +47,22 @@ export async function change<Op extends Action["op"]>(
   action: ActionOf<Op> | Build<Op>,
 ): Promise<Changed<Op>> {
   const tenant = call.params["tenant"] as string;
+  // What a dry run foretells is at a revision that another change will have.
+  let present: number | null = null;
   const attempt = async (consistency: "stale" | "linearizable"): Promise<Outcome> => {
     const built = typeof action === "function" ? await action(consistency) : action;
     const command = commandOf(call, built);
     return call.dryRun
-      ? context.service.read(tenant, { consistency: "linearizable" }, (view) =>
-          dryRun(view, command),
-        )
+      ? context.service.read(tenant, { consistency: "linearizable" }, (view) => {
+          present = view.revision;
+          return dryRun(view, command);
+        })
       : context.service.propose(tenant, command);
   };
   let outcome = await attempt("stale");
   if (!outcome.ok && outcome.code === "conflict" && typeof action === "function")
     outcome = await attempt("linearizable");
-  call.revision = outcome.revision;
+  call.revision = present ?? outcome.revision;
   return changed<Op>(call, outcome);
 }
 
@@ -82,7 +87,7 @@ function changed<Op extends Action["op"]>(call: Call, outcome: Outcome): Changed
   if (!outcome.ok) throw refused(outcome);
   const headers: Record<string, string> = {};
   if (outcome.replayed === true) headers["idempotent-replay"] = "true";
-  if (call.dryRun) headers["conflux-dry-run"] = "true";
+  if (call.dryRun) headers[dryRunHeader] = "true";
   return {
     result: outcome.result as ResultOf<Op>,
     created: outcome.created,
@@ -148,17 +153,19 @@ export function precondition(call: Call): Precondition {
   };
 }
 
-/** 201 when something new was made, else 200. */
+/** 201 when something new was made, else 200. A dry run made nothing that a tag or an address could name. */
 export function changedAnswer(
   of: Changed<Action["op"]>,
   body: unknown,
   options: { readonly etag?: string; readonly location?: string } = {},
 ): Answer {
   const headers = { ...of.headers };
-  if (of.created && options.location !== undefined) headers["location"] = options.location;
+  const isReal = headers[dryRunHeader] === undefined;
+  if (of.created && isReal && options.location !== undefined)
+    headers["location"] = options.location;
   return json(body, {
     status: of.created ? 201 : 200,
     headers,
-    ...(options.etag !== undefined && { etag: options.etag }),
+    ...(options.etag !== undefined && isReal && { etag: options.etag }),
   });
 }

@@ -41,7 +41,7 @@ import {
   idempotencyKeyOf,
   precondition,
 } from "./changes.ts";
-import { ifMatch, invalid, json, revisionTag, time, type Call } from "./http.ts";
+import { invalid, json, revisionTag, time, type Call } from "./http.ts";
 import {
   admins,
   listLimitDefault,
@@ -164,7 +164,9 @@ const directoryRoutes: readonly Route[] = [
     query: { purge: Type.Optional(Type.Boolean({ description: "Final: nothing of it is kept" })) },
     responses: { 200: { description: "As it was", schema: TenantAnswer } },
     handle: async (call, { query }, context) => {
-      if (call.request.headers.has("if-match")) guardTenant(call, await tenantRow(call, context));
+      const { headers } = call.request;
+      if (headers.has("if-match") || headers.has("if-none-match"))
+        guardTenant(call, await tenantRow(call, context));
       const changed = await changeDirectory<"directory.delete">(call, context, {
         op: "directory.delete",
         tenant: call.params["tenant"] as string,
@@ -450,7 +452,12 @@ async function tenantRow(call: Call, { peers }: Context): Promise<TenantRow> {
 }
 
 function guardTenant(call: Call, row: TenantRow): void {
-  const match = ifMatch(call.request);
+  const { ifMatch: match, ifNoneMatch: none } = precondition(call);
+  if (none !== undefined)
+    throw new Problem(
+      "precondition-failed",
+      `Leave it as it is: it exists since revision ${row.revision}`,
+    );
   if (match !== undefined && match !== "*" && !match.includes(row.revision))
     throw new Problem("precondition-failed", `Read it again: it is at revision ${row.revision}`);
 }

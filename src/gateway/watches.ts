@@ -158,6 +158,8 @@ function goodbye(reason: string): Frame {
   return new Frame("goodbye", null, 0, JSON.stringify({ reason }));
 }
 
+const endOfKey = goodbye("unauthorized").data;
+
 function joined(frames: readonly Frame[]): Uint8Array {
   const [first] = frames;
   return frames.length === 1 && first !== undefined
@@ -1078,9 +1080,12 @@ export class Watches {
         heardAt = Date.now();
         cursor = polled.cursor ?? cursor;
         for (const relayed of polled.frames)
-          if (relayed.event === "goodbye") await Promise.race([closed, pause(relayRetryMs)]);
-          else watcher.push(relayed);
+          if (relayed.event !== "goodbye") watcher.push(relayed);
+          else if (relayed.data === endOfKey) return watcher.end("unauthorized");
+          else await Promise.race([closed, pause(relayRetryMs)]);
       } catch (error) {
+        // The tenant was deleted: waiting does not help.
+        if (error instanceof Problem && error.status < 500) return watcher.end("unauthorized");
         if (Date.now() - heardAt > relayGiveUpMs) {
           this.#failed(error);
           return watcher.end("moved");

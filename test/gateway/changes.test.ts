@@ -155,6 +155,13 @@ describe("preconditions", () => {
     expect(done.status).toBe(200);
     const tenant = await call("PATCH", "/v1/tenants/acme", { headers, body: { description: "d" } });
     expect(tenant.status).toBe(412);
+    for (const method of ["PATCH", "DELETE"] as const) {
+      const none = await h.call(method, "/v1/tenants/acme", {
+        headers: { "if-none-match": "*" },
+        ...(method === "PATCH" && { body: { description: "d" } }),
+      });
+      expect([none.status, none.body.code]).toEqual([412, "precondition-failed"]);
+    }
   });
 });
 
@@ -163,6 +170,9 @@ describe("dryRun", () => {
     const before = await revision();
     const created = await call("PUT", `${N}/configs/dry?dryRun=true`, { body: { content: 1 } });
     expect([created.status, created.headers.get("conflux-dry-run")]).toEqual([201, "true"]);
+    // The next change has that revision: a tag of it would guard something else.
+    expect(Number(created.headers.get("conflux-revision"))).toBe(before);
+    for (const name of ["etag", "location"]) expect(created.headers.get(name)).toBeNull();
     expect((await call("GET", `${N}/configs/dry`)).status).toBe(404);
     const key = await call("POST", "/v1/tenants/acme/keys?dryRun=true", { body: { kind: "read" } });
     expect((await h.call("GET", "/v1/tenants/acme", { token: key.body.token })).status).toBe(401);

@@ -214,6 +214,17 @@ describe("relayed watches", () => {
     expect(refused.status).toBe(401);
   });
 
+  test("end with the tenant", async () => {
+    const h = await setup();
+    const { token } = await h.key("acme", "client");
+    const reader = await subscribe(h, `${N}/watch`, token);
+    expect((await reader.next())?.event).toBe("sync");
+    await h.call("DELETE", T);
+    expect((await reader.nextNews())?.data).toEqual({ reason: "unauthorized" });
+    expect(await reader.next()).toBeNull();
+    expect(h.gateway("n4").status().watchers).toBe(0);
+  });
+
   test("long polls are forwarded as they are", async () => {
     const h = await setup();
     const { token } = await h.key("acme", "client");

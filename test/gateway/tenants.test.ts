@@ -30,6 +30,8 @@ describe("tenants", () => {
     [{}, "invalid", "/id"],
     [{ id: "a", replicas: 2 }, "invalid", "/replicas"],
     [{ id: "a", replicas: 3 }, "invalid", "/replicas"],
+    [{ id: "a", replicas: 4 }, "invalid", "/replicas"],
+    [{ id: "a", replicas: "3" }, "invalid", "/replicas"],
     [{ id: "a", quotas: { configs: -1 } }, "invalid", "/quotas/configs"],
     [{ id: "a", quotas: { unknown: 1 } }, "invalid", "/quotas/unknown"],
     [{ id: "a", unknown: 1 }, "invalid", "/unknown"],
