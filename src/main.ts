@@ -2,7 +2,7 @@
  * Composition root: reads the settings, opens the adapters, wires them to the host, starts. The only place that wires.
  */
 import { randomInt } from "node:crypto";
-import { chmodSync, existsSync, readFileSync, writeFileSync } from "node:fs";
+import { chmodSync, existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { pino } from "pino";
@@ -16,7 +16,7 @@ import type { Clock, Transport } from "./host/ports.ts";
 import type { Action } from "./machine/command.ts";
 import { runtime } from "./runtime/runtime.ts";
 import { ListenError, serve } from "./runtime/serve.ts";
-import { readSettings, SettingsError, type Settings } from "./runtime/settings.ts";
+import { isRootToken, readSettings, SettingsError, type Settings } from "./runtime/settings.ts";
 import { onStopSignal } from "./runtime/signals.ts";
 import { DataDirectoryError, openDataDirectory } from "./store/data_dir.ts";
 import { DirectoryInUseError } from "./store/lock.ts";
@@ -57,10 +57,18 @@ function rootToken(settings: Settings): { token: string; where: string } {
     return { token: settings.rootToken, where: "CONFLUX_ROOT_TOKEN" };
   const file = join(settings.data, "root-token");
   if (!existsSync(file)) {
-    writeFileSync(file, `${makeRootToken()}\n`, { mode: 0o600, flush: true });
-    chmodSync(file, 0o600);
+    // Whole or not at all: an end half-way must not leave a file that nobody can log in with.
+    const aside = `${file}.new`;
+    writeFileSync(aside, `${makeRootToken()}\n`, { mode: 0o600, flush: true });
+    chmodSync(aside, 0o600);
+    renameSync(aside, file);
   }
-  return { token: readFileSync(file, "utf8").trim(), where: file };
+  const token = readFileSync(file, "utf8").trim();
+  if (!isRootToken(token))
+    throw new DataDirectoryError(
+      `${file} holds no root token: remove it to have one made, or set CONFLUX_ROOT_TOKEN`,
+    );
+  return { token, where: file };
 }
 
 async function main(args: readonly string[]): Promise<void> {
@@ -98,9 +106,9 @@ async function main(args: readonly string[]): Promise<void> {
           node,
           boot: directory.boot,
           servers: settings.nats,
-          onStatus: (status) =>
-            log.warn(
-              { status: status.type, link: status.link, detail: status.detail },
+          onStatus: ({ type, link, detail }) =>
+            log[type === "connected" ? "info" : "warn"](
+              { status: type, link, detail },
               "transport.status",
             ),
         });

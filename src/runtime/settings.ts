@@ -60,6 +60,16 @@ const rootTokenLengthMin = 8;
 const rootTokenLengthMax = 512;
 const natsUrl = /^(nats|tls|ws|wss):\/\/[^\s,/]+\/?$|^[a-zA-Z0-9.-]+(:\d{1,5})?$/;
 
+/** Whether the text may be a root token, given or kept. */
+export function isRootToken(text: string): boolean {
+  return (
+    text.length >= rootTokenLengthMin &&
+    text.length <= rootTokenLengthMax &&
+    /^[\x21-\x7e]+$/.test(text) &&
+    !/^cfx_(admin|write|read|client)_/.test(text)
+  );
+}
+
 /** What a reader returns when the text is not allowed. */
 const refused = Symbol("refused");
 
@@ -114,13 +124,7 @@ export const settingsTable: readonly Setting[] = [
     meaning:
       "the operator's key; without it one is made at the first start and written to <data>/root-token",
     secret: true,
-    read: (text) =>
-      text.length >= rootTokenLengthMin &&
-      text.length <= rootTokenLengthMax &&
-      /^[\x21-\x7e]+$/.test(text) &&
-      !/^cfx_(admin|write|read|client)_/.test(text)
-        ? text
-        : refused,
+    read: (text) => (isRootToken(text) ? text : refused),
   },
   {
     name: "cluster",
