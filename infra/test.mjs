@@ -1,7 +1,7 @@
 // @ts-check
 /**
- * `npm test`: installs what is missing, then the static checks, the whole suite on Vitest, and the suite without the
- * end-to-end tests once more on Bun. All of it runs, also after something failed. The last line counts the tests.
+ * `npm test`: installs what is missing, then the static checks, the whole suite on Vitest, the suite without the
+ * end-to-end tests once more on Bun, and a slice of the simulator's seeds. All of it runs, also after something failed. The last line counts the tests.
  */
 import { spawn } from "node:child_process";
 import { mkdirSync, readFileSync, rmSync } from "node:fs";
@@ -86,6 +86,27 @@ async function bunTest() {
   return { ok: code === 0, counts: found };
 }
 
+/** Seeds of the simulator that every change passes, on as many processes as the machine should have cores for. */
+const seedsEach = 1_000;
+const simulators = 2;
+
+/** @returns {Promise<{ok: boolean, counts: Counts | null}>} */
+async function simulation() {
+  const codes = await Promise.all(
+    Array.from({ length: simulators }, (_, i) =>
+      run("bun", [
+        "test/sim/main.ts",
+        "--seeds",
+        String(seedsEach),
+        "--from",
+        String(1 + i * seedsEach),
+      ]),
+    ),
+  );
+  const failed = codes.filter((code) => code !== 0).length;
+  return { ok: failed === 0, counts: { passed: simulators - failed, failed, skipped: 0 } };
+}
+
 await runMain(async () => {
   await ensureModules();
   await ensureRuntimes(runtimes);
@@ -106,6 +127,9 @@ await runMain(async () => {
   console.log("\n== tests on Bun, without the end-to-end ones");
   const onBun = await bunTest();
   if (!onBun.ok) failed.push("bun test");
+  console.log(`\n== simulation, ${simulators * seedsEach} seeds`);
+  const simulated = await simulation();
+  if (!simulated.ok) failed.push("simulation");
 
   console.log("");
   if (failed.length > 0) console.log(`FAILED: ${failed.join(", ")}`);
@@ -113,6 +137,7 @@ await runMain(async () => {
   for (const [name, result] of /** @type {const} */ ([
     ["vitest", onNode],
     ["bun test", onBun],
+    ["simulation", simulated],
   ])) {
     if (result.counts === null) {
       console.log(`${name} wrote no result`);

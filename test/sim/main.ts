@@ -66,7 +66,7 @@ let told = startedAt;
 while (totals.seeds < seedsMax && (until === null || performance.now() < until)) {
   if (!(await one(seed++))) failed += 1;
   if (failed > 0 && values["stop-at-first"]) break;
-  if (performance.now() - told > 2_000) {
+  if (process.stdout.isTTY && performance.now() - told > 2_000) {
     told = performance.now();
     process.stdout.write(`\r${summary()}   `);
   }

@@ -10,7 +10,7 @@ const regressions = [
   101, // a forwarded change arrived twice and was applied twice
   449, // a second snapshot arrived while the first waited to be installed
 ];
-const SEEDS = 120;
+const SEEDS = 60;
 const SEEDS_PER_TEST = 20;
 
 describe("simulated cluster", () => {
