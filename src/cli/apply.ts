@@ -10,7 +10,7 @@ import { createHash } from "node:crypto";
 import { readdir, readFile, stat } from "node:fs/promises";
 import { basename, dirname, isAbsolute, join, normalize, relative } from "node:path";
 import { isDeepStrictEqual } from "node:util";
-import { isAlias, isMap, isScalar, LineCounter, parseDocument, stringify } from "yaml";
+import { isAlias, isMap, isScalar, LineCounter, parseDocument, stringify, visit } from "yaml";
 import { Problem } from "../api/problems.ts";
 import type {
   ConfigDetailAnswer,
@@ -19,6 +19,7 @@ import type {
   TransactionOperation,
   TransactionRequest,
 } from "../api/schemas.ts";
+import { prepareContent } from "../model/content.ts";
 import { checkConfigName, checkNamespaceName, checkTenantName } from "../model/names.ts";
 import { contentFormats } from "../model/release.ts";
 import type { ContentFormat, ReleaseRule } from "../model/release.ts";
@@ -147,7 +148,7 @@ async function readManifest(file: string, problems: ManifestProblem[]): Promise<
   const lines = new LineCounter();
   const document = parseDocument(text, { lineCounter: lines, prettyErrors: false });
   if (document.errors.length > 0) {
-    for (const error of document.errors.slice(0, 5))
+    for (const error of document.errors.slice(0, errorsShownMax))
       problems.push({
         file,
         line: lines.linePos(error.pos[0]).line,
@@ -156,6 +157,18 @@ async function readManifest(file: string, problems: ManifestProblem[]): Promise<
       });
     return null;
   }
+  visit(document, {
+    Scalar: (_key, { value, source = "", range }) => {
+      if (!/^[-+]?\d+$/.test(source) || typeof value !== "number") return;
+      if (Number.isFinite(value) && BigInt(source) === BigInt(value)) return;
+      problems.push({
+        file,
+        line: lines.linePos(range?.[0] ?? 0).line,
+        pointer: "",
+        detail: `Put ${source} in quotes, or give the whole content as text: as a number it would lose digits`,
+      });
+    },
+  });
   const lineOf = (path: readonly string[]): number => {
     // The deepest part of the path that is there.
     for (let depth = path.length; depth > 0; depth -= 1) {
@@ -184,6 +197,8 @@ async function readManifest(file: string, problems: ManifestProblem[]): Promise<
   });
   return reader.manifest(file, document.toJS() as unknown);
 }
+
+const errorsShownMax = 5;
 
 type Path = readonly string[];
 type Fields = Readonly<Record<string, unknown>>;
@@ -337,12 +352,20 @@ class ManifestReader {
       this.#tell(path, "Give either content or contentFile");
       return null;
     }
-    const text =
+    const at = [...path, contentFile === undefined ? "content" : "contentFile"];
+    const given =
       contentFile === undefined
-        ? this.#content(content, [...path, "content"], format)
-        : await this.#contentFile(contentFile, [...path, "contentFile"]);
+        ? this.#content(content, at, format)
+        : await this.#contentFile(contentFile, at);
     const message = this.#text(fields, "message", path);
-    if (text === null) return null;
+    if (given === null) return null;
+    // As the server does it: what is refused there must be found before anything is changed.
+    const { text, errors } = prepareContent(format, given);
+    for (const { pointer, detail, line, column } of errors.slice(0, errorsShownMax)) {
+      const place = line === undefined ? pointer : `line ${line}, column ${column}`;
+      this.#tell(at, `Not valid ${format}: ${detail}${place && ` (${place})`}`);
+    }
+    if (errors.length > 0) return null;
     return { content: text, hash: hashOf(text), ...(message !== undefined && { message }) };
   }
 
@@ -793,11 +816,15 @@ const operationsAtOnce = 200;
 /** A transaction is one log entry: kept well below what the server takes. */
 const charsAtOnce = 1024 * 1024;
 
-/** Makes one manifest true. */
+/**
+ * Makes one manifest true.
+ * @param onAdminKey hears of the key of a tenant that was created, also when what follows fails: nobody can ask for it again
+ */
 export async function applyManifest(
   admin: Admin,
   manifest: Manifest,
   onProgress: OnProgress = () => undefined,
+  onAdminKey: (tenant: string, token: string) => void = () => undefined,
 ): Promise<Applied> {
   let adminKey: Applied["adminKey"] = null;
   let revision: number | null = null;
@@ -810,6 +837,7 @@ export async function applyManifest(
       if (plan.create !== null) {
         const { key } = await admin.createTenant(plan.create);
         adminKey = { id: key.id, token: key.token };
+        onAdminKey(tenant, key.token);
       }
       if (plan.update !== null) await admin.updateTenant(tenant, plan.update);
       for (const step of plan.steps)

@@ -325,23 +325,37 @@ async function apply(context: Context): Promise<void> {
   const manifests = await manifestsOf(context);
   const line = new ProgressLine();
   const applied: Applied[] = [];
+  // Of tenants that were created and not finished.
+  const adminKeys = new Map<string, string>();
   try {
     for (const manifest of manifests)
       applied.push(
-        await applyManifest(context.admin, manifest, (now) => line.show(progressText(now))),
+        await applyManifest(
+          context.admin,
+          manifest,
+          (now) => line.show(progressText(now)),
+          (tenant, token) => adminKeys.set(tenant, token),
+        ),
       );
   } finally {
     line.end();
+    for (const { tenant } of applied) adminKeys.delete(tenant);
+    for (const [tenant, token] of adminKeys)
+      process.stderr.write(`${adminKeyText(tenant, token)}\n`);
     // What was done before an error stays done, and is told.
     if (applied.length > 0)
       context.show(applied.map(withoutContents), () => {
         const changes = applied.flatMap(({ tenant, steps }) => stepLines(tenant, steps));
-        const adminKeys = applied.flatMap(({ tenant, adminKey }) =>
-          adminKey === null ? [] : [`admin key of ${tenant}, shown this once: ${adminKey.token}`],
+        const keyTexts = applied.flatMap(({ tenant, adminKey }) =>
+          adminKey === null ? [] : [adminKeyText(tenant, adminKey.token)],
         );
-        return [...changes, ...adminKeys, ...applied.map(summaryOf)].join("\n");
+        return [...changes, ...keyTexts, ...applied.map(summaryOf)].join("\n");
       });
   }
+}
+
+function adminKeyText(tenant: string, token: string): string {
+  return `admin key of ${tenant}, shown this once: ${token}`;
 }
 
 async function diff(context: Context): Promise<number> {

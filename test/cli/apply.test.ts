@@ -59,6 +59,7 @@ describe("readManifests()", () => {
           },
         },
       }),
+      // Stored without the mark at its beginning: with it, it would differ from what is stored for ever.
       "a/file.txt": "\uFEFFhello\r\n",
       "notes.md": "not a manifest",
     });
@@ -66,12 +67,10 @@ describe("readManifests()", () => {
     expect(a?.namespaces[0]).toEqual({ namespace: "base", configs: [] });
     const content = (i: number): string | undefined =>
       a?.namespaces[1]?.configs[i]?.variants.values().next().value?.content;
-    expect([0, 1, 2].map(content)).toEqual(["\uFEFFhello\r\n", '{\n  "max": 1\n}', "- x\n"]);
+    expect([0, 1, 2].map(content)).toEqual(["hello\r\n", '{\n  "max": 1\n}', "- x\n"]);
     expect(a?.namespaces[1]?.extends).toBeNull();
     expect(a?.namespaces[1]?.configs[3]?.release).toBeUndefined();
-    expect(a?.namespaces[1]?.configs[0]?.variants.get("content")?.hash).toBe(
-      hashOf("\uFEFFhello\r\n"),
-    );
+    expect(a?.namespaces[1]?.configs[0]?.variants.get("content")?.hash).toBe(hashOf("hello\r\n"));
   });
 
   const config = (text: string): string =>
@@ -120,6 +119,21 @@ describe("readManifests()", () => {
       "text that is none",
       config("format: text\ncontent: { a: 1 }"),
       /\/content: Give the content as text/,
+    ],
+    [
+      "content that breaks its format",
+      config("format: json\ncontent: |\n  {\n    bad"),
+      /^a\.yaml:7: .*\/content: Not valid json: .* \(line 2, column 3\)$/,
+    ],
+    [
+      "a flag without a state",
+      config("format: flag\ncontent: { variants: { on: true } }"),
+      /^a\.yaml:7: .*\/content: Not valid flag: .* \(\/state\)$/,
+    ],
+    [
+      "an integer that would lose digits",
+      config("format: json\ncontent:\n  id: 12345678901234567890"),
+      "a.yaml:8: Put 12345678901234567890 in quotes, or give the whole content as text: as a number it would lose digits",
     ],
     [
       "a file that is not there",

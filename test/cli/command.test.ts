@@ -287,8 +287,28 @@ namespaces:
     await write('{"max":');
     const broken = await run(["apply", ...f], rootEnv);
     expect(broken.code).toBe(1);
-    expect(broken.err).toMatch(/invalid-content, HTTP 422/);
+    expect(broken.err).toMatch(/nothing was changed\n.*:\d+: .*Not valid json/);
     expect(await revision()).toBe((was as number) + 1);
+  },
+  timeoutMs,
+);
+
+test(
+  "apply shows the key of a tenant that it created and could not finish",
+  async () => {
+    const { rootEnv } = await gateway();
+    const made = await folder();
+    const manifest = `tenant: half
+namespaces:
+  prod: { configs: { c: { format: json, schema: { type: object }, content: "1" } } }
+`;
+    await writeFile(path.join(made, "half.yaml"), manifest);
+    const broken = await run(["apply", "-f", made], rootEnv);
+    expect(broken).toMatchObject({ code: 1, out: "" });
+    expect(broken.err).toMatch(/invalid-content, HTTP 422/);
+    const token = /^admin key of half, shown this once: (\S+)$/m.exec(broken.err)?.[1] ?? "";
+    const keys = await run(["keys", "list"], { ...rootEnv, CONFLUX_TOKEN: token });
+    expect(keys).toMatchObject({ code: 0, err: "" });
   },
   timeoutMs,
 );
