@@ -7,7 +7,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { pino } from "pino";
 import { Problem } from "./api/problems.ts";
-import { applyDirectory } from "./cli/apply.ts";
+import { applyDirectory, ManifestError, readManifests } from "./cli/apply.ts";
 import { createGateway, type Gateway } from "./gateway/gateway.ts";
 import { hashToken, makeRootToken } from "./gateway/tokens.ts";
 import { SYSTEM_TENANT } from "./host/directory.ts";
@@ -77,6 +77,7 @@ async function main(args: readonly string[]): Promise<void> {
     env: process.env,
     readFile: (path) => readFileSync(path, "utf8"),
   });
+  if (settings.tenants !== null) await checkTenants(settings.tenants);
   // Standard output is for people; the log goes beside it.
   const log = pino({ level: settings.log, base: { node: settings.node } }, pino.destination(2));
   const directory = await openDataDirectory({
@@ -204,8 +205,14 @@ async function untilDone(act: () => Promise<void>): Promise<void> {
   }
 }
 
+/** Before anything is started: a node that serves must not end over a file. */
+async function checkTenants(folder: string): Promise<void> {
+  if (!existsSync(folder))
+    throw new SettingsError(`CONFLUX_TENANTS is "${folder}": no such folder`);
+  await readManifests(folder);
+}
+
 async function applyTenants(folder: string, gateway: Gateway, token: string): Promise<void> {
-  if (!existsSync(folder)) die(`CONFLUX_TENANTS is "${folder}": no such folder`);
   const summary = await applyDirectory({
     folder,
     token,
@@ -230,6 +237,7 @@ main(process.argv.slice(2)).catch((error: unknown) => {
     error instanceof TransportError ||
     error instanceof DataDirectoryError ||
     error instanceof DirectoryInUseError ||
+    error instanceof ManifestError ||
     error instanceof Problem;
   if (known) die((error as Error).message);
   die(error instanceof Error ? (error.stack ?? error.message) : String(error));

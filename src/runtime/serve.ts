@@ -4,6 +4,7 @@
  * What all three must keep: the body of a request and of a response stream; a client that goes away cancels the response
  * stream; a client that reads slowly slows the stream (pull is not called); a silent stream is never cut.
  */
+import { lookup } from "node:dns/promises";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { bun, deno } from "./runtime.ts";
@@ -38,6 +39,8 @@ export class ListenError extends Error {
 /** @throws ListenError */
 export async function serve(handler: FetchHandler, options: ServeOptions): Promise<HttpServer> {
   try {
+    // Runtimes tell a name that nobody knows in ways of their own, down to "file already exists".
+    await lookup(options.host);
     if (bun !== undefined) return serveOnBun(handler, options);
     if (deno !== undefined) return serveOnDeno(handler, options);
     return await serveOnNode(handler, options);

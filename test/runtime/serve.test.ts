@@ -156,9 +156,11 @@ describe(`serve() here, on ${runtime.name}`, () => {
   contract(() => server);
 
   test("a host that is not of this machine is refused", async () => {
-    const error = await serve(handle, { host: "192.0.2.77", port: 0 }).catch((e: unknown) => e);
-    expect(error).toBeInstanceOf(ListenError);
-    expect(String(error)).toContain("CONFLUX_HOST 192.0.2.77");
+    for (const host of ["192.0.2.77", "nobody.invalid"]) {
+      const error = await serve(handle, { host, port: 0 }).catch((e: unknown) => e);
+      expect(error).toBeInstanceOf(ListenError);
+      expect(String(error)).toContain(`CONFLUX_HOST ${host} is not an address`);
+    }
   });
 
   test("stop lets a request under way finish, and cuts what does not end", async () => {
