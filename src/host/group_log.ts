@@ -109,6 +109,7 @@ export class GroupLog implements LogReader {
 
   /** Journal recovery only: the newest hard state found. */
   recoverHardState(hard: HardState): void {
+    assert(hard.term >= this.#hard.term, "the journal's terms go back");
     this.#hard = hard;
   }
 
@@ -176,6 +177,9 @@ export class GroupLog implements LogReader {
       const entry = this.#tail[index - this.#stored - 1] as Entry;
       entries.push([index, entryToBytes(entry)]);
     }
+    // The environment may show its deletions before it says that they are durable: nobody may look there any more.
+    this.#first = first;
+    this.#firstTerm = firstTerm;
     return { first, firstTerm, last, entries, entriesDeleted };
   }
 
@@ -190,10 +194,6 @@ export class GroupLog implements LogReader {
       this.#stored = valid;
     }
     this.#storedEnd = Math.max(checkpoint.last, this.#stored);
-    if (checkpoint.first > this.#first) {
-      this.#first = checkpoint.first;
-      this.#firstTerm = checkpoint.firstTerm;
-    }
   }
 
   #storedEntry(index: number): Entry {

@@ -46,6 +46,8 @@ export class Liveness {
     if (node === this.#self) return;
     this.add(node);
     const peer = this.#peers.get(node) as Peer;
+    // A frame of an earlier life says nothing of this one.
+    if (boot < peer.boot) return;
     // Back under a new boot before its silence was noticed: whatever it led, it leads no more.
     if (peer.alive && boot > peer.boot) {
       peer.alive = false;

@@ -73,12 +73,18 @@ const READ_TIMEOUT_MS = 5_000;
 const RETRY_MS = 50;
 /** Retries, campaigns and time-outs are looked at this often. */
 const PULSE_MS = 25;
+/** One append to the journal takes up to this; the rest follows in the next. */
+const JOURNAL_WRITE_BYTES = 4 * 1024 * 1024;
+/** Reads that wait for a revision, per group. */
+const REVISION_WAITERS_MAX = 1_000;
+/** Answers to other nodes' gateways are frames, and a frame is at most 16 MiB. */
+const ANSWER_BYTES_MAX = 15 * 1024 * 1024;
 /** A frame leaves early when it has grown to this size. */
 const FRAME_BYTES = 384 * 1024;
 /** After a node died, at most this many of its groups are campaigned for per pulse. */
 const CAMPAIGNS_PER_PULSE = 64;
 /** A campaign that brought no leader is tried again after this long, plus as much again by chance. */
-const CAMPAIGN_RETRY_MS = 300;
+const CAMPAIGN_RETRY_MS = 1_000;
 const CAMPAIGN_TRIES = 10;
 /** When things are written behind; the simulator makes them happen more often. */
 export interface Tuning {
@@ -142,6 +148,14 @@ interface Outbox {
   appends: { replica: Replica; to: ReplicaId }[];
 }
 
+/** A record on its way into the journal; `append` null: nobody waits for it. */
+interface QueuedRecord {
+  readonly group: number;
+  readonly payload: Uint8Array;
+  readonly replica: Replica;
+  readonly append: StorageAppend | null;
+}
+
 interface Attempt {
   readonly group: number;
   readonly run: () => void;
@@ -149,7 +163,6 @@ interface Attempt {
 }
 
 interface Campaign {
-  readonly replica: Replica;
   readonly due: number;
   readonly tries: number;
 }
@@ -191,20 +204,18 @@ export class NodeHost implements ConfigService {
   readonly #hooks: ReplicaHooks;
   #dirty: Replica[] = [];
   #scheduled = false;
-  #records: {
-    group: number;
-    payload: Uint8Array;
-    replica: Replica;
-    append: StorageAppend | null;
-  }[] = [];
+  #records: QueuedRecord[] = [];
   /** The journal takes no more just now; see `#writeJournal`. */
   #journalFull = false;
   #attempts: Attempt[] = [];
-  #campaigns: Campaign[] = [];
+  readonly #campaigns = new Map<Replica, Campaign>();
+  #campaignsDeferred = false;
   readonly #revisionWaiters = new Map<number, RevisionWaiter[]>();
   #checkpoints = 0;
   #sleptAt = 0;
   #checkpointQueue = new Set<number>();
+  /** Groups whose replica here could not be opened; until the next start nothing of them runs here. */
+  readonly #unreadable = new Set<number>();
   /** Groups about which the directory's leader is being asked. */
   readonly #unknown = new Set<number>();
   readonly #timers: (() => void)[] = [];
@@ -226,8 +237,8 @@ export class NodeHost implements ConfigService {
       up: (node) => this.#nodeUp(node),
       down: (node) => this.#nodeDown(node),
     });
-    this.#rpc = new Rpc((node, item, call) => this.#queueRpc(node, item, call));
-    this.#snapshots = new SnapshotExchange({
+    this.#rpc = new Rpc(options.boot, (node, item, call) => this.#queueRpc(node, item, call));
+    this.#snapshots = new SnapshotExchange(options.boot, {
       now: () => this.#clock.monotonicMs(),
       send: (node, kind, item) => {
         const frame = new FrameWriter();
@@ -259,11 +270,13 @@ export class NodeHost implements ConfigService {
         if (to !== undefined) this.#snapshots.send(replica, to, message);
       },
       committed: (replica, event) => this.#committed(replica, event),
+      contained: (replica, run) => this.#contained(replica, run),
       leaderChanged: (replica) => this.#leaderChanged(replica),
       installed: (replica) => {
         if (replica.group === SYSTEM_GROUP) {
           for (const { node } of this.directory.nodes()) this.liveness.add(node);
         }
+        this.#wakeRevisionWaiters(replica);
         this.hub.end(replica.group, "resync");
       },
       stored: (replica, error) => this.#stored(replica, error),
@@ -412,23 +425,32 @@ export class NodeHost implements ConfigService {
   }
 
   #writeJournal(): void {
-    if (this.#records.length === 0) return;
-    const batch = this.#records;
-    this.#records = [];
-    let first = 0;
-    try {
-      first = this.#options.journal.append(batch, () => this.#persisted(batch, first));
-      this.#journalFull = false;
-    } catch (error) {
-      if (!(error instanceof Problem) || error.code !== "overloaded") throw error;
-      // What Raft asked for must be written in order: it waits here, and nothing new is proposed meanwhile.
-      this.#records = batch;
-      this.#journalFull = true;
-      return;
+    while (this.#records.length > 0) {
+      let bytes = 0;
+      let count = 0;
+      while (count < this.#records.length && (count === 0 || bytes < JOURNAL_WRITE_BYTES)) {
+        bytes += (this.#records[count] as QueuedRecord).payload.length;
+        count += 1;
+      }
+      const batch = this.#records.slice(0, count);
+      let first = 0;
+      try {
+        first = this.#options.journal.append(batch, () => this.#persisted(batch, first));
+      } catch (error) {
+        if (!(error instanceof Problem) || error.code !== "overloaded") throw error;
+        // What Raft asked for must be written in order: it waits here, and nothing new is proposed meanwhile.
+        this.#journalFull = true;
+        return;
+      }
+      this.#records = this.#records.slice(count);
+      for (const [offset, { replica, group }] of batch.entries()) {
+        replica.sequenceSubmitted = first + offset;
+        // Of a replica that was purged meanwhile nothing needs to be kept.
+        if (this.#replicas.get(group) !== replica)
+          this.#options.journal.release(group, first + offset);
+      }
     }
-    for (const [offset, record] of batch.entries()) {
-      record.replica.sequenceSubmitted = first + offset;
-    }
+    this.#journalFull = false;
   }
 
   #persisted(
@@ -458,6 +480,7 @@ export class NodeHost implements ConfigService {
       );
       replica.halt(reason);
       this.#ticking.delete(replica);
+      this.#failRevisionWaiters(replica.group);
       this.hub.end(replica.group, "replica-halted");
       for (const id of replica.members.keys()) this.#disown(replica, id, replica.raft.term);
     }
@@ -503,7 +526,7 @@ export class NodeHost implements ConfigService {
     const attempts = this.#attempts;
     this.#attempts = [];
     for (const attempt of attempts) {
-      if (attempt.due <= now) attempt.run();
+      if (attempt.due <= now) this.#clock.defer(attempt.run);
       else this.#attempts.push(attempt);
     }
     this.#runCampaigns(now);
@@ -519,6 +542,7 @@ export class NodeHost implements ConfigService {
       if (left.length === 0) this.#revisionWaiters.delete(group);
       else this.#revisionWaiters.set(group, left);
     }
+    if (this.#journalFull) this.#schedule();
     this.#runCheckpoints();
     if (now - this.#sleptAt > SLEEP_CHECK_MS) {
       this.#sleptAt = now;
@@ -683,7 +707,7 @@ export class NodeHost implements ConfigService {
       if (led) this.#contained(replica, () => replica.raft.forgetLeader());
       this.#mark(replica);
       if (!led || !this.#isFirstToCampaign(replica)) continue;
-      this.#campaigns.push({ replica, due: now, tries: CAMPAIGN_TRIES });
+      this.#campaigns.set(replica, { due: now, tries: CAMPAIGN_TRIES });
     }
   }
 
@@ -697,34 +721,33 @@ export class NodeHost implements ConfigService {
   }
 
   #campaignSoon(replica: Replica): void {
-    if (this.#campaigns.some((campaign) => campaign.replica === replica)) return;
-    const now = this.#clock.monotonicMs();
-    this.#campaigns.push({ replica, due: now, tries: CAMPAIGN_TRIES });
-    // Nothing else may be waiting: do it in this turn, not at the next pulse.
-    this.#clock.defer(() => this.#runCampaigns(this.#clock.monotonicMs()));
+    if (this.#campaigns.has(replica)) return;
+    this.#campaigns.set(replica, { due: this.#clock.monotonicMs(), tries: CAMPAIGN_TRIES });
+    if (this.#campaignsDeferred) return;
+    // Somebody waits: do it in this turn, not at the next pulse.
+    this.#campaignsDeferred = true;
+    this.#clock.defer(() => {
+      this.#campaignsDeferred = false;
+      this.#runCampaigns(this.#clock.monotonicMs());
+    });
   }
 
   #runCampaigns(now: number): void {
-    const campaigns = this.#campaigns;
-    if (campaigns.length === 0) return;
-    this.#campaigns = [];
     let started = 0;
-    for (const campaign of campaigns) {
-      const { replica, due, tries } = campaign;
+    for (const [replica, { due, tries }] of this.#campaigns) {
+      if (due > now) continue;
+      if (started >= CAMPAIGNS_PER_PULSE) return;
+      this.#campaigns.delete(replica);
       const { raft } = replica;
       const leader = replica.leaderNode;
       const settled = raft.isLeader || (leader !== null && this.liveness.supports(leader));
       if (replica.halted !== null || settled || this.#replicas.get(replica.group) !== replica)
         continue;
-      if (due > now || started >= CAMPAIGNS_PER_PULSE) {
-        this.#campaigns.push(campaign);
-        continue;
-      }
       started += 1;
       this.#guarded(replica, () => raft.campaign());
       if (tries > 1) {
         const wait = CAMPAIGN_RETRY_MS + this.#prng.below(CAMPAIGN_RETRY_MS);
-        this.#campaigns.push({ replica, due: now + wait, tries: tries - 1 });
+        this.#campaigns.set(replica, { due: now + wait, tries: tries - 1 });
       }
     }
   }
@@ -777,7 +800,18 @@ export class NodeHost implements ConfigService {
   #wake(group: number): Replica | null {
     const present = this.#replicas.get(group);
     if (present !== undefined) return present;
-    if (this.#closing.has(group)) return null;
+    if (this.#closing.has(group) || this.#unreadable.has(group)) return null;
+    try {
+      return this.#wakeCold(group);
+    } catch (error) {
+      // One tenant's environment must not stop the others, nor whoever happened to ask for it.
+      this.#unreadable.add(group);
+      this.#log.error({ group, err: error }, "replica.cannot_wake");
+      return null;
+    }
+  }
+
+  #wakeCold(group: number): Replica | null {
     const identity = group === SYSTEM_GROUP ? this.#systemMeta() : this.#directoryMeta(group);
     if (identity === null) return null;
     const { environments } = this.#options;
@@ -787,10 +821,12 @@ export class NodeHost implements ConfigService {
       this.#log.warn({ open: environments.open_count, cap: environments.cap }, "environments.full");
       return null;
     }
-    const environment = environments.open(environmentName(identity));
+    const name = environmentName(identity);
+    const existed = environments.exists(name);
+    const environment = environments.open(name);
     const records = this.#recovered.get(group) ?? [];
     this.#recovered.delete(group);
-    let damage = this.#damageOf(group, environment, records.length > 0);
+    let damage = this.#damageOf(group, environment, { existed, hasRecords: records.length > 0 });
     let replica: Replica;
     try {
       replica = this.#load(identity, environment, damage === null ? records : []);
@@ -813,12 +849,17 @@ export class NodeHost implements ConfigService {
   }
 
   /** What the journal lost of this group, as far as it can tell; null when nothing. */
-  #damageOf(group: number, environment: Environment, hasRecords: boolean): string | null {
+  #damageOf(
+    group: number,
+    environment: Environment,
+    { existed, hasRecords }: { existed: boolean; hasRecords: boolean },
+  ): string | null {
     const known = this.#damaged.get(group);
     if (known !== undefined) return known;
+    if (hasRecords || !existed) return null;
+    // Never checkpointed, and all it ever wrote may be among what was lost.
     const stored = environment.meta();
-    if (hasRecords || stored === null) return null;
-    const { sequence } = metaFromBytes(stored);
+    const sequence = stored === null ? 0 : metaFromBytes(stored).sequence;
     return this.#lost.find(({ to }) => sequence < to)?.where ?? null;
   }
 
@@ -922,8 +963,8 @@ export class NodeHost implements ConfigService {
     for (const replica of this.#replicas.values()) {
       const { group } = replica;
       if (group === SYSTEM_GROUP || now - replica.usedAt <= unusedMs) continue;
-      if (replica.halted === null && replica.idle && !this.hub.watched(group))
-        sleepers.push(replica);
+      const used = this.hub.watched(group) || this.#revisionWaiters.has(group);
+      if (replica.halted === null && replica.idle && !used) sleepers.push(replica);
     }
     sleepers.sort((left, right) => left.usedAt - right.usedAt);
     for (const replica of sleepers.slice(0, countMax)) {
@@ -936,6 +977,7 @@ export class NodeHost implements ConfigService {
   #close(replica: Replica): void {
     this.#replicas.delete(replica.group);
     this.#ticking.delete(replica);
+    this.#failRevisionWaiters(replica.group);
     replica.abandon();
     const closed = replica.environment
       .close()
@@ -1016,15 +1058,29 @@ export class NodeHost implements ConfigService {
   #committed(replica: Replica, event: HistoryRow): void {
     if (replica.group === SYSTEM_GROUP) this.#directoryChanged(event);
     this.hub.publish(replica.group, event, replica.view);
+    this.#wakeRevisionWaiters(replica);
+  }
+
+  #wakeRevisionWaiters(replica: Replica): void {
     const waiters = this.#revisionWaiters.get(replica.group);
     if (waiters === undefined) return;
+    const { revision } = replica.view;
     const left = waiters.filter((waiter) => {
-      if (waiter.revision > event.revision) return true;
-      waiter.done(true);
+      if (waiter.revision > revision) return true;
+      // Not within the replica's own turn: what a reader throws is not its fault.
+      this.#clock.defer(() => waiter.done(true));
       return false;
     });
     if (left.length === 0) this.#revisionWaiters.delete(replica.group);
     else this.#revisionWaiters.set(replica.group, left);
+  }
+
+  /** The replica here goes away: whoever waits for a revision of it is told. */
+  #failRevisionWaiters(group: number): void {
+    for (const waiter of this.#revisionWaiters.get(group) ?? []) {
+      this.#clock.defer(() => waiter.done(false));
+    }
+    this.#revisionWaiters.delete(group);
   }
 
   #directoryChanged(event: HistoryRow): void {
@@ -1046,6 +1102,7 @@ export class NodeHost implements ConfigService {
   #forget(tenant: string): void {
     for (const replica of this.#replicas.values()) {
       if (replica.tenant !== tenant || replica.group === SYSTEM_GROUP) continue;
+      this.#failRevisionWaiters(replica.group);
       this.hub.end(replica.group, "tenant-deleted");
       replica.halt("tenant was purged");
       this.#replicas.delete(replica.group);
@@ -1078,11 +1135,18 @@ export class NodeHost implements ConfigService {
   // --- calls between nodes -------------------------------------------------------------------------------------------------
 
   #serveCalls(): void {
-    this.#rpc.serve(Method.propose, (_from, payload, respond) => {
+    this.#rpc.serve(Method.propose, (from, payload, respond) => {
       const { group, deadlineMs, data } = decodeProposal(payload);
       const replica = this.#replicas.get(group) ?? this.#wake(group);
       if (replica === null) return respond(encodeJson({ kind: "not-leader" }));
       replica.usedAt = this.#clock.monotonicMs();
+      if (replica.halted !== null) {
+        // Whoever asks takes it for the leader, which it will never be again.
+        for (const [id, node] of replica.members) {
+          if (node === from) this.#disown(replica, id, replica.raft.term);
+        }
+        return respond(encodeJson({ kind: "not-leader" }));
+      }
       if (!replica.raft.isLeader) {
         const leader = replica.leaderNode;
         if (leader === null || !this.liveness.supports(leader)) this.#campaignSoon(replica);
@@ -1104,9 +1168,11 @@ export class NodeHost implements ConfigService {
     });
     this.#rpc.serve(Method.exchange, (from, payload, respond) => {
       if (this.#exchangeHandler === null) return;
-      this.#exchangeHandler(from, payload.slice()).then(respond, (error: unknown) => {
-        this.#log.error({ from, err: error }, "exchange.failed");
-      });
+      this.#exchangeHandler(from, payload.slice())
+        .then((answer) => respond(answer.length > ANSWER_BYTES_MAX ? EMPTY : answer))
+        .catch((error: unknown) => {
+          this.#log.error({ from, err: error }, "exchange.failed");
+        });
     });
   }
 
@@ -1158,13 +1224,13 @@ export class NodeHost implements ConfigService {
     proposal.hint = null;
     if (target === null) {
       if (replica !== null) this.#campaignSoon(replica);
-      return this.#later(found.group, deadline, () => this.#attemptPropose(proposal));
+      return this.#proposeLater(proposal);
     }
     const payload = encodeProposal(found.group, Math.max(1, deadline - now), proposal.data);
     this.#rpc.call(target, Method.propose, payload, deadline, (result) => {
       if (result.kind === "unknown") return this.#proposed(proposal, { kind: "unknown" });
       if (result.kind === "not-sent") return this.#proposed(proposal, { kind: "not-leader" });
-      const answer = JSON.parse(decoder.decode(result.bytes)) as ProposeAnswer;
+      const answer = parseAnswer(result.bytes);
       if (answer.kind === "not-leader" && answer.leader != null && answer.leader !== target) {
         proposal.hint = answer.leader;
       }
@@ -1182,17 +1248,16 @@ export class NodeHost implements ConfigService {
   }
 
   #proposed(proposal: PendingProposal, result: ProposeAnswer): void {
-    const { found, deadline } = proposal;
-    const again = (): void => this.#attemptPropose(proposal);
+    const { found } = proposal;
     switch (result.kind) {
       case "applied":
         return proposal.done(null, result.outcome);
       case "not-leader":
         // A hint is followed at once; without one, whoever comes to lead ends the wait.
-        if (proposal.hint !== null) return again();
-        return this.#later(found.group, deadline, again);
+        if (proposal.hint !== null) return this.#attemptPropose(proposal);
+        return this.#proposeLater(proposal);
       case "lost":
-        return this.#later(found.group, deadline, again);
+        return this.#proposeLater(proposal);
       case "overloaded":
         return failProposal(
           proposal,
@@ -1203,9 +1268,19 @@ export class NodeHost implements ConfigService {
       case "unknown":
         proposal.uncertain = true;
         // With an idempotency key it cannot be applied twice, whatever became of it.
-        if (proposal.repeatable) return this.#later(found.group, deadline, again);
+        if (proposal.repeatable) return this.#proposeLater(proposal);
         return failProposal(proposal, outcomeUnknown());
     }
+  }
+
+  #proposeLater(proposal: PendingProposal): void {
+    const { found, deadline } = proposal;
+    this.#later(
+      found.group,
+      deadline,
+      () => this.#attemptPropose(proposal),
+      () => failProposal(proposal, new Problem("overloaded", "Too many changes wait on this node")),
+    );
   }
 
   #proposeHere(
@@ -1215,17 +1290,20 @@ export class NodeHost implements ConfigService {
     done: (result: ProposalResult) => void,
   ): void {
     if (this.#journalFull) return done({ kind: "overloaded" });
-    this.#contained(replica, () => replica.propose(data, deadline, done));
+    let told = false;
+    const once = (result: ProposalResult): void => {
+      if (told) return;
+      told = true;
+      done(result);
+    };
+    this.#contained(replica, () => replica.propose(data, deadline, once));
+    if (replica.halted !== null) once({ kind: "halted", reason: replica.halted });
     if (replica.halted === null) this.#mark(replica);
   }
 
   /** Runs again when the group has a leader, or after a while. */
-  #later(group: number, deadline: number, run: () => void): void {
-    if (this.#attempts.length >= ATTEMPTS_MAX) {
-      // The attempt itself finds its deadline passed and says so.
-      this.#clock.defer(run);
-      return;
-    }
+  #later(group: number, deadline: number, run: () => void, refuse: () => void): void {
+    if (this.#attempts.length >= ATTEMPTS_MAX) return refuse();
     const due = Math.min(deadline, this.#clock.monotonicMs() + RETRY_MS);
     this.#attempts.push({ group, run, due });
   }
@@ -1271,7 +1349,11 @@ export class NodeHost implements ConfigService {
       return done(new Problem("internal", `Tenant ${found.tenant} has no replica on this node`));
     }
     const replica = this.#replicas.get(found.group) ?? this.#wake(found.group);
-    if (replica === null) return this.#later(found.group, deadline, again);
+    if (replica === null) {
+      const refuse = (): void =>
+        done(new Problem("overloaded", "Too many reads wait on this node"));
+      return this.#later(found.group, deadline, again, refuse);
+    }
     replica.usedAt = now;
     const leader = replica.leaderNode;
     if (leader === null || !this.liveness.supports(leader)) this.#campaignSoon(replica);
@@ -1297,20 +1379,17 @@ export class NodeHost implements ConfigService {
     deadline: number,
     done: Done<TenantView>,
   ): void {
-    if (revision === undefined || replica.view.revision >= revision)
-      return done(null, replica.view);
+    const at = replica.view.revision;
+    if (revision === undefined || at >= revision) return done(null, replica.view);
     const waiters = this.#revisionWaiters.get(replica.group) ?? [];
+    const behind = `Revision ${revision} is not here yet: this replica was at ${at}`;
+    if (waiters.length >= REVISION_WAITERS_MAX) return done(new Problem("not-caught-up", behind));
     waiters.push({
       revision,
       deadline,
       done: (ok) => {
-        if (ok) return done(null, replica.view);
-        done(
-          new Problem(
-            "not-caught-up",
-            `Revision ${revision} is not here yet: this replica is at ${replica.view.revision}`,
-          ),
-        );
+        if (ok && this.#replicas.get(replica.group) === replica) return done(null, replica.view);
+        done(new Problem("not-caught-up", behind));
       },
     });
     this.#revisionWaiters.set(replica.group, waiters);
@@ -1579,7 +1658,14 @@ export class NodeHost implements ConfigService {
     return new Promise((resolve, reject) => {
       const deadline = this.#clock.monotonicMs() + timeoutMs;
       this.#rpc.call(node, Method.exchange, request, deadline, (result) => {
-        if (result.kind === "ok") resolve(result.bytes.slice());
+        if (result.kind === "ok" && result.bytes.length === 0) {
+          reject(
+            new Problem(
+              "overloaded",
+              "The answer is too large to be forwarded: ask for less at once",
+            ),
+          );
+        } else if (result.kind === "ok") resolve(result.bytes.slice());
         else if (result.kind === "not-sent")
           reject(new Problem("no-quorum", `Node "${node}" cannot be reached`));
         else reject(outcomeUnknown());
@@ -1609,6 +1695,14 @@ interface PendingProposal {
 type ProposeAnswer =
   | Exclude<ProposalResult, { kind: "not-leader" }>
   | { readonly kind: "not-leader"; readonly leader?: string | null };
+
+function parseAnswer(bytes: Uint8Array): ProposeAnswer {
+  try {
+    return JSON.parse(decoder.decode(bytes)) as ProposeAnswer;
+  } catch {
+    return { kind: "unknown" };
+  }
+}
 
 /** Once an attempt may have been applied, no later failure can be told as if nothing had happened. */
 function failProposal(proposal: PendingProposal, problem: Problem): void {

@@ -64,6 +64,8 @@ export interface ReplicaHooks {
   /** The leader decided that this peer needs the state itself, not the log. */
   sendSnapshot(replica: Replica, message: Message): void;
   committed(replica: Replica, event: HistoryRow): void;
+  /** Runs what the environment calls back; what it throws stops this replica alone. */
+  contained(replica: Replica, run: () => void): void;
   /** Leader or role as this replica knows it is another than before. */
   leaderChanged(replica: Replica): void;
   /** A snapshot replaced the state: revisions were skipped, whoever watches must catch up anew. */
@@ -209,7 +211,8 @@ export class Replica {
 
   /** Until its first command is applied a tenant has no state to show. */
   get initialised(): boolean {
-    return this.#state.get("meta") !== undefined;
+    // While a snapshot is being installed the rows below and above belong to different states.
+    return !this.#installing && this.#state.get("meta") !== undefined;
   }
 
   get leaderNode(): string | null {
@@ -224,6 +227,11 @@ export class Replica {
   /** Last index of the log that would be here after a crash now. */
   get durableIndex(): number {
     return this.#durableIndex;
+  }
+
+  /** A snapshot is on its way into the environment: log and state are between two histories. */
+  get installing(): boolean {
+    return this.#installing;
   }
 
   get busyStoring(): boolean {
@@ -258,7 +266,12 @@ export class Replica {
       });
     }
     this.#waiting += 1;
+    const before = this.#proposals.get(proposed.index);
     this.#proposals.set(proposed.index, { term: proposed.term, deadline, done });
+    if (before === undefined) return;
+    // Proposed in an earlier leadership and cut since: nobody will look for it any more.
+    this.#waiting -= 1;
+    before.done({ kind: "unknown" });
   }
 
   /** A linearizable read: `done("ok")` means that everything acknowledged before this call is applied here. */
@@ -373,6 +386,7 @@ export class Replica {
         this.#lane.push(ready.append);
         this.#advanceLane();
       }
+      if (this.#offered.length > 0) this.#dropRefusedOffers();
       for (const read of ready.reads) {
         const round = this.#readRounds.get(read.context);
         if (round === undefined) continue;
@@ -384,6 +398,13 @@ export class Replica {
     this.#serveReads();
     this.#noticeLeader();
     return this.raft.hasReady() || (this.#readsWaiting.length > 0 && this.raft.lead !== NONE);
+  }
+
+  /** Raft had its say: an offer that no append names was not wanted. */
+  #dropRefusedOffers(): void {
+    this.#offered = this.#offered.filter(({ meta }) =>
+      this.#lane.some((append) => append.snapshot?.index === meta.index),
+    );
   }
 
   #askForReads(): void {
@@ -472,12 +493,8 @@ export class Replica {
   #cut(from: number): void {
     this.#durableIndex = Math.min(this.#durableIndex, from - 1);
     if (this.#storing) this.#cutSince = Math.min(this.#cutSince ?? from, from);
-    for (const [index, proposal] of this.#proposals) {
-      if (index < from) continue;
-      this.#proposals.delete(index);
-      this.#waiting -= 1;
-      proposal.done({ kind: "lost" });
-    }
+    // What was proposed there keeps waiting: cut here, it may still be on others, and a later leader among them may
+    // commit it (Raft figure 8). What is applied in its place tells.
   }
 
   #apply(entries: readonly Entry[]): void {
@@ -606,7 +623,9 @@ export class Replica {
       entriesDeleted: log.entriesDeleted,
     };
     this.#environment.commit(change, (error) => {
-      if (error === null) this.#checkpointed(log, sequence, applied);
+      this.#hooks.contained(this, () => {
+        if (error === null) this.#checkpointed(log, sequence, applied);
+      });
       this.#hooks.stored(this, error);
     });
     return true;
@@ -630,7 +649,13 @@ export class Replica {
     this.#offered = this.#offered.filter(({ meta }) => meta.index > snapshot.index);
     this.#storing = true;
     this.#installing = true;
-    const hard = append.hardState ?? this.#durableHard;
+    // The environment may show the new state before it says so: from here on nobody reads log or rows of the old one.
+    this.log.restart(snapshot);
+    this.#state.reset();
+    const hard = append.hardState ?? this.#commitUnwritten ?? this.#durableHard;
+    // From here on the environment holds the newest hard state; an older one must not follow it into the journal.
+    this.#commitUnwritten = null;
+    this.#hardSubmitted = hard;
     const sequence = this.sequenceDurable;
     const change: EnvironmentChange = {
       clear: true,
@@ -650,38 +675,38 @@ export class Replica {
       entriesDeleted: [],
     };
     this.#environment.commit(change, (error) => {
-      if (error === null) {
-        this.log.restart(snapshot);
-        this.#state.reset();
-        this.#appliedTerm = snapshot.term;
-        this.#sequenceStored = sequence;
-        this.#appliedStored = snapshot.index;
-        this.#installing = false;
-        this.#storingEnded();
-        this.#hooks.installed(this);
-        this.#failSkipped(snapshot.index);
-        if (append.entries.length > 0) {
-          // What follows the snapshot goes through the journal like any append; the answer waits for it.
-          this.log.append(append.entries);
-          this.#appendsInFlight.push(append);
-          this.#hooks.persist(this, append);
-        } else {
-          this.#acknowledge(append);
-        }
-        this.#advanceLane();
-      }
+      this.#hooks.contained(this, () => {
+        if (error === null) this.#installed(append, snapshot, sequence);
+      });
       this.#hooks.stored(this, error);
     });
   }
 
-  /** Proposals below an installed snapshot were decided where nobody here can see how. */
-  #failSkipped(index: number): void {
-    for (const [at, proposal] of this.#proposals) {
-      if (at > index) continue;
-      this.#proposals.delete(at);
-      this.#waiting -= 1;
-      proposal.done({ kind: "unknown" });
+  #installed(append: StorageAppend, snapshot: SnapshotMeta, sequence: number): void {
+    this.#appliedTerm = snapshot.term;
+    this.#sequenceStored = sequence;
+    this.#appliedStored = snapshot.index;
+    this.#installing = false;
+    this.#storingEnded();
+    this.#hooks.installed(this);
+    this.#failSkipped();
+    if (append.entries.length > 0) {
+      // What follows the snapshot goes through the journal like any append; the answer waits for it.
+      this.log.append(append.entries);
+      this.#appendsInFlight.push(append);
+      this.#hooks.persist(this, append);
+    } else {
+      this.#acknowledge(append);
     }
+    this.#advanceLane();
+  }
+
+  /** What was proposed here before an installed snapshot was decided where nobody here can see how. */
+  #failSkipped(): void {
+    const proposals = [...this.#proposals.values()];
+    this.#proposals.clear();
+    this.#waiting -= proposals.length;
+    for (const proposal of proposals) proposal.done({ kind: "unknown" });
   }
 
   /** Everything a snapshot of the applied state consists of, as of this call. */

@@ -48,10 +48,11 @@ export class Rpc {
   readonly #calls = new Map<number, Call>();
   readonly #handlers = new Map<Method, CallHandler>();
   readonly #queue: (node: string, item: Uint8Array, call: number | null) => void;
-  #next = 1;
+  #next: number;
 
   /** `queue` takes one item for a node; when it cannot leave, `notSent` is called with its call. */
-  constructor(queue: (node: string, item: Uint8Array, call: number | null) => void) {
+  constructor(boot: number, queue: (node: string, item: Uint8Array, call: number | null) => void) {
+    this.#next = firstId(boot);
     this.#queue = queue;
   }
 
@@ -135,6 +136,11 @@ export class Rpc {
     this.#calls.delete(id);
     call.done(result);
   }
+}
+
+/** Numbers of another life of this node are never given again: a late answer must not pass for one of this life. */
+export function firstId(boot: number): number {
+  return (boot % 2 ** 20) * 2 ** 32 + 1;
 }
 
 function encodeItem(kind: number, id: number, method: Method, payload: Uint8Array): Uint8Array {

@@ -12,6 +12,7 @@ import {
   type SnapshotChunk,
 } from "./codec.ts";
 import type { Replica } from "./replica.ts";
+import { firstId } from "./rpc.ts";
 
 /** A part leaves when its rows have grown to this size. */
 const PART_BYTES = 256 * 1024;
@@ -34,6 +35,8 @@ interface Outgoing {
 }
 
 interface Incoming {
+  /** Numbers of transfers are the sender's: two senders may use the same. */
+  readonly from: string;
   readonly transfer: number;
   readonly message: Message;
   readonly rows: (readonly [string, string])[];
@@ -58,10 +61,11 @@ export class SnapshotExchange {
   readonly #hooks: SnapshotHooks;
   readonly #outgoing = new Map<number, Outgoing>();
   readonly #incoming = new Map<string, Incoming>();
-  #next = 1;
+  #next: number;
   #receiving = 0;
 
-  constructor(hooks: SnapshotHooks) {
+  constructor(boot: number, hooks: SnapshotHooks) {
+    this.#next = firstId(boot);
     this.#hooks = hooks;
   }
 
@@ -129,6 +133,7 @@ export class SnapshotExchange {
       // A new transfer replaces one that was cut off.
       if (incoming !== undefined) this.#drop(key, incoming);
       incoming = {
+        from,
         transfer: chunk.transfer,
         message: chunk.message,
         rows: [],
@@ -138,16 +143,17 @@ export class SnapshotExchange {
       };
       this.#incoming.set(key, incoming);
     }
-    const wanted =
-      incoming !== undefined &&
-      incoming.transfer === chunk.transfer &&
-      incoming.next === chunk.part;
-    if (!wanted || this.#receiving + item.length > RECEIVING_BYTES_MAX) {
-      if (incoming !== undefined) this.#drop(key, incoming);
+    if (incoming === undefined || incoming.from !== from || incoming.transfer !== chunk.transfer) {
+      // A late part of a transfer that was given up: the present one, if any, is none of its business.
       this.#hooks.send(from, ItemKind.snapshotAck, encodeAck(chunk.transfer, chunk.part, false));
       return;
     }
-    const receiving = incoming as Incoming;
+    if (incoming.next !== chunk.part || this.#receiving + item.length > RECEIVING_BYTES_MAX) {
+      this.#drop(key, incoming);
+      this.#hooks.send(from, ItemKind.snapshotAck, encodeAck(chunk.transfer, chunk.part, false));
+      return;
+    }
+    const receiving = incoming;
     receiving.next += 1;
     receiving.bytes += item.length;
     receiving.progressAt = this.#hooks.now();

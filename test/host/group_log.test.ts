@@ -75,6 +75,7 @@ describe("GroupLog", () => {
             if (running !== null && cut !== null) running.cut = Math.min(running.cut ?? cut, cut);
           } else if (one.kind === "checkpoint" && running === null) {
             const checkpoint = log.checkpoint(model.length, model.length - one.kept);
+            first = Math.max(first, checkpoint.first);
             const change = {
               clear: false,
               meta: new Uint8Array(),
@@ -86,7 +87,6 @@ describe("GroupLog", () => {
           } else if (one.kind === "checkpointed" && running !== null) {
             running.commit();
             log.checkpointed(running.checkpoint, running.cut);
-            first = Math.max(first, running.checkpoint.first);
             const { checkpoint } = running;
             meta = {
               ...fresh,

@@ -10,7 +10,7 @@ interface Sent {
 function side(): { rpc: Rpc; sent: Sent[] } {
   const sent: Sent[] = [];
   return {
-    rpc: new Rpc((node, item, call) => sent.push({ node, item: item.slice(), call })),
+    rpc: new Rpc(1, (node, item, call) => sent.push({ node, item: item.slice(), call })),
     sent,
   };
 }

@@ -148,7 +148,6 @@ export const invariants: readonly Invariant[] = [
     check({ replica, name }, _facts, violated) {
       const { commitIndex, appliedIndex, lastIndex } = replica.raft;
       const purged = replica.log.firstIndex() - 1;
-      // While a snapshot is being installed the log still is the old one.
       if (purged > appliedIndex || appliedIndex > commitIndex || commitIndex > lastIndex) {
         violated(
           `${name}: purged ${purged}, applied ${appliedIndex}, committed ${commitIndex}, last ${lastIndex}`,
@@ -217,7 +216,7 @@ export class Invariants {
   *#live(): Generator<Seen> {
     for (const node of (this.world as World).nodes) {
       for (const replica of node.host?.replicas() ?? []) {
-        if (replica.halted !== null) continue;
+        if (replica.halted !== null || replica.installing) continue;
         const name = `${node.name}/${replica.tenant}/${replica.incarnation}`;
         let seen = this.#seen.get(name);
         if (seen === undefined || seen.replica !== replica) {

@@ -145,13 +145,18 @@ class SimEnvironments implements Environments {
         const prepared = prepare(change);
         const apply = (): void => stored.write(prepared);
         this.#underWay.push(apply);
+        // The real one's deletions show before it says that all is durable.
+        const early = this.#prng.chance(0.5);
         this.#schedule(() => {
-          this.#underWay = this.#underWay.filter((other) => other !== apply);
-          const failure = this.failNext;
-          this.failNext = null;
-          if (failure === null || this.#prng.chance(0.5)) apply();
-          busy = false;
-          done(failure);
+          if (early) apply();
+          this.#schedule(() => {
+            this.#underWay = this.#underWay.filter((other) => other !== apply);
+            const failure = this.failNext;
+            this.failNext = null;
+            if (!early && (failure === null || this.#prng.chance(0.5))) apply();
+            busy = false;
+            done(failure);
+          });
         });
       },
       close: async () => {
