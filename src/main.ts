@@ -183,10 +183,14 @@ async function whenReady(host: NodeHost, log: pino.Logger, settings: Settings): 
       if (!(error instanceof Problem) || error.code !== "no-quorum") throw error;
       const heard = host
         .cluster()
-        .nodes.filter((peer) => peer.alive)
+        .nodes.filter((peer) => peer.alive && !peer.self)
         .map((peer) => peer.name);
+      const hint =
+        (heard.length + 1) * 2 > (settings.peers?.length ?? 1)
+          ? "Enough nodes are heard, but no leader answers: a node whose data directory was lost or replaced by an older one is not taken back under its name"
+          : "Too few nodes are heard: start the others, or correct CONFLUX_NATS and CONFLUX_PEERS";
       log.warn(
-        { peers: settings.peers, heard, waitedMs: waited + WAITING_NOTICE_MS },
+        { peers: settings.peers, heard, waitedMs: waited + WAITING_NOTICE_MS, hint },
         "node.waiting_for_peers",
       );
     }
