@@ -770,6 +770,9 @@ describe("the directory", () => {
     expect(again.incarnation).toBeGreaterThan(1);
     expect(queries.listTenants(state).items.map(({ tenant }) => tenant)).toEqual(["acme", "beta"]);
     expect(queries.getMeta(state).tenants).toBe(2);
+    // However many were purged: the number of tenants is not the next group's.
+    expect(directory.ok(create("gamma")).result.tenant.group).toBe(5);
+    expect(directory.ok(create("delta")).result.tenant.group).toBe(6);
   });
   test("refuses what could not be placed", () => {
     const directory = new Tenant("_system");

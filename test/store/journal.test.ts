@@ -112,6 +112,18 @@ describe("append()", () => {
     expect(again.append([{ group: 1, payload }], () => undefined)).toBeGreaterThan(second);
   });
 
+  test("never gives a number again that was handed out before a crash, though its record was not written", () => {
+    const disk = new SimDisk({ seed: 1 });
+    const { journal } = open(disk);
+    journal.append([{ group: 1, payload: text("kept") }], () => undefined);
+    disk.run();
+    const records = Array.from({ length: 100 }, () => ({ group: 1, payload: text("lost") }));
+    const lost = journal.append(records, () => undefined) + records.length - 1;
+    disk.crash({ kind: "none" });
+    const { journal: again } = recovered(disk);
+    expect(again.append([{ group: 1, payload: text("x") }], () => undefined)).toBeGreaterThan(lost);
+  });
+
   test("keeps numbering upwards when everything was released and removed", () => {
     const disk = new SimDisk({ seed: 1 });
     let last = 0;
@@ -427,6 +439,26 @@ describe("damage", () => {
     const { recovery } = recovered(disk);
     expect(recovery.tornBytes).toBe(0);
     expect(ascending(recovery.damaged.keys())).toEqual([1, 3]);
+  });
+
+  test("of the last write of a segment that others follow is not taken for a torn end", () => {
+    const disk = new SimDisk({ seed: 1 });
+    const { journal } = open(disk, { segmentBytes: 4096 });
+    for (let n = 0; n < 9; n++) {
+      journal.append(
+        [{ group: n + 1, payload: new Uint8Array(1000).fill(n + 1) }],
+        () => undefined,
+      );
+      disk.run();
+    }
+    // The header says whose it is, the payload is zeros as if it had never been written.
+    disk.overwrite(name, segmentHeaderBytes + 2 * 1032 + 32, new Uint8Array(1000));
+    const before = disk.read(name);
+    const { recovery } = recovered(disk, { segmentBytes: 4096 });
+    expect([...recovery.damaged.keys()]).toEqual([3]);
+    expect(recovery.lost).toEqual([]);
+    expect(recovery.tornBytes).toBe(0);
+    expect(disk.read(name)).toEqual(before);
   });
 
   test("of a segment's header alone loses nothing", () => {
