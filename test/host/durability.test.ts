@@ -62,7 +62,7 @@ describe("a vote", () => {
     expect([...seen].sort()).toEqual(["0/0", "5/2"]);
   });
 
-  test("and a term are kept through checkpoints too, whether the commit under way survives or not", async () => {
+  test("and its term are kept through checkpoints too, whether the commit under way survives or not", async () => {
     for (const survives of [true, false]) {
       const node = await started({ checkpointBytes: 1 });
       node.follow(5, [beginning]);
@@ -73,6 +73,18 @@ describe("a vote", () => {
       await node.restart(null, survives);
       expect(node.replica().raft.status()).toMatchObject({ term: 8, vote: 2, lastIndex: 2 });
     }
+  });
+
+  test("and its term are in the checkpoint that lets the journal forget them", async () => {
+    const node = await started({ checkpointBytes: 1 });
+    node.follow(5, [beginning]);
+    node.step("requestVote", { ...vote, term: 8, logTerm: 5, context: 1 });
+    const entries = [entryOf(3, 8, createTenant("acme"))];
+    node.step("appendEntries", { term: 8, index: 2, logTerm: 5, entries, commit: 3 });
+    node.pass(300);
+    expect(node.replica().needsCheckpoint).toBe(false);
+    await node.restart();
+    expect(node.replica().raft.status()).toMatchObject({ term: 8, vote: 2, lastIndex: 3 });
   });
 });
 
@@ -119,6 +131,20 @@ describe("entries", () => {
     expect(isOk(answer.result)).toBe(true);
   });
 
+  test("acknowledged while a checkpoint is written are not forgotten with it", async () => {
+    const node = await started({ checkpointBytes: 1 });
+    node.follow(5, [beginning]);
+    node.commitsStalled = true;
+    node.pass(200);
+    const entries = [entryOf(3, 5, createTenant("acme"))];
+    node.step("appendEntries", { term: 5, index: 2, logTerm: 5, entries, commit: 2 });
+    node.written();
+    // What the journal may forget rides on the next write.
+    node.step("requestVote", { ...vote, term: 8, logTerm: 5, context: 1 });
+    await node.restart();
+    expect(node.replica().raft.status()).toMatchObject({ term: 8, vote: 2, lastIndex: 3 });
+  });
+
   test("are applied once each, whichever moment of a checkpoint a crash hits", async () => {
     const actions = [
       beginning,
@@ -128,7 +154,7 @@ describe("entries", () => {
     ];
     for (const moment of ["before", "during", "after"] as const) {
       for (const survives of [true, false]) {
-        const node = await started({ checkpointBytes: 1, logKeptEntries: 0 });
+        const node = await started({ checkpointBytes: 1, logKeptEntries: 10 });
         node.commitsStalled = moment !== "after";
         const last = node.follow(5, actions);
         if (moment !== "before") node.pass(300);
@@ -148,7 +174,8 @@ describe("entries", () => {
 describe("a snapshot", () => {
   const rowsOf = async (): Promise<readonly (readonly [string, string])[]> => {
     const other = await started();
-    other.follow(5, [beginning, createTenant("acme"), createTenant("beta")]);
+    const gone = { op: "directory.delete", tenant: "acme", purge: true } as const;
+    other.follow(5, [beginning, createTenant("acme"), gone, createTenant("beta")]);
     return [...other.replica().snapshotRows()];
   };
   const confState = { ...emptyConfState(), voters: [1, 2, 3] };
@@ -176,8 +203,9 @@ describe("a snapshot", () => {
     const rows = await rowsOf();
     const seen = new Set<number>();
     for (const moment of ["offered", "committed", "lost", "installed"] as const) {
-      const node = await started();
-      node.follow(5, [beginning]);
+      const node = await started({ checkpointBytes: 1 });
+      node.follow(5, [beginning, createTenant("acme")]);
+      node.pass(300);
       const before = [...node.replica().snapshotRows()];
       node.commitsStalled = true;
       node.take();
@@ -200,7 +228,7 @@ describe("a snapshot", () => {
       } else {
         expect(moment).not.toBe("installed");
         node.hear("n2", "n3");
-        node.step("heartbeat", { from: 2, term: 5, commit: 2 });
+        node.step("heartbeat", { from: 2, term: 5, commit: 3 });
         expect([...replica.snapshotRows()]).toEqual(before);
       }
       // Either way it goes on from there.
@@ -215,7 +243,24 @@ describe("a snapshot", () => {
       ]);
       expect(node.host?.directory.tenant("gamma")).toBeDefined();
     }
-    expect([...seen].sort((a, b) => a - b)).toEqual([2, 40]);
+    expect([...seen].sort((a, b) => a - b)).toEqual([3, 40]);
+  });
+
+  test("of a later term leaves no earlier term behind it in the journal", async () => {
+    const rows = await rowsOf();
+    const node = await started();
+    node.follow(5, [beginning]);
+    const entries = [entryOf(3, 5, createTenant("acme"))];
+    node.step("appendEntries", { term: 5, index: 2, logTerm: 5, entries, commit: 2 });
+    // A commit index alone is not written by itself: it rides on what comes next.
+    node.step("heartbeat", { term: 5, commit: 3 });
+    send(node, rows);
+    expect(node.replica().raft.status()).toMatchObject({ term: 6, lastIndex: 40 });
+    const next = [entryOf(41, 6, createTenant("gamma"))];
+    node.step("appendEntries", { term: 6, index: 40, logTerm: 6, entries: next, commit: 40 });
+    await node.restart();
+    expect(node.replica().halted).toBeNull();
+    expect(node.replica().raft.status()).toMatchObject({ term: 6, lastIndex: 41 });
   });
 
   test("that is being installed keeps what follows it from the journal, and applying waits", async () => {

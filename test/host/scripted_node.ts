@@ -174,6 +174,8 @@ export class ScriptedNode {
       cap: 100,
       open_count: 0,
       exists: (name) => this.stored.has(name),
+      names: () => [...this.stored.keys()],
+      names: () => [...this.stored.keys()],
       remove: async (name) => void this.stored.delete(name),
       open: (name): Environment => {
         const stored = this.stored.get(name) ?? new MemoryEnvironment();
@@ -243,10 +245,10 @@ export class ScriptedNode {
     for (const node of nodes) this.frame(node, "control", ItemKind.heartbeat, new Uint8Array(0));
   }
 
-  frame(from: string, lane: Lane, kind: number, item: Uint8Array): void {
+  frame(from: string, lane: Lane, kind: number, item: Uint8Array, boot = 1): void {
     const frame = new FrameWriter();
     frame.add(kind, item);
-    this.#handler?.(from, 1, lane, frame.take().slice());
+    this.#handler?.(from, boot, lane, frame.take().slice());
     this.turn();
   }
 
@@ -259,24 +261,20 @@ export class ScriptedNode {
     const m = message(type, { to: 1, ...fields });
     const item = raftItem(wrong.group ?? 1, wrong.incarnation ?? 1, m);
     this.frame(wrong.from ?? `n${m.from}`, "append", ItemKind.raft, item);
-    return this.take();
+    return this.take(wrong.group);
   }
 
   /** Messages of a group that left since the last call. */
   take(group = 1): Message[] {
-    const messages = this.#sent
-      .filter(({ kind }) => kind === ItemKind.raft)
-      .map(({ item }) => parseRaftItem(item))
-      .filter((parsed) => parsed.group === group)
-      .map((parsed) => parsed.message);
-    this.#sent = [];
-    return messages;
+    return this.takeItems(ItemKind.raft, ({ item }) => parseRaftItem(item).group === group).map(
+      ({ item }) => parseRaftItem(item).message,
+    );
   }
 
   /** Items of another kind that left since the last call. */
-  takeItems(kind: number): Item[] {
-    const items = this.#sent.filter((item) => item.kind === kind);
-    this.#sent = [];
+  takeItems(kind: number, wanted: (item: Item) => boolean = () => true): Item[] {
+    const items = this.#sent.filter((item) => item.kind === kind && wanted(item));
+    this.#sent = this.#sent.filter((item) => !items.includes(item));
     return items;
   }
 

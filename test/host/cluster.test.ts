@@ -1,0 +1,350 @@
+/** What three real nodes owe each other and their callers, in the simulated world with fair weather and chosen faults. */
+import { describe, expect, test } from "vitest";
+import type { Problem } from "../../src/api/problems.ts";
+import { frameItems, ItemKind, parseRaftItem } from "../../src/host/codec.ts";
+import type { Tuning } from "../../src/host/node_host.ts";
+import type { TenantView } from "../../src/host/ports.ts";
+import type { Replica } from "../../src/host/replica.ts";
+import type { Command, Outcome } from "../../src/machine/command.ts";
+import { MessageType } from "../../src/raft/types.ts";
+import { getConfig, getText } from "../../src/machine/queries.ts";
+import { World, type SimNode } from "../sim/world.ts";
+import { command, createTenant } from "./scripted_node.ts";
+
+class Cluster {
+  readonly world: World;
+
+  constructor(options: { environmentsMax?: number; tuning?: Partial<Tuning> } = {}) {
+    this.world = new World({ seed: 1, nodes: 3, ...options });
+    for (const node of this.world.nodes) this.world.start(node);
+  }
+
+  node(at: number): SimNode {
+    return this.world.nodes[at] as SimNode;
+  }
+
+  async pass(ms: number): Promise<void> {
+    await this.world.run(this.world.now + ms);
+  }
+
+  async until(what: string, condition: () => boolean, ms = 10_000): Promise<void> {
+    await this.world.run(this.world.now + ms, condition);
+    expect(condition(), `${what}, within ${ms} ms`).toBe(true);
+  }
+
+  async ready(): Promise<void> {
+    await this.until("ready", () => this.world.nodes.every((node) => node.host?.ready === true));
+  }
+
+  propose(
+    node: SimNode,
+    tenant: string,
+    of: Command,
+    ms = 5_000,
+  ): { outcome: Outcome | null; problem: Problem | null } {
+    const answer: { outcome: Outcome | null; problem: Problem | null } = {
+      outcome: null,
+      problem: null,
+    };
+    node.host?.proposeWith(tenant, of, ms, (error, outcome) => {
+      answer.problem = error;
+      answer.outcome = outcome ?? null;
+    });
+    return answer;
+  }
+
+  async change(node: SimNode, tenant: string, of: Command): Promise<Outcome> {
+    const answer = this.propose(node, tenant, of);
+    await this.until("an answer", () => answer.outcome !== null || answer.problem !== null);
+    if (answer.outcome === null) throw new Error(answer.problem?.message ?? "no answer");
+    return answer.outcome;
+  }
+
+  async read<T>(node: SimNode, tenant: string, query: (view: TenantView) => T): Promise<T> {
+    const answers: (T | Problem)[] = [];
+    node.host?.readWith(tenant, { consistency: "linearizable" }, (error, view) => {
+      answers.push(error ?? query(view as TenantView));
+    });
+    await this.until("an answer", () => answers.length > 0);
+    const [answer] = answers;
+    if (answer instanceof Error) throw answer;
+    return answer as T;
+  }
+
+  async create(tenant: string): Promise<void> {
+    const outcome = await this.change(this.node(0), "_system", command(createTenant(tenant)));
+    expect(outcome.ok).toBe(true);
+    const put = command({ op: "config.put", namespace: "app", name: "c", format: "text" });
+    expect((await this.change(this.node(0), tenant, put)).ok).toBe(true);
+  }
+
+  replicas(tenant: string): { node: SimNode; replica: Replica }[] {
+    return this.world.nodes.flatMap((node) =>
+      [...(node.host?.replicas() ?? [])]
+        .filter((replica) => replica.tenant === tenant)
+        .map((replica) => ({ node, replica })),
+    );
+  }
+
+  leader(tenant: string): SimNode | null {
+    const leading = this.replicas(tenant).filter(({ replica }) => replica.raft.isLeader);
+    leading.sort((a, b) => b.replica.raft.term - a.replica.raft.term);
+    return leading[0]?.node ?? null;
+  }
+}
+
+function publish(text: string, idempotency?: string): Command {
+  const content = { text, hash: `sha256:${text}`, bytes: text.length };
+  return command(
+    { op: "publish", namespace: "app", name: "c", content, schemaHash: null },
+    idempotency,
+  );
+}
+
+function latest(view: TenantView): string | null {
+  const version = getConfig(view, "app", "c")?.latestVersion ?? 0;
+  return version === 0 ? null : getText(view, "app", "c", version);
+}
+
+function versions(view: TenantView): number {
+  return getConfig(view, "app", "c")?.latestVersion ?? 0;
+}
+
+async function ready(options: ConstructorParameters<typeof Cluster>[0] = {}): Promise<Cluster> {
+  const cluster = new Cluster(options);
+  await cluster.ready();
+  return cluster;
+}
+
+describe("a leader that was frozen longer than an election takes", () => {
+  test("serves nothing old when it goes on, and takes no change for itself", async () => {
+    const cluster = await ready();
+    await cluster.create("acme");
+    await cluster.change(cluster.node(0), "acme", publish("old"));
+    const frozen = cluster.leader("acme") as SimNode;
+    const other = cluster.world.nodes.find((node) => node !== frozen) as SimNode;
+    cluster.world.freeze(frozen, 6_000);
+    await cluster.until("another leads", () => cluster.leader("acme") !== frozen, 5_000);
+    await cluster.change(other, "acme", publish("new"));
+    // Asked while it is still frozen: the first thing it does when it goes on.
+    const seen = cluster.read(frozen, "acme", latest);
+    const answer = cluster.propose(frozen, "acme", publish("newer"));
+    expect(await seen).toBe("new");
+    await cluster.until("an answer", () => answer.outcome !== null);
+    for (const node of cluster.world.nodes) {
+      expect(await cluster.read(node, "acme", latest)).toBe("newer");
+    }
+  });
+});
+
+describe("a change with an idempotency key", () => {
+  test("gets its first answer from every later leader, also one that got its state as a snapshot", async () => {
+    const cluster = await ready({ tuning: { logKeptEntries: 0, checkpointBytes: 1 } });
+    await cluster.create("acme");
+    const first = await cluster.change(cluster.node(0), "acme", publish("once", "key"));
+    const behind = cluster.world.nodes.find((node) => node !== cluster.leader("acme")) as SimNode;
+    cluster.world.crash(behind);
+    for (const text of ["a", "b", "c"]) {
+      await cluster.change(cluster.leader("acme") ?? behind, "acme", publish(text));
+    }
+    await cluster.pass(2_000);
+    cluster.world.start(behind);
+    const caughtUp = (): boolean =>
+      cluster.replicas("acme").length === 3 &&
+      new Set(cluster.replicas("acme").map(({ replica }) => replica.raft.appliedIndex)).size === 1;
+    await cluster.until("all caught up", caughtUp);
+    for (const leader of [behind, ...cluster.world.nodes.filter((node) => node !== behind)]) {
+      const from = cluster.leader("acme") as SimNode;
+      if (from !== leader) {
+        const { replica } = cluster.replicas("acme").find(({ node }) => node === from) ?? {};
+        const to = [...(replica?.members ?? [])].find(([, name]) => name === leader.name)?.[0] ?? 0;
+        replica?.raft.transferLeadership(to);
+      }
+      await cluster.until("it leads", () => cluster.leader("acme") === leader);
+      const again = await cluster.change(leader, "acme", publish("once", "key"));
+      expect(again).toMatchObject({ ...first, replayed: true });
+    }
+    expect(await cluster.read(behind, "acme", versions)).toBe(4);
+  });
+
+  test("is done once although its leader dies with the answer", async () => {
+    for (const afterMs of [0.5, 1, 2, 3, 5, 10]) {
+      const cluster = await ready();
+      await cluster.create("acme");
+      const leader = cluster.leader("acme") as SimNode;
+      const caller = cluster.world.nodes.find((node) => node !== leader) as SimNode;
+      const answer = cluster.propose(caller, "acme", publish("once", "key"), 8_000);
+      await cluster.pass(afterMs);
+      cluster.world.crash(leader);
+      await cluster.until("an answer", () => answer.outcome !== null || answer.problem !== null);
+      expect(answer.outcome?.ok, `${afterMs} ms`).toBe(true);
+      expect(await cluster.read(caller, "acme", versions)).toBe(1);
+    }
+  });
+});
+
+describe("a watcher", () => {
+  test("is told every revision once and in order while leaders die, or is sent away to resume", async () => {
+    const cluster = await ready({ tuning: { logKeptEntries: 0, checkpointBytes: 1 } });
+    await cluster.create("acme");
+    const told = cluster.world.nodes.map(() => ({ from: 0, revisions: [] as number[], end: "" }));
+    for (const [at, node] of cluster.world.nodes.entries()) {
+      const mine = told[at] as { from: number; revisions: number[]; end: string };
+      let begun = false;
+      node.host?.watchWith(
+        "acme",
+        (view) => {
+          mine.from = view.revision;
+        },
+        {
+          commit: ({ revision }) => {
+            // Nothing after the end.
+            expect(mine.end).toBe("");
+            mine.revisions.push(revision);
+          },
+          end: (reason) => {
+            mine.end = reason;
+          },
+        },
+        () => {
+          begun = true;
+        },
+      );
+      await cluster.until("the watch began", () => begun);
+    }
+    let written = 0;
+    for (let round = 0; round < 3; round++) {
+      const victim = cluster.leader("acme") as SimNode;
+      const writer = cluster.world.nodes.find((node) => node !== victim) as SimNode;
+      await cluster.change(writer, "acme", publish(`${(written += 1)}`));
+      for (const other of cluster.world.nodes) {
+        if (other === victim) continue;
+        cluster.world.cut(victim, other);
+        cluster.world.cut(other, victim);
+      }
+      await cluster.until("another leads", () => cluster.leader("acme") !== victim);
+      for (let i = 0; i < 5; i++) {
+        await cluster.change(writer, "acme", publish(`${(written += 1)}`));
+      }
+      await cluster.pass(1_000);
+      cluster.world.heal();
+      await cluster.pass(3_000);
+    }
+    const { revision } = await cluster.read(cluster.node(0), "acme", (view) => ({
+      revision: view.revision,
+    }));
+    for (const { from, revisions, end } of told) {
+      expect(revisions).toEqual(revisions.map((_, step) => from + 1 + step));
+      if (end === "") expect(from + revisions.length).toBe(revision);
+      else expect(end).toBe("resync");
+    }
+    expect(told.some(({ end }) => end === "resync")).toBe(true);
+  });
+});
+
+describe("many groups", () => {
+  test("all have another leader soon when a node dies, without elections that disturb each other", async () => {
+    const cluster = await ready();
+    const tenants = Array.from({ length: 150 }, (_, at) => `t${at}`);
+    const answers = tenants.map((tenant) =>
+      cluster.propose(cluster.node(0), "_system", command(createTenant(tenant))),
+    );
+    await cluster.until("all are made", () => answers.every(({ outcome }) => outcome !== null));
+    const leads = (tenant: string): boolean => cluster.leader(tenant) !== null;
+    await cluster.until("all are led", () => tenants.every(leads));
+    await cluster.pass(3_000);
+    const termOf = (tenant: string): number =>
+      Math.max(...cluster.replicas(tenant).map(({ replica }) => replica.raft.term));
+    const before = new Map(tenants.map((tenant) => [tenant, termOf(tenant)]));
+    const victim = cluster.node(0);
+    const orphans = tenants.filter((tenant) => cluster.leader(tenant) === victim);
+    expect(orphans.length).toBeGreaterThan(64);
+    const asked = new Map<number, number>();
+    cluster.world.onSent = (_lane, bytes) => {
+      for (const { kind, item } of frameItems(bytes)) {
+        if (kind !== ItemKind.raft || parseRaftItem(item).message.type !== MessageType.preVote)
+          continue;
+        asked.set(cluster.world.now, (asked.get(cluster.world.now) ?? 0) + 1);
+      }
+    };
+    cluster.world.crash(victim);
+    // Noticed after a second: sooner than by the groups' own timers, and not all in the same moment.
+    await cluster.until("all are led again", () => tenants.every(leads), 1_500);
+    expect([...asked.values()].reduce((sum, count) => sum + count)).toBeGreaterThan(2 * 64);
+    expect(Math.max(...asked.values())).toBeLessThanOrEqual(2 * 64);
+    await cluster.pass(5_000);
+    cluster.world.start(victim);
+    await cluster.pass(10_000);
+    expect(tenants.every(leads)).toBe(true);
+    const rises = tenants.map((tenant) => termOf(tenant) - (before.get(tenant) ?? 0));
+    expect(Math.max(...rises)).toBeLessThanOrEqual(2);
+    const untouched = tenants.filter((tenant) => !orphans.includes(tenant));
+    for (const tenant of untouched) expect(termOf(tenant)).toBe(before.get(tenant));
+  });
+});
+
+describe("a group that sleeps on every node", () => {
+  const wakes: Record<string, (cluster: Cluster) => Promise<void>> = {
+    "a change": async (cluster) => {
+      await cluster.change(cluster.node(2), "acme", publish("b"));
+    },
+    "a read": async (cluster) => {
+      expect(await cluster.read(cluster.node(1), "acme", latest)).toBe("a");
+    },
+    "a watch": async (cluster) => {
+      let revision = 0;
+      cluster.node(2).host?.watchWith(
+        "acme",
+        (view) => {
+          revision = view.revision;
+        },
+        {
+          commit: ({ revision: next }) => {
+            revision = next;
+          },
+          end: () => {},
+        },
+        () => {},
+      );
+      await cluster.until("the state", () => revision > 0);
+      const { revision: written } = await cluster.change(cluster.node(0), "acme", publish("b"));
+      await cluster.until("the commit", () => revision === written);
+    },
+    "a change after its leader's node died": async (cluster) => {
+      cluster.world.crash(cluster.node(0));
+      await cluster.pass(3_000);
+      await cluster.change(cluster.node(2), "acme", publish("b"));
+      expect(await cluster.read(cluster.node(1), "acme", latest)).toBe("b");
+    },
+    "a change after all nodes were started anew": async (cluster) => {
+      for (const node of cluster.world.nodes) cluster.world.crash(node);
+      for (const node of cluster.world.nodes) cluster.world.start(node);
+      await cluster.ready();
+      await cluster.change(cluster.node(1), "acme", publish("b"));
+      expect(await cluster.read(cluster.node(2), "acme", latest)).toBe("b");
+    },
+  };
+  for (const [cause, wake] of Object.entries(wakes)) {
+    test(`is woken by ${cause}`, async () => {
+      const cluster = await ready({ tuning: { sleepAfterMs: 2_000 } });
+      await cluster.create("acme");
+      await cluster.change(cluster.node(0), "acme", publish("a"));
+      await cluster.until("all sleep", () => cluster.replicas("acme").length === 0, 20_000);
+      await wake(cluster);
+    });
+  }
+});
+
+describe("a node without room for another environment", () => {
+  test("answers with a problem, and goes on with those it has", async () => {
+    const cluster = await ready({ environmentsMax: 2 });
+    await cluster.create("acme");
+    const made = await cluster.change(cluster.node(0), "_system", command(createTenant("beta")));
+    expect(made.ok).toBe(true);
+    const answer = cluster.propose(cluster.node(0), "beta", publish("x"), 1_000);
+    await cluster.until("an answer", () => answer.problem !== null);
+    expect(answer.problem?.code).toBe("no-quorum");
+    expect((await cluster.change(cluster.node(0), "acme", publish("a"))).ok).toBe(true);
+    for (const node of cluster.world.nodes) expect(node.fatal).toBeNull();
+  });
+});
