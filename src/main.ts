@@ -5,6 +5,7 @@ import { randomInt } from "node:crypto";
 import { chmodSync, existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
+import { setTimeout as sleep } from "node:timers/promises";
 import { pino } from "pino";
 import { Problem } from "./api/problems.ts";
 import { applyDirectory, ManifestError, readManifests } from "./cli/apply.ts";
@@ -30,6 +31,7 @@ const version = "0.1.0";
 /** How long requests under way may take to end when the node stops. */
 const STOP_GRACE_MS = 2_000;
 const WAITING_NOTICE_MS = 5_000;
+const REGISTER_RETRY_MS = 200;
 
 /** Ends the process with one line that says why. */
 function die(message: string): never {
@@ -80,10 +82,16 @@ async function main(args: readonly string[]): Promise<void> {
   if (settings.tenants !== null) await checkTenants(settings.tenants);
   // Standard output is for people; the log goes beside it.
   const log = pino({ level: settings.log, base: { node: settings.node } }, pino.destination(2));
+  const peers = settings.peers ?? [settings.node];
+  if (!peers.includes(settings.node))
+    throw new SettingsError(
+      `CONFLUX_NODE is "${settings.node}" but CONFLUX_PEERS is "${peers.join(",")}": allowed is one of them (joining a running cluster as a new node is not built yet)`,
+    );
   const directory = await openDataDirectory({
     directory: settings.data,
     node: settings.node,
     cluster: settings.cluster,
+    peers,
   });
   const root = rootToken(settings);
   const fatal = (error: Error): void => {
@@ -118,7 +126,7 @@ async function main(args: readonly string[]): Promise<void> {
     node,
     boot: directory.boot,
     version,
-    peers: settings.peers ?? [node],
+    peers,
     transportKind: settings.nats === null ? "loopback" : "nats",
     journal,
     environments,
@@ -206,6 +214,7 @@ async function untilDone(act: () => Promise<void>): Promise<void> {
     } catch (error) {
       if (!(error instanceof Problem) || error.retryAfter === null) throw error;
     }
+    await sleep(REGISTER_RETRY_MS);
   }
 }
 

@@ -111,6 +111,8 @@ const ENVIRONMENTS_SPARE = 16;
 /** For want of environments replicas are put to sleep after this long already. */
 const SLEEP_FOR_ROOM_MS = 2_000;
 const SLEEP_CHECK_MS = 1_000;
+/** Leftovers of purged tenants are looked for at most this often, and only when there may be some. */
+const SWEEP_MS = 2_000;
 /** Attempts and waiters this node keeps; more are refused. */
 const ATTEMPTS_MAX = 50_000;
 
@@ -213,6 +215,9 @@ export class NodeHost implements ConfigService {
   readonly #revisionWaiters = new Map<number, RevisionWaiter[]>();
   #checkpoints = 0;
   #sleptAt = 0;
+  /** No environment of a tenant that is gone is left on the disk, as far as is known. */
+  #swept = false;
+  #sweptAt = 0;
   #checkpointQueue = new Set<number>();
   /** Groups whose replica here could not be opened; until the next start nothing of them runs here. */
   readonly #unreadable = new Set<number>();
@@ -274,6 +279,7 @@ export class NodeHost implements ConfigService {
       leaderChanged: (replica) => this.#leaderChanged(replica),
       installed: (replica) => {
         if (replica.group === SYSTEM_GROUP) {
+          this.#swept = false;
           for (const { node } of this.directory.nodes()) this.liveness.add(node);
         }
         this.#wakeRevisionWaiters(replica);
@@ -543,6 +549,10 @@ export class NodeHost implements ConfigService {
       else this.#revisionWaiters.set(group, left);
     }
     if (this.#journalFull) this.#schedule();
+    if (!this.#swept && this.#systemReady && now - this.#sweptAt > SWEEP_MS) {
+      this.#sweptAt = now;
+      this.#sweepEnvironments();
+    }
     this.#runCheckpoints();
     if (now - this.#sleptAt > SLEEP_CHECK_MS) {
       this.#sleptAt = now;
@@ -1090,6 +1100,8 @@ export class NodeHost implements ConfigService {
       const row = this.directory.tenant(change.name);
       if (row === undefined) {
         this.#forget(change.name);
+        // One that slept has no replica to be found by.
+        this.#swept = false;
       } else if (row.revision === event.revision && row.placement.replicas[0]?.node === this.node) {
         // A new tenant's first replica asks for votes at once; its peers wake by being asked.
         const replica = this.#wake(row.group);
@@ -1118,6 +1130,43 @@ export class NodeHost implements ConfigService {
       });
       this.#closing.set(replica.group, removed);
     }
+  }
+
+  /**
+   * Environments of tenants that were purged while this node was down, or while they slept. Asks the directory's leader
+   * first: one that is behind knows less than the disk.
+   */
+  #sweepEnvironments(): void {
+    this.readWith(SYSTEM_TENANT, { consistency: "linearizable" }, (error) => {
+      // Without a leader now: the next change of the directory asks again.
+      if (error !== null) return;
+      this.#swept = true;
+      for (const name of this.#options.environments.names()) {
+        const group = groupOf(name);
+        if (
+          group === null ||
+          group === SYSTEM_GROUP ||
+          this.directory.byGroup(group) !== undefined
+        ) {
+          continue;
+        }
+        const replica = this.#replicas.get(group);
+        if (replica !== undefined) this.#forget(replica.tenant);
+        else if (!this.#closing.has(group)) this.#remove(group, name);
+      }
+    });
+  }
+
+  #remove(group: number, environment: string): void {
+    const removed = this.#options.environments
+      .remove(environment)
+      .catch((error: unknown) => {
+        this.#log.error({ environment, err: error }, "environment.remove_failed");
+      })
+      .then(() => {
+        this.#closing.delete(group);
+      });
+    this.#closing.set(group, removed);
   }
 
   async #removeWhenStored(replica: Replica, environment: string): Promise<void> {
@@ -1722,6 +1771,12 @@ export function environmentName(identity: {
   readonly replica: number;
 }): string {
   return `${identity.tenant}.${identity.group}.${identity.replica}`;
+}
+
+/** The group in an environment's name; null for a name that is none. */
+function groupOf(environment: string): number | null {
+  const match = /^.+\.(\d+)\.\d+$/.exec(environment);
+  return match === null ? null : Number(match[1]);
 }
 
 /** Few and small, and what elections wait for: they must not queue behind log entries. */

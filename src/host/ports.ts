@@ -112,6 +112,8 @@ export interface Environments {
   /** Opens, or creates, synchronously. Throws `environment-limit` when the cap on open ones is reached. */
   open(name: string): Environment;
   exists(name: string): boolean;
+  /** All on the disk, open or not. O(tenants). */
+  names(): readonly string[];
   /** Deletes a closed environment from the disk. */
   remove(name: string): Promise<void>;
   readonly open_count: number;

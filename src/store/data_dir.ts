@@ -24,6 +24,8 @@ export interface DataDirectoryOptions {
   readonly directory: string;
   readonly cluster: string;
   readonly node: string;
+  /** The initial nodes: replica ids of the system group are given by them, so they are for life. */
+  readonly peers: readonly string[];
 }
 
 export interface DataDirectory {
@@ -47,6 +49,8 @@ interface Identity {
   readonly node: string;
   readonly disk: string;
   readonly boot: number;
+  /** Sorted. */
+  readonly peers: readonly string[];
 }
 
 /** @throws DirectoryInUseError, DataDirectoryError; either names the directory and what to do */
@@ -64,6 +68,7 @@ export async function openDataDirectory(options: DataDirectoryOptions): Promise<
   try {
     const before = readIdentity(path) ?? newIdentity(path, options);
     assertOurs(path, before, options);
+    assertWhole(path, before);
     const identity: Identity = { ...before, boot: before.boot + 1 };
     writeIdentity(path, identity);
     return {
@@ -79,17 +84,38 @@ export async function openDataDirectory(options: DataDirectoryOptions): Promise<
   }
 }
 
-function newIdentity(path: string, { cluster, node }: DataDirectoryOptions): Identity {
+/** Environments without the journal that they were written behind have forgotten what was promised last. */
+function assertWhole(path: string, { boot }: Identity): void {
+  const tenants = join(path, "tenants");
+  const isUsed = boot > 0 && fs.existsSync(tenants) && fs.readdirSync(tenants).length > 0;
+  if (isUsed && !fs.existsSync(join(path, "journal")))
+    throw new DataDirectoryError(
+      `Data directory ${path} has lost its journal/: votes and acknowledged writes may be gone; restore it, or set an empty directory and another node name`,
+    );
+}
+
+function newIdentity(path: string, { cluster, node, peers }: DataDirectoryOptions): Identity {
   // Without its identity nobody knows whose votes these are.
   for (const name of ["journal", "tenants"])
     if (fs.existsSync(join(path, name)))
       throw new DataDirectoryError(
         `Data directory ${path} holds ${name}/ but no ${identityFile}: it was not written by a node, or lost a file; restore ${identityFile} or set an empty directory`,
       );
-  return { format: dataFormat, cluster, node, disk: randomUUID(), boot: 0 };
+  return {
+    format: dataFormat,
+    cluster,
+    node,
+    disk: randomUUID(),
+    boot: 0,
+    peers: peers.toSorted(),
+  };
 }
 
-function assertOurs(path: string, found: Identity, { cluster, node }: DataDirectoryOptions): void {
+function assertOurs(
+  path: string,
+  found: Identity,
+  { cluster, node, peers }: DataDirectoryOptions,
+): void {
   if (found.format > dataFormat)
     throw new DataDirectoryError(
       `Data directory ${path} has format ${found.format}, this program knows up to ${dataFormat}; start the newer program`,
@@ -102,6 +128,11 @@ function assertOurs(path: string, found: Identity, { cluster, node }: DataDirect
     throw new DataDirectoryError(
       `Data directory ${path} belongs to node ${found.node}, this is node ${node}; set the right directory or node name`,
     );
+  const given = peers.toSorted().join(",");
+  if (found.peers.join(",") !== given)
+    throw new DataDirectoryError(
+      `Data directory ${path} was made with CONFLUX_PEERS ${found.peers.join(",")}, now it is ${given}; the initial nodes cannot be changed afterwards, set them as they were`,
+    );
 }
 
 function readIdentity(path: string): Identity | null {
@@ -113,18 +144,19 @@ function readIdentity(path: string): Identity | null {
   } catch (cause) {
     throw new DataDirectoryError(`Cannot read ${file}: it is not JSON; restore it`, { cause });
   }
-  const { format, cluster, node, disk, boot } = found;
+  const { format, cluster, node, disk, boot, peers } = found;
   if (
     typeof format !== "number" ||
     typeof cluster !== "string" ||
     typeof node !== "string" ||
     typeof disk !== "string" ||
-    !Number.isSafeInteger(boot)
+    !Number.isSafeInteger(boot) ||
+    !Array.isArray(peers)
   )
     throw new DataDirectoryError(
-      `Cannot read ${file}: format, cluster, node, disk or boot is missing; restore it`,
+      `Cannot read ${file}: format, cluster, node, disk, boot or peers is missing; restore it`,
     );
-  return { format, cluster, node, disk, boot: boot as number };
+  return { format, cluster, node, disk, boot: boot as number, peers };
 }
 
 /** Whole or not at all: written aside, renamed, and the name made durable. */

@@ -117,6 +117,10 @@ class SimEnvironments implements Environments {
     return this.stored.has(name);
   }
 
+  names(): readonly string[] {
+    return [...this.stored.keys()];
+  }
+
   async remove(name: string): Promise<void> {
     this.stored.delete(name);
   }

@@ -21,7 +21,7 @@ function say(line: string): void {
 
 async function lock(directory: string): Promise<void> {
   try {
-    const data = await openDataDirectory({ directory, cluster: "test", node: "a" });
+    const data = await openDataDirectory({ directory, cluster: "test", node: "a", peers: ["a"] });
     say(`locked ${data.boot}`);
   } catch (error) {
     say(`refused ${(error as Error).message}`);

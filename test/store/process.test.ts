@@ -206,7 +206,7 @@ describe("a data directory", () => {
 
   test("tells a holder in another namespace by its socket", async () => {
     const directory = temporary();
-    const options = { directory, cluster: "test", node: "a" };
+    const options = { directory, cluster: "test", node: "a", peers: ["a"] };
     const holder = new Child("lock", directory);
     await holder.said(1);
     // As a second container sees the first: the pid means nothing here.
@@ -225,7 +225,7 @@ describe("a data directory", () => {
 
   test("is free again after close, also for this process, and counts its starts", async () => {
     const directory = temporary();
-    const options = { directory, cluster: "test", node: "a" };
+    const options = { directory, cluster: "test", node: "a", peers: ["a"] };
     const first = await openDataDirectory(options);
     let refused = "";
     await openDataDirectory(options).catch((error: Error) => (refused = error.message));
@@ -240,7 +240,7 @@ describe("a data directory", () => {
 
   test("is taken over when the pid runs again as another process, or the machine was restarted", async () => {
     const directory = temporary();
-    const options = { directory, cluster: "test", node: "a" };
+    const options = { directory, cluster: "test", node: "a", peers: ["a"] };
     (await openDataDirectory(options)).close();
     const file = join(directory, "lock.1");
     const holder = JSON.parse(fs.readFileSync(file, "utf8")) as Record<string, unknown>;
@@ -269,7 +269,7 @@ describe("a data directory", () => {
 
   test("of another node, cluster, format or unknown origin is refused", async () => {
     const directory = temporary();
-    const options = { directory, cluster: "test", node: "a" };
+    const options = { directory, cluster: "test", node: "a", peers: ["a"] };
     (await openDataDirectory(options)).close();
     const refusal = async (change: Partial<typeof options>): Promise<string> => {
       try {
@@ -281,6 +281,12 @@ describe("a data directory", () => {
     };
     expect(await refusal({ node: "b" })).toContain("belongs to node a");
     expect(await refusal({ cluster: "other" })).toContain("belongs to cluster test");
+    expect(await refusal({ peers: ["a", "b"] })).toContain(
+      "made with CONFLUX_PEERS a, now it is a,b",
+    );
+    fs.mkdirSync(join(directory, "tenants", "t.2.1"), { recursive: true });
+    expect(await refusal({})).toContain("has lost its journal/");
+    fs.rmSync(join(directory, "tenants"), { recursive: true });
     const file = join(directory, "conflux.json");
     const identity = JSON.parse(fs.readFileSync(file, "utf8")) as Record<string, unknown>;
     fs.writeFileSync(file, JSON.stringify({ ...identity, format: 99 }));
