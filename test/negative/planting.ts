@@ -56,10 +56,17 @@ export function plant(source: string, mutation: Mutation): string {
   return source.replace(find, () => replace);
 }
 
-/** Throws for the first mutation whose place in the sources is gone or ambiguous. */
+/** Throws when places in the sources are gone or ambiguous, and names them all. */
 export function checkPlaces(mutations: readonly Mutation[]): void {
-  for (const mutation of mutations)
-    plant(readFileSync(path.join(root, mutation.file), "utf8"), mutation);
+  const complaints: string[] = [];
+  for (const mutation of mutations) {
+    try {
+      plant(readFileSync(path.join(root, mutation.file), "utf8"), mutation);
+    } catch (error) {
+      complaints.push(error instanceof Error ? error.message : String(error));
+    }
+  }
+  if (complaints.length > 0) throw new Error(complaints.join("\n"));
 }
 
 /** A copy of what the killers need. Dependencies are linked, not copied. */
