@@ -336,8 +336,8 @@ describe("a group that sleeps on every node", () => {
 });
 
 describe("a node without room for another environment", () => {
-  test("answers with a problem, and goes on with those it has", async () => {
-    const cluster = await ready({ environmentsMax: 2 });
+  test("answers with a problem, goes on with those it has, and takes it when there is room", async () => {
+    const cluster = await ready({ environmentsMax: 2, tuning: { sleepAfterMs: 3_000 } });
     await cluster.create("acme");
     const made = await cluster.change(cluster.node(0), "_system", command(createTenant("beta")));
     expect(made.ok).toBe(true);
@@ -346,5 +346,8 @@ describe("a node without room for another environment", () => {
     expect(answer.problem?.code).toBe("no-quorum");
     expect((await cluster.change(cluster.node(0), "acme", publish("a"))).ok).toBe(true);
     for (const node of cluster.world.nodes) expect(node.fatal).toBeNull();
+    await cluster.until("it sleeps", () => cluster.replicas("acme").length === 0, 20_000);
+    const put = command({ op: "config.put", namespace: "app", name: "c", format: "text" });
+    expect((await cluster.change(cluster.node(0), "beta", put)).ok).toBe(true);
   });
 });
