@@ -175,7 +175,6 @@ export class ScriptedNode {
       open_count: 0,
       exists: (name) => this.stored.has(name),
       names: () => [...this.stored.keys()],
-      names: () => [...this.stored.keys()],
       remove: async (name) => void this.stored.delete(name),
       open: (name): Environment => {
         const stored = this.stored.get(name) ?? new MemoryEnvironment();
