@@ -191,7 +191,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
   }
   for (const [index, tenant] of tenants.entries()) {
     if (violations.length > 0) break;
-    const nodes = swarm.singleVoter && index === 0 ? 1 : 3;
+    const nodes = swarm.singleVoter && index === 0 ? 1 : prng.pick([3, swarm.nodes]);
     const outcome = await change("_system", {
       op: "directory.create",
       tenant,
