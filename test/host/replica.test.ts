@@ -221,6 +221,12 @@ class Life {
     const { raft } = this.#replica;
     const index = raft.appliedIndex;
     assert(raft.lastIndex >= raft.commitIndex && raft.commitIndex >= index, "cursors are in order");
+    this.#checkRows();
+  }
+
+  /** What can be seen is what the applied entries make. */
+  #checkRows(): void {
+    const index = this.#replica.raft.appliedIndex;
     // Between two states, while a snapshot is being installed, nobody looks.
     if (!this.#replica.initialised && this.#state(index).size > 0) return;
     const rows = JSON.stringify([...this.#replica.snapshotRows()]);
@@ -272,6 +278,7 @@ class Life {
     const promisedVote = this.#votes.get(term);
     assert(promisedVote === undefined || vote === promisedVote, `the vote of ${term} is forgotten`);
     assert(log.term(log.lastIndex()) <= term, "an entry is of a later term than this replica");
+    this.#checkRows();
     assert(log.lastIndex() >= this.#promised, "accepted entries are gone");
     for (let index = log.firstIndex(); index <= this.#promised; index++)
       assert(log.term(index) === this.#log[index - 1]?.term, `accepted entry ${index} is another`);
