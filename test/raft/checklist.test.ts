@@ -85,6 +85,18 @@ describe("elections", () => {
     ]);
   });
 
+  test("a grant of a pre-vote that comes after the campaign began is no vote (thesis §9.6)", () => {
+    const peer = new Peer({ voters: [1, 2, 3, 4, 5], config: { preVote: true } });
+    peer.raft.campaign();
+    peer.settle();
+    for (const from of [2, 3]) peer.step("preVoteResponse", { from, term: 1 });
+    expect(peer.raft.status()).toMatchObject({ role: "candidate", term: 1 });
+    for (const from of [4, 5]) peer.step("preVoteResponse", { from, term: 1 });
+    expect(peer.raft.status()).toMatchObject({ role: "candidate", term: 1 });
+    for (const from of [4, 5]) peer.step("requestVoteResponse", { from, term: 1 });
+    expect(peer.raft.isLeader).toBe(true);
+  });
+
   for (const type of ["appendEntries", "heartbeat"] as const) {
     test(`who is ahead of a leader answers its ${type} with its own term, and that deposes it`, () => {
       const config = { checkQuorum: true, preVote: true };
@@ -413,6 +425,13 @@ describe("snapshots", () => {
     peer.log.latest = latest;
     const sent = peer.step("heartbeatResponse", { from: 3, term: 2 });
     expect(typesOf(sent)).toEqual(["3:installSnapshot"]);
+  });
+
+  test("already covered are answered with what is committed, not with what is only there", () => {
+    const peer = new Peer({ terms: [1, 1, 1, 1, 1], hard: { commit: 4 } });
+    const snapshot = { index: 3, term: 1, confState: peer.raft.confState };
+    expect(peer.step("installSnapshot", { snapshot })).toMatchObject([{ index: 4 }]);
+    expect(peer.raft.lastIndex).toBe(5);
   });
 
   test("for others than their members are not taken", () => {
