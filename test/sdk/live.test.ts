@@ -194,7 +194,7 @@ describe("Conflux", () => {
   });
 
   test("goes to another node when one says goodbye", async () => {
-    const served = await Served.start(["n1", "n2"]);
+    const served = await Served.start(["n1", "n2", "n3"]);
     await served.put("a", 1);
     const conflux = served.conflux();
     await conflux.ready();
