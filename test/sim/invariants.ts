@@ -3,6 +3,7 @@
  * paper (figure 3), the thesis or this project's architecture name it.
  */
 import { frameItems, ItemKind, parseRaftItem } from "../../src/host/codec.ts";
+import { environmentName } from "../../src/host/node_host.ts";
 import type { Replica } from "../../src/host/replica.ts";
 import { MessageType } from "../../src/raft/types.ts";
 import type { Lane } from "../../src/host/ports.ts";
@@ -165,6 +166,8 @@ export class Invariants {
   world: World | null = null;
   readonly #violated: Violated;
   readonly #facts: Facts = { leaders: new Map(), committed: new Map(), votes: new Map() };
+  /** The newest vote that left each replica: group/incarnation/voter. */
+  readonly #promises = new Map<string, { readonly term: number; readonly vote: number }>();
   readonly #seen = new Map<string, Seen>();
   #steps = 0;
 
@@ -191,8 +194,12 @@ export class Invariants {
       if (kind !== ItemKind.raft) continue;
       const { group, incarnation, message } = parseRaftItem(item);
       if (message.type !== MessageType.requestVoteResponse || message.reject) continue;
+      if (this.#isPassing(group)) continue;
       const key = `${group}/${incarnation}/${message.term}/${message.from}`;
       const other = this.#facts.votes.get(key);
+      const promise = `${group}/${incarnation}/${message.from}`;
+      if ((this.#promises.get(promise)?.term ?? 0) < message.term)
+        this.#promises.set(promise, { term: message.term, vote: message.to });
       if (other === undefined) this.#facts.votes.set(key, message.to);
       else if (other !== message.to) {
         this.#violated(
@@ -200,6 +207,15 @@ export class Invariants {
         );
       }
     }
+  }
+
+  /** Of a tenant that comes and goes: purged, it may be woken anew where the purge is not known, and remembers nothing. */
+  #isPassing(group: number): boolean {
+    for (const { host } of (this.world as World).nodes) {
+      const tenant = host?.directory.byGroup(group)?.tenant;
+      if (tenant !== undefined) return tenant.startsWith("e");
+    }
+    return group !== 1;
   }
 
   step(): void {
@@ -233,9 +249,25 @@ export class Invariants {
             ledLastTerm: 0,
           };
           this.#seen.set(name, seen);
+          this.#keptPromises(seen);
         }
         yield seen;
       }
+    }
+  }
+
+  /** What left was durable (Raft fig. 2): a new life, when first seen, knows every vote that an earlier one gave. */
+  #keptPromises({ node, replica, name }: Seen): void {
+    const { group, incarnation, id: own, tenant } = replica;
+    const promised = this.#promises.get(`${group}/${incarnation}/${own}`);
+    // A purged tenant's replica forgets all; a directory that is behind may wake it once more, for nobody's good or harm.
+    const purged = node.environments.removed.has(environmentName({ tenant, group, replica: own }));
+    if (promised === undefined || purged) return;
+    const { term, vote } = replica.raft.status();
+    if (term < promised.term || (term === promised.term && vote !== promised.vote)) {
+      this.#violated(
+        `promises survive crashes: ${name} voted for ${promised.vote} in term ${promised.term}, and knows of ${vote} in ${term}`,
+      );
     }
   }
 

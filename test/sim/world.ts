@@ -96,6 +96,8 @@ function before(left: Happening, right: Happening): boolean {
 class SimEnvironments implements Environments {
   readonly cap: number;
   readonly stored = new Map<string, MemoryEnvironment>();
+  /** Of purged tenants. */
+  readonly removed = new Set<string>();
   readonly #schedule: (run: () => void) => void;
   readonly #prng: Prng;
   /** The next commit fails, having been made or not. */
@@ -123,6 +125,7 @@ class SimEnvironments implements Environments {
 
   async remove(name: string): Promise<void> {
     this.stored.delete(name);
+    this.removed.add(name);
   }
 
   /** The process is gone: each commit under way is on disk, or is not. */
