@@ -12,6 +12,7 @@ import type { ReplicaMeta } from "./group_log.ts";
 
 const CREATE = 1;
 const APPEND = 2;
+const END = 0xa5;
 const HAS_HARD_STATE = 1;
 
 export type JournalPayload =
@@ -44,6 +45,8 @@ export function appendRecord(hard: HardState | null, entries: readonly Entry[]):
   }
   writer.u32(entries.length);
   for (const entry of entries) encodeEntry(writer, entry);
+  // The journal takes a record that ends in zeros for one whose end was never written, should its checksum fail.
+  writer.u8(END);
   return writer.view();
 }
 

@@ -223,6 +223,8 @@ export class NodeHost implements ConfigService {
   readonly #unreadable = new Set<number>();
   /** Groups about which the directory's leader is being asked. */
   readonly #unknown = new Set<number>();
+  /** Groups that the directory's leader said are there. */
+  readonly #confirmed = new Set<number>();
   readonly #timers: (() => void)[] = [];
   #stopping = false;
   #exchangeHandler: ((from: string, request: Uint8Array) => Promise<Uint8Array>) | null = null;
@@ -700,7 +702,7 @@ export class NodeHost implements ConfigService {
   // --- liveness and elections --------------------------------------------------------------------------------------------
 
   #nodeUp(node: string): void {
-    this.#log.info({ node }, "node.up");
+    this.#log.info({ peer: node }, "node.up");
     // Leaders go on with their followers there, followers look whether their leader still is one.
     for (const replica of this.#replicas.values()) {
       if (replica.halted === null && hasMember(replica, node)) this.#mark(replica);
@@ -708,7 +710,7 @@ export class NodeHost implements ConfigService {
   }
 
   #nodeDown(node: string): void {
-    this.#log.warn({ node }, "node.down");
+    this.#log.warn({ peer: node }, "node.down");
     this.#rpc.nodeDown(node);
     const now = this.#clock.monotonicMs();
     for (const replica of this.#replicas.values()) {
@@ -833,8 +835,13 @@ export class NodeHost implements ConfigService {
     }
     const name = environmentName(identity);
     const existed = environments.exists(name);
-    const environment = environments.open(name);
     const records = this.#recovered.get(group) ?? [];
+    if (!existed && isTail(records) && !this.#confirmed.has(group)) {
+      // The rest of a group whose beginning is gone: purged, most likely, and the directory here has not heard of it.
+      this.#dropIfUnknown(group);
+      return null;
+    }
+    const environment = environments.open(name);
     this.#recovered.delete(group);
     let damage = this.#damageOf(group, environment, { existed, hasRecords: records.length > 0 });
     let replica: Replica;
@@ -1039,6 +1046,7 @@ export class NodeHost implements ConfigService {
       if (error !== null) return;
       const row = this.directory.byGroup(group);
       if (row?.placement.replicas.some((replica) => replica.node === this.node) === true) {
+        this.#confirmed.add(group);
         this.#checkpointQueue.add(group);
         return;
       }
@@ -1771,6 +1779,12 @@ export function environmentName(identity: {
   readonly replica: number;
 }): string {
   return `${identity.tenant}.${identity.group}.${identity.replica}`;
+}
+
+/** Journal records that do not begin with the replica's first one. */
+function isTail(records: readonly { readonly payload: Uint8Array }[]): boolean {
+  const first = records[0];
+  return first !== undefined && parseRecord(first.payload).kind !== "create";
 }
 
 /** The group in an environment's name; null for a name that is none. */

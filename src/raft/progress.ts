@@ -112,6 +112,8 @@ export class Progress {
   readConfirmed = 0;
   /** It asked for votes although there is a leader: it is to hear from it. */
   introduce = false;
+  /** In which turn of the leader a sign of life last made it send anew. */
+  resentTurn = -1;
 
   constructor(id: ReplicaId, isLearner: boolean, next: number, inflights: Inflights) {
     this.id = id;

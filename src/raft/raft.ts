@@ -120,6 +120,8 @@ export class Raft {
   /** Reads handed on to the leader: under our own number, the caller's. */
   #readsForwarded: Map<number, number> | null = null;
   #forwardSequence = 0;
+  /** How often what it led to was handed out. */
+  #turn = 0;
 
   #messages: Message[] = [];
   #readStates: ReadState[] = [];
@@ -412,6 +414,7 @@ export class Raft {
 
   /** Hands out what the inputs led to. What it fills is the caller's until the next call. */
   ready(out: Ready): void {
+    this.#turn += 1;
     if (this.#appendsOwed) this.#sendOwedAppends();
     this.#reads.close();
     const messages = out.messages;
@@ -1094,11 +1097,21 @@ export class Raft {
     if (this.#leavesNow()) return;
     peer.paused = false;
     // Also when its window is full, then without entries: what filled the window may have been lost.
-    if (peer.match < this.#log.lastIndex || peer.state === "probe") this.#sendAppend(peer);
+    if (peer.match < this.#log.lastIndex || peer.state === "probe") this.#sendAnew(peer);
     if (m.context > peer.readConfirmed) {
       peer.readConfirmed = m.context;
       if (this.#reads.pending) this.#answerReads();
     }
+  }
+
+  /**
+   * Once a turn is enough. A peer that was frozen answers all it was asked meanwhile at once, and each answer would read
+   * and send the same entries again (measured: the leader stood still for seconds).
+   */
+  #sendAnew(peer: Progress): void {
+    if (this.#supports !== null && peer.resentTurn === this.#turn) return;
+    peer.resentTurn = this.#turn;
+    this.#sendAppend(peer);
   }
 
   /** Raft §5.4.2: only entries of the own term are committed by counting; they take the older ones with them. */
