@@ -17,6 +17,37 @@ function resting(config: Partial<RaftConfig> = {}): [Peer, Peer, Peer] {
   return peers as [Peer, Peer, Peer];
 }
 
+describe("a peer that was frozen", () => {
+  test("and answers all it was asked meanwhile at once is sent its entries once a turn", () => {
+    const peers = resting();
+    const [leader] = peers;
+    leader.raft.propose(bytes("a"));
+    exchange(peers, (m) => m.to === 3);
+    const { term } = leader.raft;
+    const answer = (): Message => ({
+      type: MessageType.heartbeatResponse,
+      to: 1,
+      from: 3,
+      term,
+      logTerm: 0,
+      index: 0,
+      commit: 0,
+      reject: false,
+      rejectHint: 0,
+      context: 0,
+      entries: [],
+      snapshot: null,
+    });
+    leader.raft.reportUnreachable(3);
+    const appends = (): number => {
+      for (let i = 0; i < 50; i++) leader.raft.step(answer());
+      return typesOf(leader.take()).filter((type) => type === "3:appendEntries").length;
+    };
+    expect(appends()).toBe(1);
+    expect(appends()).toBe(1);
+  });
+});
+
 describe("a group at rest", () => {
   test("is idle, and ticks change nothing", () => {
     const peers = resting();
