@@ -120,6 +120,34 @@ describe("GroupLog", () => {
     );
   });
 
+  test("what was cut off leaves the environment with the next checkpoint, and nothing of it comes back", () => {
+    const environment = new MemoryEnvironment();
+    const log = new GroupLog(environment, fresh);
+    const entriesOf = (term: number, from: number, to: number): Entry[] =>
+      Array.from({ length: to - from + 1 }, (_, offset) => ({
+        index: from + offset,
+        term,
+        kind: 0,
+        data: new Uint8Array(1),
+      }));
+    const store = (durable: number): LogCheckpoint => {
+      const checkpoint = log.checkpoint(durable, 0);
+      const { entriesDeleted } = checkpoint;
+      const entries = [...checkpoint.entries];
+      const meta = new Uint8Array();
+      environment.write({ clear: false, meta, rows: [], entries, entriesDeleted });
+      log.checkpointed(checkpoint, null);
+      return checkpoint;
+    };
+    log.append(entriesOf(1, 1, 5));
+    store(5);
+    expect(log.append(entriesOf(2, 3, 3))).toBe(3);
+    const { first, firstTerm, last } = store(3);
+    expect(environment.entryIndexes).toEqual([1, 2, 3]);
+    const restarted = new GroupLog(environment, { ...fresh, first, firstTerm, last });
+    expect([1, 2, 3, 4].map((index) => restarted.term(index))).toEqual([1, 1, 2, -1]);
+  });
+
   test("entries() gives at least one entry, and no more than fit", () => {
     const log = new GroupLog(new MemoryEnvironment(), fresh);
     log.append([1, 2, 3].map((index) => ({ index, term: 1, kind: 0, data: new Uint8Array(10) })));

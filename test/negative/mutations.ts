@@ -424,8 +424,8 @@ const ofRaft: readonly Mutation[] = [
     rule: "L14",
     breaks: "A follower that has everything stays in probe until the next proposal",
     file: "src/raft/raft.ts",
-    find: `    if (peer.match < this.#log.lastIndex || peer.state === "probe") this.#sendAppend(peer);`,
-    replace: `    if (peer.match < this.#log.lastIndex) this.#sendAppend(peer);`,
+    find: `    if (peer.match < this.#log.lastIndex || peer.state === "probe")`,
+    replace: `    if (peer.match < this.#log.lastIndex)`,
     killers: [raft],
   },
   {
