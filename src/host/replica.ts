@@ -130,6 +130,8 @@ export class Replica {
   #commitUnwritten: HardState | null = null;
   /** Appends handed to the journal and not yet durable. */
   #appendsInFlight: StorageAppend[] = [];
+  /** Those of them that replace entries: until they are durable nobody knows which log a crash would leave. */
+  readonly #cutting = new Set<StorageAppend>();
   /** Those of them that are not in the journal themselves, see `#isOnlyCommit`. */
   readonly #unwritten = new Set<StorageAppend>();
   /** Appends waiting behind a snapshot that is being installed. */
@@ -296,6 +298,7 @@ export class Replica {
   }
 
   #acknowledge(append: StorageAppend): void {
+    this.#cutting.delete(append);
     if (append.hardState !== null) this.#durableHard = append.hardState;
     const last = append.entries.at(-1);
     if (append.snapshot !== null) this.#durableIndex = append.snapshot.index;
@@ -464,7 +467,10 @@ export class Replica {
         continue;
       }
       const cut = this.log.append(append.entries);
-      if (cut !== null) this.#cut(cut);
+      if (cut !== null) {
+        this.#cutting.add(append);
+        this.#cut(cut);
+      }
       this.#appendsInFlight.push(append);
       this.#hooks.persist(this, append);
     }
@@ -593,13 +599,8 @@ export class Replica {
    */
   checkpoint(): boolean {
     if (this.halted !== null || this.#storing) return false;
-    if (
-      this.#appendsInFlight.some(
-        (append) => (append.entries[0]?.index ?? Infinity) <= this.#durableIndex,
-      )
-    ) {
-      return false;
-    }
+    // Found by a planted bug's test: the entries that it replaces would be forgotten before it is there.
+    if (this.#cutting.size > 0) return false;
     this.#storing = true;
     this.#cutSince = null;
     const applied = this.raft.appliedIndex;

@@ -494,6 +494,14 @@ describe("checkpoint()", () => {
     return life;
   }
 
+  test("waits for it also while older appends are under way: else a crash between them leaves a hole", () => {
+    const life = cutUnderWay();
+    expect(life.checkpoint()).toBe(false);
+    life.store();
+    expect(life.write()).toBe(true);
+    life.crash();
+  });
+
   test("waits for an append that cuts the log: else it could hold entries whose term is not durable", () => {
     const life = cutUnderWay();
     expect(life.write()).toBe(true);
