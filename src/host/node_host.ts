@@ -981,6 +981,8 @@ export class NodeHost implements ConfigService {
       const { group } = replica;
       if (group === SYSTEM_GROUP || now - replica.usedAt <= unusedMs) continue;
       const used = this.hub.watched(group) || this.#revisionWaiters.has(group);
+      // Asleep, it would not notice a lagging peer's node come back, whose watchers would wait for the next use.
+      if (replica.raft.isLeader && !replica.raft.nobodyLacksAnything) continue;
       if (replica.halted === null && replica.idle && !used) sleepers.push(replica);
     }
     sleepers.sort((left, right) => left.usedAt - right.usedAt);

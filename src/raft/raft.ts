@@ -241,6 +241,11 @@ export class Raft {
     );
   }
 
+  /** Everybody has everything and knows it, also those whose node is gone: this leader may be put to sleep. */
+  get nobodyLacksAnything(): boolean {
+    return this.#peers.every((peer) => peer.id === this.#id || this.#isCaughtUp(peer));
+  }
+
   status(): RaftStatus {
     return {
       id: this.#id,

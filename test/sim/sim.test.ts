@@ -8,6 +8,7 @@ const regressions = [
   10_104, // a restarted only voter answered a read before it had committed its log anew: a stale read
   44, // a directory that was behind took a tenant for gone, and its acknowledged log was dropped from the journal
   101, // a forwarded change arrived twice and was applied twice
+  500_944, // a leader went to sleep while a peer's node was away, and nobody told the peer what it lacked
   449, // a second snapshot arrived while the first waited to be installed
 ];
 const SEEDS = 60;
