@@ -10,6 +10,8 @@ import path from "node:path";
 import { describe, expect, onTestFinished, test } from "vitest";
 import { problems } from "../src/api/problems.ts";
 import { readManifests } from "../src/cli/apply.ts";
+import { accessDocument } from "../src/gateway/access.ts";
+import { routes } from "../src/gateway/gateway.ts";
 import { settingsTable } from "../src/runtime/settings.ts";
 
 type Sources = ReadonlyMap<string, string>;
@@ -538,6 +540,10 @@ describe("documents", () => {
       setting.meaning,
     ]);
     expect(listed).toEqual(expected);
+  });
+
+  test("docs/access.md is what `npm run docs` writes", () => {
+    expect(read("docs/access.md")).toBe(accessDocument(routes));
   });
 
   test("docs/adr names every runtime dependency", () => {

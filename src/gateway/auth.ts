@@ -11,7 +11,7 @@ import { keyKey, rootKeyKey } from "../machine/keys.ts";
 import type { KeyRow, RootKeyRow } from "../machine/rows.ts";
 import type { Principal } from "./http.ts";
 import type { Peers } from "./peers.ts";
-import type { Access } from "./route.ts";
+import type { Access } from "./access.ts";
 import {
   equalHashes,
   hashToken,
@@ -84,7 +84,7 @@ export function authorize(
       "forbidden",
       `${principal.kind === "admin" ? "An" : "A"} ${principal.kind} key may not do that`,
     );
-  if (access.wholeTenant && principal.namespaces !== null)
+  if (access.limited === "refused" && principal.namespaces !== null)
     throw new Problem("forbidden", "A key that is limited to namespaces may not do that");
   if (namespace !== undefined) authorizeNamespace(principal, namespace);
 }

@@ -34,7 +34,6 @@ export const clusterRoutes: readonly Route[] = [
     id: "livez",
     tag: "node",
     summary: "Whether the process answers",
-    scope: "public",
     responses: { 200: { description: "It does", schema: HealthAnswer } },
     handle: () => json({ status: "ok" }),
   }),
@@ -44,7 +43,6 @@ export const clusterRoutes: readonly Route[] = [
     id: "readyz",
     tag: "node",
     summary: "Whether the node serves: its journal is replayed and the system group has a leader",
-    scope: "public",
     responses: {
       200: { description: "It does", schema: HealthAnswer },
       503: { description: "Not yet", schema: HealthAnswer },
@@ -60,7 +58,6 @@ export const clusterRoutes: readonly Route[] = [
     id: "metrics",
     tag: "node",
     summary: "Metrics of this node, in Prometheus' text format",
-    scope: "public",
     responses: { 200: { description: "Metrics", media: "text/plain", schema: Type.String() } },
     handle: (_call, _input, context) => ({
       status: 200,
@@ -74,7 +71,6 @@ export const clusterRoutes: readonly Route[] = [
     id: "openapi",
     tag: "node",
     summary: "This contract as OpenAPI 3.1",
-    scope: "public",
     responses: { 200: { description: "OpenAPI document", schema: Type.Unknown() } },
     handle: (_call, _input, { routes, version }) => {
       document ??= JSON.stringify(openApi(routes, version));
@@ -91,7 +87,6 @@ export const clusterRoutes: readonly Route[] = [
     id: "getProblem",
     tag: "node",
     summary: "What the type of a problem means",
-    scope: "public",
     responses: { 200: { description: "The problem", schema: ProblemTypeAnswer } },
     handle: (call) => {
       const code = call.params["code"] as string;
@@ -106,7 +101,6 @@ export const clusterRoutes: readonly Route[] = [
     id: "getClusterStatus",
     tag: "cluster",
     summary: "The cluster as this node sees it",
-    scope: "cluster",
     responses: { 200: { description: "Status", schema: ClusterStatusAnswer } },
     handle: (_call, _input, { service }) => json(service.cluster()),
   }),
@@ -116,7 +110,6 @@ export const clusterRoutes: readonly Route[] = [
     id: "listMembers",
     tag: "cluster",
     summary: "Nodes of the cluster, and which of them this node hears",
-    scope: "cluster",
     responses: { 200: { description: "Members", schema: listOf(ClusterMember) } },
     handle: async (_call, _input, context) => {
       const rows = await context.peers.systemRows<NodeRow>({ ...under("node"), limit: nodesMax });
@@ -129,7 +122,6 @@ export const clusterRoutes: readonly Route[] = [
     id: "listClusterTenants",
     tag: "cluster",
     summary: "Where tenants are placed and, by which nodes are alive, how they are",
-    scope: "cluster",
     query: {
       ...listQuery,
       state: Type.Optional(Type.Union(tenantStates.map((state) => Type.Literal(state)))),

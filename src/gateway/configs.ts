@@ -46,10 +46,8 @@ import { check, invalid, json, revisionTag, time, type Answer, type Call } from 
 import {
   contentBodyBytesMax,
   listQuery,
-  readers,
   route,
   transactionBodyBytesMax,
-  writers,
   type Context,
   type Route,
 } from "./route.ts";
@@ -66,8 +64,6 @@ const metadataRoutes: readonly Route[] = [
     tag: "configs",
     summary:
       "Create a config, with content as version 1 released as default; or change its metadata",
-    scope: "namespace",
-    kinds: writers,
     guarded: true,
     body: ConfigPut,
     bodyRequired: false,
@@ -85,8 +81,6 @@ const metadataRoutes: readonly Route[] = [
     id: "listConfigs",
     tag: "configs",
     summary: "Configs of a namespace, by name",
-    scope: "namespace",
-    kinds: readers,
     query: {
       ...listQuery,
       prefix: Type.Optional(Type.String({ maxLength: 128, description: "Of the name" })),
@@ -107,8 +101,6 @@ const metadataRoutes: readonly Route[] = [
     id: "getConfig",
     tag: "configs",
     summary: "A config: metadata, schema, latest version and the release in force",
-    scope: "namespace",
-    kinds: readers,
     responses: { 200: { description: "The config", schema: ConfigDetailAnswer } },
     read: (view, call) => {
       const row = configOf(view, call);
@@ -121,8 +113,6 @@ const metadataRoutes: readonly Route[] = [
     id: "deleteConfig",
     tag: "configs",
     summary: "Delete a config; it can be undeleted",
-    scope: "namespace",
-    kinds: writers,
     guarded: true,
     responses: { 200: { description: "As it was", schema: ConfigAnswer } },
     handle: async (call, _input, context) =>
@@ -134,8 +124,6 @@ const metadataRoutes: readonly Route[] = [
     id: "undeleteConfig",
     tag: "configs",
     summary: "Take back a deletion",
-    scope: "namespace",
-    kinds: writers,
     guarded: true,
     responses: { 200: { description: "As it is now", schema: ConfigAnswer } },
     handle: async (call, _input, context) =>
@@ -150,8 +138,6 @@ const versionRoutes: readonly Route[] = [
     id: "createVersion",
     tag: "versions",
     summary: "Add a version; it reaches nobody until it is released",
-    scope: "namespace",
-    kinds: writers,
     guarded: true,
     body: ContentPut,
     bodyBytesMax: contentBodyBytesMax,
@@ -174,8 +160,6 @@ const versionRoutes: readonly Route[] = [
     id: "listVersions",
     tag: "versions",
     summary: "Versions, newest first, without their content",
-    scope: "namespace",
-    kinds: readers,
     query: listQuery,
     responses: { 200: { description: "Versions", schema: listOf(VersionAnswer) } },
     read: (view, call, { query }) => {
@@ -190,8 +174,6 @@ const versionRoutes: readonly Route[] = [
     id: "getVersion",
     tag: "versions",
     summary: "A version with its content, by number or by sha256:…",
-    scope: "namespace",
-    kinds: readers,
     responses: { 200: { description: "The version", schema: VersionContentAnswer } },
     read: (view, call) => {
       const given = call.params["version"] as string;
@@ -218,8 +200,6 @@ const versionRoutes: readonly Route[] = [
     id: "deleteVersions",
     tag: "versions",
     summary: "Delete versions that no release in force names",
-    scope: "namespace",
-    kinds: writers,
     guarded: true,
     body: VersionsDelete,
     responses: { 200: { description: "Deleted", schema: VersionsDeleteAnswer } },
@@ -234,8 +214,6 @@ const versionRoutes: readonly Route[] = [
     id: "diffVersions",
     tag: "versions",
     summary: "Differences of two versions, line by line",
-    scope: "namespace",
-    kinds: readers,
     query: {
       from: Type.Optional(
         Type.String({ description: "Number or hash; default: what is released" }),
@@ -254,8 +232,6 @@ const releaseRoutes: readonly Route[] = [
     id: "putRelease",
     tag: "releases",
     summary: "Release versions by rules",
-    scope: "namespace",
-    kinds: writers,
     guarded: true,
     body: ReleasePut,
     bodyBytesMax: contentBodyBytesMax,
@@ -269,8 +245,6 @@ const releaseRoutes: readonly Route[] = [
     id: "getRelease",
     tag: "releases",
     summary: "The release in force",
-    scope: "namespace",
-    kinds: readers,
     responses: { 200: { description: "The release", schema: ReleaseAnswer } },
     read: (view, call) => {
       const row = configOf(view, call);
@@ -286,8 +260,6 @@ const releaseRoutes: readonly Route[] = [
     id: "publish",
     tag: "releases",
     summary: "A new version, released as default with the rules kept, in one revision",
-    scope: "namespace",
-    kinds: writers,
     guarded: true,
     body: ContentPut,
     bodyBytesMax: contentBodyBytesMax,
@@ -309,8 +281,6 @@ const releaseRoutes: readonly Route[] = [
     id: "rollback",
     tag: "releases",
     summary: "A new release equal to an older one; without toRelease the one before",
-    scope: "namespace",
-    kinds: writers,
     guarded: true,
     body: RollbackRequest,
     bodyRequired: false,
@@ -324,8 +294,6 @@ const releaseRoutes: readonly Route[] = [
     id: "listReleases",
     tag: "releases",
     summary: "Releases, newest first",
-    scope: "namespace",
-    kinds: readers,
     query: listQuery,
     responses: { 200: { description: "Releases", schema: listOf(ReleaseAnswer) } },
     read: (view, call, { query }) => {
@@ -342,8 +310,6 @@ const transactionRoute: Route = route({
   id: "runTransaction",
   tag: "transactions",
   summary: "Changes of many configs and namespaces: all or nothing, in one revision",
-  scope: "tenant",
-  kinds: writers,
   body: TransactionRequest,
   bodyBytesMax: transactionBodyBytesMax,
   responses: { 200: { description: "Done", schema: TransactionAnswer } },

@@ -212,7 +212,7 @@ class Door {
     const startedAt = this.#isVerbose ? performance.now() : 0;
     if (isCounted) this.#requests++;
     try {
-      if (this.#requests > this.#requestsMax && isCounted && route.scope !== "public")
+      if (this.#requests > this.#requestsMax && isCounted && route.access.scope !== "public")
         throw new Problem("overloaded", "This node has too many requests under way");
       answer = await this.#answer(route, call);
     } catch (error) {
@@ -280,12 +280,12 @@ class Door {
 
   async #answer(route: Route, call: Call): Promise<Answer> {
     checkDecoded(call.params);
-    if (route.scope === "public") return this.#handle(route, call);
+    if (route.access.scope === "public") return this.#handle(route, call);
     if (call.token === null)
       throw unauthorized("Send a key as Authorization: Bearer or as X-API-Key");
     const credential = credentialOf(call.token);
     if (credential.kind === "broken") throw unauthorized();
-    if (route.scope === "cluster") {
+    if (route.access.scope === "cluster") {
       if (credential.kind === "tenant")
         throw new Problem("forbidden", "Only root keys may do that");
       call.principal = await this.#root(credential.hash);

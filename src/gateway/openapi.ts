@@ -58,11 +58,11 @@ function operation(route: Route, components: Json): Json {
     operationId: route.id,
     summary: route.summary,
     tags: [route.tag],
-    security: route.scope === "public" ? [] : [{ bearer: [] }, { apiKey: [] }],
+    security: route.access.scope === "public" ? [] : [{ bearer: [] }, { apiKey: [] }],
     "x-conflux-access": {
-      scope: route.scope,
+      scope: route.access.scope,
       kinds: ["root", ...route.access.kinds],
-      wholeTenant: route.access.wholeTenant,
+      limited: route.access.limited,
     },
     ...parametersOf(route, components),
     ...(route.body !== null && {

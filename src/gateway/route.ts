@@ -6,17 +6,10 @@ import { Type, type Static, type TObject, type TProperties, type TSchema } from 
 import type { ConfigService, TenantView } from "../host/ports.ts";
 import type { Answer, Call } from "./http.ts";
 import type { Peers } from "./peers.ts";
-import type { TenantKeyKind } from "./tokens.ts";
+import { accessOf, type Access, type RouteId } from "./access.ts";
 import type { Watches } from "./watches.ts";
 
 export type Method = "GET" | "PUT" | "POST" | "PATCH" | "DELETE";
-
-/** Root keys may do everything; these are for whom it is besides. */
-export interface Access {
-  readonly kinds: readonly TenantKeyKind[];
-  /** Refuses keys that are limited to namespaces: what is done here reaches beyond them. */
-  readonly wholeTenant: boolean;
-}
 
 export interface ResponseSpec {
   readonly description: string;
@@ -38,15 +31,10 @@ interface RouteFacts {
   readonly method: Method;
   /** With `:name` for parameters. */
   readonly path: string;
-  /** The operationId. */
-  readonly id: string;
+  /** The operationId, and the row of the table of access. */
+  readonly id: RouteId;
   readonly tag: string;
   readonly summary: string;
-  /**
-   * public: no key; cluster: root only; tenant and namespace: a key of the tenant in the path, which for `namespace`
-   * must cover the namespace in the path.
-   */
-  readonly scope: "public" | "cluster" | "tenant" | "namespace";
   readonly access: Access;
   readonly responses: Readonly<Record<number, ResponseSpec>>;
   /** Whether `label.<name>` may stand in the query. */
@@ -85,11 +73,6 @@ export const contentBodyBytesMax = 4 * 1024 * 1024;
 /** A transaction may carry many contents; also bounded by what one log entry may hold. */
 export const transactionBodyBytesMax = 8 * 1024 * 1024;
 
-export const everyKind: readonly TenantKeyKind[] = ["admin", "write", "read", "client"];
-export const readers: readonly TenantKeyKind[] = ["admin", "write", "read"];
-export const writers: readonly TenantKeyKind[] = ["admin", "write"];
-export const admins: readonly TenantKeyKind[] = ["admin"];
-
 export const readQuery = {
   consistency: Type.Optional(
     Type.Union([Type.Literal("linearizable"), Type.Literal("stale")], {
@@ -113,12 +96,9 @@ export const listLimitDefault = 100;
 interface Spec<Q extends TProperties, B extends TSchema> {
   readonly method: Method;
   readonly path: string;
-  readonly id: string;
+  readonly id: RouteId;
   readonly tag: string;
   readonly summary: string;
-  readonly scope: Route["scope"];
-  readonly kinds?: readonly TenantKeyKind[];
-  readonly wholeTenant?: boolean;
   readonly labels?: boolean;
   readonly query?: Q;
   readonly body?: B;
@@ -155,8 +135,7 @@ export function route<Q extends TProperties = {}, B extends TSchema = TSchema>(
     id: spec.id,
     tag: spec.tag,
     summary: spec.summary,
-    scope: spec.scope,
-    access: { kinds: spec.kinds ?? [], wholeTenant: spec.wholeTenant ?? false },
+    access: accessOf(spec.id),
     responses: spec.responses,
     labels: spec.labels ?? false,
     query: Object.keys(properties).length === 0 ? null : Type.Object(properties),

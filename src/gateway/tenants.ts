@@ -42,15 +42,7 @@ import {
   precondition,
 } from "./changes.ts";
 import { invalid, json, revisionTag, time, type Call } from "./http.ts";
-import {
-  admins,
-  listLimitDefault,
-  listQuery,
-  readers,
-  route,
-  type Context,
-  type Route,
-} from "./route.ts";
+import { listLimitDefault, listQuery, route, type Context, type Route } from "./route.ts";
 import { hashToken, newToken, type TenantKeyKind } from "./tokens.ts";
 
 const T = "/v1/tenants/:tenant";
@@ -63,7 +55,6 @@ const directoryRoutes: readonly Route[] = [
     id: "createTenant",
     tag: "tenants",
     summary: "Create a tenant with a Raft group of its own and a first admin key",
-    scope: "cluster",
     body: TenantCreate,
     responses: {
       201: { description: "Created; the token is shown this once", schema: TenantCreated },
@@ -98,7 +89,6 @@ const directoryRoutes: readonly Route[] = [
     id: "listTenants",
     tag: "tenants",
     summary: "All tenants, by name",
-    scope: "cluster",
     query: {
       ...listQuery,
       deleted: Type.Optional(Type.Boolean({ description: "Only deleted ones" })),
@@ -115,8 +105,6 @@ const directoryRoutes: readonly Route[] = [
     id: "getTenant",
     tag: "tenants",
     summary: "A tenant",
-    scope: "tenant",
-    kinds: readers,
     byDirectory: true,
     responses: { 200: { description: "The tenant", schema: TenantAnswer } },
     handle: async (call, _input, context) => {
@@ -130,9 +118,6 @@ const directoryRoutes: readonly Route[] = [
     id: "updateTenant",
     tag: "tenants",
     summary: "Change a tenant's description or, with a root key, its quotas",
-    scope: "tenant",
-    kinds: admins,
-    wholeTenant: true,
     byDirectory: true,
     guarded: true,
     body: TenantUpdate,
@@ -158,7 +143,6 @@ const directoryRoutes: readonly Route[] = [
     id: "deleteTenant",
     tag: "tenants",
     summary: "Delete a tenant; it can be undeleted unless purged",
-    scope: "tenant",
     byDirectory: true,
     guarded: true,
     query: { purge: Type.Optional(Type.Boolean({ description: "Final: nothing of it is kept" })) },
@@ -181,7 +165,6 @@ const directoryRoutes: readonly Route[] = [
     id: "undeleteTenant",
     tag: "tenants",
     summary: "Take back a deletion",
-    scope: "tenant",
     byDirectory: true,
     responses: { 200: { description: "As it is now", schema: TenantAnswer } },
     handle: async (call, _input, context) => {
@@ -202,8 +185,6 @@ const keyRoutes: readonly Route[] = [
     id: "createKey",
     tag: "keys",
     summary: "Create a key",
-    scope: "tenant",
-    kinds: admins,
     body: KeyCreate,
     responses: {
       201: { description: "Created; the token is shown this once", schema: KeyCreated },
@@ -238,8 +219,6 @@ const keyRoutes: readonly Route[] = [
     id: "listKeys",
     tag: "keys",
     summary: "All keys, without their secrets",
-    scope: "tenant",
-    kinds: admins,
     query: listQuery,
     responses: { 200: { description: "Keys", schema: listOf(KeyAnswer) } },
     read: (view, call, { query }) => {
@@ -254,8 +233,6 @@ const keyRoutes: readonly Route[] = [
     id: "getKey",
     tag: "keys",
     summary: "A key, without its secret",
-    scope: "tenant",
-    kinds: admins,
     responses: { 200: { description: "The key", schema: KeyAnswer } },
     read: (view, call) => {
       const row = getKey(view, call.params["key"] as string);
@@ -270,8 +247,6 @@ const keyRoutes: readonly Route[] = [
     id: "deleteKey",
     tag: "keys",
     summary: "Revoke a key: at once, and its watches end",
-    scope: "tenant",
-    kinds: admins,
     responses: { 200: { description: "Revoked", schema: Type.Object({ id: Type.String() }) } },
     handle: async (call, _input, context) => {
       const id = call.params["key"] as string;
@@ -288,8 +263,6 @@ const namespaceRoutes: readonly Route[] = [
     id: "listNamespaces",
     tag: "namespaces",
     summary: "Namespaces that the key covers, by name",
-    scope: "tenant",
-    kinds: readers,
     query: listQuery,
     responses: { 200: { description: "Namespaces", schema: listOf(NamespaceAnswer) } },
     read: (view, call, { query }) => {
@@ -306,8 +279,6 @@ const namespaceRoutes: readonly Route[] = [
     id: "getNamespace",
     tag: "namespaces",
     summary: "A namespace's options",
-    scope: "namespace",
-    kinds: readers,
     responses: { 200: { description: "The namespace", schema: NamespaceAnswer } },
     read: (view, call) => {
       const row = getNamespace(view, call.params["namespace"] as string);
@@ -322,8 +293,6 @@ const namespaceRoutes: readonly Route[] = [
     id: "putNamespace",
     tag: "namespaces",
     summary: "Set what a namespace extends and whether deletes in it are refused",
-    scope: "namespace",
-    kinds: admins,
     guarded: true,
     body: NamespacePut,
     responses: {
@@ -357,9 +326,6 @@ const careRoutes: readonly Route[] = [
     id: "getUsage",
     tag: "tenants",
     summary: "What the tenant uses, and may use",
-    scope: "tenant",
-    kinds: readers,
-    wholeTenant: true,
     system: true,
     responses: { 200: { description: "Usage", schema: UsageAnswer } },
     read: (view) => {
@@ -383,9 +349,6 @@ const careRoutes: readonly Route[] = [
     id: "listAudit",
     tag: "tenants",
     summary: "Who changed what, oldest first",
-    scope: "tenant",
-    kinds: admins,
-    wholeTenant: true,
     system: true,
     query: {
       since: Type.Optional(
@@ -405,9 +368,6 @@ const careRoutes: readonly Route[] = [
     id: "getGroup",
     tag: "tenants",
     summary: "The tenant's Raft group",
-    scope: "tenant",
-    kinds: readers,
-    wholeTenant: true,
     system: true,
     responses: { 200: { description: "The group", schema: GroupAnswer } },
     handle: async (call, _input, { service }) => {
@@ -422,7 +382,6 @@ const careRoutes: readonly Route[] = [
     id: "transferGroup",
     tag: "tenants",
     summary: "Ask the leadership of the tenant's group to move",
-    scope: "tenant",
     system: true,
     body: TransferRequest,
     responses: {

@@ -11,7 +11,7 @@ import { mediaType } from "../model/content.ts";
 import { checkLabels } from "../model/names.ts";
 import type { Labels } from "../model/release.ts";
 import { invalid, json } from "./http.ts";
-import { everyKind, route, type Route } from "./route.ts";
+import { route, type Route } from "./route.ts";
 
 const N = "/v1/tenants/:tenant/namespaces/:namespace";
 
@@ -54,8 +54,6 @@ export const valueRoutes: readonly Route[] = [
     id: "getValue",
     tag: "values",
     summary: "The content for these labels, as it is; or with explain the reasons",
-    scope: "namespace",
-    kinds: everyKind,
     labels: true,
     query: {
       explain: Type.Optional(
@@ -100,8 +98,6 @@ export const valueRoutes: readonly Route[] = [
     id: "getValues",
     tag: "values",
     summary: "All values of a namespace for these labels: one snapshot",
-    scope: "namespace",
-    kinds: everyKind,
     labels: true,
     responses: {
       200: {

@@ -27,6 +27,7 @@ import type { ConfigRow, StoredChange, TenantRow } from "../machine/rows.ts";
 import { checkConfigName, checkNamespaceName, isName, systemTenant } from "../model/names.ts";
 import type { Labels } from "../model/release.ts";
 import { parseTime } from "../model/time.ts";
+import { accessOf, type Access } from "./access.ts";
 import {
   authorize,
   authorizeNamespace,
@@ -39,7 +40,7 @@ import {
 import { configDetail } from "./configs.ts";
 import { canonical, invalid, json, time, type Answer, type Call, type Principal } from "./http.ts";
 import type { Peers } from "./peers.ts";
-import { everyKind, readers, route, type Access, type Route } from "./route.ts";
+import { route, type Route } from "./route.ts";
 import { labelsOf, snapshotBytesMax, snapshotOf } from "./values.ts";
 
 export interface WatchSettings {
@@ -1198,8 +1199,6 @@ export const watchRoutes: readonly Route[] = [
     id: "watchTenant",
     tag: watchTag,
     summary: "Changes of a tenant's configs, each revision whole and in order",
-    scope: "tenant",
-    kinds: readers,
     query: {
       ...watchQuery,
       namespace: Type.Optional(Type.String()),
@@ -1240,8 +1239,6 @@ export const watchRoutes: readonly Route[] = [
     id: "watchValues",
     tag: watchTag,
     summary: "The effective values for these labels, then their changes only",
-    scope: "namespace",
-    kinds: everyKind,
     labels: true,
     query: { ...watchQuery, name: Type.Optional(Type.String({ description: "Only this config" })) },
     responses: watchResponses,
@@ -1263,8 +1260,8 @@ export const watchRoutes: readonly Route[] = [
   }),
 ];
 
-const tenantAccess: Access = { kinds: readers, wholeTenant: false };
-const valuesAccess: Access = { kinds: everyKind, wholeTenant: false };
+const tenantAccess = accessOf("watchTenant");
+const valuesAccess = accessOf("watchValues");
 
 /** @throws Problem `invalid` */
 function waitMsOf(text: string): number {

@@ -85,7 +85,7 @@ describe("OpenAPI", () => {
     expect(paths["/v1/tenants/{tenant}/keys"]?.["post"]?.["x-conflux-access"]).toEqual({
       scope: "tenant",
       kinds: ["root", "admin"],
-      wholeTenant: false,
+      limited: "named",
     });
     expect(paths["/livez"]?.["get"]?.["security"]).toEqual([]);
   });
