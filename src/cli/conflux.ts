@@ -1,7 +1,7 @@
 #!/usr/bin/env bun
 /**
  * The `conflux` command. A table of commands, each a few lines over the management client; parsing, help, output and
- * errors are the same for all. Exit codes: 0 done, 1 not done, 2 `diff` found differences.
+ * errors are the same for all. Exit codes: 0 done, 1 not done, 2 `diff` found differences or `journal` found damage.
  */
 import { readFile } from "node:fs/promises";
 import process from "node:process";
@@ -308,6 +308,16 @@ const commands: readonly Command[] = [
     words: [1, 1],
     options: {},
     run: cluster,
+  },
+  {
+    name: "journal",
+    summary: "What is in a node's journal, offline (exit code 2: damage)",
+    usage: "inspect DIR",
+    words: [2, 2],
+    options: {
+      group: { type: "string", value: "ID", help: "Only this group, and what concerns all" },
+    },
+    run: journal,
   },
 ];
 
@@ -900,6 +910,67 @@ async function readText(file: string): Promise<string> {
   }
 }
 
+/** Groups shown as a table; JSON has them all. */
+const groupsShownMax = 50;
+
+async function journal(context: Context): Promise<number> {
+  const [verb, directory] = context.words as [string, string];
+  if (verb !== "inspect")
+    throw new UsageError(`There is no ${verb} here; ${suggestion(verb, ["inspect"])}`);
+  // Not for every command: the store is the node's.
+  const { inspectJournal } = await import("../store/inspect.ts");
+  const report = inspectJournal(directory);
+  const only = context.options.count("group");
+  const groups = report.groups.filter(({ group }) => only === undefined || group === only);
+  const findings = report.findings.filter(
+    ({ group }) => only === undefined || group === null || group === only,
+  );
+  context.show({ ...report, groups, findings }, () => {
+    const parts = [
+      table(
+        ["segment", "state", "file bytes", "used", "records", "groups", "sequences"],
+        report.segments.map((segment) => [
+          segment.file,
+          segment.state,
+          segment.fileBytes,
+          segment.usedBytes,
+          segment.records,
+          segment.groups,
+          span(segment.firstSequence, segment.lastSequence),
+        ]),
+      ),
+      table(
+        ["group", "replica", "records", "unreleased", "payload bytes", "sequences", "state"],
+        // What needs a decision first.
+        groups
+          .toSorted((a, b) => Number(b.damaged !== null) - Number(a.damaged !== null))
+          .slice(0, groupsShownMax)
+          .map((group) => [
+            group.group,
+            group.environment,
+            group.records,
+            group.unreleased,
+            group.payloadBytes,
+            span(group.firstSequence, group.lastSequence),
+            group.damaged === null ? "intact" : "damaged",
+          ]),
+      ),
+    ];
+    if (groups.length > groupsShownMax)
+      parts.push(`… and ${groups.length - groupsShownMax} more groups (-o json, or --group ID)`);
+    for (const { file, at, end, means } of findings)
+      parts.push(`${file}${at === null ? "" : `, bytes ${at} to ${end}`}:\n  ${means}`);
+    parts.push(report.damaged ? "The journal is damaged." : "The journal is intact.");
+    return parts.join("\n\n");
+  });
+  return report.damaged ? 2 : 0;
+}
+
+function span(first: number | null, last: number | null): string | null {
+  if (first === null || last === null) return null;
+  return first === last ? String(first) : `${first} to ${last}`;
+}
+
 // --- entry ---------------------------------------------------------------------------------------------------------------------
 
 function usage(): string {
@@ -911,7 +982,7 @@ function usage(): string {
     "",
     "`conflux COMMAND --help` says more.",
     "Environment: CONFLUX_URL, CONFLUX_TOKEN, CONFLUX_TENANT.",
-    "Exit codes: 0 done, 1 not done, 2 `diff` found differences.",
+    "Exit codes: 0 done, 1 not done, 2 `diff` found differences or `journal` found damage.",
   ].join("\n");
 }
 

@@ -34,7 +34,7 @@ import {
   segmentName,
   segmentNumber,
 } from "./journal_format.ts";
-import type { ReadRecord } from "./journal_format.ts";
+import type { ReadRecord, ReadSegment } from "./journal_format.ts";
 
 // --- port --------------------------------------------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ export class NodeJournal implements Journal {
       "More records could be pending than sequences are left out between two openings",
     );
 
-    const replayed = replay(this.#disk);
+    const replayed = readJournal(this.#disk);
     if (replayed.torn !== null) this.#disk.truncate(replayed.torn.name, replayed.torn.at);
     this.#segments.push(...replayed.segments);
     this.#nextSequence =
@@ -494,13 +494,44 @@ class RecoveredRecord {
   }
 }
 
-interface Replayed {
+/** A place in a journal that is not as it was written. */
+export interface JournalFinding {
+  readonly kind:
+    | "torn"
+    | "segment-header"
+    | "record"
+    | "released-record"
+    | "release-note"
+    | "unknown-group"
+    | "end-missing"
+    | "segments-missing";
+  readonly file: string;
+  /** Bytes from `at` up to `end`; null where a whole file or its end is missing. */
+  readonly at: number | null;
+  readonly end: number | null;
+  /** Null where it cannot be told. */
+  readonly group: number | null;
+  /** Sequences of the records that are gone; empty when `from` > `to`. */
+  readonly from: JournalSequence;
+  readonly to: JournalSequence;
+}
+
+/** What of a segment is of interest beside its records' fate. */
+export interface SeenSegment {
+  readonly name: string;
+  readonly fileBytes: number;
+  /** Null: its creation was cut short, nothing was ever in it. */
+  readonly read: ReadSegment | null;
+}
+
+export interface ReadJournal {
   readonly segments: Segment[];
   readonly torn: { readonly name: string; readonly at: number } | null;
   /** Segments whose creation was cut short: nothing was ever in them. */
   readonly unused: readonly string[];
   readonly sequenceMax: JournalSequence;
   readonly recovery: NodeJournalRecovery;
+  readonly findings: readonly JournalFinding[];
 }
 
 /**
@@ -508,7 +539,10 @@ interface Replayed {
  * note that releases a record always stands behind it: what is released is never copied, and one segment at a time is in
  * memory.
  */
-function replay(disk: JournalDisk): Replayed {
+export function readJournal(
+  disk: Pick<JournalDisk, "list" | "read">,
+  seen: (segment: SeenSegment) => void = () => undefined,
+): ReadJournal {
   const numbers = disk
     .list()
     .map(segmentNumber)
@@ -520,6 +554,7 @@ function replay(disk: JournalDisk): Replayed {
   const released = new Map<number, JournalSequence>();
   const damaged = new Map<number, string>();
   const lost: LostRange[] = [];
+  const findings: JournalFinding[] = [];
   let torn: { name: string; at: number; bytes: number } | null = null;
   let sequenceMax = 0;
   /** What the segment behind the one being read says of it. */
@@ -531,28 +566,49 @@ function replay(disk: JournalDisk): Replayed {
     const last = newer === null;
     if (last && readSegmentHeader(bytes, name) === null && !hasRecordBytes(bytes)) {
       unused.push(name);
+      seen({ name, fileBytes: bytes.byteLength, read: null });
       continue;
     }
     const read = readSegment(bytes, name, last);
+    seen({ name, fileBytes: bytes.byteLength, read });
     if (read.header !== null && read.header.number !== number)
       throw new Error(
         `Cannot read journal: file ${name} says it is segment ${read.header.number}; undo the renaming`,
       );
-    if (read.torn !== null) torn = { name, ...read.torn };
-
     const final = read.records.at(-1)?.sequence ?? (read.header?.firstSequence ?? 1) - 1;
+    const found = (
+      kind: JournalFinding["kind"],
+      place: { at: number; end: number } | null,
+      group: number | null,
+      from: JournalSequence,
+      to: JournalSequence,
+    ): void => {
+      const { at, end } = place ?? { at: null, end: null };
+      findings.push({ kind, file: name, at, end, group, from, to });
+    };
+    if (read.torn !== null) {
+      torn = { name, ...read.torn };
+      const { at } = read.torn;
+      found("torn", { at, end: at + read.torn.bytes }, null, final + 1, final);
+    }
+    if (read.header === null)
+      found("segment-header", { at: 0, end: segmentHeaderBytes }, null, 1, 0);
+
     sequenceMax = Math.max(sequenceMax, final, ...read.damage.map((place) => place.after));
     const behind =
       newer?.firstSequence ??
       (Math.floor(sequenceMax / sequencesPerOpening) + 1) * sequencesPerOpening;
-    if (newer !== null && newer.number !== number + 1)
+    if (newer !== null && newer.number !== number + 1) {
       lost.push({
         from: final + 1,
         to: behind - 1,
         where: `between ${name} and ${segmentName(newer.number)}: segments are missing`,
       });
-    else if (newer !== null && newer.previousEnd > read.end)
+      found("segments-missing", null, null, final + 1, behind - 1);
+    } else if (newer !== null && newer.previousEnd > read.end) {
       lost.push({ from: final + 1, to: behind - 1, where: `${name}: its end is missing` });
+      found("end-missing", null, null, final + 1, behind - 1);
+    }
 
     const live = new Map<number, JournalSequence>();
     const kept: ReadRecord[] = [];
@@ -578,20 +634,28 @@ function replay(disk: JournalDisk): Replayed {
         start = used;
         used += record.payloadBytes;
       }
-      const found = new RecoveredRecord(record.sequence, arena, start, record.payloadBytes);
+      const recovered = new RecoveredRecord(record.sequence, arena, start, record.payloadBytes);
       const list = groups.get(record.group);
-      if (list === undefined) groups.set(record.group, [found]);
-      else list.push(found);
+      if (list === undefined) groups.set(record.group, [recovered]);
+      else list.push(recovered);
     }
     for (const place of read.damage) {
       const where = `${name}, bytes ${place.at} to ${place.end}`;
       if (place.record === null) {
-        lost.push({ from: place.after + 1, to: (place.before ?? behind) - 1, where });
+        const range = { from: place.after + 1, to: (place.before ?? behind) - 1 };
+        lost.push({ ...range, where });
+        found("unknown-group", place, null, range.from, range.to);
         continue;
       }
       const { group, sequence, kind } = place.record;
       // A release note that is gone only means that more is read again.
-      if (kind === recordKinds.release || (released.get(group) ?? 0) >= sequence) continue;
+      if (kind === recordKinds.release) {
+        found("release-note", place, null, sequence, sequence);
+        continue;
+      }
+      const isReleased = (released.get(group) ?? 0) >= sequence;
+      found(isReleased ? "released-record" : "record", place, group, sequence, sequence);
+      if (isReleased) continue;
       damaged.set(group, `Journal record ${sequence} is damaged: ${where}`);
       live.set(group, Math.max(live.get(group) ?? 0, sequence));
     }
@@ -618,6 +682,7 @@ function replay(disk: JournalDisk): Replayed {
     unused,
     sequenceMax,
     recovery: { groups, damaged, tornBytes: torn?.bytes ?? 0, lost: ranges },
+    findings: findings.reverse(),
   };
 }
 
