@@ -43,6 +43,7 @@ import {
  * @property {string} [dataDir] node n1 keeps its data in dataDir/n1; without it a temporary one, removed by stop()
  * @property {readonly Runtime[]} [runtimes] used in turn: ["bun", "deno", "node"] makes a mixed cluster
  * @property {Readonly<Record<string, string>>} [env] added to every node's environment
+ * @property {(node: string) => Readonly<Record<string, string>>} [nodeEnv] added to one node's
  * @property {string} [tenants] folder of manifests, applied by the first node
  * @property {string} [rootToken] made if not given
  * @property {string} [natsUrl] of a server that runs already; without it one is started, and stopped with the cluster
@@ -314,6 +315,7 @@ export async function startCluster(options = {}) {
         CONFLUX_ROOT_TOKEN: rootToken,
         ...(options.tenants !== undefined && i === 0 && { CONFLUX_TENANTS: options.tenants }),
         ...options.env,
+        ...options.nodeEnv?.(name),
       },
     });
   });

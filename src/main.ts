@@ -25,7 +25,7 @@ import { openJournalDisk } from "./store/disk.ts";
 import { LmdbEnvironments } from "./store/environments.ts";
 import { NodeJournal } from "./store/journal.ts";
 import { LoopbackNetwork } from "./transport/loopback.ts";
-import { NatsTransport, TransportError } from "./transport/nats.ts";
+import { type NatsOptions, NatsTransport, TransportError } from "./transport/nats.ts";
 
 const version = "0.1.0";
 /** How long requests under way may take to end when the node stops. */
@@ -73,6 +73,31 @@ function rootToken(settings: Settings): { token: string; where: string } {
   return { token, where: file };
 }
 
+/** What the settings' files say of how to log in to NATS, and whom to trust there. */
+function natsIdentity(settings: Settings): Pick<NatsOptions, "auth" | "tls"> {
+  const read = (env: string, file: string): string => {
+    try {
+      return readFileSync(file, "utf8");
+    } catch (error) {
+      throw new SettingsError(
+        `${env} is ${JSON.stringify(file)}: the file cannot be read (${(error as NodeJS.ErrnoException).code})`,
+      );
+    }
+  };
+  const { natsNkey, natsCreds, natsCa, natsCert, natsKey } = settings;
+  return {
+    ...(natsNkey !== null && { auth: { nkeySeed: read("CONFLUX_NATS_NKEY", natsNkey).trim() } }),
+    ...(natsCreds !== null && { auth: { credentials: read("CONFLUX_NATS_CREDS", natsCreds) } }),
+    ...((natsCa !== null || natsCert !== null) && {
+      tls: {
+        ...(natsCa !== null && { ca: read("CONFLUX_NATS_CA", natsCa) }),
+        ...(natsCert !== null && { cert: read("CONFLUX_NATS_CERT", natsCert) }),
+        ...(natsKey !== null && { key: read("CONFLUX_NATS_KEY", natsKey) }),
+      },
+    }),
+  };
+}
+
 async function main(args: readonly string[]): Promise<void> {
   const settings = readSettings({
     args: args[0] === "start" ? args.slice(1) : args,
@@ -115,6 +140,7 @@ async function main(args: readonly string[]): Promise<void> {
           node,
           boot: directory.boot,
           servers: settings.nats,
+          ...natsIdentity(settings),
           onStatus: ({ type, link, detail }) =>
             log[type === "connected" ? "info" : "warn"](
               { status: type, link, detail },

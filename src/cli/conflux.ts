@@ -18,6 +18,7 @@ import { applyManifest, planManifest, readManifests, summaryOf } from "./apply.t
 import type { Applied, Plan, PlanStep, Progress } from "./apply.ts";
 import { optionHelp, parseOptions, UsageError } from "./arguments.ts";
 import type { Options, OptionSpecs } from "./arguments.ts";
+import { natsConfigOptions, writeNatsConfig } from "./nats_config.ts";
 import { suggestion } from "./nearest.ts";
 import {
   errorText,
@@ -304,9 +305,9 @@ const commands: readonly Command[] = [
   {
     name: "cluster",
     summary: "The nodes (with a root key)",
-    usage: "status",
+    usage: "status | nats-config --nodes N1,N2,…",
     words: [1, 1],
-    options: {},
+    options: natsConfigOptions,
     run: cluster,
   },
   {
@@ -850,7 +851,8 @@ async function tenants(context: Context): Promise<void> {
 }
 
 async function cluster(context: Context): Promise<void> {
-  verbOf(context, { status: 0 });
+  const [verb] = verbOf(context, { status: 0, "nats-config": 0 });
+  if (verb === "nats-config") return showNatsConfig(context);
   const status = await context.admin.clusterStatus();
   context.show(status, () =>
     [
@@ -871,6 +873,21 @@ async function cluster(context: Context): Promise<void> {
           self ? "itself" : heardMsAgo === null ? "never" : `${Math.round(heardMsAgo)} ms ago`,
           boot,
         ]),
+      ),
+    ].join("\n"),
+  );
+}
+
+async function showNatsConfig(context: Context): Promise<void> {
+  const { urls, servers, nodes } = await writeNatsConfig(context.options);
+  context.show({ urls, servers, nodes }, () =>
+    [
+      "Start the servers, each on its host:",
+      ...servers.map((file) => `  nats-server -c ${file}`),
+      "and the nodes, each with its own key:",
+      ...nodes.map(
+        ({ node, file, kept }) =>
+          `  CONFLUX_NODE=${node} CONFLUX_NATS=${urls.join(",")} CONFLUX_NATS_NKEY=${file}${kept ? "" : "  (new)"}`,
       ),
     ].join("\n"),
   );

@@ -17,6 +17,14 @@ export interface Settings {
   readonly node: string;
   /** NATS URLs; null: single process, loopback. */
   readonly nats: readonly string[] | null;
+  /** File with the seed of this node's NATS user key. */
+  readonly natsNkey: string | null;
+  /** File with NATS credentials (`.creds`). */
+  readonly natsCreds: string | null;
+  /** PEM files: whose certificates to trust, and this node's own. */
+  readonly natsCa: string | null;
+  readonly natsCert: string | null;
+  readonly natsKey: string | null;
   /** Names of the initial nodes; null outside cluster mode. */
   readonly peers: readonly string[] | null;
   /** Folder of manifests applied at start. */
@@ -58,7 +66,7 @@ export const logLevels: readonly LogLevel[] = [
 const name = /^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/;
 const rootTokenLengthMin = 8;
 const rootTokenLengthMax = 512;
-const natsUrl = /^(nats|tls|ws|wss):\/\/[^\s,/]+\/?$|^[a-zA-Z0-9.-]+(:\d{1,5})?$/;
+const natsUrl = /^(nats|tls):\/\/[^\s,/]+\/?$|^[a-zA-Z0-9.-]+(:\d{1,5})?$/;
 
 /** Whether the text may be a root token, given or kept. */
 export function isRootToken(text: string): boolean {
@@ -156,6 +164,29 @@ export const settingsTable: readonly Setting[] = [
     secret: true,
     read: readList(natsUrl),
   },
+  ...(
+    [
+      ["natsNkey", "NKEY", "nkey", "the seed of this node's NATS user key (`SU…`)"],
+      ["natsCreds", "CREDS", "creds", "NATS credentials (`.creds`), instead of a key"],
+      [
+        "natsCa",
+        "CA",
+        "ca",
+        "the certificates (PEM) that NATS's own is checked against; turns TLS on",
+      ],
+      ["natsCert", "CERT", "cert", "this node's certificate (PEM), where NATS asks for one"],
+      ["natsKey", "KEY", "key", "its private key (PEM)"],
+    ] as const
+  ).map(([name, env, flag, what]): Setting => ({
+    name,
+    env: `CONFLUX_NATS_${env}`,
+    flag: `--nats-${flag}`,
+    default: null,
+    allowed: "a file",
+    meaning: `file with ${what}`,
+    secret: false,
+    read: readText,
+  })),
   {
     name: "peers",
     env: "CONFLUX_PEERS",
@@ -245,6 +276,19 @@ function refuseContradictions(settings: Settings, givenBy: ReadonlyMap<string, s
   if (settings.peers !== null && settings.nats === null)
     throw new SettingsError(
       `${givenBy.get("peers")} is ${JSON.stringify(settings.peers.join(","))} but CONFLUX_NATS is not set: peers are reached over NATS, so set both or neither`,
+    );
+  for (const name of ["natsNkey", "natsCreds", "natsCa", "natsCert", "natsKey"] as const)
+    if (settings[name] !== null && settings.nats === null)
+      throw new SettingsError(
+        `${givenBy.get(name)} is ${JSON.stringify(settings[name])} but CONFLUX_NATS is not set: set it, or leave both out`,
+      );
+  if (settings.natsNkey !== null && settings.natsCreds !== null)
+    throw new SettingsError(
+      `${givenBy.get("natsNkey")} and ${givenBy.get("natsCreds")} are both set: allowed is one of them`,
+    );
+  if ((settings.natsCert === null) !== (settings.natsKey === null))
+    throw new SettingsError(
+      `${givenBy.get("natsCert") ?? givenBy.get("natsKey")} is set alone: a certificate and its key (CONFLUX_NATS_CERT, CONFLUX_NATS_KEY) belong together`,
     );
   if (settings.nats !== null && settings.peers === null)
     throw new SettingsError(

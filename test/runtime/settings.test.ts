@@ -38,6 +38,11 @@ describe("settings", () => {
       cluster: "conflux",
       node: "n1",
       nats: null,
+      natsNkey: null,
+      natsCreds: null,
+      natsCa: null,
+      natsCert: null,
+      natsKey: null,
       peers: null,
       tenants: null,
       log: "info",
@@ -154,6 +159,12 @@ describe("settings", () => {
   test("contradictions are refused", () => {
     expect(refusal({ env: { CONFLUX_PEERS: "n1,n2" } })).toContain("CONFLUX_NATS is not set");
     expect(refusal({ env: { CONFLUX_NATS: "a:4222" } })).toContain("CONFLUX_PEERS is not");
+    expect(refusal({ env: { CONFLUX_NATS_CA: "ca.pem" } })).toContain("CONFLUX_NATS is not set");
+    const cluster = { CONFLUX_NATS: "a:4222", CONFLUX_PEERS: "n1" };
+    expect(
+      refusal({ env: { ...cluster, CONFLUX_NATS_NKEY: "a", CONFLUX_NATS_CREDS: "b" } }),
+    ).toContain("allowed is one of them");
+    expect(refusal({ env: { ...cluster, CONFLUX_NATS_CERT: "a" } })).toContain("belong together");
   });
 
   test("the table is whole: one row for each setting, each with what the documentation needs", () => {
@@ -162,7 +173,7 @@ describe("settings", () => {
     expect([...names].sort()).toEqual(Object.keys(read({})).sort());
     for (const { env, flag, allowed, meaning } of settingsTable) {
       expect(env).toMatch(/^CONFLUX_[A-Z_]+$/);
-      expect(flag).toBe(`--${env.slice("CONFLUX_".length).toLowerCase().replace("_", "-")}`);
+      expect(flag).toBe(`--${env.slice("CONFLUX_".length).toLowerCase().replaceAll("_", "-")}`);
       expect(allowed).not.toBe("");
       expect(meaning).not.toBe("");
     }
