@@ -162,7 +162,11 @@ async function main(args: readonly string[]): Promise<void> {
     log,
     onFatal: fatal,
   });
-  const gateway = createGateway({ service: host, log, settings: { version } });
+  const gateway = createGateway({
+    service: host,
+    log,
+    settings: { version, watch: { ageMs: settings.watchAge * 1_000 } },
+  });
   await host.start();
   const server = await serve((request, info) => gateway.fetch(request, info), {
     host: settings.host,

@@ -26,6 +26,11 @@ export const problems = {
   conflict: { status: 409, title: "Conflicts with the present state", retryable: false },
   "in-use": { status: 409, title: "Still in use", retryable: false },
   protected: { status: 409, title: "Namespace is protected", retryable: false },
+  "cursor-compacted": {
+    status: 410,
+    title: "History after the cursor is not kept",
+    retryable: false,
+  },
   "tenant-deleted": { status: 410, title: "Tenant is deleted", retryable: false },
   "precondition-failed": { status: 412, title: "Precondition failed", retryable: false },
   "body-too-large": { status: 413, title: "Body is larger than allowed", retryable: false },

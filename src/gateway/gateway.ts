@@ -29,8 +29,8 @@ import {
   bodyBytes,
   check,
   givenRequestId,
-  invalid,
   jsonBody,
+  minRevisionOf,
   noneMatch,
   problemAnswer,
   readQuery,
@@ -546,12 +546,4 @@ function checkParams(route: Route, params: Readonly<Record<string, string>>): vo
   if (namespace !== undefined) wrong("namespace", checkNamespaceName(namespace));
   if (name !== undefined) wrong("name", checkConfigName(name));
   if (key !== undefined) wrong("key", checkKeyId(key));
-}
-
-function minRevisionOf(request: Request): number | undefined {
-  const header = request.headers.get("conflux-min-revision");
-  if (header === null) return undefined;
-  if (!/^\d{1,15}$/.test(header))
-    throw invalid("Send Conflux-Min-Revision as a whole number, as Conflux-Revision gave it");
-  return Number(header);
 }

@@ -403,3 +403,12 @@ export function noneMatch(header: string, etag: string): boolean {
   if (header.trim() === "*") return true;
   return header.split(",").some((tag) => tag.trim().replace(/^W\//, "") === etag);
 }
+
+/** `Conflux-Min-Revision`: what the answer must at least reflect. @throws Problem `invalid` */
+export function minRevisionOf(request: Request): number | undefined {
+  const header = request.headers.get("conflux-min-revision");
+  if (header === null) return undefined;
+  if (!/^\d{1,15}$/.test(header))
+    throw invalid("Send Conflux-Min-Revision as a whole number, as Conflux-Revision gave it");
+  return Number(header);
+}

@@ -38,7 +38,16 @@ import {
   type Credential,
 } from "./auth.ts";
 import { configDetail } from "./configs.ts";
-import { canonical, invalid, json, time, type Answer, type Call, type Principal } from "./http.ts";
+import {
+  canonical,
+  invalid,
+  json,
+  minRevisionOf,
+  time,
+  type Answer,
+  type Call,
+  type Principal,
+} from "./http.ts";
 import type { Peers } from "./peers.ts";
 import { route, type Route } from "./route.ts";
 import { labelsOf, snapshotBytesMax, snapshotOf } from "./values.ts";
@@ -48,6 +57,8 @@ export interface WatchSettings {
   readonly bookmarkMs: number;
   /** Watches and long polls open at once on this node. */
   readonly watchersMax: number;
+  /** Of one tenant: what one has open must leave room for the others. */
+  readonly watchersPerTenantMax: number;
   /** Distinct filters watched at once on this node. */
   readonly feedsMax: number;
   /** What is kept for one that reads slowly, before it is only told of the latest state. */
@@ -55,6 +66,11 @@ export interface WatchSettings {
   readonly queueBytesMax: number;
   /** One that reads nothing for this long is sent away. */
   readonly slowMs: number;
+  /**
+   * A stream ends after this long, give or take a fifth, so that a node that was away gets its share of them back. The
+   * client goes on from its cursor.
+   */
+  readonly ageMs: number;
   /** A feed without watchers is kept this long: polls and reconnects come back to it. */
   readonly lingerMs: number;
 }
@@ -62,11 +78,13 @@ export interface WatchSettings {
 const settingsDefault: WatchSettings = {
   bookmarkMs: 12_000,
   watchersMax: 20_000,
+  watchersPerTenantMax: 15_000,
   feedsMax: 20_000,
   // A burst is applied in one turn, before even a fast reader gets to read; frames are shared, so keeping them is cheap.
   queueFramesMax: 8_192,
   queueBytesMax: 4 * 1024 * 1024,
   slowMs: 30_000,
+  ageMs: 3_600_000,
   lingerMs: 60_000,
 };
 
@@ -84,6 +102,8 @@ const waitMsMax = 60_000;
 const relayWaitMs = 10_000;
 const relayGiveUpMs = 30_000;
 const relayRetryMs = 200;
+/** How often one that joins may find its relay ahead of it again. */
+const relayJoinPollsMax = 10;
 
 // --- frames --------------------------------------------------------------------------------------------------------------
 
@@ -104,6 +124,11 @@ class Frame {
     this.id = id;
     this.revision = revision;
     this.data = data;
+  }
+
+  /** Of a goodbye. */
+  get reason(): string {
+    return (JSON.parse(this.data) as { reason?: string }).reason ?? "moved";
   }
 
   get bytes(): Uint8Array {
@@ -182,6 +207,8 @@ interface TenantFilter {
   readonly namespace: string | null;
   readonly prefix: string;
   readonly content: boolean;
+  /** Every revision or the end of the stream; else one who is too slow is told what is new, merged. */
+  readonly every: boolean;
   /** Those the key is limited to. */
   readonly namespaces: readonly string[] | null;
   /** Whether changes of keys are shown. */
@@ -198,15 +225,21 @@ interface EffectiveFilter {
 
 type Filter = TenantFilter | EffectiveFilter;
 
+/** begin: no cursor came; cursor: it is of another history, ahead or compacted; slow: too much was missed; time: see below. */
+type SyncReason = "begin" | "cursor" | "slow" | "time";
+
 /** What a feed shows, by its filter. All of it runs synchronously within one view. */
 interface Source {
   /** The subscription begins at this state. */
   begin(view: TenantView): void;
-  snapshot(view: TenantView): Frame;
+  /** @param why the watcher is not told what changed, but what is */
+  snapshot(view: TenantView, why: SyncReason): Frame;
   /** Null: nothing of it concerns this filter. */
   commit(event: CommitEvent, view: TenantView): Frame | null;
   /** What happened after the cursor; null: only a snapshot helps. */
   since(cursor: Cursor, view: TenantView): readonly Frame[] | null;
+  /** The same for one who was too slow to be told one by one: the latest of each, in one frame. */
+  merged(cursor: Cursor, view: TenantView): Frame | null;
   /** When the passing of time alone may change something, milliseconds since 1970. */
   readonly dueAt: number;
   /** The last time that was passed and taken into account; 0: none. */
@@ -230,7 +263,7 @@ class TenantSource implements Source {
     return null;
   }
 
-  snapshot(view: TenantView): Frame {
+  snapshot(view: TenantView, reason: SyncReason): Frame {
     const { namespace, prefix, content, namespaces } = this.#filter;
     const configs: unknown[] = [];
     let bytes = 0;
@@ -240,7 +273,7 @@ class TenantSource implements Source {
       bytes += text?.length ?? 0;
       configs.push({ ...configDetail(row), ...(text !== null && { content: text }) });
     }
-    return frame("sync", view, { revision: view.revision, configs });
+    return frame("sync", view, { revision: view.revision, reason, configs });
   }
 
   commit(event: CommitEvent, view: TenantView): Frame | null {
@@ -255,10 +288,52 @@ class TenantSource implements Source {
   }
 
   since({ revision }: Cursor, view: TenantView): readonly Frame[] | null {
+    if (this.#filter.every) return this.#part(revision, view);
     if (view.revision - revision > catchUpRevisionsMax) return null;
     const rows = historyAfter(view, revision);
     if (rows === null) return null;
     return rows.flatMap((row) => this.commit(row, view) ?? []);
+  }
+
+  /** As much as fits; a bookmark at its end that is behind the state says that there is more. */
+  #part(from: number, view: TenantView): readonly Frame[] | null {
+    const rows = historyAfter(view, from, catchUpRevisionsMax);
+    if (rows === null) return null;
+    const frames: Frame[] = [];
+    let bytes = 0;
+    let revision = from;
+    for (const row of rows) {
+      const made = this.commit(row, view);
+      if (made !== null) frames.push(made);
+      bytes += made?.data.length ?? 0;
+      ({ revision } = row);
+      if (bytes > catchUpBytesMax) break;
+    }
+    if (revision < view.revision) frames.push(bookmark({ epoch: view.epoch, revision }, 0));
+    return frames;
+  }
+
+  merged({ revision }: Cursor, view: TenantView): Frame | null {
+    if (view.revision - revision > catchUpRevisionsMax) return null;
+    const latest = new Map<string, StoredChange>();
+    let at = 0;
+    for (const row of historyAfter(view, revision) ?? [])
+      for (const change of row.changes) {
+        if (!this.#concerns(change)) continue;
+        const key = `${change.type} ${change.namespace} ${change.name}`;
+        // Deleted and set again: the order is that of the latest.
+        latest.delete(key);
+        latest.set(key, change);
+        at = row.at;
+      }
+    if (latest.size === 0) return null;
+    const changes = [...latest.values()].map((change) => this.#withContent(change, view));
+    return frame("commit", view, {
+      revision: view.revision,
+      at: time(at),
+      coalesced: true,
+      changes,
+    });
   }
 
   #concerns(change: StoredChange): boolean {
@@ -319,12 +394,12 @@ class EffectiveSource implements Source {
     this.#evaluateAll(view);
   }
 
-  snapshot(view: TenantView): Frame {
+  snapshot(view: TenantView, reason: SyncReason): Frame {
     const { namespace, labels, name } = this.#filter;
     const all = snapshotOf(view, namespace, labels, snapshotBytesMax, frameValueBytesMax);
     const mine = name === null ? null : all[name];
     const values = name === null ? all : mine === undefined ? {} : { [name]: mine };
-    return frame("sync", view, { revision: view.revision, values }, this.passed);
+    return frame("sync", view, { revision: view.revision, reason, values }, this.passed);
   }
 
   commit(event: CommitEvent, view: TenantView): Frame | null {
@@ -347,6 +422,18 @@ class EffectiveSource implements Source {
     if (revision === view.revision) return [];
     if (revision >= this.#recentFrom)
       return this.#recent.filter((recent) => recent.revision > revision);
+    const merged = this.#touchedSince(revision, view);
+    return merged === null ? null : merged.size === 0 ? [] : [this.#catchUp(merged, view)];
+  }
+
+  merged({ revision, passed }: Cursor, view: TenantView): Frame | null {
+    if (this.passed > (passed ?? getHistoryRow(view, revision)?.at ?? 0)) return null;
+    const touched = this.#touchedSince(revision, view);
+    return touched === null || touched.size === 0 ? null : this.#catchUp(touched, view);
+  }
+
+  /** Names whose values may have changed after the revision; null: not known. */
+  #touchedSince(revision: number, view: TenantView): ReadonlySet<string> | null {
     // What these labels got then is not kept, so what may have changed since is sent as it is now, in one commit.
     const rows = historyAfter(view, revision);
     if (rows === null || rows.length > catchUpRevisionsMax) return null;
@@ -355,11 +442,14 @@ class EffectiveSource implements Source {
       if (this.#changesChain(changes)) return null;
       for (const name of this.#touched(changes)) touched.add(name);
     }
-    if (touched.size === 0) return [];
-    const at = rows.at(-1)?.at ?? 0;
+    return touched;
+  }
+
+  #catchUp(touched: ReadonlySet<string>, view: TenantView): Frame {
+    const { revision } = view;
+    const at = time(getHistoryRow(view, revision)?.at ?? 0);
     const changes = [...touched].map((name) => this.#describe(view, name));
-    const data = { revision: view.revision, at: time(at), changes };
-    return [frame("commit", view, data, this.passed)];
+    return frame("commit", view, { revision, at, coalesced: true, changes }, this.passed);
   }
 
   elapsed(view: TenantView): Frame | null {
@@ -372,7 +462,7 @@ class EffectiveSource implements Source {
     if (isSame) return this.passed === passed ? null : bookmark(view, this.passed);
     // No revision stands for it, so it cannot be a commit; and recent frames no longer lead to what is now.
     this.#forget(view.revision);
-    return this.snapshot(view);
+    return this.snapshot(view, "time");
   }
 
   #changes(changes: readonly StoredChange[], view: TenantView): unknown[] {
@@ -484,8 +574,8 @@ class EffectiveSource implements Source {
 interface Watcher {
   /** Up to where it was told everything. */
   revision: number;
-  /** What it missed before it joined. */
-  begin(frames: readonly Frame[]): void;
+  /** What it missed before it joined, or the first part of it. */
+  begin(frames: readonly Frame[], isPart: boolean): void;
   readonly principal: Principal;
   readonly credential: Credential;
   push(frame: Frame): void;
@@ -515,8 +605,11 @@ class StreamWatcher implements Watcher {
   #controller: ReadableStreamDefaultController<Uint8Array> | null = null;
   #queue: Frame[] = [];
   #queueBytes = 0;
-  /** Its queue overflowed: all it is told next is the state as it is by then. */
+  /** Its queue overflowed: all it is told next is what is new by then. */
   #isLagging = false;
+  /** Cursor of the last frame on its way to the client. */
+  told: string | null = null;
+  readonly #endsAt: number;
   /** Since when it has not read although there was something; 0: it reads. */
   #stuckSince = 0;
   #isClosed = false;
@@ -530,6 +623,7 @@ class StreamWatcher implements Watcher {
     this.credential = caller.credential;
     this.#settings = settings;
     this.#hooks = hooks;
+    this.#endsAt = Date.now() + settings.ageMs * (0.8 + Math.random() * 0.4);
     // Pulled one chunk at a time: what the client has not read stays in our bounded queue.
     this.stream = new ReadableStream<Uint8Array>({
       start: (controller) => {
@@ -551,12 +645,19 @@ class StreamWatcher implements Watcher {
 
   /** Leaves in one piece, whatever the bounds of the queue: it is bounded itself, and made up for nothing else. */
   begin(frames: readonly Frame[]): void {
+    this.#give(frames);
+  }
+
+  #give(frames: readonly Frame[]): void {
+    if (frames.length === 0) return;
+    this.told = frames.at(-1)?.id ?? this.told;
     this.#controller?.enqueue(joined(frames));
   }
 
   push(frame: Frame): void {
     if (this.#isClosed || this.#isLagging || this.#controller === null) return;
     if (this.#queue.length === 0 && (this.#controller.desiredSize ?? 0) > 0) {
+      this.told = frame.id;
       this.#controller.enqueue(frame.bytes);
       return;
     }
@@ -583,7 +684,7 @@ class StreamWatcher implements Watcher {
     const queued = this.#queue;
     this.#queue = [];
     this.#queueBytes = 0;
-    this.#controller.enqueue(joined(queued));
+    this.#give(queued);
   }
 
   async #resync(): Promise<void> {
@@ -594,12 +695,12 @@ class StreamWatcher implements Watcher {
     }
   }
 
-  /** The state that makes up for all that was left out. Called within a read of it. */
-  catchUp(snapshot: Frame): void {
+  /** What makes up for all that was left out. Called within a read of the state it leads to. */
+  catchUp(frame: Frame): void {
     if (this.#isClosed) return;
     this.#isLagging = false;
-    this.revision = snapshot.revision;
-    this.#controller?.enqueue(snapshot.bytes);
+    this.revision = frame.revision;
+    this.#give([frame]);
   }
 
   end(reason: string): void {
@@ -618,6 +719,7 @@ class StreamWatcher implements Watcher {
   tick(nowMs: number): void {
     if (this.#stuckSince !== 0 && nowMs - this.#stuckSince > this.#settings.slowMs)
       this.end("slow");
+    else if (nowMs >= this.#endsAt) this.end("age");
   }
 
   #close(): void {
@@ -645,8 +747,10 @@ class PollWatcher implements Watcher {
     this.#done = done;
   }
 
-  begin(frames: readonly Frame[]): void {
-    for (const missed of frames) this.push(missed);
+  begin(frames: readonly Frame[], isPart: boolean): void {
+    for (const missed of frames)
+      if (isPart) this.frames.push(missed);
+      else this.push(missed);
   }
 
   push(frame: Frame): void {
@@ -676,6 +780,8 @@ class Feed {
   unsubscribe: () => void = () => {};
   lastFrameAt = Date.now();
   emptySince = Date.now();
+  /** Made for one watcher, good for all that come with it; kept until the next tick. */
+  #snapshots = new Map<string, Frame>();
 
   constructor(key: string, filter: Filter) {
     this.key = key;
@@ -692,6 +798,7 @@ class Feed {
   commit(event: CommitEvent, view: TenantView): void {
     this.epoch = view.epoch;
     this.revision = event.revision;
+    this.#snapshots.clear();
     this.#revoke(event.changes);
     const made = this.source.commit(event, view);
     if (made !== null) this.#send(made);
@@ -700,19 +807,55 @@ class Feed {
   /** Tells the watcher what lies between its cursor and this state, and counts it in. */
   join(watcher: Watcher, view: TenantView, since: Cursor | "now" | null): void {
     const frames = this.#missed(view, since);
+    const last = frames.at(-1) as Frame;
+    const isPart = last.revision < view.revision && last.event === "bookmark";
     watcher.revision = view.revision;
-    this.watchers.add(watcher);
-    watcher.begin(frames);
+    if (!isPart) this.watchers.add(watcher);
+    watcher.begin(frames, isPart);
+    // It comes back for the rest when it has read this much.
+    if (isPart) watcher.end("more");
   }
 
   #missed(view: TenantView, since: Cursor | "now" | null): readonly Frame[] {
     const { source } = this;
     if (since === "now") return [bookmark(view, source.passed)];
-    if (since === null || since.epoch !== view.epoch || since.revision > view.revision)
-      return [source.snapshot(view)];
-    const frames = source.since(since, view);
-    if (frames === null || sizeOf(frames) > catchUpBytesMax) return [source.snapshot(view)];
+    if (since === null) return [this.#snapshot(view, "begin")];
+    const isOurs = since.epoch === view.epoch && since.revision <= view.revision;
+    const frames = isOurs ? source.since(since, view) : null;
+    if (frames === null && this.isEvery)
+      throw new Problem(
+        "cursor-compacted",
+        "This cursor is compacted or of another history: list what there is now, and watch from there",
+      );
+    if (frames === null) return [this.#snapshot(view, "cursor")];
+    if (sizeOf(frames) > catchUpBytesMax && !this.isEvery) return [this.#snapshot(view, "slow")];
     return frames.length === 0 ? [bookmark(view, source.passed)] : frames;
+  }
+
+  /** Whether its watchers want every revision, or none. */
+  get isEvery(): boolean {
+    return this.filter.kind === "tenant" && this.filter.every;
+  }
+
+  /** One encoding for all who come in the same second and find the same. */
+  #snapshot(view: TenantView, why: SyncReason): Frame {
+    const key = `${view.epoch} ${view.revision} ${this.source.passed} ${why}`;
+    let made = this.#snapshots.get(key);
+    if (made === undefined) {
+      made = this.source.snapshot(view, why);
+      this.#snapshots.set(key, made);
+    }
+    return made;
+  }
+
+  /** What makes up for what was left out since the cursor: the latest of each, or everything. */
+  latest(view: TenantView, told: string | null): Frame {
+    const cursor = told === null ? null : parseCursor(told);
+    const merged =
+      cursor === null || cursor.epoch !== view.epoch ? null : this.source.merged(cursor, view);
+    return merged === null || merged.data.length > catchUpBytesMax
+      ? this.#snapshot(view, "slow")
+      : merged;
   }
 
   #send(made: Frame): void {
@@ -741,6 +884,7 @@ class Feed {
   }
 
   tick(nowMs: number, settings: WatchSettings): void {
+    this.#snapshots.clear();
     for (const watcher of this.watchers) {
       const { expiresAt } = watcher.principal;
       if (expiresAt !== null && expiresAt <= nowMs) watcher.end("unauthorized");
@@ -780,12 +924,13 @@ export class Watches {
   readonly #failed: (error: unknown) => void;
   readonly #feeds = new Map<string, Promise<Feed>>();
   readonly #open = new Set<Feed>();
-  readonly #relays = new Set<StreamWatcher>();
+  readonly #relays = new Map<string, Relay>();
   readonly #timer: { unref?: () => void };
   #directory: Promise<() => void> | null = null;
   #isClosed = false;
   /** Watches and long polls open now. */
   count = 0;
+  readonly #countOfTenant = new Map<string, number>();
 
   constructor(options: WatchesOptions) {
     this.#service = options.service;
@@ -801,7 +946,8 @@ export class Watches {
     this.#isClosed = true;
     clearInterval(this.#timer as ReturnType<typeof setInterval>);
     for (const feed of this.#open) feed.end(reason);
-    for (const relay of this.#relays) relay.end(reason);
+    for (const relay of this.#relays.values()) relay.end(reason);
+    this.#relays.clear();
     this.#open.clear();
     this.#feeds.clear();
     void this.#directory?.then((end) => end());
@@ -818,18 +964,19 @@ export class Watches {
     if (call.head) return streamAnswer(null);
     const caller = callerOf(call);
     const since = sinceOf(call);
-    this.#admit();
+    this.#admit(filter.tenant);
     let feed: Feed | null = null;
     const watcher = new StreamWatcher(caller, this.#settings, {
       resync: async (lagging) => {
         const of = feed;
         if (of === null || of.isEnded) return lagging.end("moved");
+        if (of.isEvery) return lagging.end("slow");
         await this.#service.read(filter.tenant, { consistency: "stale" }, (view) =>
-          lagging.catchUp(of.source.snapshot(view)),
+          lagging.catchUp(of.latest(view, lagging.told)),
         );
       },
       closed: (closing) => {
-        this.count--;
+        this.#dismiss(filter.tenant);
         if (feed !== null) this.#leave(feed, closing);
       },
     });
@@ -847,7 +994,7 @@ export class Watches {
   async poll(call: Call, filter: Filter, access: Access, waitMs: number): Promise<Answer> {
     const caller = callerOf(call);
     const since = sinceOf(call);
-    this.#admit();
+    this.#admit(filter.tenant);
     let happened: () => void = () => {};
     const something = new Promise<void>((resolve) => {
       happened = resolve;
@@ -866,16 +1013,29 @@ export class Watches {
       call.revision = Math.max(feed.revision, call.revision ?? 0);
       return pollAnswer(frames);
     } finally {
-      this.count--;
+      this.#dismiss(filter.tenant);
       if (feed !== null) this.#leave(feed, watcher);
     }
   }
 
-  #admit(): void {
+  #admit(tenant: string): void {
     if (this.#isClosed) throw new Problem("not-ready", "This node is stopping");
+    const ofTenant = this.#countOfTenant.get(tenant) ?? 0;
+    if (ofTenant >= this.#settings.watchersPerTenantMax)
+      throw new Problem("overloaded", "This tenant has too many watches open on this node", {
+        retryAfter: 5,
+      });
     if (this.count >= this.#settings.watchersMax)
       throw new Problem("overloaded", "This node has too many watches open", { retryAfter: 5 });
     this.count++;
+    this.#countOfTenant.set(tenant, ofTenant + 1);
+  }
+
+  #dismiss(tenant: string): void {
+    this.count--;
+    const left = (this.#countOfTenant.get(tenant) ?? 1) - 1;
+    if (left === 0) this.#countOfTenant.delete(tenant);
+    else this.#countOfTenant.set(tenant, left);
   }
 
   async #join(
@@ -885,25 +1045,35 @@ export class Watches {
     watcher: Watcher,
     since: Cursor | "now" | null,
   ): Promise<Feed> {
+    const minRevision = minRevisionOf(call.request);
     for (;;) {
       const feed = await this.#feed(filter);
-      const enter = (view: TenantView): boolean => {
+      const enter = (view: TenantView, isNewest: boolean): boolean => {
         if (feed.isEnded) return false;
+        // Seen elsewhere, and not yet here: what this node knows would lead back in time.
+        if (!isNewest && isAhead(since, view))
+          throw new Problem("not-caught-up", "This node is behind the cursor", { retryAfter: 1 });
         call.revision = view.revision;
         recheck(view, watcher, access, filter);
         feed.join(watcher, view, since);
         return true;
       };
-      if (await this.#readNewest(filter.tenant, enter)) return feed;
+      if (await this.#readNewest(filter.tenant, minRevision, enter)) return feed;
     }
   }
 
   /** The newest state where that can be had; without a quorum what is known here, which a later commit continues. */
-  async #readNewest<T>(tenant: string, query: (view: TenantView) => T): Promise<T> {
+  async #readNewest<T>(
+    tenant: string,
+    minRevision: number | undefined,
+    query: (view: TenantView, isNewest: boolean) => T,
+  ): Promise<T> {
+    const atLeast = minRevision === undefined ? {} : { minRevision };
+    let isNewest = true;
     // What is thrown inside must not look to the host like a fault of the replica.
     const attempt = (view: TenantView): { value: T } | { error: unknown } => {
       try {
-        return { value: query(view) };
+        return { value: query(view, isNewest) };
       } catch (error) {
         return { error };
       }
@@ -912,12 +1082,13 @@ export class Watches {
     try {
       result = await this.#service.read(
         tenant,
-        { consistency: "linearizable", timeoutMs: 2_000 },
+        { consistency: "linearizable", timeoutMs: 2_000, ...atLeast },
         attempt,
       );
     } catch (error) {
       if (!(error instanceof Problem) || error.code !== "no-quorum") throw error;
-      result = await this.#service.read(tenant, { consistency: "stale" }, attempt);
+      isNewest = false;
+      result = await this.#service.read(tenant, { consistency: "stale", ...atLeast }, attempt);
     }
     if ("error" in result) throw result.error;
     return result.value;
@@ -1008,7 +1179,8 @@ export class Watches {
       feed.tick(now, this.#settings);
       if (feed.source.dueAt <= now) void this.#elapsed(feed);
     }
-    for (const relay of this.#relays) relay.tick(now);
+    for (const relay of this.#relays.values())
+      for (const watcher of relay.watchers) watcher.tick(now);
   }
 
   async #elapsed(feed: Feed): Promise<void> {
@@ -1025,7 +1197,8 @@ export class Watches {
 
   /**
    * Watches through a node that holds the tenant, by its long-poll form. The cursor makes it gapless also when that node
-   * dies and another one goes on.
+   * dies and another one goes on. All watchers with the same filter and key share one relay, and each first catches up
+   * with it by polls of its own.
    */
   async relay(call: Call, nodes: readonly string[]): Promise<Answer> {
     const wait = call.query.get("wait");
@@ -1034,64 +1207,95 @@ export class Watches {
     const first = await this.#relayPoll(call, nodes, null, 0);
     if (first.frames === null) return first.answer;
     if (call.head) return streamAnswer(null);
-    this.#admit();
-    let wake: () => void = () => {};
+    const tenant = call.params["tenant"] as string;
+    this.#admit(tenant);
+    let relay: Relay | null = null;
     const watcher = new StreamWatcher(
       { principal: relayPrincipal, credential: { kind: "broken" } },
       this.#settings,
       {
-        // Nothing is pushed while it has not read: a relay cannot lag.
-        resync: () => Promise.resolve(),
+        // What it missed is not kept here: it comes back for it with its cursor.
+        resync: async (lagging) => lagging.end("slow"),
         closed: (closing) => {
-          this.count--;
-          this.#relays.delete(closing);
-          wake();
+          this.#dismiss(tenant);
+          if (relay !== null) this.#leaveRelay(relay, closing);
         },
       },
     );
-    this.#relays.add(watcher);
-    watcher.begin(first.frames);
-    void this.#relayOn(call, watcher, first.cursor, new Promise((resolve) => (wake = resolve)));
+    let { cursor, frames } = first;
+    watcher.begin(frames.filter((one) => one.event !== "goodbye"));
+    const key = relayKey(call);
+    for (let polls = 0; !watcher.isClosed; polls++) {
+      const end = frames.find((one) => one.event === "goodbye");
+      // Also one whose relay runs away from it for so long goes on anew.
+      if (end !== undefined || polls === relayJoinPollsMax) {
+        watcher.end(end === undefined ? "moved" : end.reason);
+        break;
+      }
+      const running = this.#relays.get(key);
+      const at = parseCursor(cursor ?? "");
+      if (running === undefined || (at !== null && !running.isAheadOf(at))) {
+        relay = running ?? this.#openRelay(key, call, cursor);
+        watcher.revision = at?.revision ?? 0;
+        relay.watchers.add(watcher);
+        break;
+      }
+      const next = await this.#relayPoll(call, nodes, cursor, 0);
+      if (next.frames === null) {
+        watcher.end("moved");
+        break;
+      }
+      cursor = next.cursor ?? cursor;
+      ({ frames } = next);
+      for (const missed of frames) if (missed.event !== "goodbye") watcher.push(missed);
+    }
     return streamAnswer(watcher.stream);
   }
 
-  async #relayOn(
-    call: Call,
-    watcher: StreamWatcher,
-    from: string | null,
-    closed: Promise<void>,
-  ): Promise<void> {
+  #openRelay(key: string, call: Call, cursor: string | null): Relay {
+    const relay = new Relay(key, cursor);
+    this.#relays.set(key, relay);
+    void this.#relayOn(call, relay);
+    return relay;
+  }
+
+  #leaveRelay(relay: Relay, watcher: StreamWatcher): void {
+    relay.watchers.delete(watcher);
+    if (relay.watchers.size === 0) this.#endRelay(relay, "moved");
+  }
+
+  #endRelay(relay: Relay, reason: string): void {
+    if (this.#relays.get(relay.key) === relay) this.#relays.delete(relay.key);
+    relay.end(reason);
+  }
+
+  async #relayOn(call: Call, relay: Relay): Promise<void> {
     const tenant = call.params["tenant"] as string;
-    let cursor = from;
     let heardAt = Date.now();
-    while (!watcher.isClosed) {
-      if (watcher.isBehind) {
-        await Promise.race([closed, pause(relayRetryMs)]);
-        continue;
-      }
+    while (!relay.isEnded) {
       try {
         const place = await this.#service.locate(tenant);
-        // It moved to this node: the client comes back and is served here.
-        if (place === null || place.local) return watcher.end("moved");
-        const polled = await this.#relayPoll(call, place.nodes, cursor, relayWaitMs);
+        // It moved to this node: the clients come back and are served here.
+        if (place === null || place.local) return this.#endRelay(relay, "moved");
+        const polled = await this.#relayPoll(call, place.nodes, relay.cursor, relayWaitMs);
         if (polled.frames === null) {
-          if (polled.answer.status < 500) return watcher.end("unauthorized");
+          if (polled.answer.status < 500) return this.#endRelay(relay, "unauthorized");
           throw new Problem("no-quorum", "The other node cannot watch it now");
         }
         heardAt = Date.now();
-        cursor = polled.cursor ?? cursor;
         for (const relayed of polled.frames)
-          if (relayed.event !== "goodbye") watcher.push(relayed);
-          else if (relayed.data === endOfKey) return watcher.end("unauthorized");
-          else await Promise.race([closed, pause(relayRetryMs)]);
+          if (relayed.event !== "goodbye") relay.send(relayed);
+          else if (relayed.data === endOfKey) return this.#endRelay(relay, "unauthorized");
+          else await Promise.race([relay.ended, pause(relayRetryMs)]);
       } catch (error) {
         // The tenant was deleted: waiting does not help.
-        if (error instanceof Problem && error.status < 500) return watcher.end("unauthorized");
+        if (error instanceof Problem && error.status < 500)
+          return this.#endRelay(relay, "unauthorized");
         if (Date.now() - heardAt > relayGiveUpMs) {
           this.#failed(error);
-          return watcher.end("moved");
+          return this.#endRelay(relay, "moved");
         }
-        await Promise.race([closed, pause(relayRetryMs)]);
+        await Promise.race([relay.ended, pause(relayRetryMs)]);
       }
     }
   }
@@ -1126,6 +1330,58 @@ export class Watches {
   }
 }
 
+/** A feed whose frames come from another node. */
+class Relay {
+  readonly key: string;
+  readonly watchers = new Set<StreamWatcher>();
+  readonly ended: Promise<void>;
+  isEnded = false;
+  /** Of the last frame it was given. */
+  cursor: string | null;
+  #end: () => void = () => {};
+
+  constructor(key: string, cursor: string | null) {
+    this.key = key;
+    this.cursor = cursor;
+    this.ended = new Promise((resolve) => (this.#end = resolve));
+  }
+
+  /** Whether it has sent what one at this cursor was not told. */
+  isAheadOf(at: Cursor): boolean {
+    const own = parseCursor(this.cursor ?? "");
+    if (own === null) return false;
+    if (own.epoch !== at.epoch) return own.epoch > at.epoch;
+    return own.revision > at.revision || (own.passed ?? 0) > (at.passed ?? 0);
+  }
+
+  send(relayed: Frame): void {
+    this.cursor = relayed.id ?? this.cursor;
+    for (const watcher of this.watchers) {
+      // It caught up by itself, and knows this already.
+      if (relayed.event === "commit" && relayed.revision <= watcher.revision) continue;
+      watcher.revision = relayed.revision;
+      watcher.push(relayed);
+    }
+  }
+
+  end(reason: string): void {
+    if (this.isEnded) return;
+    this.isEnded = true;
+    this.#end();
+    for (const watcher of this.watchers) watcher.end(reason);
+    this.watchers.clear();
+  }
+}
+
+/** What its watchers share: what is watched, and the key that may. */
+function relayKey(call: Call): string {
+  const query = new URLSearchParams(call.query);
+  query.delete("since");
+  query.sort();
+  const path = call.target.split("?", 1)[0] as string;
+  return `${call.token} ${path}?${query}`;
+}
+
 /** Who watches through a relay is known to the other node, which checks the key at every poll. */
 const relayPrincipal: Principal = { kind: "client", keyId: "", namespaces: null, expiresAt: null };
 
@@ -1140,6 +1396,15 @@ function recheck(view: TenantView, watcher: Watcher, access: Access, filter: Fil
   const principal = principalIn(view, credential, Date.now());
   if (principal === null) throw unauthorized();
   authorize(access, principal, filter.namespace ?? undefined);
+}
+
+function isAhead(since: Cursor | "now" | null, view: TenantView): boolean {
+  return (
+    since !== null &&
+    since !== "now" &&
+    since.epoch === view.epoch &&
+    since.revision > view.revision
+  );
 }
 
 function callerOf(call: Call): Caller {
@@ -1206,12 +1471,18 @@ export const watchRoutes: readonly Route[] = [
       content: Type.Optional(
         Type.Boolean({ description: "Contents up to 64 KiB come along; default true" }),
       ),
+      history: Type.Optional(
+        Type.Union([Type.Literal("latest"), Type.Literal("every")], {
+          description:
+            "latest (default): whoever reads too slowly, or comes too late, is told the latest of each, in one commit that says coalesced, or in a sync. every: each revision, or goodbye; a cursor that is compacted gives 410",
+        }),
+      ),
     },
     responses: watchResponses,
     handle: (call, { query }, { watches }) => {
       const { principal } = call;
       if (principal === null) throw new Error("A watch needs a principal");
-      const { namespace = null, prefix = "", content = true, wait } = query;
+      const { namespace = null, prefix = "", content = true, history = "latest", wait } = query;
       if (namespace !== null) {
         if (!isName(namespace))
           throw new Problem("invalid-name", checkNamespaceName(namespace) ?? "Wrong namespace");
@@ -1223,6 +1494,7 @@ export const watchRoutes: readonly Route[] = [
         namespace,
         prefix,
         content,
+        every: history === "every",
         // A key that covers the one namespace sees what any other sees of it, and shares the feed.
         namespaces: namespace === null ? principal.namespaces : null,
         keys: covers(principal, "") && (principal.kind === "admin" || principal.kind === "root"),

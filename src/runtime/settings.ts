@@ -29,6 +29,8 @@ export interface Settings {
   readonly peers: readonly string[] | null;
   /** Folder of manifests applied at start. */
   readonly tenants: string | null;
+  /** Seconds after which a watch is told to come back, give or take a fifth. */
+  readonly watchAge: number;
   readonly log: LogLevel;
 }
 
@@ -206,6 +208,20 @@ export const settingsTable: readonly Setting[] = [
     meaning: "manifests applied at start",
     secret: false,
     read: readText,
+  },
+  {
+    name: "watchAge",
+    env: "CONFLUX_WATCH_AGE",
+    flag: "--watch-age",
+    default: "3600",
+    allowed: "a whole number of seconds from 10 to 604800",
+    meaning:
+      "how long a watch may stay on one connection, give or take a fifth; then it comes back, to any node",
+    secret: false,
+    read: (text) =>
+      /^\d{1,6}$/.test(text) && Number(text) >= 10 && Number(text) <= 604_800
+        ? Number(text)
+        : refused,
   },
   {
     name: "log",

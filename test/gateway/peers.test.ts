@@ -214,6 +214,28 @@ describe("relayed watches", () => {
     expect(refused.status).toBe(401);
   });
 
+  test("with one key share one relay, each gapless from its own cursor", async () => {
+    const h = await setup();
+    await h.call("PUT", `${N}/configs/a`, { body: { content: 0 } });
+    const { token } = await h.key("acme", "read");
+    const first = await subscribe(h, `${T}/watch?since=now`, token);
+    expect((await first.next())?.event).toBe("bookmark");
+    for (let i = 1; i <= 3; i++) await publish(h, i);
+    for (let revision = 4; revision <= 6; revision++)
+      expect((await first.nextNews())?.id).toBe(`1-${revision}`);
+    const others: FrameReader[] = [];
+    for (let i = 0; i < 5; i++) others.push(await subscribe(h, `${T}/watch?since=1-4`, token));
+    await publish(h, 4);
+    for (const other of others)
+      for (let revision = 5; revision <= 7; revision++)
+        expect((await other.nextNews())?.id).toBe(`1-${revision}`);
+    expect((await first.nextNews())?.id).toBe("1-7");
+    // What n4 has open at the node behind: one long poll for all of them.
+    expect(h.gateway("n1").status().watchers).toBeLessThanOrEqual(1);
+    for (const reader of [first, ...others]) await reader.cancel();
+    expect(h.gateway("n4").status().watchers).toBe(0);
+  });
+
   test("end with the tenant", async () => {
     const h = await setup();
     const { token } = await h.key("acme", "client");

@@ -339,14 +339,114 @@ describe("bookmarks and goodbyes", () => {
     expect(versions).toEqual(Array.from({ length: 20 }, (_, i) => i + 2));
     let frame = (await slow.next()) as Frame;
     let last = 0;
-    while (frame.event === "commit") {
+    while (frame.data.coalesced === undefined) {
       expect(frame.data.revision).toBeGreaterThan(last);
       last = frame.data.revision;
       frame = (await slow.next()) as Frame;
     }
-    expect(frame).toMatchObject({ event: "sync", data: { values: { a: { version: 21 } } } });
+    expect(frame).toMatchObject({ event: "commit", data: { changes: [{ version: 21 }] } });
+    expect(frame.data.changes).toHaveLength(1);
     await publish(h, "a", 21);
     expect((await slow.next())?.data.changes).toMatchObject([{ version: 22 }]);
+  });
+
+  test("one who is too slow for the history that is kept gets a sync that says why", async () => {
+    const h = await setup({ queueFramesMax: 3 });
+    await put(h, "a", 0);
+    const slow = await subscribe(h, `${T}/watch`);
+    expect((await slow.next())?.data.reason).toBe("begin");
+    for (let i = 1; i <= 1_010; i++) await publish(h, "a", i);
+    let frame = (await slow.next()) as Frame;
+    while (frame.event === "commit") frame = (await slow.next()) as Frame;
+    expect(frame).toMatchObject({ event: "sync", data: { reason: "slow", revision: 1_012 } });
+  });
+
+  test("a tenant's slow watcher is told the latest of each in one commit", async () => {
+    const h = await setup({ queueFramesMax: 3 });
+    await put(h, "a", 0);
+    await put(h, "b", 0);
+    const slow = await subscribe(h, `${T}/watch?since=now`);
+    expect((await slow.next())?.event).toBe("bookmark");
+    for (let i = 1; i <= 20; i++) await publish(h, i === 15 ? "b" : "a", i);
+    let frame = (await slow.next()) as Frame;
+    while (frame.data.coalesced === undefined) frame = (await slow.next()) as Frame;
+    expect(frame).toMatchObject({ event: "commit", id: "1-23", data: { revision: 23 } });
+    expect(frame.data.changes).toMatchObject([
+      { type: "version", name: "b", version: 2, content: "15" },
+      { type: "release", name: "b" },
+      { type: "version", name: "a", version: 20, content: "20" },
+      { type: "release", name: "a" },
+    ]);
+  });
+
+  test("one who wants every revision gets goodbye instead, and goes on from its cursor", async () => {
+    const h = await setup({ queueFramesMax: 3 });
+    await put(h, "a", 0);
+    const every = `${T}/watch?history=every`;
+    const slow = await subscribe(h, `${every}&since=now`);
+    let cursor = (await slow.next())?.id;
+    for (let i = 1; i <= 20; i++) await publish(h, "a", i);
+    const seen: number[] = [];
+    let frame = (await slow.next()) as Frame;
+    for (; frame.event === "commit"; frame = (await slow.next()) as Frame) {
+      seen.push(frame.data.revision as number);
+      cursor = frame.id;
+    }
+    expect(frame).toMatchObject({ event: "goodbye", data: { reason: "slow" } });
+    const again = await subscribe(h, `${every}&since=${cursor}`);
+    while (seen.length < 20) seen.push((await again.next())?.data.revision as number);
+    expect(seen).toEqual(Array.from({ length: 20 }, (_, i) => i + 3));
+    const foreign = await h.call("GET", `${every}&since=7-3`);
+    expect([foreign.status, foreign.body.code]).toEqual([410, "cursor-compacted"]);
+  });
+
+  test("one who wants every revision and comes late gets them in parts, by stream and by polls", async () => {
+    const h = await setup();
+    await put(h, "a", 0);
+    await put(h, "b", 0);
+    for (let i = 1; i <= 1_100; i++) await publish(h, i > 1_050 ? "b" : "a", i);
+    const every = `${T}/watch?history=every&prefix=b`;
+    const first = await subscribe(h, `${every}&since=1-3`);
+    const part = (await first.next()) as Frame;
+    expect(part).toMatchObject({ event: "bookmark", id: "1-1003" });
+    expect((await first.next())?.data).toEqual({ reason: "more" });
+    const second = await subscribe(h, `${every}&since=${part.id}`);
+    expect((await second.next())?.id).toBe("1-1054");
+    const polled = await h.call("GET", `${every}&since=1-3&wait=1s`);
+    expect(polled.body.frames).toMatchObject([
+      { event: "bookmark", id: "1-1003" },
+      { event: "goodbye", data: { reason: "more" } },
+    ]);
+  });
+
+  test("a stream ends after its time, give or take a fifth, and is resumed", async () => {
+    const h = await setup({ ageMs: 60, bookmarkMs: 10 });
+    const reader = await subscribe(h, `${N}/watch`);
+    let frame = (await reader.next()) as Frame;
+    while (frame.event !== "goodbye") frame = (await reader.next()) as Frame;
+    expect(frame.data).toEqual({ reason: "age" });
+    expect(await reader.next()).toBeNull();
+  });
+
+  test("a tenant's watchers leave room for those of others", async () => {
+    const h = await setup({ watchersPerTenantMax: 1 });
+    await h.tenant("other");
+    const first = await subscribe(h, `${N}/watch`);
+    expect((await h.call("GET", `${N}/watch`)).body.code).toBe("overloaded");
+    await subscribe(h, "/v1/tenants/other/watch");
+    await first.cancel();
+    await subscribe(h, `${N}/watch`);
+  });
+
+  test("Conflux-Min-Revision is waited for before the watch begins", async () => {
+    const h = await setup();
+    await put(h, "a", 0);
+    const reader = await subscribe(h, `${N}/watch`, { headers: { "conflux-min-revision": "2" } });
+    expect((await reader.next())?.data.revision).toBe(2);
+    const early = await h.call("GET", `${N}/watch?wait=0s`, {
+      headers: { "conflux-min-revision": "9" },
+    });
+    expect([early.status, early.body.code]).toEqual([503, "not-caught-up"]);
   });
 
   test("one who does not read at all is sent away", async () => {

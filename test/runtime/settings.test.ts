@@ -45,6 +45,7 @@ describe("settings", () => {
       natsKey: null,
       peers: null,
       tenants: null,
+      watchAge: 3600,
       log: "info",
     });
   });
