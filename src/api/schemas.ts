@@ -558,6 +558,16 @@ export const ClusterStatusAnswer = answer("ClusterStatus", {
   transport: literals(["loopback", "nats"]),
   connected: Type.Boolean(),
   nodes: Type.Array(NodeEntry),
+  absences: Type.Array(
+    Type.Object({
+      node: Type.String(),
+      from: Time,
+      until: orNull(Time),
+      seconds: Type.Number(),
+      reason: literals(["silent", "restarted"]),
+    }),
+    { description: "Whom this node lost since its start, oldest first; `until` null: still" },
+  ),
   replicas: Type.Object({ warm: Count, leaders: Count }),
   journal: Type.Object({ segments: Count, bytes: Count, appends: Count, syncs: Count }),
   environments: Type.Object({ open: Count, cap: Count }),

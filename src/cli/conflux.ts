@@ -874,6 +874,23 @@ async function cluster(context: Context): Promise<void> {
           boot,
         ]),
       ),
+      ...(status.absences.length === 0
+        ? []
+        : [
+            "",
+            table(
+              ["LOST", "FROM", "UNTIL", "SECONDS", "WHY"],
+              status.absences
+                .slice(-10)
+                .map(({ node, from, until, seconds, reason }) => [
+                  node,
+                  from,
+                  until ?? "now",
+                  seconds.toFixed(1),
+                  reason,
+                ]),
+            ),
+          ]),
     ].join("\n"),
   );
 }

@@ -102,7 +102,7 @@ export const clusterRoutes: readonly Route[] = [
     tag: "cluster",
     summary: "The cluster as this node sees it",
     responses: { 200: { description: "Status", schema: ClusterStatusAnswer } },
-    handle: (_call, _input, { service }) => json(service.cluster()),
+    handle: (_call, _input, { service }) => json(statusOf(service.cluster(), Date.now())),
   }),
   route({
     method: "GET",
@@ -133,6 +133,17 @@ export const clusterRoutes: readonly Route[] = [
     },
   }),
 ];
+
+function statusOf(status: ClusterStatus, now: number): object {
+  const absences = status.absences.map(({ node, from, until, reason }) => ({
+    node,
+    from: time(from),
+    until: time(until),
+    seconds: Math.max(0, ((until ?? now) - from) / 1000),
+    reason,
+  }));
+  return { ...status, absences };
+}
 
 function membersOf(
   cluster: ClusterStatus,

@@ -14,6 +14,18 @@ export interface LivenessEvents {
   down(node: string): void;
 }
 
+/** A time in which a peer was not supported. */
+export interface Absence {
+  readonly node: string;
+  /** On this node's monotonic clock, ms; `until` null: it lasts. */
+  readonly from: number;
+  readonly until: number | null;
+  readonly reason: "silent" | "restarted";
+}
+
+/** Absences remembered; the oldest are forgotten first. */
+const ABSENCES_MAX = 100;
+
 interface Peer {
   heardAt: number;
   boot: number;
@@ -25,6 +37,7 @@ export class Liveness {
   readonly #self: string;
   readonly #events: LivenessEvents;
   #checkedAt: number;
+  #absences: Absence[] = [];
 
   constructor(self: string, now: number, events: LivenessEvents) {
     this.#self = self;
@@ -49,15 +62,28 @@ export class Liveness {
     // A frame of an earlier life says nothing of this one.
     if (boot < peer.boot) return;
     // Back under a new boot before its silence was noticed: whatever it led, it leads no more.
-    if (peer.alive && boot > peer.boot) {
-      peer.alive = false;
-      this.#events.down(node);
-    }
+    if (peer.alive && boot > peer.boot) this.#lose(node, peer, "restarted");
     const news = !peer.alive;
     peer.heardAt = now;
     peer.boot = Math.max(peer.boot, boot);
     peer.alive = true;
-    if (news) this.#events.up(node);
+    if (!news) return;
+    this.#absences = this.#absences.map((absence) =>
+      absence.node === node && absence.until === null ? { ...absence, until: now } : absence,
+    );
+    this.#events.up(node);
+  }
+
+  #lose(node: string, peer: Peer, reason: Absence["reason"]): void {
+    peer.alive = false;
+    this.#absences.push({ node, from: peer.heardAt, until: null, reason });
+    if (this.#absences.length > ABSENCES_MAX) this.#absences.shift();
+    this.#events.down(node);
+  }
+
+  /** Who was lost when and for how long, oldest first; counted from when a node was last heard. */
+  get absences(): readonly Absence[] {
+    return this.#absences;
   }
 
   /** Call about every HEARTBEAT_MS. */
@@ -67,10 +93,7 @@ export class Liveness {
     this.#checkedAt = now;
     for (const [node, peer] of this.#peers) {
       if (pause > 0) peer.heardAt += pause;
-      if (peer.alive && now - peer.heardAt > SUPPORT_MS) {
-        peer.alive = false;
-        this.#events.down(node);
-      }
+      if (peer.alive && now - peer.heardAt > SUPPORT_MS) this.#lose(node, peer, "silent");
     }
   }
 

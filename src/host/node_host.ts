@@ -1648,6 +1648,10 @@ export class NodeHost implements ConfigService {
           ...(name === this.node ? { boot: options.boot } : {}),
         };
       }),
+      absences: this.liveness.absences.map(({ from, until, ...rest }) => {
+        const wall = (at: number): number => Math.round(this.#clock.wallMs() - (now - at));
+        return { ...rest, from: wall(from), until: until === null ? null : wall(until) };
+      }),
       replicas: { warm: this.#replicas.size, leaders },
       journal: options.journal.status,
       environments: { open: options.environments.open_count, cap: options.environments.cap },

@@ -213,6 +213,13 @@ export interface ClusterStatus {
   readonly transport: "loopback" | "nats";
   readonly connected: boolean;
   readonly nodes: readonly NodeStatus[];
+  /** Whom this node lost, oldest first, a bounded number; wall-clock ms. Kept in memory: it begins with this boot. */
+  readonly absences: readonly {
+    readonly node: string;
+    readonly from: number;
+    readonly until: number | null;
+    readonly reason: "silent" | "restarted";
+  }[];
   readonly replicas: { readonly warm: number; readonly leaders: number };
   readonly journal: Journal["status"];
   readonly environments: { readonly open: number; readonly cap: number };

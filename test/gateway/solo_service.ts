@@ -251,6 +251,7 @@ export class SoloService implements ConfigService {
         heardMsAgo: name === this.node ? null : 1,
         boot: 1,
       })),
+      absences: [{ node: "n9", from: 1_000, until: 3_500, reason: "silent" }],
       replicas: { warm: this.#cluster.tenants.size, leaders: this.#cluster.tenants.size },
       journal: { segments: 1, bytes: 0, appends: 0, syncs: 0 },
       environments: { open: 1, cap: 100 },

@@ -47,6 +47,21 @@ describe("Liveness", () => {
     expect(events).toEqual(["up n2", "down n2"]);
   });
 
+  test("remembers whom it lost, when and for how long", () => {
+    const { liveness } = watched();
+    liveness.heard("n2", 1, 100);
+    pass(liveness, 100, 102 + SUPPORT_MS + HEARTBEAT_MS);
+    expect(liveness.absences).toEqual([{ node: "n2", from: 100, until: null, reason: "silent" }]);
+    liveness.heard("n2", 1, 5_000);
+    liveness.heard("n2", 2, 6_000);
+    expect(liveness.absences).toEqual([
+      { node: "n2", from: 100, until: 5_000, reason: "silent" },
+      { node: "n2", from: 5_000, until: 6_000, reason: "restarted" },
+    ]);
+    for (let boot = 3; boot < 500; boot++) liveness.heard("n2", boot, 6_000);
+    expect(liveness.absences.length).toBe(100);
+  });
+
   test("this node always supports itself, and never somebody it does not know", () => {
     const { liveness } = watched();
     expect(liveness.supports("n1")).toBe(true);

@@ -1229,8 +1229,8 @@ const ofHost: readonly Mutation[] = [
     rule: "R7",
     breaks: "A node that fell silent is supported for ever",
     file: "src/host/liveness.ts",
-    find: `      if (peer.alive && now - peer.heardAt > SUPPORT_MS) {`,
-    replace: `      if (peer.alive && now - peer.heardAt > SUPPORT_MS * 1_000) {`,
+    find: `      if (peer.alive && now - peer.heardAt > SUPPORT_MS) this`,
+    replace: `      if (peer.alive && now - peer.heardAt > SUPPORT_MS * 1_000) this`,
     killers: [host],
   },
   {
