@@ -1280,8 +1280,8 @@ const ofHost: readonly Mutation[] = [
     rule: "T10",
     breaks: "A node that restarts before its silence was noticed keeps the support it had",
     file: "src/host/liveness.ts",
-    find: `    if (peer.alive && boot > peer.boot) {`,
-    replace: `    if (peer.alive && boot < peer.boot) {`,
+    find: `    if (peer.alive && boot > peer.boot) this`,
+    replace: `    if (peer.alive && boot < peer.boot) this`,
     killers: [host],
   },
   {
