@@ -24,6 +24,7 @@ import { DirectoryInUseError } from "./store/lock.ts";
 import { openJournalDisk } from "./store/disk.ts";
 import { LmdbEnvironments } from "./store/environments.ts";
 import { NodeJournal } from "./store/journal.ts";
+import { DiskMonitor } from "./store/space.ts";
 import { LoopbackNetwork } from "./transport/loopback.ts";
 import { type NatsOptions, NatsTransport, TransportError } from "./transport/nats.ts";
 
@@ -125,8 +126,14 @@ async function main(args: readonly string[]): Promise<void> {
     process.stderr.write(`conflux: ${error.message}\n`);
     process.kill(process.pid, "SIGKILL");
   };
+  const disk = new DiskMonitor({
+    directory: directory.path,
+    reserveBytes: settings.diskReserveMib * 2 ** 20,
+    onChange: ({ level, freeBytes, reserveBytes }) =>
+      log[level === "free" ? "info" : "error"]({ level, freeBytes, reserveBytes }, "disk.space"),
+  });
   const journal = new NodeJournal({
-    disk: openJournalDisk(directory.journal),
+    disk: openJournalDisk(directory.journal, () => disk.look()),
     salt: randomInt(2 ** 32 - 1),
     onFatal: fatal,
   });
@@ -160,6 +167,7 @@ async function main(args: readonly string[]): Promise<void> {
     clock: systemClock(),
     seed: randomInt(2 ** 32 - 1),
     log,
+    disk,
     onFatal: fatal,
   });
   const gateway = createGateway({
@@ -184,6 +192,7 @@ async function main(args: readonly string[]): Promise<void> {
     gateway.close();
     await server.stop(STOP_GRACE_MS);
     await host.stop();
+    disk.close();
     directory.close();
   };
 

@@ -571,6 +571,13 @@ export const ClusterStatusAnswer = answer("ClusterStatus", {
   replicas: Type.Object({ warm: Count, leaders: Count }),
   journal: Type.Object({ segments: Count, bytes: Count, appends: Count, syncs: Count }),
   environments: Type.Object({ open: Count, cap: Count }),
+  disk: orNull(
+    Type.Object({
+      level: literals(["free", "low", "out"]),
+      freeBytes: Count,
+      reserveBytes: Count,
+    }),
+  ),
   tenants: Count,
 });
 

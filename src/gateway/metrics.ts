@@ -13,6 +13,7 @@ interface Metric {
 export function metricsText({ service, watches }: Context): string {
   const cluster = service.cluster();
   const alive = cluster.nodes.filter((node) => node.alive || node.self).length;
+  const { disk } = cluster;
   const metrics: readonly Metric[] = [
     gauge("conflux_ready", "Whether this node serves", Number(cluster.ready)),
     gauge("conflux_transport_connected", "Whether messages flow", Number(cluster.connected)),
@@ -27,6 +28,16 @@ export function metricsText({ service, watches }: Context): string {
     gauge("conflux_journal_bytes", "Bytes of the journal", cluster.journal.bytes),
     counter("conflux_journal_appends_total", "Records appended", cluster.journal.appends),
     counter("conflux_journal_syncs_total", "Durable writes", cluster.journal.syncs),
+    ...(disk === null
+      ? []
+      : [
+          gauge(
+            "conflux_disk_free_bytes",
+            "Room on the disk of the data directory",
+            disk.freeBytes,
+          ),
+          gauge("conflux_disk_reserve_bytes", "Below this writes are refused", disk.reserveBytes),
+        ]),
     gauge("conflux_watchers", "Open watches on this node", watches.count),
   ];
   return metrics

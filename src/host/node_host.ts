@@ -39,6 +39,7 @@ import type {
   Clock,
   ClusterStatus,
   ConfigService,
+  DiskSpace,
   Environment,
   Environments,
   GroupStatus,
@@ -141,6 +142,8 @@ export interface NodeHostOptions {
   /** The process cannot go on: an environment or an invariant of the host itself failed. */
   readonly onFatal: (error: Error) => void;
   readonly tuning?: Partial<Tuning>;
+  /** Without it no write is refused for want of room. */
+  readonly disk?: DiskSpace;
 }
 
 interface Outbox {
@@ -209,6 +212,9 @@ export class NodeHost implements ConfigService {
   #records: QueuedRecord[] = [];
   /** The journal takes no more just now; see `#writeJournal`. */
   #journalFull = false;
+  /** Led from here when the disk became low, and to be led from a node that has room. */
+  #handingOver: Replica[] = [];
+  #diskLow = false;
   #attempts: Attempt[] = [];
   readonly #campaigns = new Map<Replica, Campaign>();
   #campaignsDeferred = false;
@@ -340,12 +346,9 @@ export class NodeHost implements ConfigService {
     if (this.#stopping) return;
     this.#stopping = true;
     for (const replica of this.#replicas.values()) {
-      if (replica.halted !== null || !replica.raft.isLeader || replica.members.size === 1) continue;
-      const heir = [...replica.members].find(
-        ([id, node]) => id !== replica.id && this.liveness.supports(node),
-      );
-      if (heir !== undefined)
-        this.#guarded(replica, () => replica.raft.transferLeadership(heir[0]));
+      if (replica.halted !== null || !replica.raft.isLeader) continue;
+      const heir = this.#heirOf(replica);
+      if (heir !== null) this.#guarded(replica, () => replica.raft.transferLeadership(heir));
     }
     await this.#until(
       () =>
@@ -551,6 +554,7 @@ export class NodeHost implements ConfigService {
       else this.#revisionWaiters.set(group, left);
     }
     if (this.#journalFull) this.#schedule();
+    this.#watchDisk();
     if (!this.#swept && this.#systemReady && now - this.#sweptAt > SWEEP_MS) {
       this.#sweptAt = now;
       this.#sweepEnvironments();
@@ -560,6 +564,32 @@ export class NodeHost implements ConfigService {
       this.#sleptAt = now;
       this.#sleep(this.#tuning.sleepAfterMs, Infinity);
     }
+  }
+
+  /** Without room here, tenants are written to where there is some: each leadership is offered once. */
+  #watchDisk(): void {
+    const low = this.#diskLevel !== "free";
+    if (low && !this.#diskLow)
+      this.#handingOver = [...this.#replicas.values()].filter(({ raft }) => raft.isLeader);
+    this.#diskLow = low;
+    for (const replica of this.#handingOver.splice(0, CAMPAIGNS_PER_PULSE)) {
+      const heir = this.#heirOf(replica);
+      if (low && heir !== null && replica.raft.isLeader)
+        this.#guarded(replica, () => replica.raft.transferLeadership(heir));
+    }
+  }
+
+  get #diskLevel(): DiskSpace["level"] {
+    return this.#options.disk?.level ?? "free";
+  }
+
+  /** A member on another node that is there; null when there is none. */
+  #heirOf(replica: Replica): ReplicaId | null {
+    const { learners } = replica.raft.confState;
+    for (const [id, node] of replica.members) {
+      if (id !== replica.id && !learners.includes(id) && this.liveness.supports(node)) return id;
+    }
+    return null;
   }
 
   // --- frames ----------------------------------------------------------------------------------------------------------
@@ -658,6 +688,8 @@ export class NodeHost implements ConfigService {
           }
           return;
         }
+        // As if it had been lost on the way: its sender tries again, and a quorum elsewhere does not need it.
+        if (this.#diskLevel === "out" && message.entries.length > 0) return;
         this.#guarded(replica, () => replica.step(message));
         return;
       }
@@ -665,6 +697,7 @@ export class NodeHost implements ConfigService {
         this.#rpc.receive(from, boot, item);
         return;
       case ItemKind.snapshot:
+        if (this.#diskLevel !== "free") return;
         this.#snapshots.onChunk(from, item);
         return;
       case ItemKind.snapshotAck:
@@ -1322,6 +1355,8 @@ export class NodeHost implements ConfigService {
           proposal,
           new Problem("overloaded", `Too many changes wait for tenant "${found.tenant}"`),
         );
+      case "disk-full":
+        return failProposal(proposal, new Problem("disk-full", result.detail));
       case "halted":
         return failProposal(proposal, halted(found.tenant));
       case "unknown":
@@ -1349,6 +1384,14 @@ export class NodeHost implements ConfigService {
     done: (result: ProposalResult) => void,
   ): void {
     if (this.#journalFull) return done({ kind: "overloaded" });
+    const { disk } = this.#options;
+    if (disk !== undefined && disk.level !== "free" && takesRoom(data)) {
+      const [free, reserve] = [disk.freeBytes, disk.reserveBytes].map(mebibytes);
+      return done({
+        kind: "disk-full",
+        detail: `Node "${this.node}" has ${free} MiB of disk left and keeps ${reserve} MiB free: nothing was changed; make room, or delete what is not needed`,
+      });
+    }
     let told = false;
     const once = (result: ProposalResult): void => {
       if (told) return;
@@ -1655,6 +1698,7 @@ export class NodeHost implements ConfigService {
       replicas: { warm: this.#replicas.size, leaders },
       journal: options.journal.status,
       environments: { open: options.environments.open_count, cap: options.environments.cap },
+      disk: diskStatus(options.disk),
       tenants: system?.view.get<{ tenants?: number }>("meta")?.tenants ?? 0,
     };
   }
@@ -1850,6 +1894,22 @@ function decodeProposal(bytes: Uint8Array): {
   const end = bytes.indexOf(10);
   const [group, deadlineMs] = decoder.decode(bytes.subarray(0, end)).split(" ").map(Number);
   return { group: group ?? 0, deadlineMs: deadlineMs ?? 0, data: bytes.slice(end + 1) };
+}
+
+/** What makes room, and what nodes do by themselves, is taken on a disk that is nearly full. */
+function takesRoom(data: Uint8Array): boolean {
+  const { actor, action } = JSON.parse(decoder.decode(data)) as Command;
+  return actor.kind !== "system" && !/(^|\.)delete$/.test(action.op);
+}
+
+function mebibytes(bytes: number): string {
+  return (bytes / 2 ** 20).toFixed(0);
+}
+
+function diskStatus(disk: DiskSpace | undefined): DiskSpace | null {
+  if (disk === undefined) return null;
+  const { level, freeBytes, reserveBytes } = disk;
+  return { level, freeBytes, reserveBytes };
 }
 
 function noQuorum(tenant: string): Problem {

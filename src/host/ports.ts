@@ -73,6 +73,19 @@ export interface Journal {
   close(): Promise<void>;
 }
 
+// --- room on the disk ------------------------------------------------------------------------------------------------
+
+/** Of the disk that holds journal and environments. */
+export interface DiskSpace {
+  /**
+   * `low`: less than the reserve is free, no new writes are taken here. `out`: less than a part of it, nothing grows that
+   * can be refused. Votes, reads, checkpoints and deletions go on in any case.
+   */
+  readonly level: "free" | "low" | "out";
+  readonly freeBytes: number;
+  readonly reserveBytes: number;
+}
+
 // --- environments: one per replica, hold log and state between checkpoints -------------------------------------------
 
 /** One durable, atomic change of an environment. Order: clear, then deletes, then puts. */
@@ -223,6 +236,8 @@ export interface ClusterStatus {
   readonly replicas: { readonly warm: number; readonly leaders: number };
   readonly journal: Journal["status"];
   readonly environments: { readonly open: number; readonly cap: number };
+  /** Null where nobody looks at it. */
+  readonly disk: DiskSpace | null;
   readonly tenants: number;
 }
 

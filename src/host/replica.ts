@@ -50,6 +50,8 @@ export type ProposalResult =
   | { readonly kind: "lost" }
   | { readonly kind: "not-leader" }
   | { readonly kind: "overloaded" }
+  /** The disk of the leader's node has too little room left. */
+  | { readonly kind: "disk-full"; readonly detail: string }
   /** May have been applied. */
   | { readonly kind: "unknown" }
   | { readonly kind: "halted"; readonly reason: string };

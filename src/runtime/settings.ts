@@ -32,6 +32,8 @@ export interface Settings {
   /** Seconds after which a watch is told to come back, give or take a fifth. */
   readonly watchAge: number;
   readonly log: LogLevel;
+  /** Mebibytes of the disk that writes leave free; 0 = none. */
+  readonly diskReserveMib: number;
 }
 
 export type SettingName = keyof Settings;
@@ -232,6 +234,17 @@ export const settingsTable: readonly Setting[] = [
     meaning: "what is logged",
     secret: false,
     read: (text) => (logLevels.includes(text as LogLevel) ? text : refused),
+  },
+  {
+    name: "diskReserveMib",
+    env: "CONFLUX_DISK_RESERVE_MIB",
+    flag: "--disk-reserve-mib",
+    default: "256",
+    allowed: "a whole number from 0 to 1048576",
+    meaning:
+      "MiB of the disk that writes leave free: below it they are answered with `disk-full`, while votes, reads and deletions go on; 0 turns it off",
+    secret: false,
+    read: (text) => (/^\d{1,7}$/.test(text) && Number(text) <= 2 ** 20 ? Number(text) : refused),
   },
 ];
 

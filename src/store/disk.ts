@@ -12,7 +12,11 @@ import type { DiskDone, JournalDisk, JournalFile } from "./journal.ts";
 
 const growthBytes = 1024 * 1024;
 
-export function openJournalDisk(directory: string): JournalDisk {
+/** @param onGrowth called whenever a file takes more of the disk */
+export function openJournalDisk(
+  directory: string,
+  onGrowth: () => void = () => undefined,
+): JournalDisk {
   fs.mkdirSync(directory, { recursive: true });
   syncDirectorySync(join(directory, ".."));
   return {
@@ -38,7 +42,7 @@ export function openJournalDisk(directory: string): JournalDisk {
       const flags = O_CREAT | O_EXCL | O_WRONLY | O_DSYNC;
       fs.open(join(directory, name), flags, 0o600, (error, descriptor) => {
         if (error) done(error, null);
-        else done(null, new DiskFile(descriptor));
+        else done(null, new DiskFile(descriptor, onGrowth));
       });
     },
     remove: (name, done) => fs.unlink(join(directory, name), (error) => done(error ?? null)),
@@ -77,11 +81,13 @@ export function writeFileDurably(path: string, bytes: Uint8Array | string): void
 
 class DiskFile implements JournalFile {
   readonly #descriptor: number;
+  readonly #onGrowth: () => void;
   #allocated = 0;
   #end = 0;
 
-  constructor(descriptor: number) {
+  constructor(descriptor: number, onGrowth: () => void) {
     this.#descriptor = descriptor;
+    this.#onGrowth = onGrowth;
   }
 
   write(position: number, bytes: Uint8Array, done: DiskDone): void {
@@ -90,7 +96,10 @@ class DiskFile implements JournalFile {
     const vector = allocate === 0 ? [bytes] : [bytes, new Uint8Array(allocate - end)];
     this.#writeAll(vector, position, (error) => {
       if (error !== null) return done(error);
-      if (allocate !== 0) this.#allocated = allocate;
+      if (allocate !== 0) {
+        this.#allocated = allocate;
+        this.#onGrowth();
+      }
       this.#end = end;
       done(null);
     });

@@ -254,6 +254,7 @@ export class SoloService implements ConfigService {
       absences: [{ node: "n9", from: 1_000, until: 3_500, reason: "silent" }],
       replicas: { warm: this.#cluster.tenants.size, leaders: this.#cluster.tenants.size },
       journal: { segments: 1, bytes: 0, appends: 0, syncs: 0 },
+      disk: null,
       environments: { open: 1, cap: 100 },
       tenants: this.#cluster.system.get<TenantMeta>("meta")?.tenants ?? 0,
     };

@@ -351,3 +351,48 @@ describe("a node without room for another environment", () => {
     expect((await cluster.change(cluster.node(0), "beta", put)).ok).toBe(true);
   });
 });
+
+describe("a node whose disk is nearly full", () => {
+  const byKey = (text: string): Command => ({
+    ...publish(text),
+    actor: { kind: "admin", keyId: "kacme" },
+  });
+
+  test("takes no writes, gives its leaderships away, and goes on reading and voting", async () => {
+    const cluster = await ready();
+    await cluster.create("acme");
+    const leader = cluster.leader("acme") as SimNode;
+    leader.room.level = "low";
+    const refused = cluster.propose(leader, "acme", byKey("x"), 1_000);
+    await cluster.until("an answer", () => refused.problem !== null);
+    expect(refused.problem?.code).toBe("disk-full");
+    await cluster.until("another leads", () => {
+      const leaders = cluster.replicas("acme").filter(({ replica }) => replica.raft.isLeader);
+      return leaders.length === 1 && leaders[0]?.node !== leader;
+    });
+    expect((await cluster.change(leader, "acme", byKey("a"))).ok).toBe(true);
+    expect(await cluster.read(leader, "acme", latest)).toBe("a");
+    // All of them: nobody takes writes, everybody votes.
+    for (const node of cluster.world.nodes) node.room.level = "low";
+    cluster.world.crash(cluster.leader("acme") as SimNode);
+    await cluster.until("a leader", () => cluster.leader("acme") !== null);
+    const answer = cluster.propose(cluster.world.alive[0] as SimNode, "acme", byKey("y"), 1_000);
+    await cluster.until("an answer", () => answer.problem !== null);
+    expect(answer.problem?.code).toBe("disk-full");
+  });
+
+  test("takes nothing that can be refused on its last room, and catches up when there is room", async () => {
+    const cluster = await ready();
+    await cluster.create("acme");
+    const leader = cluster.leader("acme") as SimNode;
+    const full = cluster.world.nodes.find((node) => node !== leader) as SimNode;
+    full.room.level = "out";
+    for (let n = 0; n < 5; n++)
+      expect(await cluster.change(leader, "acme", byKey(`${n}`))).toMatchObject({ ok: true });
+    const on = (node: SimNode): number =>
+      cluster.replicas("acme").find((one) => one.node === node)?.replica.durableIndex ?? 0;
+    expect(on(full)).toBeLessThan(on(leader));
+    full.room.level = "free";
+    await cluster.until("it has caught up", () => on(full) === on(leader));
+  });
+});

@@ -47,6 +47,7 @@ describe("settings", () => {
       tenants: null,
       watchAge: 3600,
       log: "info",
+      diskReserveMib: 256,
     });
   });
 

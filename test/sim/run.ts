@@ -100,6 +100,9 @@ interface Acknowledged {
 export async function runSeed(options: RunOptions): Promise<RunResult> {
   const prng = new Prng(options.seed);
   const swarm = drawSwarm(prng.fork(), options.stormMs ?? 12_000);
+  // A generator of its own: what earlier seeds drew stays as it was.
+  const scarcity = new Prng(options.seed + 0x5eed);
+  const scarceEveryMs = scarcity.pick([0, 0, 0, 1_500]);
   const violations: string[] = [];
   const invariants = new Invariants((violation) => violations.push(violation));
   let elections = 0;
@@ -257,6 +260,8 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
             content: { text, hash: `sha256:${text}`, bytes: text.length },
             schemaHash: null,
           }),
+          // What nodes do by themselves is taken without room too.
+          ...(scarceEveryMs > 0 && { actor: { kind: "admin", keyId: `k${tenant}` } }),
           ...(draw.chance(0.5) ? { idempotency: { key: text, fingerprint: text } } : {}),
         };
         node.host?.proposeWith(tenant, command, draw.pick([500, 3_000]), (error, outcome) => {
@@ -376,6 +381,10 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
       });
     });
   });
+  if (scarceEveryMs > 0)
+    every(scarceEveryMs, () => {
+      scarcity.pick(world.nodes).room.level = scarcity.pick(["free", "low", "out"]);
+    });
   every(swarm.freezeEveryMs, () => {
     world.freeze(nemesis.pick(world.nodes), nemesis.between(100, 4_000));
   });
@@ -385,6 +394,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
   storming = false;
   world.weather = calm;
   world.heal();
+  for (const node of world.nodes) node.room.level = "free";
   if (violations.length === 0) {
     for (const node of world.nodes) restart(node);
     // Frames held back by the storm may still arrive for minutes.

@@ -8,6 +8,7 @@ import { Prng } from "../../src/lib/prng.ts";
 import { NodeHost, type Log, type Tuning } from "../../src/host/node_host.ts";
 import type {
   Clock,
+  DiskSpace,
   Environment,
   Environments,
   FrameHandler,
@@ -182,6 +183,12 @@ export interface SimNode {
   host: NodeHost | null;
   readonly disk: SimDisk;
   readonly environments: SimEnvironments;
+  /** What its host is told of the room on its disk. */
+  readonly room: {
+    level: DiskSpace["level"];
+    readonly freeBytes: number;
+    readonly reserveBytes: number;
+  };
   boot: number;
   /** Everything of an earlier life checks this before it runs. */
   life: number;
@@ -238,6 +245,7 @@ export class World {
         environments: new SimEnvironments(prng.fork(), options.environmentsMax ?? 1_000, (run) => {
           this.#inLife(node, this.#diskDelay() * 3, run);
         }),
+        room: { level: "free", freeBytes: 1, reserveBytes: 2 },
         boot: 0,
         life: 0,
         handler: null,
@@ -422,6 +430,7 @@ export class World {
       environments: node.environments,
       transport: this.#transport(node),
       clock,
+      disk: node.room,
       seed: this.prng.uint32(),
       tuning: this.#options.tuning ?? {},
       log: this.#options.log?.(node.name) ?? silent,
