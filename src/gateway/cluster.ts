@@ -16,7 +16,6 @@ import type { ClusterStatus } from "../host/ports.ts";
 import { under } from "../machine/keys.ts";
 import type { NodeRow, TenantRow } from "../machine/rows.ts";
 import { json, time } from "./http.ts";
-import { metricsText } from "./metrics.ts";
 import { openApi } from "./openapi.ts";
 import { listLimitDefault, listQuery, route, type Context, type Route } from "./route.ts";
 
@@ -59,10 +58,10 @@ export const clusterRoutes: readonly Route[] = [
     tag: "node",
     summary: "Metrics of this node, in Prometheus' text format",
     responses: { 200: { description: "Metrics", media: "text/plain", schema: Type.String() } },
-    handle: (_call, _input, context) => ({
+    handle: async (_call, _input, context) => ({
       status: 200,
       headers: { "content-type": "text/plain; version=0.0.4; charset=utf-8" },
-      body: metricsText(context),
+      body: await context.metrics(),
     }),
   }),
   route({

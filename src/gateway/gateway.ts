@@ -39,6 +39,7 @@ import {
   type Call,
   type RequestInfo,
 } from "./http.ts";
+import { Metrics } from "./metrics.ts";
 import { notHereAnswer, Peers } from "./peers.ts";
 import type { Context, Route } from "./route.ts";
 import { tenantRoutes } from "./tenants.ts";
@@ -112,6 +113,7 @@ class Door {
   readonly #origins = new WeakMap<Request, Origin>();
   readonly #requestsMax: number;
   readonly #isVerbose: boolean;
+  readonly #metrics = new Metrics();
   #requests = 0;
   // Unique over nodes and starts without drawing chance for every request.
   readonly #idPrefix = base62(crypto.getRandomValues(new Uint8Array(6)), 9);
@@ -134,6 +136,7 @@ class Door {
       }),
       version: settings.version,
       routes,
+      metrics: () => this.#metrics.text(this.#context, this.#requests),
     };
     this.#app = this.#router();
   }
@@ -209,7 +212,7 @@ class Door {
     let answer: Answer;
     // Long polls wait, and have a bound of their own.
     const isCounted = !this.#context.watches.isWatch(route);
-    const startedAt = this.#isVerbose ? performance.now() : 0;
+    const startedAt = performance.now();
     if (isCounted) this.#requests++;
     try {
       if (this.#requests > this.#requestsMax && isCounted && route.access.scope !== "public")
@@ -220,13 +223,15 @@ class Door {
     } finally {
       if (isCounted) this.#requests--;
     }
+    const ms = performance.now() - startedAt;
+    if (isCounted) this.#metrics.ended(route, answer.status, ms / 1000);
     if (this.#isVerbose)
       this.#log.debug(
         {
           requestId: call.requestId,
           route: route.id,
           status: answer.status,
-          ms: Math.round(performance.now() - startedAt),
+          ms: Math.round(ms),
           tenant: call.params["tenant"],
           key: call.principal?.keyId,
         },

@@ -1,57 +1,118 @@
 /**
- * Metrics of this node in Prometheus' text format, read when asked for: nothing is counted on the way of a request.
+ * Metrics of this node in Prometheus' text format. Requests are counted as they end; everything else is read when asked
+ * for. No label names a tenant: with a hundred thousand of them that would be the node's largest data structure.
  */
-import type { Context } from "./route.ts";
+import process from "node:process";
+import { Counter, Gauge, Histogram, Registry } from "prom-client";
+import type { ClusterStatus } from "../host/ports.ts";
+import type { Context, Route } from "./route.ts";
 
-interface Metric {
-  readonly name: string;
-  readonly type: "gauge" | "counter";
-  readonly help: string;
-  readonly value: number;
+/** From a read in memory to a change that waits for an election, in seconds. */
+const latencyBuckets = [
+  0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10,
+];
+
+interface Endings {
+  observe(seconds: number): void;
 }
 
-export function metricsText({ service, watches }: Context): string {
-  const cluster = service.cluster();
-  const alive = cluster.nodes.filter((node) => node.alive || node.self).length;
-  const { disk } = cluster;
-  const metrics: readonly Metric[] = [
-    gauge("conflux_ready", "Whether this node serves", Number(cluster.ready)),
-    gauge("conflux_transport_connected", "Whether messages flow", Number(cluster.connected)),
-    gauge("conflux_nodes_alive", "Nodes this node hears, itself among them", alive),
-    gauge("conflux_nodes", "Nodes this node knows", cluster.nodes.length),
-    gauge("conflux_tenants", "Tenants in the directory", cluster.tenants),
-    gauge("conflux_replicas_warm", "Replicas in memory here", cluster.replicas.warm),
-    gauge("conflux_replicas_leading", "Groups led from here", cluster.replicas.leaders),
-    gauge("conflux_environments_open", "Open environments", cluster.environments.open),
-    gauge("conflux_environments_cap", "Environments that may be open", cluster.environments.cap),
-    gauge("conflux_journal_segments", "Segments of the journal", cluster.journal.segments),
-    gauge("conflux_journal_bytes", "Bytes of the journal", cluster.journal.bytes),
-    counter("conflux_journal_appends_total", "Records appended", cluster.journal.appends),
-    counter("conflux_journal_syncs_total", "Durable writes", cluster.journal.syncs),
-    ...(disk === null
-      ? []
-      : [
-          gauge(
-            "conflux_disk_free_bytes",
-            "Room on the disk of the data directory",
-            disk.freeBytes,
-          ),
-          gauge("conflux_disk_reserve_bytes", "Below this writes are refused", disk.reserveBytes),
-        ]),
-    gauge("conflux_watchers", "Open watches on this node", watches.count),
-  ];
-  return metrics
-    .map(
-      ({ name, type, help, value }) =>
-        `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n${name} ${value}\n`,
-    )
-    .join("");
-}
+export class Metrics {
+  readonly #registry = new Registry();
+  readonly #durations: Histogram<"route" | "status">;
+  /** By route and class of status, so that a request looks nothing up by label. */
+  readonly #endings = new Map<Route, (Endings | undefined)[]>();
+  readonly #refresh: ((status: ClusterStatus, watchers: number, requests: number) => void)[] = [];
 
-function gauge(name: string, help: string, value: number): Metric {
-  return { name, type: "gauge", help, value };
-}
+  constructor() {
+    const registers = [this.#registry];
+    this.#durations = new Histogram({
+      name: "conflux_http_request_duration_seconds",
+      help: "Requests by route and class of answer; watches are not among them",
+      labelNames: ["route", "status"],
+      buckets: latencyBuckets,
+      registers,
+    });
+    const gauge = (
+      name: string,
+      help: string,
+      read: (status: ClusterStatus, watchers: number, requests: number) => number,
+    ): void => {
+      const made = new Gauge({ name, help, registers });
+      this.#refresh.push((...seen) => made.set(read(...seen)));
+    };
+    const counter = (name: string, help: string, read: (status: ClusterStatus) => number): void => {
+      const made = new Counter({ name, help, registers });
+      this.#refresh.push((status) => {
+        made.reset();
+        made.inc(read(status));
+      });
+    };
+    gauge("conflux_ready", "Whether this node serves", (s) => Number(s.ready));
+    gauge("conflux_transport_connected", "Whether messages flow", (s) => Number(s.connected));
+    gauge("conflux_nodes", "Nodes this node knows", (s) => s.nodes.length);
+    gauge(
+      "conflux_nodes_alive",
+      "Nodes this node hears, itself among them",
+      (s) => s.nodes.filter((node) => node.alive || node.self).length,
+    );
+    gauge("conflux_tenants", "Tenants in the directory", (s) => s.tenants);
+    gauge("conflux_replicas_warm", "Replicas in memory here", (s) => s.replicas.warm);
+    gauge("conflux_replicas_leading", "Groups led from here", (s) => s.replicas.leaders);
+    gauge("conflux_environments_open", "Open environments", (s) => s.environments.open);
+    gauge("conflux_environments_cap", "Environments that may be open", (s) => s.environments.cap);
+    gauge("conflux_journal_segments", "Segments of the journal", (s) => s.journal.segments);
+    gauge("conflux_journal_bytes", "Bytes of the journal", (s) => s.journal.bytes);
+    counter("conflux_journal_appends_total", "Records appended", (s) => s.journal.appends);
+    counter("conflux_journal_syncs_total", "Durable writes", (s) => s.journal.syncs);
+    gauge(
+      "conflux_disk_free_bytes",
+      "Room on the disk of the data directory",
+      (s) => s.disk?.freeBytes ?? Number.NaN,
+    );
+    gauge(
+      "conflux_disk_reserve_bytes",
+      "Below this writes are refused",
+      (s) => s.disk?.reserveBytes ?? Number.NaN,
+    );
+    gauge("conflux_watchers", "Open watches on this node", (_s, watchers) => watchers);
+    gauge("conflux_http_requests_in_flight", "Requests under way", (_s, _w, requests) => requests);
+    gauge(
+      "process_resident_memory_bytes",
+      "Memory of the process",
+      () => process.memoryUsage().rss,
+    );
+    gauge("process_start_time_seconds", "When it started, Unix time", () =>
+      Math.round(Date.now() / 1000 - process.uptime()),
+    );
+    counter("process_cpu_seconds_total", "Processor time of the process", () => {
+      const { user, system } = process.cpuUsage();
+      return (user + system) / 1e6;
+    });
+    const alive = new Gauge({
+      name: "conflux_node_alive",
+      help: "Whether this node hears that one",
+      labelNames: ["node"],
+      registers,
+    });
+    this.#refresh.push((status) => {
+      alive.reset();
+      for (const node of status.nodes)
+        alive.set({ node: node.name }, Number(node.alive || node.self));
+    });
+  }
 
-function counter(name: string, help: string, value: number): Metric {
-  return { name, type: "counter", help, value };
+  /** A request ended. */
+  ended(route: Route, status: number, seconds: number): void {
+    let endings = this.#endings.get(route);
+    if (endings === undefined) this.#endings.set(route, (endings = []));
+    const kind = Math.floor(status / 100);
+    endings[kind] ??= this.#durations.labels(route.id, `${kind}xx`);
+    endings[kind].observe(seconds);
+  }
+
+  text({ service, watches }: Context, requests: number): Promise<string> {
+    const status = service.cluster();
+    for (const refresh of this.#refresh) refresh(status, watches.count, requests);
+    return this.#registry.metrics();
+  }
 }

@@ -25,6 +25,8 @@ export interface Context {
   readonly watches: Watches;
   readonly version: string;
   readonly routes: readonly Route[];
+  /** In Prometheus' text format. */
+  readonly metrics: () => Promise<string>;
 }
 
 interface RouteFacts {

@@ -147,6 +147,15 @@ describe("cluster", () => {
     h.cluster.service("n1").ready = true;
     const metrics = await h.call("GET", "/metrics", { token: null });
     expect(metrics.text).toMatch(/^conflux_ready 1$/m);
+    expect(metrics.text).toMatch(/^conflux_node_alive\{node="n1"\} 1$/m);
+    expect(metrics.text).toMatch(/^process_resident_memory_bytes [1-9]\d+$/m);
+    // The one that was told 503, and three of the four others: this request itself ends after it was counted.
+    const ended =
+      /^conflux_http_request_duration_seconds_count\{route="(\w+)",status="(\dxx)"\} (\d+)$/gm;
+    const counts = [...metrics.text.matchAll(ended)].map(([, ...found]) => found.join(" "));
+    expect(counts).toEqual(
+      expect.arrayContaining(["livez 2xx 1", "readyz 5xx 1", "metrics 2xx 1"]),
+    );
   });
 
   test("the directory's own group is shown to root", async () => {
