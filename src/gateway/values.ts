@@ -73,7 +73,7 @@ export const valueRoutes: readonly Route[] = [
       const labels = labelsOf(call.query);
       if (query.explain === true)
         return explainAnswer(view, namespace, name, labels, call.principal);
-      const value = effective(view, namespace, name, labels, Date.now());
+      const value = effective(view, namespace, name, labels);
       if (value === null)
         throw new Problem(
           "not-found",
@@ -130,7 +130,7 @@ export function snapshotOf(
 ): Record<string, EffectiveValue> {
   const values: Record<string, EffectiveValue> = {};
   let bytes = 0;
-  for (const value of effectiveAll(view, namespace, labels, Date.now())) {
+  for (const value of effectiveAll(view, namespace, labels)) {
     const fits = value.bytes <= valueBytesMax && bytes + value.bytes <= bytesMax;
     const content = fits ? getText(view, value.namespace, value.name, value.version) : null;
     if (content !== null) bytes += value.bytes;
@@ -159,7 +159,6 @@ function explainAnswer(
     namespace,
     name,
     labels,
-    Date.now(),
   );
   return json({
     name,

@@ -26,7 +26,6 @@ import {
 import type { ConfigRow, StoredChange, TenantRow } from "../machine/rows.ts";
 import { checkConfigName, checkNamespaceName, isName, systemTenant } from "../model/names.ts";
 import type { Labels } from "../model/release.ts";
-import { parseTime } from "../model/time.ts";
 import { accessOf, type Access } from "./access.ts";
 import {
   authorize,
@@ -143,41 +142,24 @@ class Frame {
   }
 }
 
-/**
- * `<epoch>-<revision>`; where rules have times, `.<milliseconds>` follows: the last of these times that was taken into
- * account, because passing one changes values without a revision.
- */
+/** `<epoch>-<revision>`. */
 interface Cursor {
   readonly epoch: number;
   readonly revision: number;
-  readonly passed: number | null;
-}
-
-interface Position {
-  readonly epoch: number;
-  readonly revision: number;
-}
-
-function cursorText({ epoch, revision }: Position, passed: number): string {
-  return passed === 0 ? `${epoch}-${revision}` : `${epoch}-${revision}.${passed}`;
 }
 
 function parseCursor(text: string): Cursor | null {
-  const match = /^(\d{1,15})-(\d{1,15})(?:\.(\d{1,15}))?$/.exec(text);
-  if (match === null) return null;
-  return {
-    epoch: Number(match[1]),
-    revision: Number(match[2]),
-    passed: match[3] === undefined ? null : Number(match[3]),
-  };
+  const match = /^(\d{1,15})-(\d{1,15})$/.exec(text);
+  return match === null ? null : { epoch: Number(match[1]), revision: Number(match[2]) };
 }
 
-function frame(event: Frame["event"], at: Position, data: unknown, passed = 0): Frame {
-  return new Frame(event, cursorText(at, passed), at.revision, JSON.stringify(data));
+function frame(event: Frame["event"], at: Cursor, data: unknown): Frame {
+  const { epoch, revision } = at;
+  return new Frame(event, `${epoch}-${revision}`, revision, JSON.stringify(data));
 }
 
-function bookmark(at: Position, passed: number): Frame {
-  return frame("bookmark", at, { revision: at.revision }, passed);
+function bookmark(at: Cursor): Frame {
+  return frame("bookmark", at, { revision: at.revision });
 }
 
 function goodbye(reason: string): Frame {
@@ -225,8 +207,8 @@ interface EffectiveFilter {
 
 type Filter = TenantFilter | EffectiveFilter;
 
-/** begin: no cursor came; cursor: it is of another history, ahead or compacted; slow: too much was missed; time: see below. */
-type SyncReason = "begin" | "cursor" | "slow" | "time";
+/** begin: no cursor came; cursor: it is of another history, ahead or compacted; slow: too much was missed. */
+type SyncReason = "begin" | "cursor" | "slow";
 
 /** What a feed shows, by its filter. All of it runs synchronously within one view. */
 interface Source {
@@ -240,28 +222,16 @@ interface Source {
   since(cursor: Cursor, view: TenantView): readonly Frame[] | null;
   /** The same for one who was too slow to be told one by one: the latest of each, in one frame. */
   merged(cursor: Cursor, view: TenantView): Frame | null;
-  /** When the passing of time alone may change something, milliseconds since 1970. */
-  readonly dueAt: number;
-  /** The last time that was passed and taken into account; 0: none. */
-  readonly passed: number;
-  /** Time has passed. Null: it changed nothing. */
-  elapsed(view: TenantView): Frame | null;
 }
 
 class TenantSource implements Source {
   readonly #filter: TenantFilter;
-  readonly dueAt = Number.POSITIVE_INFINITY;
-  readonly passed = 0;
 
   constructor(filter: TenantFilter) {
     this.#filter = filter;
   }
 
   begin(): void {}
-
-  elapsed(): null {
-    return null;
-  }
 
   snapshot(view: TenantView, reason: SyncReason): Frame {
     const { namespace, prefix, content, namespaces } = this.#filter;
@@ -309,7 +279,7 @@ class TenantSource implements Source {
       ({ revision } = row);
       if (bytes > catchUpBytesMax) break;
     }
-    if (revision < view.revision) frames.push(bookmark({ epoch: view.epoch, revision }, 0));
+    if (revision < view.revision) frames.push(bookmark({ epoch: view.epoch, revision }));
     return frames;
   }
 
@@ -382,8 +352,6 @@ class EffectiveSource implements Source {
   #recentBytes = 0;
   /** All frames after this revision are among the recent ones. */
   #recentFrom = 0;
-  dueAt = Number.POSITIVE_INFINITY;
-  passed = 0;
 
   constructor(filter: EffectiveFilter) {
     this.#filter = filter;
@@ -399,7 +367,7 @@ class EffectiveSource implements Source {
     const all = snapshotOf(view, namespace, labels, snapshotBytesMax, frameValueBytesMax);
     const mine = name === null ? null : all[name];
     const values = name === null ? all : mine === undefined ? {} : { [name]: mine };
-    return frame("sync", view, { revision: view.revision, reason, values }, this.passed);
+    return frame("sync", view, { revision: view.revision, reason, values });
   }
 
   commit(event: CommitEvent, view: TenantView): Frame | null {
@@ -410,15 +378,12 @@ class EffectiveSource implements Source {
       "commit",
       { epoch: view.epoch, revision },
       { revision, at: time(at), changes },
-      this.passed,
     );
     this.#remember(made);
     return made;
   }
 
-  since({ revision, passed }: Cursor, view: TenantView): readonly Frame[] | null {
-    // A time passed that the watcher was not told of, unless what it was told came after it.
-    if (this.passed > (passed ?? getHistoryRow(view, revision)?.at ?? 0)) return null;
+  since({ revision }: Cursor, view: TenantView): readonly Frame[] | null {
     if (revision === view.revision) return [];
     if (revision >= this.#recentFrom)
       return this.#recent.filter((recent) => recent.revision > revision);
@@ -426,8 +391,7 @@ class EffectiveSource implements Source {
     return merged === null ? null : merged.size === 0 ? [] : [this.#catchUp(merged, view)];
   }
 
-  merged({ revision, passed }: Cursor, view: TenantView): Frame | null {
-    if (this.passed > (passed ?? getHistoryRow(view, revision)?.at ?? 0)) return null;
+  merged({ revision }: Cursor, view: TenantView): Frame | null {
     const touched = this.#touchedSince(revision, view);
     return touched === null || touched.size === 0 ? null : this.#catchUp(touched, view);
   }
@@ -449,20 +413,7 @@ class EffectiveSource implements Source {
     const { revision } = view;
     const at = time(getHistoryRow(view, revision)?.at ?? 0);
     const changes = [...touched].map((name) => this.#describe(view, name));
-    return frame("commit", view, { revision, at, coalesced: true, changes }, this.passed);
-  }
-
-  elapsed(view: TenantView): Frame | null {
-    const before = new Map(this.#marks);
-    const passed = this.passed;
-    this.#evaluateAll(view);
-    const isSame =
-      before.size === this.#marks.size &&
-      [...this.#marks].every(([name, mark]) => before.get(name) === mark);
-    if (isSame) return this.passed === passed ? null : bookmark(view, this.passed);
-    // No revision stands for it, so it cannot be a commit; and recent frames no longer lead to what is now.
-    this.#forget(view.revision);
-    return this.snapshot(view, "time");
+    return frame("commit", view, { revision, at, coalesced: true, changes });
   }
 
   #changes(changes: readonly StoredChange[], view: TenantView): unknown[] {
@@ -507,7 +458,6 @@ class EffectiveSource implements Source {
     const { namespace, name } = this.#filter;
     this.#chain = namespaceChain(view, namespace);
     this.#marks.clear();
-    this.dueAt = Number.POSITIVE_INFINITY;
     if (name !== null) this.#evaluate(view, name);
     else for (const config of effectiveConfigs(view, namespace)) this.#evaluateConfig(view, config);
   }
@@ -519,23 +469,14 @@ class EffectiveSource implements Source {
   }
 
   #evaluateConfig(view: TenantView, config: ConfigRow): void {
-    const now = Date.now();
-    for (const rule of config.rules)
-      for (const text of [rule.from, rule.until]) {
-        if (text === undefined) continue;
-        const at = parseTime(text);
-        if (at === null) continue;
-        if (at > now) this.dueAt = Math.min(this.dueAt, at);
-        else this.passed = Math.max(this.passed, at);
-      }
-    const value = effectiveOf(view, config, this.#filter.labels, now);
+    const value = effectiveOf(view, config, this.#filter.labels);
     if (value !== null) this.#marks.set(config.name, `${value.uid} ${value.version} ${value.hash}`);
   }
 
   #describe(view: TenantView, name: string): unknown {
     const { namespace, labels } = this.#filter;
     const config = effectiveConfig(view, namespace, name);
-    const value = config === null ? null : effectiveOf(view, config, labels, Date.now());
+    const value = config === null ? null : effectiveOf(view, config, labels);
     if (value === null) return { type: "delete", name };
     const { version, hash, format } = value;
     const text =
@@ -559,12 +500,6 @@ class EffectiveSource implements Source {
       this.#recentBytes -= oldest.data.length;
       this.#recentFrom = oldest.revision;
     }
-  }
-
-  #forget(revision: number): void {
-    this.#recent = [];
-    this.#recentBytes = 0;
-    this.#recentFrom = revision;
   }
 }
 
@@ -818,7 +753,7 @@ class Feed {
 
   #missed(view: TenantView, since: Cursor | "now" | null): readonly Frame[] {
     const { source } = this;
-    if (since === "now") return [bookmark(view, source.passed)];
+    if (since === "now") return [bookmark(view)];
     if (since === null) return [this.#snapshot(view, "begin")];
     const isOurs = since.epoch === view.epoch && since.revision <= view.revision;
     const frames = isOurs ? source.since(since, view) : null;
@@ -829,7 +764,7 @@ class Feed {
       );
     if (frames === null) return [this.#snapshot(view, "cursor")];
     if (sizeOf(frames) > catchUpBytesMax && !this.isEvery) return [this.#snapshot(view, "slow")];
-    return frames.length === 0 ? [bookmark(view, source.passed)] : frames;
+    return frames.length === 0 ? [bookmark(view)] : frames;
   }
 
   /** Whether its watchers want every revision, or none. */
@@ -839,7 +774,7 @@ class Feed {
 
   /** One encoding for all who come in the same second and find the same. */
   #snapshot(view: TenantView, why: SyncReason): Frame {
-    const key = `${view.epoch} ${view.revision} ${this.source.passed} ${why}`;
+    const key = `${view.epoch} ${view.revision} ${why}`;
     let made = this.#snapshots.get(key);
     if (made === undefined) {
       made = this.source.snapshot(view, why);
@@ -878,11 +813,6 @@ class Feed {
     }
   }
 
-  elapsed(view: TenantView): void {
-    const made = this.source.elapsed(view);
-    if (made !== null) this.#send(made);
-  }
-
   tick(nowMs: number, settings: WatchSettings): void {
     this.#snapshots.clear();
     for (const watcher of this.watchers) {
@@ -892,7 +822,7 @@ class Feed {
     }
     if (nowMs - this.lastFrameAt < settings.bookmarkMs) return;
     this.lastFrameAt = nowMs;
-    const mark = bookmark(this, this.source.passed);
+    const mark = bookmark(this);
     for (const watcher of this.watchers) if (!watcher.isBehind) watcher.push(mark);
   }
 
@@ -1008,8 +938,7 @@ export class Watches {
         await something;
         clearTimeout(timer);
       }
-      const frames =
-        watcher.frames.length > 0 ? watcher.frames : [bookmark(feed, feed.source.passed)];
+      const frames = watcher.frames.length > 0 ? watcher.frames : [bookmark(feed)];
       call.revision = Math.max(feed.revision, call.revision ?? 0);
       return pollAnswer(frames);
     } finally {
@@ -1177,20 +1106,9 @@ export class Watches {
         continue;
       }
       feed.tick(now, this.#settings);
-      if (feed.source.dueAt <= now) void this.#elapsed(feed);
     }
     for (const relay of this.#relays.values())
       for (const watcher of relay.watchers) watcher.tick(now);
-  }
-
-  async #elapsed(feed: Feed): Promise<void> {
-    try {
-      await this.#service.read(feed.filter.tenant, { consistency: "stale" }, (view) => {
-        if (!feed.isEnded) feed.elapsed(view);
-      });
-    } catch (error) {
-      this.#failed(error);
-    }
   }
 
   // --- for tenants that are elsewhere ------------------------------------------------------------------------------------
@@ -1351,7 +1269,7 @@ class Relay {
     const own = parseCursor(this.cursor ?? "");
     if (own === null) return false;
     if (own.epoch !== at.epoch) return own.epoch > at.epoch;
-    return own.revision > at.revision || (own.passed ?? 0) > (at.passed ?? 0);
+    return own.revision > at.revision;
   }
 
   send(relayed: Frame): void {

@@ -60,6 +60,7 @@ import {
   type ReplicaHooks,
 } from "./replica.ts";
 import { Method, Rpc } from "./rpc.ts";
+import { Schedules } from "./schedules.ts";
 import { SnapshotExchange } from "./snapshots.ts";
 import { WatchHub } from "./watch_hub.ts";
 
@@ -106,6 +107,12 @@ const tuningDefaults: Tuning = {
   sleepAfterMs: 10 * 60_000,
 };
 
+/** Groups that are woken or proposed to per pulse because rules of theirs begin or end. */
+const SCHEDULES_PER_PULSE = 64;
+/** A follower gives its leader so long to see to a schedule, then wakes it. */
+const SCHEDULE_GRACE_MS = 1_000;
+/** A read waits at most so long for a schedule whose time has come. */
+const SCHEDULE_READ_MS = 500;
 const CHECKPOINTS_AT_ONCE = 8;
 /** Environments kept free of the cap for waking replicas while others are being closed. */
 const ENVIRONMENTS_SPARE = 16;
@@ -197,6 +204,7 @@ export class NodeHost implements ConfigService {
   readonly #prng: Prng;
   readonly #rpc: Rpc;
   readonly #snapshots: SnapshotExchange;
+  readonly #schedules = new Schedules();
   readonly #replicas = new Map<number, Replica>();
   /** Replicas whose environment is being closed; they wake again only after that. */
   readonly #closing = new Map<number, Promise<void>>();
@@ -290,6 +298,7 @@ export class NodeHost implements ConfigService {
           this.#swept = false;
           for (const { node } of this.directory.nodes()) this.liveness.add(node);
         }
+        this.#schedules.set(replica.group, replica.dueAt);
         this.#wakeRevisionWaiters(replica);
         this.hub.end(replica.group, "resync");
       },
@@ -541,6 +550,7 @@ export class NodeHost implements ConfigService {
       else this.#attempts.push(attempt);
     }
     this.#runCampaigns(now);
+    this.#passSchedules(now);
     this.#rpc.expire(now);
     this.#snapshots.expire(now);
     for (const replica of this.#ticking) this.#contained(replica, () => replica.expire(now));
@@ -797,6 +807,53 @@ export class NodeHost implements ConfigService {
     }
   }
 
+  /**
+   * Rules whose time has come: the leader says so by a command, so that all replicas and watchers see it at one revision.
+   * Every node with a replica remembers the time, so a group that sleeps, or lost its leader, is woken for it.
+   */
+  #passSchedules(now: number): void {
+    let started = 0;
+    for (const [group, entry] of this.#schedules.due(this.#clock.wallMs())) {
+      if (started >= SCHEDULES_PER_PULSE) return;
+      const awake = this.#replicas.get(group);
+      const replica = awake ?? this.#wake(group);
+      if (awake === undefined) started += 1;
+      if (replica?.halted != null || this.directory.byGroup(group) === undefined) {
+        this.#schedules.set(group, null);
+        continue;
+      }
+      if (replica === null) continue;
+      if (replica.raft.isLeader) {
+        if (entry.proposedUntil > now) continue;
+        started += 1;
+        entry.proposedUntil = now + PROPOSE_TIMEOUT_MS;
+        this.#passSchedule(replica, entry.proposedUntil, () => {
+          entry.proposedUntil = 0;
+        });
+        continue;
+      }
+      const leader = replica.leaderNode;
+      if (leader === null || !this.liveness.supports(leader)) {
+        this.#campaignSoon(replica);
+        continue;
+      }
+      const isFirst = entry.leaderUntil === null;
+      if (entry.leaderUntil !== null && entry.leaderUntil > now) continue;
+      entry.leaderUntil = now + SCHEDULE_GRACE_MS;
+      // It may sleep there and not know of it: a read wakes it.
+      if (!isFirst) this.#guarded(replica, () => replica.read(now + SCHEDULE_GRACE_MS, () => {}));
+    }
+  }
+
+  #passSchedule(replica: Replica, deadline: number, done: () => void): void {
+    const command: Command = {
+      at: this.#clock.wallMs(),
+      actor: { kind: "system", keyId: "system" },
+      action: { op: "schedule.pass" },
+    };
+    this.#proposeHere(replica, encoder.encode(JSON.stringify(command)), deadline, done);
+  }
+
   #leaderChanged(replica: Replica): void {
     const { tenant, group, raft } = replica;
     this.#log.debug(
@@ -888,6 +945,7 @@ export class NodeHost implements ConfigService {
     }
     this.#replicas.set(group, replica);
     replica.usedAt = this.#clock.monotonicMs();
+    this.#schedules.set(group, replica.dueAt);
     if (damage !== null) {
       // A vote or an acknowledged entry may be gone: it must neither vote nor answer (invariant 2).
       this.#log.error({ tenant: replica.tenant, group, damage }, "replica.journal_damaged");
@@ -1109,6 +1167,7 @@ export class NodeHost implements ConfigService {
   // --- what was applied ----------------------------------------------------------------------------------------------------
 
   #committed(replica: Replica, event: HistoryRow): void {
+    this.#schedules.set(replica.group, replica.dueAt);
     if (replica.group === SYSTEM_GROUP) this.#directoryChanged(event);
     this.hub.publish(replica.group, event, replica.view);
     this.#wakeRevisionWaiters(replica);
@@ -1462,7 +1521,11 @@ export class NodeHost implements ConfigService {
     const finish = (result: ReadResult): void => {
       switch (result) {
         case "ok":
-          return this.#atRevision(replica, options.minRevision, deadline, done);
+          return this.#onTime(replica, deadline, () => {
+            // It may have gone away while a schedule was waited for.
+            if (this.#replicas.get(found.group) !== replica || replica.halted !== null) again();
+            else this.#atRevision(replica, options.minRevision, deadline, done);
+          });
         case "no-leader":
           return done(noQuorum(found.tenant));
         case "overloaded":
@@ -1473,6 +1536,23 @@ export class NodeHost implements ConfigService {
     };
     this.#contained(replica, () => replica.read(deadline, finish));
     if (replica.halted === null) this.#mark(replica);
+  }
+
+  /** A rule whose time has come by this node's clock is waited for a little, most of all after a sleep. */
+  #onTime(replica: Replica, deadline: number, done: () => void): void {
+    const { group } = replica;
+    const overdue = this.#schedules.overdue(group, this.#clock.wallMs());
+    if (overdue === null) return done();
+    const now = this.#clock.monotonicMs();
+    overdue.readsUntil ??= now + SCHEDULE_READ_MS;
+    const waiters = this.#revisionWaiters.get(group) ?? [];
+    if (overdue.readsUntil <= now || waiters.length >= REVISION_WAITERS_MAX) return done();
+    waiters.push({
+      revision: replica.view.revision + 1,
+      deadline: Math.min(deadline, overdue.readsUntil),
+      done,
+    });
+    this.#revisionWaiters.set(group, waiters);
   }
 
   #atRevision(

@@ -219,6 +219,11 @@ export class Replica {
     return !this.#installing && this.#state.get("meta") !== undefined;
   }
 
+  /** Wall clock (ms) at which a rule begins or ends next; null: none will. */
+  get dueAt(): number | null {
+    return this.initialised ? (this.#state.get<TenantMeta>("meta")?.dueAt ?? null) : null;
+  }
+
   get leaderNode(): string | null {
     return this.members.get(this.raft.lead) ?? null;
   }

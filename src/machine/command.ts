@@ -115,6 +115,8 @@ export type TenantAction =
       readonly if: readonly TransactionCondition[];
       readonly then: readonly ConfigAction[];
     }
+  /** Rules whose time has come by this command's time begin or end. Proposed by the group's leader, by its clock. */
+  | { readonly op: "schedule.pass" }
   | { readonly op: "key.create"; readonly key: NewKey }
   | { readonly op: "key.delete"; readonly id: string }
   /** The first command of a tenant's group, proposed by its first leader from the directory's record. */

@@ -24,6 +24,7 @@ import {
 import { configInfo } from "./results.ts";
 import type { ResultOf } from "./results.ts";
 import type { ConfigRow, NamespaceRow, ReleaseRow, VersionRow } from "./rows.ts";
+import { judged } from "./schedules.ts";
 
 /** Releases kept of each config, whatever their age. */
 export const releasesKept = 200;
@@ -336,13 +337,9 @@ function addRelease(
       pruneFrom = Math.min(pruneFrom, number);
     }
   }
-  const next = changed(draft, row, {
-    release: release.release,
-    rules: release.rules,
-    default: release.default,
-    pruneFrom,
-  });
-  return { row: next, release };
+  const { rules, default: byDefault } = release;
+  const inForce = { ...row, release: release.release, rules, default: byDefault, pruneFrom };
+  return { row: changed(draft, judged(draft, inForce), {}), release };
 }
 
 function requireVersion(draft: Draft, row: ConfigRow, version: number, of: string): void {
@@ -414,6 +411,8 @@ function publish(draft: Draft, action: Of<"publish">, by: string): Done<"publish
 function rollback(draft: Draft, action: Of<"rollback">, by: string): Done<"rollback"> {
   const before = existing(draft, action);
   if (before.release === 0) refuse("conflict", "Release a version first: nothing is released yet");
+  if (action.toRelease === undefined && before.release === 1)
+    refuse("conflict", "Release something else first: the first release has none before it");
   const number = action.toRelease ?? before.release - 1;
   if (number === before.release)
     refuse("conflict", `Choose an earlier release: ${number} is the one in force`);
@@ -536,7 +535,7 @@ function deleteConfig(draft: Draft, action: Of<"config.delete">): Done<"config.d
   const { namespace, name } = before;
   if (draft.get<NamespaceRow>(namespaceKey(namespace))?.protected === true)
     refuse("protected", `Take the protection off namespace ${namespace} first: it forbids deletes`);
-  const row = changed(draft, before, { deletedAt: draft.at });
+  const row = changed(draft, judged(draft, { ...before, deletedAt: draft.at }), {});
   draft.meta.configs--;
   draft.meta.deleted++;
   draft.put(deletedKey(draft.revision, namespace, name), true);
@@ -565,7 +564,7 @@ function undeleteConfig(draft: Draft, action: Of<"config.undelete">): Done<"conf
   draft.delete(deletedKey(before.revision, before.namespace, before.name));
   draft.meta.configs++;
   draft.meta.deleted--;
-  const row = changed(draft, before, { deletedAt: null });
+  const row = changed(draft, judged(draft, { ...before, deletedAt: null }), {});
   draft.change({ type: "undelete", namespace: row.namespace, name: row.name });
   return { created: false, result: { config: configInfo(row) } };
 }

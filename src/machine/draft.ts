@@ -57,6 +57,8 @@ export class Draft implements StateView {
   readonly meta: Writable<TenantMeta>;
   readonly changes: StoredChange[] = [];
   readonly audits: DraftAudit[] = [];
+  /** Rows of due/ were changed: the earliest of them may be another. */
+  dueMoved = false;
   readonly #base: StateTransaction;
   /** Undefined = deleted. */
   readonly #rows = new Map<string, unknown>();

@@ -30,6 +30,9 @@ export function releaseKey(namespace: string, name: string, release: number): st
 export function deletedKey(revision: number, namespace: string, name: string): string {
   return `del/${padded(revision)}/${namespace}/${name}`;
 }
+export function dueKey(dueAt: number, namespace: string, name: string): string {
+  return `due/${padded(dueAt)}/${namespace}/${name}`;
+}
 export function keyKey(id: string): string {
   return `key/${id}`;
 }

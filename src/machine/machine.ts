@@ -37,6 +37,7 @@ import {
   keyKey,
   metaKey,
 } from "./keys.ts";
+import { earliestDue, passSchedules } from "./schedules.ts";
 import { keyInfo } from "./results.ts";
 import type { ResultOf } from "./results.ts";
 import { defaultQuotas, sameQuotas } from "./rows.ts";
@@ -115,6 +116,7 @@ function judge(draft: Draft, command: Command): Applied {
     if (first !== null) return { outcome: first, commit: null };
   }
   const { created, result } = perform(draft, action, actor.keyId);
+  if (draft.dueMoved) draft.meta.dueAt = earliestDue(draft);
   const commit = draft.changes.length === 0 ? null : recordCommit(draft, actor);
   const revision = draft.meta.revision;
   if (idempotency !== undefined) recordOutcome(draft, idempotency, { revision, created, result });
@@ -200,6 +202,8 @@ function perform(draft: Draft, action: Action, by: string): Done {
   switch (action.op) {
     case "transaction":
       return transact(draft, action.if, action.then, by);
+    case "schedule.pass":
+      return passSchedules(draft);
     case "key.create":
       return createKey(draft, action.key);
     case "key.delete":

@@ -26,6 +26,7 @@ import {
 } from "./keys.ts";
 import type { StateView } from "./machine.ts";
 import { defaultQuotas } from "./rows.ts";
+import { judgedAt } from "./schedules.ts";
 import type {
   AuditRow,
   ConfigRow,
@@ -338,10 +339,9 @@ export function effective(
   namespace: string,
   name: string,
   labels: Labels,
-  nowMs: number,
 ): EffectiveText | null {
   const config = effectiveConfig(view, namespace, name);
-  const value = config === null ? null : effectiveOf(view, config, labels, nowMs);
+  const value = config === null ? null : effectiveOf(view, config, labels);
   return value === null ? null : withText(view, value);
 }
 
@@ -349,9 +349,8 @@ export function effectiveOf(
   view: StateView,
   config: ConfigRow,
   labels: Labels,
-  nowMs: number,
 ): EffectiveValue | null {
-  const { version, rule } = evaluate(config, labels, nowMs);
+  const { version, rule } = evaluate(config, labels, judgedAt(config));
   if (version === null) return null;
   const { namespace, name, uid, release, revision } = config;
   const row = view.get<VersionRow>(versionKey(namespace, name, version));
@@ -384,11 +383,10 @@ export function effectiveAll(
   view: StateView,
   namespace: string,
   labels: Labels,
-  nowMs: number,
 ): readonly EffectiveValue[] {
   const values: EffectiveValue[] = [];
   for (const config of effectiveConfigs(view, namespace)) {
-    const value = effectiveOf(view, config, labels, nowMs);
+    const value = effectiveOf(view, config, labels);
     if (value !== null) values.push(value);
   }
   return values;
@@ -407,7 +405,6 @@ export function explainEffective(
   namespace: string,
   name: string,
   labels: Labels,
-  nowMs: number,
 ): EffectiveExplanation {
   const chain = namespaceChain(view, namespace);
   const config = effectiveConfig(view, namespace, name);
@@ -415,7 +412,7 @@ export function explainEffective(
     const detail = "Nothing of this name is released here or in what the namespace extends";
     return { version: null, rule: null, detail, rules: [], chain, namespace: null, release: 0 };
   }
-  const explanation = explain(config, labels, nowMs);
+  const explanation = explain(config, labels, judgedAt(config));
   return { ...explanation, chain, namespace: config.namespace, release: config.release };
 }
 

@@ -15,7 +15,10 @@ import type {
 import type { Action } from "./command.ts";
 
 /** A config without its schema's text and its rules. */
-export interface ConfigInfo extends Omit<ConfigRow, "schema" | "rules" | "pruneFrom"> {
+export interface ConfigInfo extends Omit<
+  ConfigRow,
+  "schema" | "rules" | "pruneFrom" | "judgedAt" | "dueAt"
+> {
   readonly schemaHash: string | null;
   /** How many rules the release in force has. */
   readonly rules: number;
@@ -64,6 +67,8 @@ export interface ResultByOp {
   transaction: {
     readonly results: readonly { readonly created: boolean; readonly result: unknown }[];
   };
+  /** How many configs' rules were judged anew. */
+  "schedule.pass": { readonly passed: number };
   "key.create": { readonly key: KeyInfo };
   "key.delete": { readonly id: string };
   "tenant.init": { readonly tenant: string; readonly epoch: number };
@@ -80,7 +85,7 @@ export interface ResultByOp {
 export type ResultOf<Op extends Action["op"]> = ResultByOp[Op];
 
 export function configInfo(row: ConfigRow): ConfigInfo {
-  const { schema, rules, pruneFrom: _internal, ...rest } = row;
+  const { schema, rules, pruneFrom: _from, judgedAt: _judged, dueAt: _due, ...rest } = row;
   return { ...rest, schemaHash: schema?.hash ?? null, rules: rules.length };
 }
 

@@ -9,6 +9,7 @@
  *   aud/<n>                   AuditRow              idem/<key>                  IdempotencyRow
  *   idq/<n>                   string (an idempotency key, in order of use)
  *   del/<revision>/<ns>/<name>  true (a soft-deleted config, in order of deletion)
+ *   due/<ms>/<ns>/<name>      true (a config whose rules begin or end next at this time)
  * and in `_system` also:
  *   ten/<tenant>              TenantRow             grp/<group>                 string (tenant)
  *   node/<node>               NodeRow               root/<sha256 of the token>  RootKeyRow
@@ -67,6 +68,8 @@ export interface TenantMeta {
   readonly idempotencyFrom: number;
   readonly idempotencyTo: number;
   readonly quotas: Quotas;
+  /** The earliest time at which a rule of any config begins or ends; null or absent: none will. */
+  readonly dueAt?: number | null;
   /** `_system` only: the next group number. */
   readonly nextGroup?: number;
   readonly tenants?: number;
@@ -105,6 +108,13 @@ export interface ConfigRow {
   readonly release: number;
   readonly rules: readonly ReleaseRule[];
   readonly default: number | null;
+  /**
+   * As of when `from` and `until` of the rules are judged, milliseconds: on every replica the same, whatever its clock.
+   * Absent in rows of older versions: `updatedAt`.
+   */
+  readonly judgedAt?: number;
+  /** When a rule begins or ends next after that; null: none does. */
+  readonly dueAt?: number | null;
   readonly deletedAt: number | null;
 }
 
@@ -150,6 +160,8 @@ export interface StoredChange {
     | "version"
     | "version-delete"
     | "release"
+    /** Rules of the release in force began or ended. */
+    | "schedule"
     | "delete"
     | "undelete"
     | "namespace"

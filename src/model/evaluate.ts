@@ -107,6 +107,17 @@ function versionHolds(text: string, value: string | undefined): boolean {
   return range !== null && inRange(range, version);
 }
 
+/** When the schedule of any rule begins or ends next after `afterMs`; null: none does. */
+export function nextTimeOf(rules: readonly ReleaseRule[], afterMs: number): number | null {
+  let next: number | null = null;
+  for (const { from, until } of rules)
+    for (const text of [from, until]) {
+      const at = text === undefined ? null : parseTime(text);
+      if (at !== null && at > afterMs && (next === null || at < next)) next = at;
+    }
+  return next;
+}
+
 function inSchedule(rule: ReleaseRule, nowMs: number): boolean {
   if (rule.from !== undefined) {
     const from = parseTime(rule.from);

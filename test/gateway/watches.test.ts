@@ -243,25 +243,36 @@ describe("watch of effective values", () => {
     expect(merged.data.changes).toMatchObject([{ version: 3 }]);
   });
 
-  test("a rule whose time comes is told without a commit", async () => {
-    const h = await setup({ bookmarkMs: 50 });
+  test("a rule whose time comes is told as a commit, to those who were away too", async () => {
+    const h = await setup();
     await put(h, "a", 1);
     await h.call("POST", `${N}/configs/a/versions`, { body: { content: 2 } });
-    const from = new Date(Date.now() + 150).toISOString();
+    const time = Date.now() + 3_600_000;
+    const from = new Date(time).toISOString();
     await h.call("PUT", `${N}/configs/a/release`, {
       body: { rules: [{ id: "later", match: {}, from, version: 2 }], default: 1 },
     });
     const reader = await subscribe(h, `${N}/watch`);
     expect((await reader.next())?.data.values).toMatchObject({ a: { version: 1 } });
-    const due = (await reader.nextNews()) as Frame;
-    expect(due.event).toBe("sync");
-    expect(due.data.values).toMatchObject({ a: { version: 2 } });
-    // One who was told of the revision before the time had come is told what that changed; one who knows is not.
-    const revision = due.data.revision as number;
-    const before = await h.call("GET", `${N}/watch?wait=0s&since=1-${revision}`);
-    expect(before.body.frames).toMatchObject([{ event: "sync" }]);
-    const after = await h.call("GET", `${N}/watch?wait=0s&since=${due.id}`);
-    expect(after.body.frames).toMatchObject([{ event: "bookmark", id: due.id }]);
+    const changes = await subscribe(h, `${T}/watch?since=now`);
+    // As the leader does when its clock is there.
+    const passed = h.cluster.state("acme").apply({
+      at: time,
+      actor: { kind: "system", keyId: "system" },
+      action: { op: "schedule.pass" },
+    });
+    const id = `1-${passed.revision}`;
+    const told = { type: "put", name: "a", version: 2, content: "2" };
+    expect(await reader.next()).toMatchObject({ event: "commit", id, data: { changes: [told] } });
+    expect(await changes.nextNews()).toMatchObject({
+      event: "commit",
+      id,
+      data: { changes: [{ type: "schedule", namespace: "app", name: "a", release: 2 }] },
+    });
+    const away = await h.call("GET", `${N}/watch?wait=0s&since=1-${passed.revision - 1}`);
+    expect(away.body.frames).toMatchObject([{ event: "commit", id, data: { changes: [told] } }]);
+    const value = await h.call("GET", `${N}/values/a`);
+    expect([value.text, value.headers.get("conflux-rule")]).toEqual(["2", "later"]);
   });
 
   test("a long absence is made up for by commits, as long as they are fewer than the values", async () => {

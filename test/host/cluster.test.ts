@@ -7,7 +7,7 @@ import type { TenantView } from "../../src/host/ports.ts";
 import type { Replica } from "../../src/host/replica.ts";
 import type { Command, Outcome } from "../../src/machine/command.ts";
 import { MessageType } from "../../src/raft/types.ts";
-import { getConfig, getText } from "../../src/machine/queries.ts";
+import { effective, getConfig, getText } from "../../src/machine/queries.ts";
 import { World, type SimNode } from "../sim/world.ts";
 import { command, createTenant } from "./scripted_node.ts";
 
@@ -394,5 +394,90 @@ describe("a node whose disk is nearly full", () => {
     expect(on(full)).toBeLessThan(on(leader));
     full.room.level = "free";
     await cluster.until("it has caught up", () => on(full) === on(leader));
+  });
+});
+
+describe("a rule whose time comes", () => {
+  const start = 1_700_000_000_000;
+  const at = (ms: number): string => new Date(start + ms).toISOString();
+
+  async function scheduled(cluster: Cluster, fromMs: number): Promise<void> {
+    await cluster.create("acme");
+    await cluster.change(cluster.node(0), "acme", publish("now"));
+    const create = { ...publish("later").action, op: "version.create" } as Command["action"];
+    await cluster.change(cluster.node(0), "acme", command(create));
+    const release = await cluster.change(
+      cluster.node(0),
+      "acme",
+      command({
+        op: "release.put",
+        namespace: "app",
+        name: "c",
+        rules: [{ id: "later", match: {}, from: at(fromMs), version: 2 }],
+        default: 1,
+      }),
+    );
+    expect(release.ok).toBe(true);
+    await cluster.until("applied", () =>
+      cluster.replicas("acme").every(({ replica }) => replica.view.revision === release.revision),
+    );
+  }
+
+  const value = (view: TenantView): string | undefined => effective(view, "app", "c", {})?.text;
+  const seen = (node: SimNode): string[] => {
+    const commits: string[] = [];
+    node.host?.watchWith(
+      "acme",
+      () => {},
+      {
+        commit: ({ revision, changes }, view) =>
+          commits.push(`${revision} ${changes.map(({ type }) => type).join()} ${value(view)}`),
+        end: () => {},
+      },
+      () => {},
+    );
+    return commits;
+  };
+
+  test("begins on all replicas at one revision, though nobody writes", async () => {
+    const cluster = await ready();
+    await scheduled(cluster, 20_000);
+    const commits = cluster.world.nodes.map(seen);
+    await cluster.pass(19_000 - cluster.world.now);
+    expect(commits).toEqual([[], [], []]);
+    await cluster.until("told", () => commits.every((one) => one.length > 0), 2_000);
+    expect(new Set(commits.map((one) => one.join()))).toEqual(new Set(["6 schedule later"]));
+  });
+
+  test("begins although its leader is gone", async () => {
+    const cluster = await ready();
+    await scheduled(cluster, 20_000);
+    const leader = cluster.leader("acme") as SimNode;
+    const others = cluster.world.nodes.filter((node) => node !== leader);
+    const commits = others.map(seen);
+    await cluster.pass(19_950 - cluster.world.now);
+    cluster.world.crash(leader);
+    await cluster.until("told", () => commits.every((one) => one.length > 0));
+    expect(commits.map((one) => one.at(-1))).toEqual(["6 schedule later", "6 schedule later"]);
+  });
+
+  test("wakes a group that sleeps, and a read never gets the value of before", async () => {
+    const cluster = await ready({ tuning: { sleepAfterMs: 500 } });
+    await scheduled(cluster, 30_000);
+    await cluster.until("asleep", () => cluster.replicas("acme").length === 0, 20_000);
+    await cluster.pass(29_900 - cluster.world.now);
+    expect(cluster.replicas("acme")).toEqual([]);
+    await cluster.until("awake", () => cluster.replicas("acme").length > 0, 1_000);
+    // After a start nobody remembers the time: the read itself finds that it has come.
+    await cluster.until("asleep again", () => cluster.replicas("acme").length === 0, 20_000);
+    const restarted = await ready({ tuning: { sleepAfterMs: 500 } });
+    await scheduled(restarted, 30_000);
+    await restarted.until("asleep", () => restarted.replicas("acme").length === 0, 20_000);
+    for (const node of restarted.world.nodes) restarted.world.crash(node);
+    for (const node of restarted.world.nodes) restarted.world.start(node);
+    await restarted.ready();
+    await restarted.pass(40_000 - restarted.world.now);
+    expect(restarted.replicas("acme")).toEqual([]);
+    expect(await restarted.read(restarted.node(1), "acme", value)).toBe("later");
   });
 });

@@ -82,7 +82,7 @@ class Tenant {
   }
 
   value(name: string, labels = {}, namespace = "app"): string | undefined {
-    return queries.effective(this.state, namespace, name, labels, this.at)?.text;
+    return queries.effective(this.state, namespace, name, labels)?.text;
   }
 }
 
@@ -272,13 +272,9 @@ describe("releases", () => {
     ).toBe(2);
     expect(tenant.value("a", { region: "eu" })).toBe("two");
     expect(tenant.value("a", { region: "us" })).toBe(undefined);
-    const { rule, version: number } = queries.explainEffective(
-      tenant.state,
-      "app",
-      "a",
-      { region: "eu" },
-      0,
-    );
+    const { rule, version: number } = queries.explainEffective(tenant.state, "app", "a", {
+      region: "eu",
+    });
     expect([rule, number]).toEqual(["eu", 2]);
   });
   test("name only versions that exist, each rule once, within the quota", () => {
@@ -461,7 +457,7 @@ describe("namespaces", () => {
     // A config that is only being prepared does not hide what is inherited.
     put("app", "b");
     expect(tenant.value("b")).toBe("base-b");
-    const all = queries.effectiveAll(tenant.state, "app", {}, 0);
+    const all = queries.effectiveAll(tenant.state, "app", {});
     expect(all.map(({ namespace, name }) => `${namespace}/${name}`)).toEqual(["app/a", "base/b"]);
     expect(queries.namespaceChain(tenant.state, "app")).toEqual(["app", "mid", "base"]);
     tenant.ok({ op: "namespace.put", namespace: "app", extends: null });

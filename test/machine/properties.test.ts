@@ -7,7 +7,8 @@ import { describe, expect, test } from "vitest";
 import type { Action, Command, ConfigAction, Content } from "../../src/machine/command.ts";
 import { apply, dryRun } from "../../src/machine/machine.ts";
 import * as queries from "../../src/machine/queries.ts";
-import type { TenantMeta } from "../../src/machine/rows.ts";
+import type { ConfigRow, TenantMeta } from "../../src/machine/rows.ts";
+import { nextTimeOf } from "../../src/model/evaluate.ts";
 import type { ReleaseRule } from "../../src/model/release.ts";
 import { MemoryState } from "./memory_state.ts";
 
@@ -27,6 +28,7 @@ const target = fc.oneof(
 );
 const content = fc.constantFrom("x", "yy", "zzz").map(contentOf);
 const number = fc.integer({ min: 0, max: 5 });
+const instant = fc.integer({ min: 0, max: 1_200 }).map((ms) => new Date(ms).toISOString());
 const rules: fc.Arbitrary<ReleaseRule[]> = fc.array(
   fc.record(
     {
@@ -34,6 +36,9 @@ const rules: fc.Arbitrary<ReleaseRule[]> = fc.array(
       match: fc.constantFrom({}, { region: "eu" }),
       rollout: fc.record({ percentage: fc.constantFrom(10, 50), by: fc.constant("user") }),
       version: fc.integer({ min: 1, max: 4 }),
+      // Within the times of the commands.
+      from: instant,
+      until: instant,
     },
     { requiredKeys: ["id", "match", "version"] },
   ),
@@ -95,6 +100,7 @@ const action: fc.Arbitrary<Action> = fc.oneof(
       then: fc.array(configAction, { maxLength: 4 }),
     }),
   },
+  { weight: 2, arbitrary: fc.constant({ op: "schedule.pass" as const }) },
   {
     weight: 1,
     arbitrary: fc.constantFrom("k1", "k2").map((id) => ({
@@ -152,6 +158,18 @@ function checkRows(state: MemoryState): void {
   for (const [key, text] of rows)
     if (key.startsWith("txt/")) bytes += (JSON.parse(text) as string).length;
   expect(bytes).toBe(meta.bytes);
+  const due = rows.filter(([key]) => key.startsWith("due/")).map(([key]) => key.split("/"));
+  expect(meta.dueAt ?? null).toBe(due.length === 0 ? null : Number(due[0]?.[1]));
+  expect(due.map(([, at, namespace, name]) => `${namespace}/${name} ${Number(at)}`).sort()).toEqual(
+    rows
+      .filter(([key]) => key.startsWith("cfg/"))
+      .map(([, text]) => JSON.parse(text) as ConfigRow)
+      .filter((row) => row.deletedAt === null && row.release > 0)
+      .map((row) => ({ row, at: nextTimeOf(row.rules, row.judgedAt as number) }))
+      .filter(({ at }) => at !== null)
+      .map(({ row, at }) => `${row.namespace}/${row.name} ${at}`)
+      .sort(),
+  );
   for (const namespace of ["app", "base"])
     for (const name of ["a", "b"]) {
       const config = queries.getConfigRow(state, namespace, name);
@@ -267,7 +285,13 @@ interface ModelConfig {
   versions: Map<number, string>;
   latest: number;
   releases: {
-    rules: readonly { match: object; version: number; rolls: boolean }[];
+    rules: readonly {
+      match: object;
+      version: number;
+      rolls: boolean;
+      from: string | undefined;
+      until: string | undefined;
+    }[];
     default: number | null;
   }[];
   isDeleted: boolean;
@@ -339,6 +363,8 @@ class Model {
             match: rule.match,
             version: rule.version,
             rolls: rule.rollout !== undefined,
+            from: rule.from,
+            until: rule.until,
           })),
           default: one.default,
         });
@@ -366,13 +392,17 @@ class Model {
   }
 
   /** For a client without the label that rollouts go by: rules with one never hold it. */
-  value(namespace: string, name: string, region: string | undefined): string | null {
+  value(namespace: string, name: string, region: string | undefined, now: number): string | null {
     for (let at: string | null = namespace; at !== null; at = this.bases.get(at) ?? null) {
       const config = this.configs.get(`${at}/${name}`);
       const release = config?.releases.at(-1);
       if (config === undefined || release === undefined || config.isDeleted) continue;
       const rule = release.rules.find(
-        (one) => !one.rolls && ("region" in one.match ? region === one.match.region : true),
+        (one) =>
+          !one.rolls &&
+          ("region" in one.match ? region === one.match.region : true) &&
+          (one.from === undefined || Date.parse(one.from) <= now) &&
+          (one.until === undefined || Date.parse(one.until) > now),
       );
       const version = rule === undefined ? release.default : rule.version;
       return version === null ? null : (config.versions.get(version) as string);
@@ -386,19 +416,24 @@ describe("the machine and a naive model", () => {
     fc.assert(
       fc.property(fc.array(fc.oneof(...bare), { maxLength: 60 }), (list) => {
         const state = new MemoryState();
+        // The leader passes schedules after each action: then each rule holds exactly within its times.
+        let now = 0;
         const run = (one: Action) =>
-          apply(state, { at: 1, actor: { kind: "system", keyId: "system" }, action: one }).outcome;
+          apply(state, { at: now, actor: { kind: "system", keyId: "system" }, action: one })
+            .outcome;
         run({ op: "tenant.init", tenant: "acme", quotas: {}, keys: [] });
         const model = new Model();
         for (const one of list) {
+          now += 20;
           const outcome = run(one);
+          expect(run({ op: "schedule.pass" }).ok).toBe(true);
           expect([one.op, outcome.ok]).toEqual([one.op, model.apply(one)]);
           for (const namespace of ["app", "base"])
             for (const name of ["a", "b"])
               for (const region of ["eu", undefined]) {
                 const labels = region === undefined ? {} : { region };
-                const value = queries.effective(state, namespace, name, labels, 1);
-                expect(value?.text ?? null).toBe(model.value(namespace, name, region));
+                const value = queries.effective(state, namespace, name, labels);
+                expect(value?.text ?? null).toBe(model.value(namespace, name, region, now));
               }
         }
       }),
