@@ -1,0 +1,603 @@
+/**
+ * Fan-out: one tenant's commits to very many watchers, server-sent events through the gateway over real sockets.
+ * Publisher and subscribers are processes of their own, on the machine of the node.
+ *
+ * Estimate before measuring (2 cores for node, subscribers and publisher): one frame to one watcher costs about 5 µs at
+ * the node (a queue, a socket write) and as much at the subscriber, so 10,000 watchers take 50 to 100 ms in all, the
+ * first thousand 5 ms; 1,000 watchers at 100 commits/s are 100,000 frames/s: half a core for each side when writes are
+ * batched per socket, too much when they are not.
+ *
+ * Latency is from the moment in which the publisher sends its request to the moment in which a subscriber has the frame:
+ * commit → client plus the write itself (parsing, journal with its sync).
+ *
+ * Run: bun bench/fanout.ts [--subscribers 10000] [--steady 1000] [--rate 100] [--seconds 10] [--runtime bun]
+ *      [--only burst,steady,stuck,failover] [--write]      --write puts table and plot into bench/results
+ */
+import { spawn, type ChildProcess } from "node:child_process";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { connect, type Socket } from "node:net";
+import { cpus } from "node:os";
+import path from "node:path";
+import process from "node:process";
+import { createInterface } from "node:readline";
+import { setTimeout as sleep } from "node:timers/promises";
+import { parseArgs } from "node:util";
+import { startCluster } from "../infra/cluster.mjs";
+import { ask } from "../test/e2e/api.ts";
+
+/** Comparable between the processes of one machine. */
+function now(): number {
+  return performance.timeOrigin + performance.now();
+}
+
+interface Quantiles {
+  readonly count: number;
+  readonly p50: number;
+  readonly p99: number;
+  readonly max: number;
+  /** 101 of them, from the least to the greatest. */
+  readonly curve: readonly number[];
+}
+
+function quantiles(values: number[]): Quantiles {
+  values.sort((a, b) => a - b);
+  const at = (share: number): number =>
+    values[Math.min(values.length - 1, Math.floor(values.length * share))] ?? Number.NaN;
+  return {
+    count: values.length,
+    p50: at(0.5),
+    p99: at(0.99),
+    max: values.at(-1) ?? Number.NaN,
+    curve: Array.from({ length: 101 }, (_, i) => at(i / 100)),
+  };
+}
+
+// --- subscribers' process ----------------------------------------------------------------------------------------------------
+
+interface OpenCommand {
+  readonly urls: readonly string[];
+  readonly path: string;
+  readonly token: string;
+  readonly count: number;
+  /** Read nothing after the first bytes. */
+  readonly stuck?: boolean;
+}
+
+/** One watcher: a socket, what it was told, and how late. */
+class Subscriber {
+  readonly #open: OpenCommand;
+  #at: number;
+  #socket: Socket | null = null;
+  #text = "";
+  #cursor = "";
+  readonly #ready: () => void;
+  isClosing = false;
+  reconnects = 0;
+  /** `<revision>:<number published>`, in the order in which they came. */
+  readonly seen: string[] = [];
+
+  constructor(open: OpenCommand, at: number, ready: () => void) {
+    this.#open = open;
+    this.#at = at;
+    this.#ready = ready;
+    this.#connect();
+  }
+
+  #connect(): void {
+    const { urls, path: target, token } = this.#open;
+    const url = new URL(urls[this.#at % urls.length] as string);
+    this.#text = "";
+    let isFirst = true;
+    const socket = connect({ host: url.hostname, port: Number(url.port) }, () => {
+      const resume = this.#cursor === "" ? "" : `last-event-id: ${this.#cursor}\r\n`;
+      socket.write(
+        `GET ${target} HTTP/1.1\r\nhost: ${url.host}\r\nauthorization: Bearer ${token}\r\n${resume}\r\n`,
+      );
+    });
+    socket.on("data", (chunk: Buffer) => {
+      if (isFirst && this.#open.stuck === true) socket.pause();
+      isFirst = false;
+      this.#received(chunk.toString("latin1"), now());
+    });
+    socket.on("error", () => {});
+    socket.on("close", () => {
+      if (this.isClosing) return;
+      this.reconnects += 1;
+      this.#at += 1;
+      setTimeout(() => this.#connect(), 20 + Math.random() * 80);
+    });
+    this.#socket = socket;
+  }
+
+  #received(text: string, at: number): void {
+    this.#text += text;
+    for (let end = this.#text.indexOf("\n\n"); end >= 0; end = this.#text.indexOf("\n\n")) {
+      this.#frame(this.#text.slice(0, end), at);
+      this.#text = this.#text.slice(end + 2);
+    }
+  }
+
+  #frame(frame: string, at: number): void {
+    const id = /\nid: (\S+)/.exec(frame)?.[1];
+    if (id === undefined) return;
+    if (this.#cursor === "") this.#ready();
+    this.#cursor = id;
+    if (!frame.includes("event: commit")) return;
+    const sent = /sent\\":([0-9.]+),\\"number\\":(\d+)/.exec(frame);
+    if (sent === null) return;
+    latencies.push(at - Number(sent[1]));
+    this.seen.push(`${id.slice(id.indexOf("-") + 1)}:${sent[2]}`);
+  }
+
+  close(): void {
+    this.isClosing = true;
+    this.#socket?.destroy();
+  }
+}
+
+let latencies: number[] = [];
+
+function subscriberProcess(): void {
+  let subscribers: Subscriber[] = [];
+  const answer = (value: unknown): void => {
+    process.stdout.write(`${JSON.stringify(value)}\n`);
+  };
+  const openOne = (command: OpenCommand): Promise<void> =>
+    new Promise((resolve) => {
+      subscribers.push(new Subscriber(command, subscribers.length, resolve));
+    });
+  const commands: Readonly<Record<string, (command: never) => unknown>> = {
+    open: async (command: OpenCommand) => {
+      // Not all at once: a listener has a backlog.
+      for (let left = command.count; left > 0; left -= 100)
+        await Promise.all(Array.from({ length: Math.min(100, left) }, () => openOne(command)));
+      return subscribers.length;
+    },
+    /** Waits until every one was told `count`, at most ten seconds longer than anything new comes. */
+    counted: async ({ count }: { count: number }) => {
+      const done = (): boolean => subscribers.every((one) => one.seen.length >= count);
+      for (let before = -1; !done() && before !== latencies.length;) {
+        before = latencies.length;
+        for (let i = 0; i < 100 && !done(); i++) await sleep(100);
+      }
+      return { least: Math.min(...subscribers.map((one) => one.seen.length)) };
+    },
+    take: () => {
+      const sorted = quantiles(latencies);
+      const first = latencies.slice(0, 1_000);
+      latencies = [];
+      return { all: sorted, first: quantiles(first) };
+    },
+    /** What was seen: how many different sequences there were, and the first of them. */
+    sequences: () => {
+      const different = new Set(subscribers.map((one) => one.seen.join(",")));
+      return {
+        different: different.size,
+        first: subscribers[0]?.seen,
+        reconnects: subscribers.reduce((sum, one) => sum + one.reconnects, 0),
+      };
+    },
+    close: () => {
+      for (const one of subscribers) one.close();
+      subscribers = [];
+      latencies = [];
+    },
+  };
+  createInterface({ input: process.stdin }).on("line", (line) => {
+    const { name, value } = JSON.parse(line) as { name: string; value: never };
+    void Promise.resolve(commands[name]?.(value)).then((result) => answer(result ?? null));
+  });
+}
+
+// --- publisher's process -----------------------------------------------------------------------------------------------------
+
+interface PublishCommand {
+  readonly urls: readonly string[];
+  readonly target: string;
+  readonly token: string;
+  readonly rate: number;
+  readonly count: number;
+  readonly from: number;
+}
+
+function publisherProcess(): void {
+  const publish = async (command: PublishCommand): Promise<{ slowestMs: number }> => {
+    const { urls, target, token, rate, count, from } = command;
+    const startedAt = performance.now();
+    const underWay: Promise<void>[] = [];
+    let slowestMs = 0;
+    for (let i = 0; i < count; i++) {
+      // Open loop: each at its time, however long the one before takes.
+      const waitMs = startedAt + (i * 1_000) / rate - performance.now();
+      if (waitMs > 0) await sleep(waitMs);
+      const number = from + i;
+      const sent = now();
+      const one = async (): Promise<void> => {
+        for (let attempt = 0; ; attempt++) {
+          try {
+            const response = await fetch(`${urls[attempt % urls.length]}${target}`, {
+              method: "POST",
+              signal: AbortSignal.timeout(10_000),
+              headers: {
+                authorization: `Bearer ${token}`,
+                "content-type": "application/json",
+                "idempotency-key": `publish-${number}`,
+              },
+              body: `{"content":"{\\"sent\\":${sent},\\"number\\":${number},\\"pad\\":\\"${"x".repeat(64)}\\"}"}`,
+            });
+            const text = await response.text();
+            if (response.ok) break;
+            if (response.status < 500) throw new Refused(`${response.status} ${text}`);
+          } catch (error) {
+            if (error instanceof Refused || attempt > 200) throw error;
+          }
+          await sleep(50);
+        }
+        slowestMs = Math.max(slowestMs, now() - sent);
+      };
+      underWay.push(one());
+    }
+    await Promise.all(underWay);
+    return { slowestMs };
+  };
+  createInterface({ input: process.stdin }).on("line", (line) => {
+    const { value } = JSON.parse(line) as { value: PublishCommand };
+    void publish(value).then((result) => process.stdout.write(`${JSON.stringify(result)}\n`));
+  });
+}
+
+class Refused extends Error {}
+
+// --- the measurements ----------------------------------------------------------------------------------------------------------
+
+class Worker {
+  readonly #child: ChildProcess;
+  readonly #waiting: ((value: unknown) => void)[] = [];
+
+  constructor(role: string) {
+    this.#child = spawn(process.execPath, [import.meta.filename, "--role", role], {
+      stdio: ["pipe", "pipe", "inherit"],
+    });
+    createInterface({ input: this.#child.stdout as NodeJS.ReadableStream }).on("line", (line) =>
+      this.#waiting.shift()?.(JSON.parse(line)),
+    );
+    this.#child.on("exit", (code) => {
+      if (this.#waiting.length > 0) throw new Error(`The ${role} process ended with ${code}`);
+    });
+  }
+
+  // oxlint-disable-next-line typescript/no-explicit-any -- each command has its own answer
+  ask(name: string, value: unknown = null): Promise<any> {
+    return new Promise((resolve) => {
+      this.#waiting.push(resolve);
+      this.#child.stdin?.write(`${JSON.stringify({ name, value })}\n`);
+    });
+  }
+
+  stop(): void {
+    this.#child.kill("SIGKILL");
+  }
+}
+
+function residentKiB(pid: number | undefined): number {
+  return Number(readFileSync(`/proc/${pid}/statm`, "utf8").split(" ")[1]) * 4;
+}
+
+function processorMs(pid: number | undefined): number {
+  const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]?.split(" ") ?? [];
+  return (Number(fields[11]) + Number(fields[12])) * 10;
+}
+
+const ms = (value: number): string => `${value.toFixed(value < 10 ? 2 : 1)} ms`;
+
+interface Row {
+  readonly what: string;
+  readonly figure: string;
+  readonly wanted: string;
+}
+
+async function measure(args: readonly string[]): Promise<void> {
+  const { values } = parseArgs({
+    args: [...args],
+    options: {
+      subscribers: { type: "string", default: "10000" },
+      steady: { type: "string", default: "1000" },
+      rate: { type: "string", default: "100" },
+      seconds: { type: "string", default: "10" },
+      runtime: { type: "string", default: "bun" },
+      only: { type: "string", default: "burst,steady,stuck,failover" },
+      write: { type: "boolean", default: false },
+    },
+  });
+  const only = new Set(values.only.split(","));
+  const [subscribers, steady, rate, seconds] = [
+    Number(values.subscribers),
+    Number(values.steady),
+    Number(values.rate),
+    Number(values.seconds),
+  ] as const;
+  const rows: Row[] = [];
+  const curves: { readonly name: string; readonly curve: readonly number[] }[] = [];
+  const row = (what: string, figure: string, wanted = ""): void => {
+    rows.push({ what, figure, wanted });
+    console.log(`${what.padEnd(72)} ${figure}${wanted === "" ? "" : `   (wanted: ${wanted})`}`);
+  };
+  const target = "/v1/tenants/shop/namespaces/app/configs/limits/publish";
+  const watchers = new Worker("subscribers");
+  const publisher = new Worker("publisher");
+  let published = 0;
+
+  const begin = async (nodes: number) => {
+    const cluster = await startCluster({
+      nodes,
+      runtimes: [values.runtime as "bun"],
+      env: { CONFLUX_LOG: "error" },
+    });
+    const urls = cluster.nodes.map((node) => node.url);
+    const made = await ask(`${urls[0]}/v1/tenants`, {
+      token: cluster.rootToken,
+      body: { id: "shop" },
+    });
+    const token = made.body.key.token as string;
+    await ask(`${urls[0]}/v1/tenants/shop/namespaces/app/configs/limits`, {
+      method: "PUT",
+      token,
+      body: { format: "json", content: "0" },
+    });
+    const publish = async (
+      count: number,
+      perSecond: number,
+      to = urls,
+    ): Promise<{ slowestMs: number }> => {
+      const from = published;
+      published += count;
+      return publisher.ask("publish", { urls: to, target, token, rate: perSecond, count, from });
+    };
+    return { cluster, urls, token, publish };
+  };
+
+  try {
+    if (only.has("burst") || only.has("steady") || only.has("stuck")) {
+      const { cluster, urls, token, publish } = await begin(1);
+      try {
+        const pid = cluster.nodes[0]?.pid;
+        const values2 = {
+          urls,
+          path: "/v1/tenants/shop/namespaces/app/watch?label.region=eu",
+          token,
+        };
+        await publish(200, 200); // code and journal warm
+        if (only.has("burst")) {
+          // Once before, so that what the runtime allocates once is not counted.
+          await watchers.ask("open", { ...values2, count: 200 });
+          await watchers.ask("close");
+          await sleep(1_000);
+          const before = residentKiB(pid);
+          const startedAt = performance.now();
+          await watchers.ask("open", { ...values2, count: subscribers });
+          const openedMs = performance.now() - startedAt;
+          await sleep(3_000);
+          const idleKiB = (residentKiB(pid) - before) / subscribers;
+          row(
+            `${subscribers} subscribers open, one after the other's hundred`,
+            `${((subscribers * 1_000) / openedMs).toFixed(0)}/s`,
+          );
+          row(
+            "memory of the node per idle subscriber (RSS)",
+            `${idleKiB.toFixed(1)} KiB`,
+            "< 12 KB",
+          );
+          const firsts: number[] = [];
+          const lasts: number[] = [];
+          const rounds = 10;
+          for (let i = 0; i < rounds; i++) {
+            await publish(1, 1);
+            await watchers.ask("counted", { count: i + 1 });
+            const { all, first } = (await watchers.ask("take")) as {
+              all: Quantiles;
+              first: Quantiles;
+            };
+            if (all.count !== subscribers)
+              throw new Error(`${all.count} of ${subscribers} were told`);
+            firsts.push(first.p50);
+            lasts.push(all.max);
+            if (i === rounds - 1)
+              curves.push({ name: `one publish, ${subscribers} subscribers`, curve: all.curve });
+            await sleep(300);
+          }
+          const of = (list: number[]): string => {
+            const { p50, max } = quantiles(list);
+            return `${ms(p50)} (median of ${list.length} publishes; worst ${ms(max)})`;
+          };
+          row("one publish → p50 of the first 1,000 subscribers", of(firsts), "< 5 ms");
+          row(`one publish → all ${subscribers} subscribers`, of(lasts), "< 150 ms");
+          row(
+            "memory of the node per subscriber afterwards (RSS)",
+            `${((residentKiB(pid) - before) / subscribers).toFixed(1)} KiB`,
+          );
+          await watchers.ask("close");
+          await sleep(1_000);
+        }
+        for (const isStuck of [false, true]) {
+          if (!only.has(isStuck ? "stuck" : "steady")) continue;
+          const stuck = new Worker("subscribers");
+          try {
+            await watchers.ask("open", { ...values2, count: steady });
+            if (isStuck) await stuck.ask("open", { ...values2, count: 1, stuck: true });
+            const count = rate * seconds;
+            const [processorBefore, startedAt] = [processorMs(pid), performance.now()];
+            const { slowestMs } = await publish(count, rate);
+            const { least } = (await watchers.ask("counted", { count })) as { least: number };
+            const share = (processorMs(pid) - processorBefore) / (performance.now() - startedAt);
+            const { all } = (await watchers.ask("take")) as { all: Quantiles };
+            const { different, first } = (await watchers.ask("sequences")) as {
+              different: number;
+              first: readonly string[];
+            };
+            const name = `${steady} subscribers, ${rate} publishes/s${isStuck ? ", one that reads nothing" : ""}`;
+            curves.push({ name, curve: all.curve });
+            row(`${name}: p50`, ms(all.p50));
+            row(`${name}: p99`, ms(all.p99), "< 50 ms");
+            row(`${name}: slowest; publish itself`, `${ms(all.max)}; ${ms(slowestMs)}`);
+            row(`${name}: processor of the node`, `${(share * 100).toFixed(0)} % of a core`);
+            const isWhole = least === count && different === 1 && isInOrder(first);
+            row(
+              `${name}: lost, doubled or out of order`,
+              isWhole ? `nothing, of ${all.count} frames` : `least ${least} of ${count}`,
+              "nothing",
+            );
+            await watchers.ask("close");
+            await sleep(500);
+          } finally {
+            stuck.stop();
+          }
+        }
+      } finally {
+        await cluster.stop();
+      }
+    }
+    if (only.has("failover")) {
+      const { cluster, urls, token, publish } = await begin(3);
+      try {
+        const group = await ask(`${urls[0]}/v1/tenants/shop/group`, { token });
+        const leader = group.body.leader as string;
+        const index = cluster.nodes.findIndex((node) => node.name === leader);
+        const others = urls.filter((_, i) => i !== index);
+        await watchers.ask("open", {
+          urls,
+          path: "/v1/tenants/shop/watch?history=every",
+          token,
+          count: 300,
+        });
+        const first = published;
+        const count = 50 * 6;
+        const running = publish(count, 50, others);
+        await sleep(2_000);
+        await cluster.nodes[index]?.kill("SIGKILL");
+        const { slowestMs } = await running;
+        await watchers.ask("counted", { count });
+        const { all } = (await watchers.ask("take")) as { all: Quantiles };
+        const sequences = (await watchers.ask("sequences")) as {
+          different: number;
+          first: readonly string[];
+          reconnects: number;
+        };
+        const committed = await history(others[0] as string, token, first);
+        const isEqual =
+          sequences.different === 1 && sequences.first.join(",") === committed.join(",");
+        row(
+          "leader killed, 300 watchers on three nodes, 50 publishes/s: against the committed history",
+          isEqual
+            ? `all equal to it (${committed.length} commits)`
+            : `${sequences.different} sequences`,
+          "no gap, duplicate or change of order",
+        );
+        row("leader killed: watchers that had to reconnect", String(sequences.reconnects));
+        row("leader killed: slowest publish; slowest delivery", `${ms(slowestMs)}; ${ms(all.max)}`);
+        await watchers.ask("close");
+      } finally {
+        await cluster.stop();
+      }
+    }
+  } finally {
+    watchers.stop();
+    publisher.stop();
+  }
+  if (values.write) write(rows, curves, args);
+}
+
+function isInOrder(seen: readonly string[]): boolean {
+  const revisions = seen.map((one) => Number(one.split(":")[0]));
+  return revisions.every((revision, i) => i === 0 || revision === (revisions[i - 1] ?? 0) + 1);
+}
+
+/** What was committed from the publish `first` on, as another read of the history tells it. */
+async function history(url: string, token: string, first: number): Promise<string[]> {
+  const committed: string[] = [];
+  for (let since = ""; ;) {
+    const answer = await ask(
+      `${url}/v1/tenants/shop/watch?history=every&wait=0s${since === "" ? "" : `&since=${since}`}`,
+      { token },
+    );
+    const frames = answer.body.frames as {
+      event: string;
+      id?: string;
+      // oxlint-disable-next-line typescript/no-explicit-any -- the commit's shape is the contract's
+      data: any;
+    }[];
+    if (since === "") {
+      // The sync says of which history; all of it is asked for.
+      since = `${frames[0]?.id?.split("-")[0]}-1`;
+      continue;
+    }
+    for (const frame of frames) {
+      since = frame.id ?? since;
+      if (frame.event !== "commit") continue;
+      const content = frame.data.changes[0]?.content as string | undefined;
+      const number = /"number":(\d+)/.exec(content ?? "")?.[1];
+      if (number !== undefined && Number(number) >= first)
+        committed.push(`${frame.data.revision}:${number}`);
+    }
+    if (!frames.some((frame) => frame.event === "goodbye")) return committed;
+  }
+}
+
+// --- results -------------------------------------------------------------------------------------------------------------------
+
+function write(
+  rows: readonly Row[],
+  curves: readonly { readonly name: string; readonly curve: readonly number[] }[],
+  args: readonly string[],
+): void {
+  const folder = path.join(import.meta.dirname, "results");
+  mkdirSync(folder, { recursive: true });
+  const table = rows.map(({ what, figure, wanted }) => `| ${what} | ${figure} | ${wanted} |`);
+  writeFileSync(
+    path.join(folder, "fanout.md"),
+    `# Fan-out
+
+\`bun bench/fanout.ts ${args.join(" ")}\`, ${new Date().toISOString().slice(0, 10)}, ${cpus().length} × ${cpus()[0]?.model}, node, subscribers and publisher on one machine.
+Latency is from the request to publish being sent to a subscriber having the frame, so it holds the write itself.
+
+| what | measured | wanted |
+| --- | --- | --- |
+${table.join("\n")}
+
+![Latency by share of deliveries](fanout.svg)
+`,
+  );
+  writeFileSync(path.join(folder, "fanout.svg"), plot(curves));
+}
+
+const colours = ["#1f6feb", "#d1242f", "#1a7f37", "#9a6700"];
+
+function plot(
+  curves: readonly { readonly name: string; readonly curve: readonly number[] }[],
+): string {
+  const [width, height, left, bottom, top] = [720, 360, 60, 40, 20 + 18 * curves.length];
+  const most = Math.max(1, ...curves.flatMap(({ curve }) => curve));
+  const x = (share: number): number => left + (share * (width - left - 20)) / 100;
+  const y = (value: number): number => height - bottom - (value / most) * (height - bottom - top);
+  const lines = curves.map(
+    ({ curve }, i) =>
+      `<polyline fill="none" stroke="${colours[i]}" stroke-width="2" points="${curve.map((value, share) => `${x(share).toFixed(1)},${y(value).toFixed(1)}`).join(" ")}"/>`,
+  );
+  const legend = curves.map(
+    ({ name }, i) => `<text x="${left}" y="${18 * (i + 1)}" fill="${colours[i]}">${name}</text>`,
+  );
+  const ticks = [0, 0.25, 0.5, 0.75, 1].flatMap((share) => [
+    `<text x="${left - 6}" y="${y(most * share) + 4}" text-anchor="end">${(most * share).toFixed(0)} ms</text>`,
+    `<line x1="${left}" x2="${width - 20}" y1="${y(most * share)}" y2="${y(most * share)}" stroke="#d0d7de"/>`,
+    `<text x="${x(share * 100)}" y="${height - bottom + 18}" text-anchor="middle">${share * 100} %</text>`,
+  ]);
+  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" font-family="sans-serif" font-size="12">
+<rect width="${width}" height="${height}" fill="#fff"/>
+${[...ticks, ...lines, ...legend].join("\n")}
+</svg>
+`;
+}
+
+const role = process.argv.indexOf("--role");
+if (role === -1) await measure(process.argv.slice(2));
+else if (process.argv[role + 1] === "publisher") publisherProcess();
+else subscriberProcess();
