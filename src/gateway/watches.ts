@@ -113,15 +113,17 @@ class Frame {
   readonly event: "sync" | "commit" | "bookmark" | "goodbye";
   /** Cursor; null on goodbye, so that the one before stays the last. */
   readonly id: string | null;
+  readonly epoch: number;
   readonly revision: number;
   /** JSON text; it holds no line break, so it is one line of the stream. */
   readonly data: string;
   #bytes: Uint8Array | null = null;
 
-  constructor(event: Frame["event"], id: string | null, revision: number, data: string) {
+  constructor(event: Frame["event"], id: string | null, at: Cursor, data: string) {
     this.event = event;
     this.id = id;
-    this.revision = revision;
+    this.epoch = at.epoch;
+    this.revision = at.revision;
     this.data = data;
   }
 
@@ -155,7 +157,7 @@ function parseCursor(text: string): Cursor | null {
 
 function frame(event: Frame["event"], at: Cursor, data: unknown): Frame {
   const { epoch, revision } = at;
-  return new Frame(event, `${epoch}-${revision}`, revision, JSON.stringify(data));
+  return new Frame(event, `${epoch}-${revision}`, { epoch, revision }, JSON.stringify(data));
 }
 
 function bookmark(at: Cursor): Frame {
@@ -163,7 +165,7 @@ function bookmark(at: Cursor): Frame {
 }
 
 function goodbye(reason: string): Frame {
-  return new Frame("goodbye", null, 0, JSON.stringify({ reason }));
+  return new Frame("goodbye", null, { epoch: 0, revision: 0 }, JSON.stringify({ reason }));
 }
 
 const endOfKey = goodbye("unauthorized").data;
@@ -508,12 +510,13 @@ class EffectiveSource implements Source {
 /** One who is told. `push` never blocks and never throws. */
 interface Watcher {
   /** Up to where it was told everything. */
+  epoch: number;
   revision: number;
   /** What it missed before it joined, or the first part of it. */
   begin(frames: readonly Frame[], isPart: boolean): void;
   readonly principal: Principal;
   readonly credential: Credential;
-  push(frame: Frame): void;
+  push(batch: Batch): void;
   /** The last frame; nothing is pushed afterwards. */
   end(reason: string): void;
   /** Behind what its feed got; a bookmark would promise too much. */
@@ -531,6 +534,7 @@ interface StreamHooks {
 
 /** A stream of server-sent events. */
 class StreamWatcher implements Watcher {
+  epoch = 0;
   revision = 0;
   readonly principal: Principal;
   readonly credential: Credential;
@@ -589,14 +593,18 @@ class StreamWatcher implements Watcher {
     this.#controller?.enqueue(joined(frames));
   }
 
-  push(frame: Frame): void {
+  push(batch: Batch): void {
     if (this.#isClosed || this.#isLagging || this.#controller === null) return;
     if (this.#queue.length === 0 && (this.#controller.desiredSize ?? 0) > 0) {
-      this.told = frame.id;
-      this.#controller.enqueue(frame.bytes);
+      this.told = batch.frames.at(-1)?.id ?? this.told;
+      this.#controller.enqueue(batch.bytes);
       return;
     }
     if (this.#stuckSince === 0) this.#stuckSince = Date.now();
+    for (const frame of batch.frames) if (!this.#isLagging) this.#keep(frame);
+  }
+
+  #keep(frame: Frame): void {
     const { queueFramesMax, queueBytesMax } = this.#settings;
     if (
       this.#queue.length > 0 &&
@@ -634,6 +642,7 @@ class StreamWatcher implements Watcher {
   catchUp(frame: Frame): void {
     if (this.#isClosed) return;
     this.#isLagging = false;
+    this.epoch = frame.epoch;
     this.revision = frame.revision;
     this.#give([frame]);
   }
@@ -666,6 +675,7 @@ class StreamWatcher implements Watcher {
 
 /** A long poll: ends with the first thing that happens. */
 class PollWatcher implements Watcher {
+  epoch = 0;
   revision = 0;
   readonly principal: Principal;
   readonly credential: Credential;
@@ -684,14 +694,12 @@ class PollWatcher implements Watcher {
 
   begin(frames: readonly Frame[], isPart: boolean): void {
     for (const missed of frames)
-      if (isPart) this.frames.push(missed);
-      else this.push(missed);
+      if (isPart || missed.event !== "bookmark") this.frames.push(missed);
+    if (this.frames.length > 0) this.#done();
   }
 
-  push(frame: Frame): void {
-    if (frame.event === "bookmark") return;
-    this.frames.push(frame);
-    this.#done();
+  push(batch: Batch): void {
+    this.begin(batch.frames, false);
   }
 
   end(reason: string): void {
@@ -702,13 +710,118 @@ class PollWatcher implements Watcher {
   tick(): void {}
 }
 
+// --- telling very many -------------------------------------------------------------------------------------------------------
+
+/** Frames that go out together, in one piece whose bytes all share. */
+class Batch {
+  readonly frames: readonly Frame[];
+  #bytes: Uint8Array | null = null;
+
+  constructor(frames: readonly Frame[]) {
+    this.frames = frames;
+  }
+
+  get bytes(): Uint8Array {
+    this.#bytes ??= joined(this.frames);
+    return this.#bytes;
+  }
+}
+
+/** How long one turn of the event loop may go to telling: consensus and everybody else share it. */
+const sliceMs = 2;
+const sliceCheckEach = 32;
+/** After a round a broadcast rests for as long as the round took, at most this; what comes meanwhile goes together. */
+const restMsMax = 20;
+
+/**
+ * Tells all watchers of one feed, in rounds: each takes what has gathered and walks the watchers in slices of time. The
+ * busier it gets, the more goes out at once, so a write per watcher and round is what a commit costs, never more.
+ */
+class Broadcast {
+  readonly watchers = new Set<Watcher>();
+  #waiting: Frame[] = [];
+  #batch: Batch | null = null;
+  #round: Iterator<Watcher> | null = null;
+  #isScheduled = false;
+  #roundMs = 0;
+
+  send(frame: Frame): void {
+    if (this.watchers.size === 0) return;
+    this.#waiting.push(frame);
+    if (this.#isScheduled) return;
+    this.#isScheduled = true;
+    // After this turn: a burst is applied in one.
+    queueMicrotask(() => this.#slice());
+  }
+
+  /** Tells one at once what it has not been told yet. */
+  settle(watcher: Watcher): void {
+    if (!this.watchers.has(watcher)) return;
+    if (this.#batch !== null) tell(watcher, this.#batch);
+    if (this.#waiting.length > 0) tell(watcher, new Batch(this.#waiting));
+  }
+
+  #slice(): void {
+    const startedAt = performance.now();
+    if (this.#round === null) {
+      this.#batch = new Batch(this.#waiting);
+      this.#waiting = [];
+      this.#round = this.watchers.values();
+      this.#roundMs = 0;
+    }
+    const batch = this.#batch as Batch;
+    for (let told = 1; ; told++) {
+      const next = this.#round.next();
+      if (next.done === true) break;
+      tell(next.value, batch);
+      if (told % sliceCheckEach !== 0) continue;
+      const tookMs = performance.now() - startedAt;
+      if (tookMs < sliceMs) continue;
+      this.#roundMs += tookMs;
+      setImmediate(() => this.#slice());
+      return;
+    }
+    this.#roundMs += performance.now() - startedAt;
+    this.#round = null;
+    this.#batch = null;
+    if (this.#waiting.length === 0 && this.#roundMs < 1) this.#isScheduled = false;
+    else setTimeout(() => this.#rested(), Math.min(this.#roundMs, restMsMax));
+  }
+
+  #rested(): void {
+    if (this.#waiting.length > 0) this.#slice();
+    else this.#isScheduled = false;
+  }
+}
+
+/** In order of revision, whatever it was told when it joined. */
+function tell(watcher: Watcher, batch: Batch): void {
+  let { epoch, revision } = watcher;
+  const news = batch.frames.filter((frame) => {
+    const isNews =
+      frame.epoch !== epoch
+        ? frame.event === "sync"
+        : frame.event === "commit"
+          ? frame.revision > revision
+          : frame.revision >= revision;
+    // A bookmark for one who is behind would promise too much.
+    if (!isNews || (frame.event === "bookmark" && watcher.isBehind)) return false;
+    ({ epoch, revision } = frame);
+    return true;
+  });
+  if (news.length === 0) return;
+  watcher.epoch = epoch;
+  watcher.revision = revision;
+  watcher.push(news.length === batch.frames.length ? batch : new Batch(news));
+}
+
 // --- feeds -----------------------------------------------------------------------------------------------------------------
 
 class Feed {
   readonly key: string;
   readonly filter: Filter;
   readonly source: Source;
-  readonly watchers = new Set<Watcher>();
+  readonly broadcast = new Broadcast();
   epoch = 0;
   revision = 0;
   isEnded = false;
@@ -731,7 +844,6 @@ class Feed {
   }
 
   commit(event: CommitEvent, view: TenantView): void {
-    this.epoch = view.epoch;
     this.revision = event.revision;
     this.#snapshots.clear();
     this.#revoke(event.changes);
@@ -744,6 +856,7 @@ class Feed {
     const frames = this.#missed(view, since);
     const last = frames.at(-1) as Frame;
     const isPart = last.revision < view.revision && last.event === "bookmark";
+    watcher.epoch = view.epoch;
     watcher.revision = view.revision;
     if (!isPart) this.watchers.add(watcher);
     watcher.begin(frames, isPart);
@@ -793,14 +906,13 @@ class Feed {
       : merged;
   }
 
+  get watchers(): Set<Watcher> {
+    return this.broadcast.watchers;
+  }
+
   #send(made: Frame): void {
     this.lastFrameAt = Date.now();
-    for (const watcher of this.watchers) {
-      // It joined at a state that holds this already.
-      if (made.event === "commit" && made.revision <= watcher.revision) continue;
-      watcher.revision = made.revision;
-      watcher.push(made);
-    }
+    this.broadcast.send(made);
   }
 
   /** A key that is gone takes its watches with it. */
@@ -821,9 +933,7 @@ class Feed {
       else watcher.tick(nowMs);
     }
     if (nowMs - this.lastFrameAt < settings.bookmarkMs) return;
-    this.lastFrameAt = nowMs;
-    const mark = bookmark(this);
-    for (const watcher of this.watchers) if (!watcher.isBehind) watcher.push(mark);
+    this.#send(bookmark(this));
   }
 
   end(reason: string): void {
@@ -937,6 +1047,8 @@ export class Watches {
         const timer = setTimeout(happened, waitMs);
         await something;
         clearTimeout(timer);
+        // The time may be over while a round has not come to it yet.
+        feed.broadcast.settle(watcher);
       }
       const frames = watcher.frames.length > 0 ? watcher.frames : [bookmark(feed)];
       call.revision = Math.max(feed.revision, call.revision ?? 0);
@@ -1046,7 +1158,9 @@ export class Watches {
     this.#followDirectory();
     const feed = new Feed(key, filter);
     feed.unsubscribe = await this.#service.watch(filter.tenant, (view) => feed.begin(view), {
-      commit: (event, view) => feed.commit(event, view),
+      commit: (event, view) =>
+        // Another history: cursors of the old one get a sync when they come back.
+        view.epoch === feed.epoch ? feed.commit(event, view) : this.#endFeed(feed, "restored"),
       end: (reason) => this.#endFeed(feed, reason),
     });
     this.#open.add(feed);
@@ -1154,6 +1268,7 @@ export class Watches {
       const at = parseCursor(cursor ?? "");
       if (running === undefined || (at !== null && !running.isAheadOf(at))) {
         relay = running ?? this.#openRelay(key, call, cursor);
+        watcher.epoch = at?.epoch ?? 0;
         watcher.revision = at?.revision ?? 0;
         relay.watchers.add(watcher);
         break;
@@ -1165,7 +1280,7 @@ export class Watches {
       }
       cursor = next.cursor ?? cursor;
       ({ frames } = next);
-      for (const missed of frames) if (missed.event !== "goodbye") watcher.push(missed);
+      watcher.push(new Batch(frames.filter((one) => one.event !== "goodbye")));
     }
     return streamAnswer(watcher.stream);
   }
@@ -1242,7 +1357,12 @@ export class Watches {
     };
     const made = frames.map(
       ({ event, id, data }) =>
-        new Frame(event, id ?? null, parseCursor(id ?? "")?.revision ?? 0, JSON.stringify(data)),
+        new Frame(
+          event,
+          id ?? null,
+          parseCursor(id ?? "") ?? { epoch: 0, revision: 0 },
+          JSON.stringify(data),
+        ),
     );
     return { frames: made, cursor: made.findLast((one) => one.id !== null)?.id ?? null, answer };
   }
@@ -1251,7 +1371,7 @@ export class Watches {
 /** A feed whose frames come from another node. */
 class Relay {
   readonly key: string;
-  readonly watchers = new Set<StreamWatcher>();
+  readonly broadcast = new Broadcast();
   readonly ended: Promise<void>;
   isEnded = false;
   /** Of the last frame it was given. */
@@ -1272,14 +1392,13 @@ class Relay {
     return own.revision > at.revision;
   }
 
+  get watchers(): Set<Watcher> {
+    return this.broadcast.watchers;
+  }
+
   send(relayed: Frame): void {
     this.cursor = relayed.id ?? this.cursor;
-    for (const watcher of this.watchers) {
-      // It caught up by itself, and knows this already.
-      if (relayed.event === "commit" && relayed.revision <= watcher.revision) continue;
-      watcher.revision = relayed.revision;
-      watcher.push(relayed);
-    }
+    this.broadcast.send(relayed);
   }
 
   end(reason: string): void {
