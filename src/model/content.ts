@@ -18,6 +18,7 @@ import {
   visit,
 } from "yaml";
 import { unreachable } from "../lib/assert.ts";
+import { targetingErrors } from "./flags.ts";
 import { canonicalJson, depthMax, placeOf, scanJson } from "./json.ts";
 import { escapePointer, shown } from "./names.ts";
 import type { ContentFormat } from "./release.ts";
@@ -173,6 +174,9 @@ function flagErrors(flag: unknown): ContentError[] {
   }
   if (targeting !== undefined && !isObject(targeting))
     add("/targeting", "Give targeting as an object (JsonLogic), or leave it out");
+  else if (targeting !== undefined)
+    for (const { pointer, detail } of targetingErrors(targeting))
+      add(`/targeting${pointer}`, detail);
   if (metadata !== undefined) {
     if (!isObject(metadata)) add("/metadata", "Give metadata as an object, or leave it out");
     else
