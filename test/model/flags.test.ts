@@ -1,5 +1,6 @@
 /** Flags against `@openfeature/flagd-core`, which nobody here wrote, and what is ours on purpose. */
 import { isDeepStrictEqual } from "node:util";
+import { ErrorCode } from "@openfeature/core";
 import { FlagdCore } from "@openfeature/flagd-core";
 import * as fc from "fast-check";
 import { describe, expect, test } from "vitest";
@@ -37,7 +38,7 @@ function theirs(
     none,
     context as never,
   );
-  if (errorCode === "PARSE_ERROR") return null;
+  if (errorCode === ErrorCode.PARSE_ERROR) return null;
   return { reason: reason ?? "", ...(value !== none && { value, variant }) };
 }
 
@@ -322,7 +323,7 @@ describe("targetingErrors()", () => {
     [{ "==": [1] }, "/==", "two values"],
     [{ var: "../x" }, "/var", "../"],
     [{ merge: Array.from({ length: 10_001 }, () => 1) }, "", "at most"],
-  ])("points at what flagd does not know: %j", (rule, pointer, detail) => {
+  ])("points at what flagd does not know: %#", (rule, pointer, detail) => {
     const [error] = targetingErrors(rule as Record<string, unknown>);
     expect(error?.detail).toContain(detail);
     expect(error?.pointer.startsWith(pointer)).toBe(true);
