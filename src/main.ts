@@ -31,6 +31,7 @@ import { type NatsOptions, NatsTransport, TransportError } from "./transport/nat
 const version = "0.1.0";
 /** How long requests under way may take to end when the node stops. */
 const STOP_GRACE_MS = 2_000;
+const DAY_MS = 86_400_000;
 const WAITING_NOTICE_MS = 5_000;
 const REGISTER_RETRY_MS = 200;
 
@@ -173,7 +174,13 @@ async function main(args: readonly string[]): Promise<void> {
   const gateway = createGateway({
     service: host,
     log,
-    settings: { version, watch: { ageMs: settings.watchAge * 1_000 } },
+    settings: {
+      version,
+      watch: { ageMs: settings.watchAge * 1_000 },
+      ...(Number.isFinite(settings.tenantRetention) && {
+        retentionMs: settings.tenantRetention * DAY_MS,
+      }),
+    },
   });
   await host.start();
   const server = await serve((request, info) => gateway.fetch(request, info), {
@@ -191,6 +198,8 @@ async function main(args: readonly string[]): Promise<void> {
   const stop = async (): Promise<void> => {
     gateway.close();
     await server.stop(STOP_GRACE_MS);
+    // What was counted and cannot be told in time is lost, and nothing else.
+    await Promise.race([gateway.recordUsage(), sleep(STOP_GRACE_MS)]);
     await host.stop();
     disk.close();
     directory.close();

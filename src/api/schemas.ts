@@ -6,7 +6,18 @@
  * Objects are closed: a field that is not listed is refused, because a misspelled field that is ignored is a change that
  * silently does not happen.
  */
-import { Type, type Static, type TProperties, type TSchema, type TUnsafe } from "@sinclair/typebox";
+import {
+  Type,
+  type Static,
+  type TInteger,
+  type TNull,
+  type TOptional,
+  type TProperties,
+  type TSchema,
+  type TString,
+  type TUnion,
+  type TUnsafe,
+} from "@sinclair/typebox";
 
 const closed = { additionalProperties: false } as const;
 
@@ -90,14 +101,39 @@ export const ProblemTypeAnswer = answer("ProblemType", {
 
 // --- tenants and keys ----------------------------------------------------------------------------------------------------
 
-export const QuotasSchema = request("Quotas", {
-  configs: Type.Optional(Count),
-  contentBytes: Type.Optional(Count),
-  rulesPerRelease: Type.Optional(Count),
-  versionsPerConfig: Type.Optional(Count),
-  keys: Type.Optional(Count),
-  bytes: Type.Optional(Count),
-});
+const quotaNames = {
+  configs: "Configs that are not deleted",
+  contentBytes: "UTF-8 bytes of one content",
+  rulesPerRelease: "Rules of one release",
+  versionsPerConfig: "Versions kept; older ones that no release needs go",
+  keys: "Keys, expired ones included",
+  bytes: "Contents of all kept versions together",
+  watchers: "Watches open at once, on each node",
+  requestsPerSecond: "Of all keys together, on each node, with bursts of 5 s",
+  writesPerSecond: "Changes among them",
+  requestsPerSecondPerKey: "Of each key by itself",
+} as const;
+const quotaFields = (of: (description: string) => TSchema): Record<QuotaName, TSchema> =>
+  Object.fromEntries(
+    Object.entries(quotaNames).map(([name, description]) => [name, of(description)]),
+  ) as Record<QuotaName, TSchema>;
+type QuotaName = keyof typeof quotaNames;
+
+const quotaMax = Number.MAX_SAFE_INTEGER;
+const Quota = (description: string) => Type.Integer({ minimum: 0, maximum: quotaMax, description });
+
+export const QuotasSchema = request(
+  "Quotas",
+  quotaFields((text) => Type.Optional(Quota(text))) as Record<QuotaName, TOptional<TInteger>>,
+);
+const QuotaChangesSchema = request(
+  "QuotaChanges",
+  quotaFields((text) => Type.Optional(orNull(Quota(text)))) as Record<
+    QuotaName,
+    TOptional<TUnion<[TInteger, TNull]>>
+  >,
+  "What is left out stays; null: back to the default",
+);
 
 export const TenantCreate = request("TenantCreate", {
   id: TenantName,
@@ -114,7 +150,7 @@ export const TenantCreate = request("TenantCreate", {
 export type TenantCreate = Static<typeof TenantCreate>;
 
 export const TenantUpdate = request("TenantUpdate", {
-  quotas: Type.Optional(QuotasSchema),
+  quotas: Type.Optional(QuotaChangesSchema),
   description: Type.Optional(Description),
 });
 export type TenantUpdate = Static<typeof TenantUpdate>;
@@ -136,7 +172,11 @@ export type TenantAnswer = Static<typeof TenantAnswer>;
 
 const KeyKindName = literals(["admin", "write", "read", "client"]);
 
-const keySecret = Type.Object({ id: Type.String(), kind: KeyKindName, token: Type.String() });
+/** Typed as if always there: who asked for a dry run knows that no key was made. */
+const Token = Type.Optional(
+  Type.String({ description: "Shown this once; absent in a dry run, which makes no key" }),
+) as unknown as TString;
+const keySecret = Type.Object({ id: Type.String(), kind: KeyKindName, token: Token });
 
 export const TenantCreated = answer("TenantCreated", { ...tenantFields, key: keySecret });
 export type TenantCreated = Static<typeof TenantCreated>;
@@ -163,16 +203,38 @@ const keyFields = {
   expiresAt: orNull(Time),
   description: Type.String(),
   createdAt: Time,
+  lastUsedAt: orNull(
+    Type.String({ format: "date-time", description: "To about a minute; null: not known to be" }),
+  ),
+  replacedBy: orNull(Type.String({ description: "Key that it was rotated to" })),
 };
 
 export const KeyAnswer = answer("Key", keyFields);
 export type KeyAnswer = Static<typeof KeyAnswer>;
 export const KeyCreated = answer(
   "KeyCreated",
-  { ...keyFields, token: Type.String() },
+  { ...keyFields, token: Token },
   "The token is shown once; only its hash is kept",
 );
 export type KeyCreated = Static<typeof KeyCreated>;
+
+export const KeyRotate = request("KeyRotate", {
+  overlapSeconds: Type.Optional(
+    Type.Integer({
+      minimum: 0,
+      maximum: 31_536_000,
+      description: "How long the old key holds on; default 3600; 0 ends it at once",
+    }),
+  ),
+});
+export type KeyRotate = Static<typeof KeyRotate>;
+
+export const KeyRotated = answer("KeyRotated", {
+  ...keyFields,
+  token: Token,
+  replaces: Type.Object({ id: Type.String(), expiresAt: orNull(Time) }),
+});
+export type KeyRotated = Static<typeof KeyRotated>;
 
 export const UsageAnswer = answer("Usage", {
   revision: Count,
@@ -183,14 +245,13 @@ export const UsageAnswer = answer("Usage", {
   namespaces: Count,
   keys: Count,
   bytes: Type.Integer({ description: "All kept versions of all configs" }),
-  quotas: Type.Object({
-    configs: Count,
-    contentBytes: Count,
-    rulesPerRelease: Count,
-    versionsPerConfig: Count,
-    keys: Count,
-    bytes: Count,
+  requests: Type.Integer({
+    minimum: 0,
+    description:
+      "Since the tenant was made, told about once a minute; what a node had not told when it was killed is missing",
   }),
+  limitedRequests: Type.Integer({ minimum: 0, description: "Of them refused with 429" }),
+  quotas: Type.Object(quotaFields(Quota) as Record<QuotaName, TInteger>),
 });
 export type UsageAnswer = Static<typeof UsageAnswer>;
 

@@ -35,7 +35,7 @@ export interface Manifest {
   readonly tenant: string;
   readonly description?: string;
   readonly replicas?: number;
-  readonly quotas?: NonNullable<TenantUpdate["quotas"]>;
+  readonly quotas?: NonNullable<TenantCreate["quotas"]>;
   readonly namespaces: readonly ManifestNamespace[];
 }
 

@@ -279,13 +279,18 @@ const commands: readonly Command[] = [
   {
     name: "keys",
     summary: "Keys of a tenant",
-    usage: "list | create --kind KIND | delete ID",
+    usage: "list | create --kind KIND | rotate ID [--overlap SECONDS] | delete ID",
     words: [1, 2],
     options: {
       ...tenantOption,
       kind: { type: "string", value: "KIND", help: "admin, write, read or client" },
       only: { type: "string", multiple: true, value: "NAMESPACE", help: "Limit it; repeatable" },
       expires: { type: "string", value: "TIME", help: "When it ends, RFC 3339" },
+      overlap: {
+        type: "string",
+        value: "SECONDS",
+        help: "How long the old one holds on (rotate; default 3600, 0: not at all)",
+      },
       description: { type: "string", value: "TEXT", help: "What it is for" },
     },
     run: keys,
@@ -754,17 +759,18 @@ const keyKinds = ["admin", "write", "read", "client"] as const;
 
 async function keys(context: Context): Promise<void> {
   const { admin, tenant, options } = context;
-  const [verb, id] = verbOf(context, { list: 0, create: 0, delete: 1 });
+  const [verb, id] = verbOf(context, { list: 0, create: 0, rotate: 1, delete: 1 });
   if (verb === "list") {
     const list = await admin.keys(tenant);
     context.show(list, () =>
       table(
-        ["ID", "KIND", "NAMESPACES", "EXPIRES", "CREATED", "DESCRIPTION"],
+        ["ID", "KIND", "NAMESPACES", "EXPIRES", "USED", "CREATED", "DESCRIPTION"],
         list.map((key) => [
           key.id,
           key.kind,
           key.namespaces?.join(",") ?? "all",
           key.expiresAt ?? "never",
+          key.lastUsedAt ?? "-",
           key.createdAt,
           key.description,
         ]),
@@ -784,6 +790,18 @@ async function keys(context: Context): Promise<void> {
       ...(description !== undefined && { description }),
     });
     context.show(key, () => `Created key ${key.id}; its token, shown this once:\n${key.token}`);
+  } else if (verb === "rotate") {
+    const overlap = options.get("overlap");
+    if (overlap !== undefined && !/^\d{1,8}$/.test(overlap))
+      throw new UsageError(`Option --overlap takes a whole number of seconds: got ${overlap}`);
+    const key = await admin.rotateKey(tenant, id as string, {
+      ...(overlap !== undefined && { overlapSeconds: Number(overlap) }),
+    });
+    context.show(
+      key,
+      () =>
+        `Created key ${key.id}; ${id} ends ${key.replaces.expiresAt ?? "now"}; the new token, shown this once:\n${key.token}`,
+    );
   } else {
     await admin.deleteKey(tenant, id as string);
     context.show({ id, deleted: true }, () => `Deleted key ${id}`);

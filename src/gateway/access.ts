@@ -69,6 +69,7 @@ export const accessTable = {
   listKeys: tenant(admins, "filtered"),
   getKey: tenant(admins, "hidden"),
   deleteKey: tenant(admins, "named"),
+  rotateKey: tenant(admins, "named"),
 
   listNamespaces: tenant(readers, "filtered"),
   getNamespace: namespace(readers),

@@ -5,7 +5,13 @@
 import { createHash } from "node:crypto";
 import { Problem } from "../api/problems.ts";
 import { dryRun } from "../machine/machine.ts";
-import type { Action, Command, Outcome, Precondition } from "../machine/command.ts";
+import {
+  semanticsNow,
+  type Action,
+  type Command,
+  type Outcome,
+  type Precondition,
+} from "../machine/command.ts";
 import type { ResultOf } from "../machine/results.ts";
 import { checkIdempotencyKey } from "../model/names.ts";
 import {
@@ -121,6 +127,7 @@ function commandOf(call: Call, action: Action): Command {
       ...(address !== undefined && { address }),
     },
     ...(idempotency !== null && { idempotency }),
+    semantics: semanticsNow,
     action,
   };
 }

@@ -40,8 +40,10 @@ import {
   type RequestInfo,
 } from "./http.ts";
 import { Metrics } from "./metrics.ts";
+import { Limits } from "./limits.ts";
 import { notHereAnswer, Peers } from "./peers.ts";
 import type { Context, Route } from "./route.ts";
+import { purgeExpired } from "./retention.ts";
 import { tenantRoutes } from "./tenants.ts";
 import { base62 } from "./tokens.ts";
 import { valueRoutes } from "./values.ts";
@@ -63,6 +65,10 @@ export interface GatewaySettings {
   /** Requests under way at once, watches not counted; more are refused with 503. */
   readonly requestsMax?: number;
   readonly watch?: Partial<WatchSettings>;
+  /** How often tenants are told how much they were used. */
+  readonly usageMs?: number;
+  /** How long a deleted tenant can be undeleted before it is purged; absent: for ever. */
+  readonly retentionMs?: number;
 }
 
 export interface Gateway {
@@ -70,10 +76,14 @@ export interface Gateway {
   readonly routes: readonly Route[];
   /** Says goodbye to every watcher; they come back to another node. */
   close(reason?: string): void;
+  /** Writes down in the tenants' state what was counted here; before a node stops, and now and then. */
+  recordUsage(): Promise<void>;
   status(): { readonly requests: number; readonly watchers: number };
 }
 
 const requestsMaxDefault = 4_096;
+const usageMsDefault = 60_000;
+const retentionCheckMs = 3_600_000;
 
 /** The one table. */
 export const routes: readonly Route[] = [
@@ -94,6 +104,7 @@ export function createGateway(options: {
     fetch: (request, info) => door.fetch(request, info ?? {}),
     routes,
     close: (reason) => door.close(reason ?? "stopping"),
+    recordUsage: () => door.recordUsage(),
     status: () => door.status(),
   };
 }
@@ -111,6 +122,8 @@ class Door {
   readonly #context: Context;
   readonly #app: { fetch(request: Request): Response | Promise<Response> };
   readonly #origins = new WeakMap<Request, Origin>();
+  readonly #limits: Limits;
+  readonly #timers: ReturnType<typeof setInterval>[] = [];
   readonly #requestsMax: number;
   readonly #isVerbose: boolean;
   readonly #metrics = new Metrics();
@@ -138,7 +151,30 @@ class Door {
       routes,
       metrics: () => this.#metrics.text(this.#context, this.#requests),
     };
+    this.#limits = new Limits(service);
+    this.#every(settings.usageMs ?? usageMsDefault, "gateway.usage_failed", () =>
+      this.recordUsage(),
+    );
+    const { retentionMs } = settings;
+    if (retentionMs !== undefined)
+      this.#every(retentionCheckMs, "gateway.retention_failed", async () => {
+        const tenants = await purgeExpired(service, retentionMs, Date.now());
+        if (tenants.length > 0) log.info({ tenants }, "gateway.tenants_purged");
+      });
     this.#app = this.#router();
+  }
+
+  #every(ms: number, failure: string, act: () => Promise<void>): void {
+    const timer = setInterval(() => {
+      // Done again the next time.
+      act().catch((error: unknown) => this.#log.warn({ err: error }, failure));
+    }, ms);
+    timer.unref?.();
+    this.#timers.push(timer);
+  }
+
+  recordUsage(): Promise<void> {
+    return this.#limits.record();
   }
 
   /** Elysia routes; what a route does is ours, so its body parsing and its schemas stay out of the way. */
@@ -165,6 +201,7 @@ class Door {
   }
 
   close(reason: string): void {
+    for (const timer of this.#timers) clearInterval(timer);
     this.#context.watches.close(reason);
   }
 
@@ -208,6 +245,7 @@ class Door {
       token: tokenOf(request),
       principal: null,
       revision: null,
+      rateLimit: null,
     };
     let answer: Answer;
     // Long polls wait, and have a bound of their own.
@@ -264,6 +302,10 @@ class Door {
     const { headers } = answer;
     headers["x-request-id"] = call.requestId;
     if (call.revision !== null) headers["conflux-revision"] ??= String(call.revision);
+    if (call.rateLimit !== null) {
+      headers["ratelimit-policy"] = call.rateLimit.policy;
+      headers["ratelimit"] = call.rateLimit.state;
+    }
     if (call.request.headers.get("origin") !== null) allowOrigin(headers);
     const etag = headers["etag"];
     if (etag !== undefined && answer.status === 200 && call.request.method === "GET") {
@@ -302,6 +344,42 @@ class Door {
     if (credential.kind === "root") call.principal = await this.#root(credential.hash);
     checkParams(route, call.params);
     if (credential.kind === "root" && route.byDirectory) return this.#handle(route, call);
+    try {
+      return await this.#ofTenant(route, call, tenant, credential);
+    } catch (error) {
+      if (
+        error instanceof Problem &&
+        error.code === "tenant-deleted" &&
+        credential.kind === "tenant" &&
+        !(await this.#isKeyOfDeleted(tenant, credential))
+      )
+        throw unauthorized();
+      throw error;
+    }
+  }
+
+  /** Only who has a key of the tenant learns that it was deleted. */
+  async #isKeyOfDeleted(
+    tenant: string,
+    credential: Credential & { readonly kind: "tenant" },
+  ): Promise<boolean> {
+    try {
+      return await this.#service.read(
+        tenant,
+        { consistency: "stale", evenDeleted: true },
+        (view) => principalIn(view, credential, Date.now()) !== null,
+      );
+    } catch {
+      return false;
+    }
+  }
+
+  async #ofTenant(
+    route: Route,
+    call: Call,
+    tenant: string,
+    credential: Credential,
+  ): Promise<Answer> {
     const nodes = await this.#elsewhere(tenant, credential);
     if (nodes !== null) return this.#forward(route, call, nodes);
     return route.read === undefined
@@ -355,21 +433,49 @@ class Door {
   }
 
   async #change(route: Route, call: Call, tenant: string, credential: Credential): Promise<Answer> {
-    if (credential.kind === "tenant") call.principal = await this.#principal(tenant, credential);
-    if (call.principal === null) throw unauthorized();
-    authorize(route.access, call.principal, call.params["namespace"]);
+    if (credential.kind === "tenant") await this.#letIn(route, call, tenant, credential);
+    else {
+      if (call.principal === null) throw unauthorized();
+      this.#limits.count(tenant);
+    }
     return this.#handle(route, call);
   }
 
-  async #principal(
+  /** Who asks, whether they may, and whether not too often. @throws Problem */
+  #admit(
+    route: Route,
+    call: Call,
+    view: TenantView,
+    credential: Credential,
+  ): NonNullable<Call["principal"]> {
+    const now = Date.now();
+    if (credential.kind === "tenant") call.principal = principalIn(view, credential, now);
+    const { principal } = call;
+    if (principal === null) throw unauthorized();
+    authorize(route.access, principal, call.params["namespace"]);
+    this.#limits.admit(view, call, principal, route.change, now);
+    return principal;
+  }
+
+  async #letIn(
+    route: Route,
+    call: Call,
     tenant: string,
     credential: Credential & { readonly kind: "tenant" },
-  ): Promise<Call["principal"]> {
-    const find = (consistency: ReadOptions["consistency"]) =>
-      this.#service.read(tenant, { consistency }, (view) =>
-        principalIn(view, credential, Date.now()),
-      );
-    return (await find("stale")) ?? (await find("linearizable"));
+  ): Promise<void> {
+    const attempt = (consistency: ReadOptions["consistency"]): Promise<Failed | null> =>
+      this.#service.read(tenant, { consistency }, (view) => {
+        try {
+          this.#admit(route, call, view, credential);
+          return null;
+        } catch (error) {
+          return new Failed(error);
+        }
+      });
+    let failed = await attempt("stale");
+    // It may have been made a moment ago through another node.
+    if (failed?.isUnauthorized === true) failed = await attempt("linearizable");
+    if (failed !== null) throw failed.error;
   }
 
   /** One read checks the key and answers. */
@@ -387,10 +493,7 @@ class Door {
     const query1 = (view: TenantView): Answer | Failed => {
       try {
         call.revision = view.revision;
-        if (credential.kind === "tenant")
-          call.principal = principalIn(view, credential, Date.now());
-        if (call.principal === null) throw unauthorized();
-        authorize(route.access, call.principal, call.params["namespace"]);
+        this.#admit(route, call, view, credential);
         return read(view, call, input);
       } catch (error) {
         return new Failed(error);

@@ -43,6 +43,8 @@ export interface Call {
   principal: Principal | null;
   /** The tenant's revision this answer reflects; null outside tenants. */
   revision: number | null;
+  /** For the answer's headers; null: nobody set a limit. */
+  rateLimit: { readonly policy: string; readonly state: string } | null;
 }
 
 export interface Answer {

@@ -9,6 +9,8 @@ import {
   KeyAnswer,
   KeyCreate,
   KeyCreated,
+  KeyRotate,
+  KeyRotated,
   listOf,
   NamespaceAnswer,
   NamespacePut,
@@ -45,6 +47,9 @@ import { invalid, json, revisionTag, time, type Call } from "./http.ts";
 import { listLimitDefault, listQuery, route, type Context, type Route } from "./route.ts";
 import { hashToken, newToken, type TenantKeyKind } from "./tokens.ts";
 
+/** Long enough to bring the new key to everybody within a deployment or two. */
+const overlapSecondsDefault = 3_600;
+
 const T = "/v1/tenants/:tenant";
 const N = `${T}/namespaces/:namespace`;
 
@@ -78,7 +83,11 @@ const directoryRoutes: readonly Route[] = [
       guardReplayedKey(tenant.adminKeyId, keyId);
       return changedAnswer(
         changed,
-        { ...tenantAnswer(tenant), key: { id: keyId, kind: "admin", token } },
+        // A rehearsal made no key: its token would never work.
+        {
+          ...tenantAnswer(tenant),
+          key: { id: keyId, kind: "admin", ...(!call.dryRun && { token }) },
+        },
         { etag: revisionTag(tenant.revision), location: `/v1/tenants/${tenant.tenant}` },
       );
     },
@@ -125,13 +134,12 @@ const directoryRoutes: readonly Route[] = [
     handle: async (call, { body }, context) => {
       if (body.quotas !== undefined && call.principal?.kind !== "root")
         throw new Problem("forbidden", "Only root keys may change quotas");
-      const row = await tenantRow(call, context);
-      guardTenant(call, row);
       const changed = await changeDirectory<"directory.update">(call, context, {
         op: "directory.update",
-        tenant: row.tenant,
+        tenant: call.params["tenant"] as string,
         ...(body.description !== undefined && { description: body.description }),
-        ...(body.quotas !== undefined && { quotas: { ...row.quotas, ...body.quotas } }),
+        ...(body.quotas !== undefined && { quotaChanges: body.quotas }),
+        ...precondition(call),
       });
       const { tenant } = changed.result;
       return changedAnswer(changed, tenantAnswer(tenant), { etag: revisionTag(tenant.revision) });
@@ -148,13 +156,11 @@ const directoryRoutes: readonly Route[] = [
     query: { purge: Type.Optional(Type.Boolean({ description: "Final: nothing of it is kept" })) },
     responses: { 200: { description: "As it was", schema: TenantAnswer } },
     handle: async (call, { query }, context) => {
-      const { headers } = call.request;
-      if (headers.has("if-match") || headers.has("if-none-match"))
-        guardTenant(call, await tenantRow(call, context));
       const changed = await changeDirectory<"directory.delete">(call, context, {
         op: "directory.delete",
         tenant: call.params["tenant"] as string,
         purge: query.purge ?? false,
+        ...precondition(call),
       });
       return changedAnswer(changed, tenantAnswer(changed.result.tenant));
     },
@@ -210,7 +216,44 @@ const keyRoutes: readonly Route[] = [
         },
       });
       guardReplayedKey(changed.result.key.id, keyId);
-      return changedAnswer(changed, { ...keyAnswer(changed.result.key), token });
+      return changedAnswer(changed, {
+        ...keyAnswer(changed.result.key),
+        ...(!call.dryRun && { token }),
+      });
+    },
+  }),
+  route({
+    method: "POST",
+    path: `${T}/keys/:key/rotate`,
+    id: "rotateKey",
+    tag: "keys",
+    summary: "A new key in the place of this one, which holds on for the overlap",
+    body: KeyRotate,
+    bodyRequired: false,
+    responses: {
+      201: { description: "Created; the token is shown this once", schema: KeyRotated },
+    },
+    handle: async (call, { body }, context) => {
+      const tenant = call.params["tenant"] as string;
+      const id = call.params["key"] as string;
+      const find = (consistency: "stale" | "linearizable"): Promise<KeyRow | null> =>
+        context.service.read(tenant, { consistency }, (view) => getKey(view, id));
+      const old = (await find("stale")) ?? (await find("linearizable"));
+      if (old === null) throw noKey(id);
+      const { keyId, token } = tokenFor(call, tenant, old.kind);
+      const changed = await change<"key.rotate">(call, context, {
+        op: "key.rotate",
+        id,
+        key: { id: keyId, hash: hashToken(token) },
+        overlapMs: (body.overlapSeconds ?? overlapSecondsDefault) * 1_000,
+      });
+      const { key, replaced } = changed.result;
+      guardReplayedKey(key.id, keyId);
+      return changedAnswer(changed, {
+        ...keyAnswer(key),
+        ...(!call.dryRun && { token }),
+        replaces: { id: replaced.id, expiresAt: time(replaced.expiresAt) },
+      });
     },
   }),
   route({
@@ -236,8 +279,7 @@ const keyRoutes: readonly Route[] = [
     responses: { 200: { description: "The key", schema: KeyAnswer } },
     read: (view, call) => {
       const row = getKey(view, call.params["key"] as string);
-      if (row === null || !reaches(call, row))
-        throw new Problem("not-found", `There is no key ${call.params["key"]}`);
+      if (row === null || !reaches(call, row)) throw noKey(call.params["key"] as string);
       return json(keyAnswer(keyInfo(row)));
     },
   }),
@@ -339,6 +381,8 @@ const careRoutes: readonly Route[] = [
         namespaces: meta.namespaces,
         keys: meta.keys,
         bytes: meta.bytes,
+        requests: meta.usage?.requests ?? 0,
+        limitedRequests: meta.usage?.limited ?? 0,
         quotas: getQuotas(view),
       });
     },
@@ -410,17 +454,6 @@ async function tenantRow(call: Call, { peers }: Context): Promise<TenantRow> {
   return row;
 }
 
-function guardTenant(call: Call, row: TenantRow): void {
-  const { ifMatch: match, ifNoneMatch: none } = precondition(call);
-  if (none !== undefined)
-    throw new Problem(
-      "precondition-failed",
-      `Leave it as it is: it exists since revision ${row.revision}`,
-    );
-  if (match !== undefined && match !== "*" && !match.includes(row.revision))
-    throw new Problem("precondition-failed", `Read it again: it is at revision ${row.revision}`);
-}
-
 async function listTenants(
   { peers }: Context,
   options: { limit: number; cursor: string | undefined; deleted: boolean },
@@ -476,6 +509,10 @@ function tokenFor(
   });
 }
 
+function noKey(id: string): Problem {
+  return new Problem("not-found", `There is no key ${id}`);
+}
+
 /** The token of a repeat is derived from the caller's own; with another one it would be a token that never works. */
 function guardReplayedKey(stored: string, derived: string): void {
   if (stored !== derived)
@@ -514,6 +551,8 @@ function keyAnswer(row: KeyInfo): KeyAnswer {
     expiresAt: time(row.expiresAt),
     description: row.description,
     createdAt: time(row.createdAt),
+    lastUsedAt: time(row.lastUsedAt ?? null),
+    replacedBy: row.replacedBy ?? null,
   };
 }
 

@@ -20,6 +20,7 @@ import {
   effectiveOf,
   getHistoryRow,
   getText,
+  getQuotas,
   historyAfter,
   namespaceChain,
 } from "../machine/queries.ts";
@@ -514,7 +515,7 @@ interface Watcher {
   revision: number;
   /** What it missed before it joined, or the first part of it. */
   begin(frames: readonly Frame[], isPart: boolean): void;
-  readonly principal: Principal;
+  principal: Principal;
   readonly credential: Credential;
   push(batch: Batch): void;
   /** The last frame; nothing is pushed afterwards. */
@@ -536,7 +537,7 @@ interface StreamHooks {
 class StreamWatcher implements Watcher {
   epoch = 0;
   revision = 0;
-  readonly principal: Principal;
+  principal: Principal;
   readonly credential: Credential;
   readonly stream: ReadableStream<Uint8Array>;
   readonly #settings: WatchSettings;
@@ -677,7 +678,7 @@ class StreamWatcher implements Watcher {
 class PollWatcher implements Watcher {
   epoch = 0;
   revision = 0;
-  readonly principal: Principal;
+  principal: Principal;
   readonly credential: Credential;
   readonly frames: Frame[] = [];
   readonly isBehind = false;
@@ -846,7 +847,7 @@ class Feed {
   commit(event: CommitEvent, view: TenantView): void {
     this.revision = event.revision;
     this.#snapshots.clear();
-    this.#revoke(event.changes);
+    this.#revoke(event.changes, view);
     const made = this.source.commit(event, view);
     if (made !== null) this.#send(made);
   }
@@ -916,12 +917,17 @@ class Feed {
   }
 
   /** A key that is gone takes its watches with it. */
-  #revoke(changes: readonly StoredChange[]): void {
+  #revoke(changes: readonly StoredChange[], view: TenantView): void {
     for (const change of changes) {
-      if (change.type !== "key-delete") continue;
-      for (const watcher of this.watchers)
-        if (watcher.credential.kind === "tenant" && watcher.principal.keyId === change.name)
-          watcher.end("unauthorized");
+      if (change.type !== "key-delete" && change.type !== "key") continue;
+      for (const watcher of this.watchers) {
+        const { credential, principal } = watcher;
+        if (credential.kind !== "tenant" || principal.keyId !== change.name) continue;
+        // One that was rotated has an end now.
+        const now = principalIn(view, credential, Date.now());
+        if (now === null) watcher.end("unauthorized");
+        else watcher.principal = now;
+      }
     }
   }
 
@@ -1096,6 +1102,12 @@ export class Watches {
           throw new Problem("not-caught-up", "This node is behind the cursor", { retryAfter: 1 });
         call.revision = view.revision;
         recheck(view, watcher, access, filter);
+        const watchersMax = getQuotas(view).watchers;
+        if ((this.#countOfTenant.get(filter.tenant) ?? 0) > watchersMax)
+          throw new Problem(
+            "quota-exceeded",
+            `Close watches that are not needed: the tenant may have ${watchersMax} open on each node`,
+          );
         feed.join(watcher, view, since);
         return true;
       };

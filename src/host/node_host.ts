@@ -12,8 +12,8 @@
 import { Problem, type ProblemCode } from "../api/problems.ts";
 import { assert } from "../lib/assert.ts";
 import { Prng } from "../lib/prng.ts";
-import type { Command, Outcome, RejectCode } from "../machine/command.ts";
-import type { HistoryRow, TenantRow } from "../machine/rows.ts";
+import { semanticsNow, type Command, type Outcome, type RejectCode } from "../machine/command.ts";
+import { sameQuotas, type HistoryRow, type TenantMeta, type TenantRow } from "../machine/rows.ts";
 import { emptyConfState } from "../raft/raft.ts";
 import {
   MessageType,
@@ -861,6 +861,7 @@ export class NodeHost implements ConfigService {
       "replica.leader_changed",
     );
     if (raft.isLeader && !replica.initialised) this.#initialise(replica);
+    else this.#settleQuotas(replica);
     if (raft.lead === NONE) return;
     const attempts = this.#attempts;
     this.#attempts = [];
@@ -893,6 +894,34 @@ export class NodeHost implements ConfigService {
         this.#initialise(replica);
       }
     });
+    this.#mark(replica);
+  }
+
+  /** Not within the turn of a replica. */
+  #settleSoon(replica: Replica): void {
+    this.#clock.defer(() => {
+      if (this.#replicas.get(replica.group) !== replica || replica.halted !== null) return;
+      this.#guarded(replica, () => this.#settleQuotas(replica));
+    });
+  }
+
+  /** The directory says what the tenant may use; its leader writes it into the tenant's own state, where it is judged. */
+  #settleQuotas(replica: Replica): void {
+    if (!replica.raft.isLeader || !replica.initialised || replica.group === SYSTEM_GROUP) return;
+    const row = this.directory.byGroup(replica.group);
+    const meta = replica.view.get<TenantMeta>("meta");
+    if (row === undefined || meta === undefined) return;
+    const isNews = row.revision > (meta.quotasRevision ?? 0);
+    if (!isNews || sameQuotas(row.quotas, meta.quotas)) return;
+    const command: Command = {
+      at: this.#clock.wallMs(),
+      actor: { kind: "system", keyId: "system" },
+      semantics: semanticsNow,
+      action: { op: "tenant.quotas", quotas: row.quotas, revision: row.revision },
+    };
+    const data = encoder.encode(JSON.stringify(command));
+    // Refused or lost, it is tried again by the next leader, or with the next change of the directory's row.
+    replica.propose(data, this.#clock.monotonicMs() + PROPOSE_TIMEOUT_MS, () => {});
     this.#mark(replica);
   }
 
@@ -1169,6 +1198,8 @@ export class NodeHost implements ConfigService {
   #committed(replica: Replica, event: HistoryRow): void {
     this.#schedules.set(replica.group, replica.dueAt);
     if (replica.group === SYSTEM_GROUP) this.#directoryChanged(event);
+    // What the directory said when the first leader wrote it down may have changed meanwhile.
+    else if (event.revision === 1) this.#settleSoon(replica);
     this.hub.publish(replica.group, event, replica.view);
     this.#wakeRevisionWaiters(replica);
   }
@@ -1209,6 +1240,8 @@ export class NodeHost implements ConfigService {
         const replica = this.#wake(row.group);
         if (replica !== null && replica.raft.lead === NONE) this.#campaignSoon(replica);
       }
+      const present = row === undefined ? undefined : this.#replicas.get(row.group);
+      if (present !== undefined) this.#settleSoon(present);
     }
   }
 
@@ -1491,15 +1524,17 @@ export class NodeHost implements ConfigService {
       const row = tenant === SYSTEM_TENANT ? null : this.directory.tenant(tenant);
       const group = row === null ? SYSTEM_GROUP : row?.group;
       const replica = group === undefined ? undefined : this.#replicas.get(group);
-      if (replica?.initialised === true && replica.halted === null && row?.deletedAt == null) {
+      const isThere = row?.deletedAt == null || options.evenDeleted === true;
+      if (replica?.initialised === true && replica.halted === null && isThere) {
         replica.usedAt = this.#clock.monotonicMs();
         return this.#atRevision(replica, options.minRevision, deadline, done);
       }
     }
-    this.#find(tenant, deadline, (error, found) => {
+    const found: Done<Found> = (error, place) => {
       if (error !== null) return done(error);
-      this.#attemptRead(found as Found, options, deadline, done);
-    });
+      this.#attemptRead(place as Found, options, deadline, done);
+    };
+    this.#find(tenant, deadline, found, options.evenDeleted);
   }
 
   #attemptRead(found: Found, options: ReadOptions, deadline: number, done: Done<TenantView>): void {
@@ -1578,24 +1613,24 @@ export class NodeHost implements ConfigService {
   }
 
   /** Finds a tenant's group; asks the directory's leader before it says that there is none. */
-  #find(tenant: string, deadline: number, done: Done<Found>): void {
+  #find(tenant: string, deadline: number, done: Done<Found>, evenDeleted = false): void {
     if (tenant === SYSTEM_TENANT) {
       return done(null, { tenant, group: SYSTEM_GROUP, local: true, nodes: [] });
     }
     const row = this.directory.tenant(tenant);
-    if (row !== undefined) return this.#found(row, done);
+    if (row !== undefined) return this.#found(row, evenDeleted, done);
     const timeoutMs = Math.max(1, deadline - this.#clock.monotonicMs());
     this.readWith(SYSTEM_TENANT, { consistency: "linearizable", timeoutMs }, (error) => {
       if (error !== null) return done(error);
       const now = this.directory.tenant(tenant);
       if (now === undefined)
         return done(new Problem("not-found", `No tenant is called "${tenant}"`));
-      this.#found(now, done);
+      this.#found(now, evenDeleted, done);
     });
   }
 
-  #found(row: TenantRow, done: Done<Found>): void {
-    if (row.deletedAt !== null) {
+  #found(row: TenantRow, evenDeleted: boolean, done: Done<Found>): void {
+    if (row.deletedAt !== null && !evenDeleted) {
       return done(
         new Problem("tenant-deleted", `Tenant "${row.tenant}" is deleted: undelete it first`),
       );
@@ -1626,7 +1661,8 @@ export class NodeHost implements ConfigService {
     { readonly local: true } | { readonly local: false; readonly nodes: readonly string[] } | null
   > {
     return new Promise((resolve, reject) => {
-      this.#find(tenant, this.#clock.monotonicMs() + READ_TIMEOUT_MS, (error, found) => {
+      const deadline = this.#clock.monotonicMs() + READ_TIMEOUT_MS;
+      const done: Done<Found> = (error, found) => {
         if (error?.code === "not-found") return resolve(null);
         if (error !== null) return reject(error);
         if (this.locateNow(tenant)?.local === true) return resolve({ local: true });
@@ -1635,7 +1671,8 @@ export class NodeHost implements ConfigService {
         const alive = nodes.filter((node) => this.liveness.supports(node));
         const rest = nodes.filter((node) => !this.liveness.supports(node));
         resolve({ local: false, nodes: [...alive, ...rest] });
-      });
+      };
+      this.#find(tenant, deadline, done, true);
     });
   }
 

@@ -165,6 +165,8 @@ export interface ReadOptions {
   /** Wait, bounded, until this revision is applied here. */
   readonly minRevision?: number;
   readonly timeoutMs?: number;
+  /** Also of a tenant that is deleted and can be undeleted: for keys, which are told so. */
+  readonly evenDeleted?: boolean;
 }
 
 /** A tenant's applied state, as of one revision, valid during one synchronous call. */
@@ -247,7 +249,7 @@ export interface ClusterStatus {
 export interface ConfigService {
   readonly node: string;
   readonly ready: boolean;
-  /** Whether this node holds a replica of the tenant; else which nodes do, best first. Unknown tenant: `null`. */
+  /** Whether this node holds a replica of the tenant; else which nodes do, best first. Unknown tenant: `null`; a deleted one is where it was. */
   locate(
     tenant: string,
   ): Promise<

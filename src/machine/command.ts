@@ -3,7 +3,7 @@
  * hashed, checked against its schema), and applied on every replica with the same result. Encoded as JSON text.
  */
 import type { ContentFormat, ReleaseRule } from "../model/release.ts";
-import type { KeyKind, Quotas, StoredPlacement } from "./rows.ts";
+import type { KeyKind, QuotaChanges, Quotas, StoredPlacement } from "./rows.ts";
 
 /** Who asked, as written into history and audit. The machine checks again that the key still holds. */
 export interface Actor {
@@ -19,8 +19,16 @@ export interface Envelope {
   readonly actor: Actor;
   /** A repeat with the same key and fingerprint gets the first answer; with another fingerprint it is refused. */
   readonly idempotency?: { readonly key: string; readonly fingerprint: string };
+  /**
+   * Which meaning the command has where that has changed over time; absent: 1. A committed command keeps its meaning on
+   * every replica for ever, so a new meaning is a new number here. 2: deleting versions heeds the namespace's protection.
+   */
+  readonly semantics?: number;
   readonly action: Action;
 }
+
+/** What commands that are made now say. */
+export const semanticsNow = 2;
 
 export type Command = Envelope;
 
@@ -119,6 +127,23 @@ export type TenantAction =
   | { readonly op: "schedule.pass" }
   | { readonly op: "key.create"; readonly key: NewKey }
   | { readonly op: "key.delete"; readonly id: string }
+  /** A new key in the place of another, which holds on for the overlap; 0 ends it at once. */
+  | {
+      readonly op: "key.rotate";
+      readonly id: string;
+      /** Everything but this and the description comes from the old key. */
+      readonly key: Pick<NewKey, "id" | "hash">;
+      readonly overlapMs: number;
+    }
+  /** What a node counted since it last told, so that it outlives the node: no revision, no history. */
+  | {
+      readonly op: "usage.record";
+      readonly requests: number;
+      /** Of them refused with 429. */
+      readonly limited: number;
+      /** Keys that were used and when, milliseconds. */
+      readonly keys: readonly { readonly id: string; readonly at: number }[];
+    }
   /** The first command of a tenant's group, proposed by its first leader from the directory's record. */
   | {
       readonly op: "tenant.init";
@@ -126,7 +151,12 @@ export type TenantAction =
       readonly quotas: Quotas;
       readonly keys: readonly NewKey[];
     }
-  | { readonly op: "tenant.quotas"; readonly quotas: Quotas };
+  | {
+      readonly op: "tenant.quotas";
+      readonly quotas: Quotas;
+      /** Of the directory's row they are from: older ones than those in force change nothing. Absent: always newer. */
+      readonly revision?: number;
+    };
 
 /** Only in the group of `_system`. */
 export type SystemAction =
@@ -139,13 +169,20 @@ export type SystemAction =
       readonly nodes: readonly string[];
       readonly adminKey: NewKey;
     }
-  | {
+  | ({
       readonly op: "directory.update";
       readonly tenant: string;
       readonly description?: string;
+      /** All of them. */
       readonly quotas?: Quotas;
-    }
-  | { readonly op: "directory.delete"; readonly tenant: string; readonly purge: boolean }
+      /** These alone; null: back to the default. */
+      readonly quotaChanges?: QuotaChanges;
+    } & Precondition)
+  | ({
+      readonly op: "directory.delete";
+      readonly tenant: string;
+      readonly purge: boolean;
+    } & Precondition)
   | { readonly op: "directory.undelete"; readonly tenant: string }
   | { readonly op: "directory.move"; readonly tenant: string; readonly placement: StoredPlacement }
   | {

@@ -10,7 +10,7 @@ import { defaultFormat } from "../model/release.ts";
 import type { ReleaseRule } from "../model/release.ts";
 import { isName } from "../model/names.ts";
 import type { Action, ConfigAction, Content, Precondition } from "./command.ts";
-import { refuse } from "./draft.ts";
+import { guardPrecondition, refuse } from "./draft.ts";
 import type { Draft } from "./draft.ts";
 import {
   configKey,
@@ -115,19 +115,8 @@ function existing(
   const row = liveOf(draft, action);
   if (row === undefined)
     refuse("not-found", `Create the config first: there is no ${action.namespace}/${action.name}`);
-  guard(action, row);
+  guardPrecondition(action, row);
   return row;
-}
-
-/** RFC 9110 §13.1: judged against what the change would replace. */
-function guard(condition: Precondition, row: { readonly revision: number } | undefined): void {
-  const { ifMatch, ifNoneMatch } = condition;
-  if (ifNoneMatch !== undefined && row !== undefined)
-    refuse("precondition-failed", `Leave it as it is: it exists since revision ${row.revision}`);
-  if (ifMatch === undefined) return;
-  if (row === undefined) refuse("precondition-failed", "Create it without If-Match: there is none");
-  if (ifMatch !== "*" && !ifMatch.includes(row.revision))
-    refuse("precondition-failed", `Read it again: it is at revision ${row.revision}`);
 }
 
 /** The row as changed by this command: revision and time are its. */
@@ -155,6 +144,10 @@ function versionOf(draft: Draft, row: ConfigRow, version: number): VersionRow | 
 function releaseOf(draft: Draft, row: ConfigRow, release: number): ReleaseRow | undefined {
   if (!Number.isSafeInteger(release) || release < 1) return undefined;
   return draft.get<ReleaseRow>(releaseKey(row.namespace, row.name, release));
+}
+
+function isProtected(draft: Draft, namespace: string): boolean {
+  return draft.get<NamespaceRow>(namespaceKey(namespace))?.protected === true;
 }
 
 function isReleased(row: ConfigRow, version: number): boolean {
@@ -271,6 +264,17 @@ function createVersion(
 
 function deleteVersions(draft: Draft, action: Of<"version.delete">): Done<"version.delete"> {
   const before = existing(draft, action);
+  const { kind } = draft.actor;
+  if (
+    draft.semantics >= 2 &&
+    kind !== "admin" &&
+    kind !== "root" &&
+    isProtected(draft, action.namespace)
+  )
+    refuse(
+      "protected",
+      `Use an admin key: namespace ${action.namespace} is protected, and deleted versions do not come back`,
+    );
   if (action.versions.length === 0) refuse("invalid", "Name at least one version to delete");
   const deleted = [...new Set(action.versions)];
   for (const number of deleted) {
@@ -440,7 +444,7 @@ function rollback(draft: Draft, action: Of<"rollback">, by: string): Done<"rollb
 
 function putConfig(draft: Draft, action: Of<"config.put">, by: string): Done<"config.put"> {
   const row = liveOf(draft, action);
-  guard(action, row);
+  guardPrecondition(action, row);
   return row === undefined ? createConfig(draft, action, by) : changeConfig(draft, action, row);
 }
 
@@ -533,7 +537,7 @@ function sameTags(a: ConfigRow["tags"], b: ConfigRow["tags"]): boolean {
 function deleteConfig(draft: Draft, action: Of<"config.delete">): Done<"config.delete"> {
   const before = existing(draft, action);
   const { namespace, name } = before;
-  if (draft.get<NamespaceRow>(namespaceKey(namespace))?.protected === true)
+  if (isProtected(draft, namespace))
     refuse("protected", `Take the protection off namespace ${namespace} first: it forbids deletes`);
   const row = changed(draft, judged(draft, { ...before, deletedAt: draft.at }), {});
   draft.meta.configs--;
@@ -558,7 +562,7 @@ function undeleteConfig(draft: Draft, action: Of<"config.undelete">): Done<"conf
       "not-found",
       `Create the config anew: no deleted ${action.namespace}/${action.name} is kept`,
     );
-  guard(action, before);
+  guardPrecondition(action, before);
   if (before.deletedAt === null) return { created: false, result: { config: configInfo(before) } };
   guardConfigsQuota(draft);
   draft.delete(deletedKey(before.revision, before.namespace, before.name));
@@ -585,16 +589,16 @@ function purgeConfig(draft: Draft, row: ConfigRow): void {
 function putNamespace(draft: Draft, action: Of<"namespace.put">): Done<"namespace.put"> {
   const { namespace } = action;
   const before = draft.get<NamespaceRow>(namespaceKey(namespace));
-  guard(action, before);
+  guardPrecondition(action, before);
   const base = action.extends === undefined ? (before?.extends ?? null) : action.extends;
-  const isProtected = action.protected ?? before?.protected ?? false;
-  if (before !== undefined && before.extends === base && before.protected === isProtected)
+  const protects = action.protected ?? before?.protected ?? false;
+  if (before !== undefined && before.extends === base && before.protected === protects)
     return { created: false, result: { namespace: before } };
   if (base !== null && base !== before?.extends) guardExtends(draft, namespace, base);
   const row: NamespaceRow = {
     namespace,
     extends: base,
-    protected: isProtected,
+    protected: protects,
     revision: draft.revision,
     createdAt: before?.createdAt ?? draft.at,
   };

@@ -7,13 +7,20 @@
 import { unreachable } from "../lib/assert.ts";
 import { checkKeyId, isTenantName } from "../model/names.ts";
 import type { Action, SystemAction } from "./command.ts";
-import { refuse } from "./draft.ts";
+import { guardPrecondition, refuse } from "./draft.ts";
 import type { Draft } from "./draft.ts";
 import { groupKey, nodeKey, rootKeyKey, tenantKey, under } from "./keys.ts";
 import { tenantInfo } from "./results.ts";
 import type { ResultOf } from "./results.ts";
-import { sameQuotas } from "./rows.ts";
-import type { NodeRow, RootKeyRow, StoredPlacement, TenantRow } from "./rows.ts";
+import { defaultQuotas, sameQuotas } from "./rows.ts";
+import type {
+  NodeRow,
+  QuotaChanges,
+  Quotas,
+  RootKeyRow,
+  StoredPlacement,
+  TenantRow,
+} from "./rows.ts";
 
 /** The group of `_system` itself. */
 export const systemGroup = 1;
@@ -145,8 +152,9 @@ function createTenant(draft: Draft, action: Of<"directory.create">): Done<"direc
 
 function updateTenant(draft: Draft, action: Of<"directory.update">): Done<"directory.update"> {
   const before = liveTenantOf(draft, action.tenant);
+  guardPrecondition(action, before);
   const description = action.description ?? before.description;
-  const quotas = action.quotas ?? before.quotas;
+  const quotas = mergedQuotas(action.quotas ?? before.quotas, action.quotaChanges);
   const row =
     description === before.description && sameQuotas(quotas, before.quotas)
       ? before
@@ -154,8 +162,21 @@ function updateTenant(draft: Draft, action: Of<"directory.update">): Done<"direc
   return { created: false, result: { tenant: tenantInfo(row) } };
 }
 
+function mergedQuotas(quotas: Quotas, changes: QuotaChanges | undefined): Quotas {
+  if (changes === undefined) return quotas;
+  const names = Object.keys(defaultQuotas) as (keyof Quotas)[];
+  const merged: { -readonly [Name in keyof Quotas]: number } = {};
+  for (const name of names) {
+    const change = changes[name];
+    const value = change === undefined ? quotas[name] : change;
+    if (value !== null && value !== undefined) merged[name] = value;
+  }
+  return merged;
+}
+
 function deleteTenant(draft: Draft, action: Of<"directory.delete">): Done<"directory.delete"> {
   const before = tenantOf(draft, action.tenant);
+  guardPrecondition(action, before);
   if (action.purge) {
     draft.delete(tenantKey(before.tenant));
     draft.delete(groupKey(before.group));

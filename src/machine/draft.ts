@@ -3,7 +3,7 @@
  * that is refused is dropped with its draft, so nothing of it can remain.
  */
 import { assert } from "../lib/assert.ts";
-import type { RejectCode } from "./command.ts";
+import type { Actor, Command, Precondition, RejectCode } from "./command.ts";
 import { metaKey, namespaceKey } from "./keys.ts";
 import type { StateTransaction, StateView } from "./machine.ts";
 import { defaultQuotas } from "./rows.ts";
@@ -24,6 +24,20 @@ export class Refusal {
 export function refuse(code: RejectCode, detail: string): never {
   // oxlint-disable-next-line no-throw-literal -- no stack is wanted: refusals are answers, and frequent
   throw new Refusal(code, detail);
+}
+
+/** RFC 9110 §13.1: judged against what the change would replace. */
+export function guardPrecondition(
+  condition: Precondition,
+  row: { readonly revision: number } | undefined,
+): void {
+  const { ifMatch, ifNoneMatch } = condition;
+  if (ifNoneMatch !== undefined && row !== undefined)
+    refuse("precondition-failed", `Leave it as it is: it exists since revision ${row.revision}`);
+  if (ifMatch === undefined) return;
+  if (row === undefined) refuse("precondition-failed", "Create it without If-Match: there is none");
+  if (ifMatch !== "*" && !ifMatch.includes(row.revision))
+    refuse("precondition-failed", `Read it again: it is at revision ${row.revision}`);
 }
 
 export const emptyMeta: TenantMeta = {
@@ -55,19 +69,30 @@ export class Draft implements StateView {
   readonly revision: number;
   readonly at: number;
   readonly meta: Writable<TenantMeta>;
+  readonly actor: Actor;
+  /** See `Envelope.semantics`. */
+  readonly semantics: number;
   readonly changes: StoredChange[] = [];
   readonly audits: DraftAudit[] = [];
   /** Rows of due/ were changed: the earliest of them may be another. */
   dueMoved = false;
+  /** Something is to be kept although nothing changed that has a revision. */
+  isTouched = false;
   readonly #base: StateTransaction;
   /** Undefined = deleted. */
   readonly #rows = new Map<string, unknown>();
 
-  constructor(base: StateTransaction, meta: TenantMeta, at: number) {
+  constructor(
+    base: StateTransaction,
+    meta: TenantMeta,
+    command: Pick<Command, "at" | "actor" | "semantics">,
+  ) {
     this.#base = base;
+    this.actor = command.actor;
+    this.semantics = command.semantics ?? 1;
     this.meta = { ...meta };
     this.revision = meta.revision + 1;
-    this.at = at;
+    this.at = Math.max(meta.at, command.at);
   }
 
   get<T = unknown>(key: string): T | undefined {

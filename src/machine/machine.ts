@@ -85,7 +85,7 @@ export interface Applied {
 /** Applies one command. Writes go to `state` only if the outcome is ok (all or nothing). */
 export function apply(state: StateTransaction, command: Command): Applied {
   const meta = state.get<TenantMeta>(metaKey) ?? emptyMeta;
-  const draft = new Draft(state, meta, Math.max(meta.at, command.at));
+  const draft = new Draft(state, meta, command);
   try {
     return judge(draft, command);
   } catch (error) {
@@ -120,7 +120,7 @@ function judge(draft: Draft, command: Command): Applied {
   const commit = draft.changes.length === 0 ? null : recordCommit(draft, actor);
   const revision = draft.meta.revision;
   if (idempotency !== undefined) recordOutcome(draft, idempotency, { revision, created, result });
-  if (commit !== null || idempotency !== undefined) {
+  if (commit !== null || draft.isTouched || idempotency !== undefined) {
     draft.meta.at = draft.at;
     draft.flush();
   }
@@ -153,6 +153,9 @@ function authorize(draft: Draft, actor: Actor, action: Action): void {
     guardKind(key, "admin", action.op);
     guardKeyScope(key, action.key.namespaces ?? null);
   } else if (action.op === "key.delete") {
+    guardKind(key, "admin", action.op);
+    guardKeyScope(key, keyOf(draft, action.id)?.namespaces ?? null);
+  } else if (action.op === "key.rotate") {
     guardKind(key, "admin", action.op);
     guardKeyScope(key, keyOf(draft, action.id)?.namespaces ?? null);
   } else refuse("forbidden", `Use a root key: a key of kind ${key.kind} may not do ${action.op}`);
@@ -208,10 +211,14 @@ function perform(draft: Draft, action: Action, by: string): Done {
       return createKey(draft, action.key);
     case "key.delete":
       return deleteKey(draft, action.id);
+    case "key.rotate":
+      return rotateKey(draft, action);
+    case "usage.record":
+      return recordUsage(draft, action);
     case "tenant.init":
       return initialise(draft, action);
     case "tenant.quotas":
-      return setQuotas(draft, action.quotas);
+      return setQuotas(draft, action);
     default:
       return unreachable(action);
   }
@@ -266,18 +273,82 @@ function guardCondition(draft: Draft, condition: TransactionCondition): void {
 }
 
 function createKey(draft: Draft, key: NewKey): { created: true; result: ResultOf<"key.create"> } {
-  const idError = checkKeyId(key.id);
-  if (idError !== null) refuse("invalid", idError);
-  if (draft.get(keyKey(key.id)) !== undefined)
-    refuse("already-exists", `Make a key with another id: ${key.id} exists`);
-  const max = draft.quota("keys");
-  if (draft.meta.keys >= max)
-    refuse("quota-exceeded", `Delete keys that are not needed: there are ${max} already`);
+  guardNewKey(draft, key.id);
   if (key.expiresAt !== undefined && key.expiresAt <= draft.at)
     refuse("invalid", "Let the key expire in the future: the time given has passed");
   if (key.namespaces?.length === 0)
     refuse("invalid", "Name at least one namespace, or none for all of them");
   return { created: true, result: { key: keyInfo(addKey(draft, key)) } };
+}
+
+function guardNewKey(draft: Draft, id: string): void {
+  const idError = checkKeyId(id);
+  if (idError !== null) refuse("invalid", idError);
+  if (draft.get(keyKey(id)) !== undefined)
+    refuse("already-exists", `Make a key with another id: ${id} exists`);
+  const max = draft.quota("keys");
+  if (draft.meta.keys >= max)
+    refuse("quota-exceeded", `Delete keys that are not needed: there are ${max} already`);
+}
+
+/** The new key reaches as far as the old one, which expires when the overlap ends, or earlier if it would anyway. */
+function rotateKey(
+  draft: Draft,
+  action: Extract<Action, { op: "key.rotate" }>,
+): { created: true; result: ResultOf<"key.rotate"> } {
+  const old = keyOf(draft, action.id);
+  if (old === undefined) refuse("not-found", "Name a key that exists: there is none with this id");
+  if (old.expiresAt !== null && old.expiresAt <= draft.at)
+    refuse("conflict", "Create a key instead: this one has expired");
+  if (old.replacedBy !== undefined)
+    refuse("conflict", `Rotate ${old.replacedBy} instead: it takes the place of this one already`);
+  if (!Number.isSafeInteger(action.overlapMs) || action.overlapMs < 0)
+    refuse("invalid", "Give the overlap as a whole number of milliseconds");
+  const { expiresAt: end, kind, namespaces, description } = old;
+  let replaced: KeyRow = old;
+  if (action.overlapMs === 0) deleteKey(draft, old.id);
+  guardNewKey(draft, action.key.id);
+  const key = addKey(draft, {
+    id: action.key.id,
+    hash: action.key.hash,
+    kind,
+    ...(namespaces !== null && { namespaces }),
+    ...(end !== null && { expiresAt: end }),
+    description,
+  });
+  if (action.overlapMs > 0) {
+    const expiresAt = Math.min(end ?? Number.POSITIVE_INFINITY, draft.at + action.overlapMs);
+    replaced = { ...old, expiresAt, replacedBy: key.id };
+    draft.put(keyKey(old.id), replaced);
+    draft.change({ type: "key", namespace: "", name: old.id });
+  }
+  draft.audits.push({ action: "key.rotate", target: old.id });
+  return { created: true, result: { key: keyInfo(key), replaced: keyInfo(replaced) } };
+}
+
+/** Keys a node tells of at once. */
+export const usageKeysMax = 1_000;
+
+function recordUsage(
+  draft: Draft,
+  { requests, limited, keys }: Extract<Action, { op: "usage.record" }>,
+): { created: false; result: ResultOf<"usage.record"> } {
+  const counts = [requests, limited];
+  if (counts.some((n) => !Number.isSafeInteger(n) || n < 0) || keys.length > usageKeysMax)
+    refuse("invalid", "Give whole numbers, and not too many keys at once");
+  const { usage } = draft.meta;
+  draft.meta.usage = {
+    requests: (usage?.requests ?? 0) + requests,
+    limited: (usage?.limited ?? 0) + limited,
+  };
+  for (const { id, at } of keys) {
+    const row = keyOf(draft, id);
+    // Deleted meanwhile.
+    if (row === undefined || at <= (row.lastUsedAt ?? 0)) continue;
+    draft.put(keyKey(id), { ...row, lastUsedAt: Math.min(at, draft.at) });
+  }
+  draft.isTouched = true;
+  return { created: false, result: { keys: keys.length } };
 }
 
 function addKey(draft: Draft, key: NewKey): KeyRow {
@@ -342,14 +413,17 @@ function initialise(
 
 function setQuotas(
   draft: Draft,
-  quotas: TenantMeta["quotas"],
+  { quotas, revision }: Extract<Action, { op: "tenant.quotas" }>,
 ): { created: false; result: ResultOf<"tenant.quotas"> } {
-  if (!sameQuotas(quotas, draft.meta.quotas)) {
+  const inForce = draft.meta.quotasRevision ?? 0;
+  const isNews = revision === undefined || revision > inForce;
+  if (isNews && !sameQuotas(quotas, draft.meta.quotas)) {
     draft.meta.quotas = quotas;
+    if (revision !== undefined) draft.meta.quotasRevision = revision;
     draft.change({ type: "tenant", namespace: "", name: draft.meta.tenant });
     draft.audits.push({ action: "tenant.quotas", target: draft.meta.tenant });
   }
-  return { created: false, result: { quotas: { ...defaultQuotas, ...quotas } } };
+  return { created: false, result: { quotas: { ...defaultQuotas, ...draft.meta.quotas } } };
 }
 
 // --- what is kept of it -------------------------------------------------------------------------------------------------------

@@ -71,6 +71,8 @@ export interface ResultByOp {
   "schedule.pass": { readonly passed: number };
   "key.create": { readonly key: KeyInfo };
   "key.delete": { readonly id: string };
+  "key.rotate": { readonly key: KeyInfo; readonly replaced: KeyInfo };
+  "usage.record": { readonly keys: number };
   "tenant.init": { readonly tenant: string; readonly epoch: number };
   "tenant.quotas": { readonly quotas: Required<Quotas> };
   "directory.create": { readonly tenant: TenantInfo };

@@ -27,7 +27,17 @@ export interface Quotas {
   readonly keys?: number;
   /** All versions of all configs together. */
   readonly bytes?: number;
+  /** Open at once, on each node. */
+  readonly watchers?: number;
+  /** On each node, in bursts of a few seconds' worth. */
+  readonly requestsPerSecond?: number;
+  /** Changes among them. */
+  readonly writesPerSecond?: number;
+  /** Of each key by itself. */
+  readonly requestsPerSecondPerKey?: number;
 }
+
+export type QuotaChanges = { readonly [Name in keyof Quotas]?: number | null };
 
 export const defaultQuotas: Required<Quotas> = {
   configs: 10_000,
@@ -36,6 +46,11 @@ export const defaultQuotas: Required<Quotas> = {
   versionsPerConfig: 1_000,
   keys: 1_000,
   bytes: 1_073_741_824,
+  watchers: 100_000,
+  // Beyond what a node can do: who wants a limit sets one.
+  requestsPerSecond: 1_000_000,
+  writesPerSecond: 1_000_000,
+  requestsPerSecondPerKey: 1_000_000,
 };
 
 export function sameQuotas(a: Quotas, b: Quotas): boolean {
@@ -70,9 +85,20 @@ export interface TenantMeta {
   readonly quotas: Quotas;
   /** The earliest time at which a rule of any config begins or ends; null or absent: none will. */
   readonly dueAt?: number | null;
+  /** Revision of the directory's row that they are from; absent: as the tenant was made. */
+  readonly quotasRevision?: number;
+  /** As nodes told it; absent: nothing yet. */
+  readonly usage?: UsageTotals;
   /** `_system` only: the next group number. */
   readonly nextGroup?: number;
   readonly tenants?: number;
+}
+
+/** Since the tenant was made. What a node counted and could not tell before it ended is missing. */
+export interface UsageTotals {
+  readonly requests: number;
+  /** Of them refused with 429. */
+  readonly limited: number;
 }
 
 export interface NamespaceRow {
@@ -151,6 +177,10 @@ export interface KeyRow {
   readonly expiresAt: number | null;
   readonly description: string;
   readonly createdAt: number;
+  /** About, and never too late; absent: not yet. */
+  readonly lastUsedAt?: number;
+  /** The key that takes its place; it holds on until it expires. */
+  readonly replacedBy?: string;
 }
 
 /** One change as watchers and history see it. */

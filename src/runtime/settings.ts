@@ -29,6 +29,8 @@ export interface Settings {
   readonly peers: readonly string[] | null;
   /** Folder of manifests applied at start. */
   readonly tenants: string | null;
+  /** Days that a deleted tenant is kept; Infinity: until somebody purges it. */
+  readonly tenantRetention: number;
   /** Seconds after which a watch is told to come back, give or take a fifth. */
   readonly watchAge: number;
   readonly log: LogLevel;
@@ -224,6 +226,21 @@ export const settingsTable: readonly Setting[] = [
       /^\d{1,6}$/.test(text) && Number(text) >= 10 && Number(text) <= 604_800
         ? Number(text)
         : refused,
+  },
+  {
+    name: "tenantRetention",
+    env: "CONFLUX_TENANT_RETENTION",
+    flag: "--tenant-retention",
+    default: "30",
+    allowed: "a whole number of days from 1 to 3650, or forever",
+    meaning: "how long a deleted tenant can be undeleted before it is purged",
+    secret: false,
+    read: (text) => {
+      if (text === "forever") return Number.POSITIVE_INFINITY;
+      return /^\d{1,4}$/.test(text) && Number(text) >= 1 && Number(text) <= 3_650
+        ? Number(text)
+        : refused;
+    },
   },
   {
     name: "log",

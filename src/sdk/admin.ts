@@ -21,6 +21,8 @@ import type {
   KeyAnswer,
   KeyCreate,
   KeyCreated,
+  KeyRotate,
+  KeyRotated,
   NamespaceAnswer,
   NamespacePut,
   PublishAnswer,
@@ -182,6 +184,16 @@ export class Admin {
 
   createKey(tenant: string, key: KeyCreate, options?: ChangeOptions): Promise<KeyCreated> {
     return this.#change("POST", `${tenantPath(tenant)}/keys`, key, options);
+  }
+
+  /** The old key holds on for the overlap, 3600 seconds unless said otherwise. */
+  rotateKey(
+    tenant: string,
+    id: string,
+    body: KeyRotate = {},
+    options?: ChangeOptions,
+  ): Promise<KeyRotated> {
+    return this.#change("POST", `${tenantPath(tenant)}/keys${path(id)}/rotate`, body, options);
   }
 
   deleteKey(tenant: string, id: string, options?: ChangeOptions): Promise<unknown> {

@@ -385,6 +385,8 @@ test(
     const list = await run(["keys", "list", "-o", "json"], env);
     const keys = JSON.parse(list.out) as { id: string; kind: string }[];
     const { id } = keys.find(({ kind }) => kind === "read") as { id: string };
+    const rotated = await run(["keys", "rotate", id, "--overlap", "60"], env);
+    expect(rotated.out).toMatch(/ ends \d{4}-.*\ncfx_read_acme_\S+\n$/);
     expect((await run(["keys", "delete", id], env)).out).toBe(`Deleted key ${id}\n`);
     expect((await run(["tenants", "create", "shop", "--replicas", "1"], rootEnv)).out).toMatch(
       /^Created tenant shop; .*\ncfx_admin_shop_/,

@@ -21,6 +21,7 @@ const bodies: Record<string, unknown> = {
   createKey: { kind: "read", namespaces: ["app"] },
   putNamespace: { protected: false },
   transferGroup: { to: "n1" },
+  rotateKey: { overlapSeconds: 60 },
   putConfig: { description: "d" },
   createVersion: { content: { a: 9 } },
   deleteVersions: { versions: [2] },

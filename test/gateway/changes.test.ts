@@ -175,7 +175,7 @@ describe("dryRun", () => {
     for (const name of ["etag", "location"]) expect(created.headers.get(name)).toBeNull();
     expect((await call("GET", `${N}/configs/dry`)).status).toBe(404);
     const key = await call("POST", "/v1/tenants/acme/keys?dryRun=true", { body: { kind: "read" } });
-    expect((await h.call("GET", "/v1/tenants/acme", { token: key.body.token })).status).toBe(401);
+    expect(key.body.token).toBeUndefined();
     const tenant = await h.call("POST", "/v1/tenants?dryRun=true", { body: { id: "dry" } });
     expect(tenant.status).toBe(201);
     expect((await h.call("GET", "/v1/tenants/dry")).status).toBe(404);

@@ -12,7 +12,7 @@ import type {
   TenantView,
   WatchListener,
 } from "../../src/host/ports.ts";
-import type { Command, Outcome } from "../../src/machine/command.ts";
+import { semanticsNow, type Command, type Outcome } from "../../src/machine/command.ts";
 import { apply } from "../../src/machine/machine.ts";
 import type { StateTransaction } from "../../src/machine/machine.ts";
 import type { TenantMeta, TenantRow } from "../../src/machine/rows.ts";
@@ -129,11 +129,11 @@ export class SoloCluster {
   }
 
   /** The tenant's state, made when the directory has it. */
-  state(tenant: string): SoloTenant {
+  state(tenant: string, evenDeleted = false): SoloTenant {
     if (tenant === "_system") return this.system;
     const row = this.row(tenant);
     if (row === undefined) throw new Problem("not-found", `No tenant is called "${tenant}"`);
-    if (row.deletedAt !== null)
+    if (row.deletedAt !== null && !evenDeleted)
       throw new Problem("tenant-deleted", `Tenant "${tenant}" is deleted`);
     let state = this.tenants.get(tenant);
     if (state === undefined) {
@@ -150,6 +150,13 @@ export class SoloCluster {
         },
       });
     }
+    const quotas = { quotas: row.quotas, revision: row.revision };
+    state.apply({
+      at: 1_000,
+      actor: { kind: "system", keyId: "system" },
+      semantics: semanticsNow,
+      action: { op: "tenant.quotas", ...quotas },
+    });
     return state;
   }
 }
@@ -173,8 +180,6 @@ export class SoloService implements ConfigService {
     if (tenant === "_system") return [this.#cluster.nodes[0] as string];
     const row = this.#cluster.row(tenant);
     if (row === undefined) return null;
-    if (row.deletedAt !== null)
-      throw new Problem("tenant-deleted", `Tenant "${tenant}" is deleted`);
     return row.placement.replicas.map((replica) => replica.node);
   }
 
@@ -188,14 +193,13 @@ export class SoloService implements ConfigService {
 
   locateNow(tenant: string): { local: boolean } | undefined {
     if (tenant !== "_system" && this.#cluster.row(tenant) === undefined) return undefined;
-    if (this.#cluster.row(tenant)?.deletedAt != null) return undefined;
     return { local: this.#holders(tenant)?.includes(this.node) ?? false };
   }
 
-  #local(tenant: string): SoloTenant {
+  #local(tenant: string, evenDeleted = false): SoloTenant {
     if (this.#holders(tenant)?.includes(this.node) === false)
       throw new Problem("internal", `Tenant ${tenant} has no replica on this node`);
-    return this.#cluster.state(tenant);
+    return this.#cluster.state(tenant, evenDeleted);
   }
 
   async propose(tenant: string, command: Command): Promise<Outcome> {
@@ -204,7 +208,7 @@ export class SoloService implements ConfigService {
   }
 
   async read<T>(tenant: string, options: ReadOptions, query: (view: TenantView) => T): Promise<T> {
-    const state = this.#local(tenant);
+    const state = this.#local(tenant, options.evenDeleted);
     if (options.minRevision !== undefined && options.minRevision > state.revision)
       throw new Problem("not-caught-up", `Revision ${options.minRevision} is not here yet`);
     return query(state);

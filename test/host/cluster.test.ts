@@ -6,6 +6,7 @@ import type { Tuning } from "../../src/host/node_host.ts";
 import type { TenantView } from "../../src/host/ports.ts";
 import type { Replica } from "../../src/host/replica.ts";
 import type { Command, Outcome } from "../../src/machine/command.ts";
+import type { TenantMeta } from "../../src/machine/rows.ts";
 import { MessageType } from "../../src/raft/types.ts";
 import { effective, getConfig, getText } from "../../src/machine/queries.ts";
 import { World, type SimNode } from "../sim/world.ts";
@@ -479,5 +480,45 @@ describe("a rule whose time comes", () => {
     await restarted.pass(40_000 - restarted.world.now);
     expect(restarted.replicas("acme")).toEqual([]);
     expect(await restarted.read(restarted.node(1), "acme", value)).toBe("later");
+  });
+});
+
+describe("quotas", () => {
+  test("that the directory changes come into force in the tenant, also after its leader went", async () => {
+    const cluster = new Cluster();
+    await cluster.ready();
+    await cluster.create("acme");
+    const quotas = (): number | undefined =>
+      cluster.replicas("acme")[0]?.replica.view.get<TenantMeta>("meta")?.quotas.configs;
+    const set = (configs: number): Promise<Outcome> =>
+      cluster.change(
+        cluster.node(0),
+        "_system",
+        command({ op: "directory.update", tenant: "acme", quotaChanges: { configs } }),
+      );
+    expect((await set(5)).ok).toBe(true);
+    await cluster.until("in force", () => quotas() === 5);
+    const stale = { op: "tenant.quotas", quotas: { configs: 4 }, revision: 1 } as const;
+    await cluster.change(cluster.node(0), "acme", command(stale));
+    expect(quotas()).toBe(5);
+    const leader = cluster.leader("acme") as SimNode;
+    cluster.world.crash(leader);
+    const other = cluster.world.nodes.find((node) => node !== leader) as SimNode;
+    await cluster.until("a new leader", () => {
+      const system = [...(other.host?.replicas() ?? [])].find((one) => one.tenant === "_system");
+      return system?.leaderNode !== null && system?.leaderNode !== leader.name;
+    });
+    expect(
+      (
+        await cluster.change(
+          other,
+          "_system",
+          command({ op: "directory.update", tenant: "acme", quotaChanges: { configs: 6 } }),
+        )
+      ).ok,
+    ).toBe(true);
+    const put = command({ op: "config.put", namespace: "app", name: "d", format: "text" });
+    await cluster.change(other, "acme", put);
+    await cluster.until("in force at the successor", () => quotas() === 6);
   });
 });

@@ -46,6 +46,7 @@ describe("settings", () => {
       peers: null,
       tenants: null,
       watchAge: 3600,
+      tenantRetention: 30,
       log: "info",
       diskReserveMib: 256,
     });

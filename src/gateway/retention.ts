@@ -1,0 +1,43 @@
+/**
+ * Purges tenants that were deleted longer ago than deleted ones are kept. Done by the node that leads the directory, so
+ * that it is done once; a successor goes on with what is left.
+ */
+import type { ConfigService } from "../host/ports.ts";
+import { semanticsNow } from "../machine/command.ts";
+import { under } from "../machine/keys.ts";
+import type { TenantRow } from "../machine/rows.ts";
+import { systemTenant } from "../model/names.ts";
+
+/** The rest waits for the next time. */
+const purgesAtOnce = 100;
+
+/** @returns the tenants that were purged */
+export async function purgeExpired(
+  service: ConfigService,
+  retentionMs: number,
+  nowMs: number,
+): Promise<readonly string[]> {
+  if (service.locateNow(systemTenant)?.local !== true) return [];
+  if ((await service.group(systemTenant)).leader !== service.node) return [];
+  const expired = await service.read(systemTenant, { consistency: "linearizable" }, (view) => {
+    const found: TenantRow[] = [];
+    for (const [, row] of view.range<TenantRow>(under("ten"))) {
+      if (row.deletedAt === null || row.deletedAt + retentionMs > nowMs) continue;
+      found.push(row);
+      if (found.length === purgesAtOnce) break;
+    }
+    return found;
+  });
+  const purged: string[] = [];
+  for (const { tenant, revision } of expired) {
+    const outcome = await service.propose(systemTenant, {
+      at: nowMs,
+      actor: { kind: "system", keyId: "retention" },
+      semantics: semanticsNow,
+      // Undeleted in this moment, it stays.
+      action: { op: "directory.delete", tenant, purge: true, ifMatch: [revision] },
+    });
+    if (outcome.ok) purged.push(tenant);
+  }
+  return purged;
+}
