@@ -387,7 +387,7 @@ async function known<T>(
   call: Call,
   { service }: Context,
   consistency: "stale" | "linearizable",
-  build: (state: Known) => T,
+  build: (state: Known) => T | Promise<T>,
 ): Promise<T> {
   const tenant = call.params["tenant"] as string;
   const attempt = async (with_: "stale" | "linearizable"): Promise<T> => {
@@ -456,8 +456,14 @@ function guardScope(
   }
 }
 
+/** Contents are parsed for at most about so long before others of the event loop get their turn. */
+const parseMsMax = 20;
+
 /** Later operations see what earlier ones made of a config. */
-function buildAll(operations: readonly TransactionOperation[], state: Known): ConfigAction[] {
+async function buildAll(
+  operations: readonly TransactionOperation[],
+  state: Known,
+): Promise<ConfigAction[]> {
   const made = new Map<string, Shape | null>();
   const present: Known = {
     contentBytesMax: state.contentBytesMax,
@@ -466,9 +472,15 @@ function buildAll(operations: readonly TransactionOperation[], state: Known): Co
       return made.has(key) ? (made.get(key) ?? null) : state.shape(namespace, name);
     },
   };
-  return operations.map((operation, i) => {
+  const actions: ConfigAction[] = [];
+  let turnFrom = performance.now();
+  for (const [i, operation] of operations.entries()) {
+    if (performance.now() - turnFrom > parseMsMax) {
+      await new Promise((resolve) => setImmediate(resolve));
+      turnFrom = performance.now();
+    }
     const pointer = `/then/${i}`;
-    const action = buildAction(operation, present, pointer);
+    actions.push(buildAction(operation, present, pointer));
     if (operation.op === "config.put")
       made.set(
         `${operation.namespace}/${operation.name}`,
@@ -476,8 +488,8 @@ function buildAll(operations: readonly TransactionOperation[], state: Known): Co
       );
     if (operation.op === "config.delete")
       made.set(`${operation.namespace}/${operation.name}`, null);
-    return action;
-  });
+  }
+  return actions;
 }
 
 // --- reads ---------------------------------------------------------------------------------------------------------------

@@ -142,22 +142,28 @@ function buildSchema(input: unknown, pointer: string): NonNullable<Shape["schema
 }
 
 function buildContent(shape: Shape, input: unknown, known: Known, pointer: string): Content {
+  // Before it is parsed: parsers are bounded by the quota.
+  if (typeof input === "string") guardBytes(utf8Length(input), known, pointer);
   const { text, value, errors } = prepareContent(shape.format, input);
   if (errors.length > 0)
     throw invalidContent(`The content is not valid ${shape.format}`, errors, pointer);
   const bytes = utf8Length(text);
-  if (bytes > known.contentBytesMax)
-    throw new Problem(
-      "body-too-large",
-      `Keep the content within ${known.contentBytesMax} bytes: it has ${bytes}`,
-      { errors: [{ pointer, detail: `Has ${bytes} bytes` }] },
-    );
+  guardBytes(bytes, known, pointer);
   if (shape.schema !== null) {
     const broken = validateAgainst(shape.schema.text, value);
     if (broken.length > 0)
       throw invalidContent("The content does not fit the config's schema", broken, pointer);
   }
   return { text, hash: contentHash(text), bytes };
+}
+
+function guardBytes(bytes: number, known: Known, pointer: string): void {
+  if (bytes > known.contentBytesMax)
+    throw new Problem(
+      "body-too-large",
+      `Keep the content within ${known.contentBytesMax} bytes: it has ${bytes}`,
+      { errors: [{ pointer, detail: `Has ${bytes} bytes` }] },
+    );
 }
 
 function invalidContent(detail: string, errors: readonly ContentError[], pointer: string): Problem {

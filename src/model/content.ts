@@ -3,17 +3,20 @@
  * anything is proposed. A string is text in the format, kept as it was sent; a structure becomes canonical JSON (or
  * YAML). What is malformed never becomes a version.
  *
- * Every parser works on input of at most the content quota, to a bounded depth, without code or custom tags from it.
+ * Every parser works on input of at most the content quota, to a bounded depth and of a bounded number of parts, without
+ * code or custom tags from it: all of them run in the event loop that every tenant of the node shares.
  */
 import { sha256 } from "@noble/hashes/sha2.js";
 import { parse as parseToml, TomlDate, TomlError } from "smol-toml";
 import {
+  Composer,
   isAlias,
   isMap,
   isScalar,
   isSeq,
+  Lexer,
   LineCounter,
-  parseAllDocuments,
+  Parser,
   stringify as stringifyYaml,
   visit,
 } from "yaml";
@@ -44,6 +47,16 @@ export interface PreparedContent {
 
 /** How many nodes of YAML all aliases together may stand for. */
 const aliasesMax = 100;
+/** Tokens of YAML as its grammar counts them (a line `key: value` has seven); parsing costs some microseconds each. */
+const yamlTokensMax = 30_000;
+/** Folding makes lines of one token cost as much. */
+const yamlLinesMax = 30_000;
+/** Values of a structure that is to become YAML: each becomes several tokens. */
+const yamlValuesMax = 5_000;
+/** Dots, commas, brackets and equals signs of TOML outside of its strings. */
+const tomlPartsMax = 30_000;
+/** Names of a properties text. */
+const propertiesMax = 30_000;
 const errorsMax = 20;
 
 const tooDeep: ContentError = { pointer: "", detail: `Nest at most ${depthMax} levels deep` };
@@ -115,11 +128,23 @@ function prepareStructure(format: ContentFormat, input: unknown): PreparedConten
   // Parsed again, so that the value is what a reader of the text will see, and nothing of the caller's.
   const value: unknown = JSON.parse(canonical.text);
   if (format === "yaml") {
+    if (countValues(value) > yamlValuesMax)
+      return failed({
+        pointer: "",
+        detail: `Give fewer values (at most ${yamlValuesMax} become YAML), or split the config`,
+      });
     const text = stringifyYaml(value, { lineWidth: 0, aliasDuplicateObjects: false });
     return prepareYaml(text);
   }
   const prepared = { text: canonical.text, value, errors: [] };
   return format === "flag" ? checkedFlag(prepared) : prepared;
+}
+
+function countValues(value: unknown): number {
+  if (typeof value !== "object" || value === null) return 1;
+  let count = 1;
+  for (const item of Object.values(value)) count += countValues(item);
+  return count;
 }
 
 // --- json and flags ------------------------------------------------------------------------------------------------------
@@ -197,7 +222,7 @@ function prepareYaml(text: string): PreparedContent {
     return { line, column: col };
   };
   try {
-    const documents = parseAllDocuments(text, {
+    const composer = new Composer({
       version: "1.2",
       schema: "core",
       merge: false,
@@ -205,10 +230,15 @@ function prepareYaml(text: string): PreparedContent {
       // Its own check compares every pair of keys; below is one that does not.
       uniqueKeys: false,
       prettyErrors: false,
-      lineCounter: lines,
       logLevel: "silent",
     });
-    const [document, second] = Array.isArray(documents) ? documents : [];
+    const tokens = boundedTokens(text, lines);
+    if (tokens === null)
+      return failed({
+        pointer: "",
+        detail: `Split the config, or give it as JSON: YAML may have ${yamlTokensMax} tokens (about ${Math.floor(yamlTokensMax / 7)} keys with values) and ${yamlLinesMax} lines`,
+      });
+    const [document, second] = [...composer.compose(tokens)];
     if (document === undefined) return { text, value: null, errors: [] };
     if (second !== undefined)
       return failed({
@@ -266,6 +296,22 @@ function prepareYaml(text: string): PreparedContent {
   }
 }
 
+/** Null: there are too many. Counted while they are read, so that nothing is built of what is refused. */
+function boundedTokens(text: string, lines: LineCounter) {
+  for (let at = -1, n = 0; (at = text.indexOf("\n", at + 1)) >= 0;)
+    if (++n > yamlLinesMax) return null;
+  const parser = new Parser(lines.addNewLine);
+  lines.addNewLine(0);
+  const tokens = [];
+  let count = 0;
+  for (const lexeme of new Lexer().lex(text)) {
+    if (++count > yamlTokensMax) return null;
+    tokens.push(...parser.next(lexeme));
+  }
+  tokens.push(...parser.end());
+  return tokens;
+}
+
 function firstLine(message: string): string {
   return message.split("\n", 1)[0] as string;
 }
@@ -273,6 +319,11 @@ function firstLine(message: string): string {
 // --- toml ----------------------------------------------------------------------------------------------------------------
 
 function prepareToml(text: string): PreparedContent {
+  if (countTomlParts(text) > tomlPartsMax)
+    return failed({
+      pointer: "",
+      detail: `Split the config: TOML may have ${tomlPartsMax} keys, values and parts of names`,
+    });
   try {
     const table: unknown = parseToml(text, { maxDepth: depthMax, unsafeKeyBehaviour: "keep" });
     const canonical = canonicalJson(plain(table, 0));
@@ -289,6 +340,34 @@ function prepareToml(text: string): PreparedContent {
     if (error instanceof RangeError) return failed(tooDeep);
     throw error;
   }
+}
+
+/** One pass that knows strings and comments; what is not TOML at all is left to the parser to say. */
+function countTomlParts(text: string): number {
+  let parts = 0;
+  for (let i = 0; i < text.length; i++) {
+    const char = text[i] as string;
+    if (char === "#") i = endOr(text.indexOf("\n", i), text);
+    else if (char === '"' || char === "'") {
+      const fence = char.repeat(3);
+      i = text.startsWith(fence, i)
+        ? endOr(text.indexOf(fence, i + 3), text) + 2
+        : endOfLineString(text, i, char);
+    } else if ("=.,[{".includes(char)) parts++;
+  }
+  return parts;
+}
+
+function endOr(at: number, text: string): number {
+  return at === -1 ? text.length : at;
+}
+
+function endOfLineString(text: string, start: number, quote: string): number {
+  for (let i = start + 1; i < text.length; i++) {
+    if (text[i] === "\\" && quote === '"') i++;
+    else if (text[i] === quote || text[i] === "\n") return i;
+  }
+  return text.length;
 }
 
 /** Dates and times of TOML become texts, infinities and NaN too: JSON has neither, and a schema should see something. */
@@ -310,14 +389,16 @@ function prepareProperties(text: string): PreparedContent {
   const lines = text.split(/\r\n|\r|\n/);
   for (let i = 0; i < lines.length; i++) {
     const first = i + 1;
-    let line = (lines[i] as string).replace(/^[ \t\f]+/, "");
-    if (line === "" || line.startsWith("#") || line.startsWith("!")) continue;
-    while (endsWithOddBackslash(line)) {
-      const next = lines[++i];
-      line = line.slice(0, -1) + (next ?? "").replace(/^[ \t\f]+/, "");
-      if (next === undefined) break;
+    let part = (lines[i] as string).replace(/^[ \t\f]+/, "");
+    if (part === "" || part.startsWith("#") || part.startsWith("!")) continue;
+    const parts: string[] = [];
+    // What a backslash at the end continues: an even number before it are escapes of their own.
+    while (endsWithOddBackslash(part) && i < lines.length) {
+      parts.push(part.slice(0, -1));
+      part = (lines[++i] ?? "").replace(/^[ \t\f]+/, "");
     }
-    const split = splitProperty(line);
+    parts.push(part);
+    const split = splitProperty(parts.join(""));
     const name = unescapeProperty(split.name);
     const value = unescapeProperty(split.value);
     if (name === null || value === null)
@@ -335,6 +416,11 @@ function prepareProperties(text: string): PreparedContent {
         column: 1,
       });
     entries.set(name, value);
+    if (entries.size > propertiesMax)
+      return failed({
+        pointer: "",
+        detail: `Split the config: properties may have ${propertiesMax} names`,
+      });
   }
   const value = Object.fromEntries(entries);
   return { text, value, errors: [] };

@@ -242,6 +242,45 @@ describe("prepareContent()", () => {
   });
 });
 
+describe("texts of too many parts", () => {
+  const lines = (count: number, line: (i: number) => string): string =>
+    Array.from({ length: count }, (_, i) => line(i)).join("\n");
+
+  test.each<[what: string, format: ContentFormat, content: unknown]>([
+    ["YAML of many keys", "yaml", lines(5_000, (i) => `key${i}: value`)],
+    ["YAML of one long flow", "yaml", `[${"1,".repeat(20_000)}]`],
+    ["YAML of braces", "yaml", "{".repeat(1_000_000)],
+    ["YAML of documents", "yaml", "---\n".repeat(20_000)],
+    ["YAML of anchors", "yaml", lines(5_000, (i) => `k${i}: &a${i} v`)],
+    ["YAML folded over many lines", "yaml", `a: >\n${" x\n".repeat(40_000)}`],
+    ["a structure that would become such YAML", "yaml", Array.from({ length: 6_000 }, () => 1)],
+    ["TOML of long dotted names", "toml", lines(1_000, (i) => `k${i}.${"x.".repeat(40)}y = 1`)],
+    ["TOML of tables", "toml", lines(40_000, (i) => `[t${i}]`)],
+    ["properties of many names", "properties", lines(40_000, (i) => `k${i}`)],
+  ])("%s is refused with what to do", (_what, format, content) => {
+    const { errors, value } = prepareContent(format, content);
+    expect([errors.length, value]).toEqual([1, undefined]);
+    expect(errors[0]?.detail).toMatch(/^(Split the config|Give fewer values)/);
+  });
+
+  test.each<[what: string, format: ContentFormat, content: string]>([
+    ["a block of many signs", "yaml", `a: |\n${lines(14_000, () => `  ${"[x, y]: ".repeat(8)}`)}`],
+    ["4,000 lines of YAML", "yaml", lines(4_000, (i) => `key${i}: value`)],
+    ["TOML strings of many signs", "toml", `a = """${"=.,[{".repeat(40_000)}"""\nb = 'a.b'`],
+    ["TOML comments of many signs", "toml", `${lines(9_000, () => "# a.b.c = [1, 2]")}\na = 1`],
+    ["one property continued often", "properties", `a = ${"b\\\n".repeat(100_000)}`],
+  ])("%s is not of many parts", (_what, format, content) => {
+    expect(prepareContent(format, content).errors).toEqual([]);
+  });
+
+  test("what continues a property is joined, and an escaped backslash continues nothing", () => {
+    expect(prepareContent("properties", "a = x\\\n   y\\\\\\\n z\\\\\nb = 1\\").value).toEqual({
+      a: "xy\\z\\",
+      b: "1",
+    });
+  });
+});
+
 describe("Pattern", () => {
   const atom = fc.constantFrom(
     "a",
