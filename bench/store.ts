@@ -236,7 +236,6 @@ async function environments(): Promise<void> {
     await new Promise<void>((resolve, reject) =>
       environment.commit(
         {
-          clear: false,
           meta,
           rows: Array.from({ length: 50 }, (_, k) => [`cfg/default/config-${k}`, value] as const),
           entries: [[n, meta]],

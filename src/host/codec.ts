@@ -3,6 +3,7 @@
  * raft/codec.ts, the same way on disk and on the wire.
  */
 import { ByteReader, ByteWriter } from "../lib/bytes.ts";
+import { crc32Table } from "../lib/crc32.ts";
 import { decodeEntry, decodeMessage, encodeEntry, encodeMessage } from "../raft/codec.ts";
 import type { Entry, HardState, Message } from "../raft/types.ts";
 import { metaFromBytes, metaToBytes } from "./replica.ts";
@@ -66,8 +67,11 @@ export function parseRecord(payload: Uint8Array): JournalPayload {
 
 // --- frames between nodes ------------------------------------------------------------------------------------------------
 
-/** First byte of an item of a frame. A frame is items, each with its length before it. */
-export const ItemKind = { raft: 1, heartbeat: 2, rpc: 3, snapshot: 4, snapshotAck: 5 } as const;
+/**
+ * First byte of an item of a frame. A frame is items, each with its length before it. 4 and 5 were the parts of snapshots
+ * and their acknowledgements before these had checksums.
+ */
+export const ItemKind = { raft: 1, heartbeat: 2, rpc: 3, snapshot: 14, snapshotAck: 15 } as const;
 
 export function raftItem(group: number, incarnation: number, message: Message): Uint8Array {
   const writer = new ByteWriter(128);
@@ -129,57 +133,109 @@ export function* frameItems(frame: Uint8Array): Generator<{ kind: number; item: 
 
 // --- snapshots -----------------------------------------------------------------------------------------------------------
 
-/** One part of a replica's state on its way to a peer. The first carries Raft's message. */
-export interface SnapshotChunk {
+/** One part of a replica's state on its way to a peer. */
+export interface SnapshotPart {
   readonly transfer: number;
   readonly group: number;
   readonly incarnation: number;
   readonly to: number;
   readonly part: number;
   readonly last: boolean;
+  /** Raft's message, on the first part and on the last: leader and term may be others by then. */
   readonly message: Message | null;
+  /** Over the checksums of all parts up to this one, so that none is missing, doubled or another transfer's. */
+  readonly chain: number;
   readonly rows: readonly (readonly [key: string, value: string])[];
 }
 
-export function encodeChunk(chunk: SnapshotChunk): Uint8Array {
-  const rows = new TextEncoder().encode(JSON.stringify(chunk.rows));
+const utf8 = new TextEncoder();
+/** Rows come from a peer that read them from its own disk: what is not UTF-8 there is damage. */
+const strictUtf8 = new TextDecoder("utf-8", { fatal: true });
+
+/** Rows as bytes: number, then for each the lengths of key and value and both. */
+export function encodeRows(rows: readonly (readonly [key: string, value: string])[]): Uint8Array {
+  let size = 4;
+  for (const [key, value] of rows) size += 6 + key.length + value.length;
+  const writer = new ByteWriter(size);
+  writer.u32(rows.length);
+  for (const [key, value] of rows) {
+    const [keyBytes, valueBytes] = [utf8.encode(key), utf8.encode(value)];
+    writer.u16(keyBytes.length);
+    writer.u32(valueBytes.length);
+    writer.bytes(keyBytes);
+    writer.bytes(valueBytes);
+  }
+  return writer.view();
+}
+
+export function decodeRows(bytes: Uint8Array): [key: string, value: string][] {
+  const reader = new ByteReader(bytes);
+  const rows: [string, string][] = [];
+  for (let count = reader.u32(); count > 0; count--) {
+    const keyLength = reader.u16();
+    const valueLength = reader.u32();
+    const key = strictUtf8.decode(reader.view(keyLength));
+    rows.push([key, strictUtf8.decode(reader.view(valueLength))]);
+  }
+  reader.end();
+  return rows;
+}
+
+/** The next link: of the parts before this one and of this one's rows. */
+export function chainOf(before: number, rows: Uint8Array): number {
+  const link = new ByteWriter(8);
+  link.u32(before);
+  link.u32(crc32Table(rows, 0, rows.length));
+  return crc32Table(link.view(), 0, 8);
+}
+
+/** @param rows as `encodeRows` gave them */
+export function encodePart(part: Omit<SnapshotPart, "rows">, rows: Uint8Array): Uint8Array {
   const writer = new ByteWriter(rows.length + 256);
-  writer.u53(chunk.transfer);
-  writer.u53(chunk.group);
-  writer.u32(chunk.incarnation);
-  writer.u53(chunk.to);
-  writer.u32(chunk.part);
-  writer.u8((chunk.last ? 1 : 0) | (chunk.message === null ? 0 : 2));
-  if (chunk.message !== null) encodeMessage(writer, chunk.message);
+  writer.u53(part.transfer);
+  writer.u53(part.group);
+  writer.u32(part.incarnation);
+  writer.u53(part.to);
+  writer.u32(part.part);
+  writer.u32(part.chain);
+  writer.u8((part.last ? 1 : 0) | (part.message === null ? 0 : 2));
+  if (part.message !== null) encodeMessage(writer, part.message);
+  // Of the head: a part that went to another transfer or place would be worse than one that is lost.
+  writer.u32(crc32Table(writer.view(), 0, writer.length));
   writer.bytes(rows);
   return writer.view();
 }
 
-export function decodeChunk(bytes: Uint8Array): SnapshotChunk {
+/** Null: not as it was sent. `rows` is a view; its bytes are the next link's. */
+export function decodePart(
+  bytes: Uint8Array,
+): (Omit<SnapshotPart, "rows"> & { readonly rows: Uint8Array }) | null {
   const reader = new ByteReader(bytes);
   const transfer = reader.u53();
   const group = reader.u53();
   const incarnation = reader.u32();
   const to = reader.u53();
   const part = reader.u32();
+  const chain = reader.u32();
   const flags = reader.u8();
   const message = (flags & 2) === 0 ? null : decodeMessage(reader);
-  const rows = JSON.parse(new TextDecoder().decode(reader.view(reader.remaining))) as [
-    string,
-    string,
-  ][];
-  return { transfer, group, incarnation, to, part, last: (flags & 1) !== 0, message, rows };
+  const headEnd = reader.offset;
+  if (reader.u32() !== crc32Table(bytes, 0, headEnd)) return null;
+  const last = (flags & 1) !== 0;
+  const rows = reader.view(reader.remaining);
+  return { transfer, group, incarnation, to, part, last, message, chain, rows };
 }
 
-export function encodeAck(transfer: number, part: number, ok: boolean): Uint8Array {
+/** `stored`: all parts below this number are; with a refusal, the part that was refused. */
+export function encodeAck(transfer: number, stored: number, ok: boolean): Uint8Array {
   const writer = new ByteWriter(16);
   writer.u53(transfer);
-  writer.u32(part);
+  writer.u32(stored);
   writer.u8(ok ? 1 : 0);
   return writer.view();
 }
 
-export function decodeAck(bytes: Uint8Array): { transfer: number; part: number; ok: boolean } {
+export function decodeAck(bytes: Uint8Array): { transfer: number; stored: number; ok: boolean } {
   const reader = new ByteReader(bytes);
-  return { transfer: reader.u53(), part: reader.u32(), ok: reader.u8() === 1 };
+  return { transfer: reader.u53(), stored: reader.u32(), ok: reader.u8() === 1 };
 }

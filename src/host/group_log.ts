@@ -53,6 +53,11 @@ export class GroupLog implements LogReader {
   /** Highest index ever written to the environment and not deleted from it. */
   #storedEnd: number;
   tailBytes = 0;
+  /**
+   * Bytes of entries in the environment, by checkpoint: those after the mark before, up to `last`. What an earlier life
+   * left there is one mark of unknown size, counted as none.
+   */
+  #marks: { last: number; bytes: number }[] = [];
   /** Where the replica's state stands; what a snapshot sent now would cover. */
   snapshotNow: () => SnapshotMeta | null = () => null;
 
@@ -64,6 +69,7 @@ export class GroupLog implements LogReader {
     this.#firstTerm = meta.firstTerm;
     this.#stored = meta.last;
     this.#storedEnd = meta.last;
+    if (meta.last >= meta.first) this.#marks.push({ last: meta.last, bytes: 0 });
     assert(meta.last >= meta.first - 1, "the stored log ends before it begins");
   }
 
@@ -133,6 +139,9 @@ export class GroupLog implements LogReader {
     if (cut) {
       if (first.index <= this.#stored) {
         this.#stored = first.index - 1;
+        this.#marks = this.#marks
+          .filter((_, at) => (this.#marks[at - 1]?.last ?? 0) < this.#stored)
+          .map((mark) => ({ ...mark, last: Math.min(mark.last, this.#stored) }));
         this.#tail = [];
         this.tailBytes = 0;
       } else {
@@ -155,7 +164,37 @@ export class GroupLog implements LogReader {
     this.#stored = snapshot.index;
     this.#storedEnd = snapshot.index;
     this.#tail = [];
+    this.#marks = [];
     this.tailBytes = 0;
+  }
+
+  /**
+   * Where the log may begin so that what it keeps up to `applied` stays within the bounds. Of what is in the environment
+   * whole checkpoints are kept or not.
+   */
+  keepFrom(
+    applied: number,
+    bounds: { readonly entries?: number; readonly from?: number; readonly bytes: number },
+  ): number {
+    const low = Math.max(
+      this.#first,
+      bounds.from ?? 0,
+      bounds.entries === undefined ? 0 : applied + 1 - bounds.entries,
+    );
+    let bytes = 0;
+    let from = applied + 1;
+    for (; from > low && from > this.#stored + 1; from--) {
+      const entry = this.#tail[from - 1 - this.#stored - 1] as Entry;
+      if (bytes + entry.data.length > bounds.bytes) return from;
+      bytes += entry.data.length;
+    }
+    for (let at = this.#marks.length - 1; at >= 0 && from > low; at--) {
+      const mark = this.#marks[at] as { last: number; bytes: number };
+      if (bytes + mark.bytes > bounds.bytes) return Math.min(from, mark.last + 1);
+      bytes += mark.bytes;
+      from = Math.min(from, (this.#marks[at - 1]?.last ?? this.#first - 1) + 1);
+    }
+    return Math.max(low, from);
   }
 
   /**
@@ -188,11 +227,13 @@ export class GroupLog implements LogReader {
     // An append may have replaced entries of the checkpoint while it was written: those stay in memory as they are.
     const valid = cutSince === null ? checkpoint.last : Math.min(checkpoint.last, cutSince - 1);
     if (valid > this.#stored) {
-      for (const entry of this.#tail.splice(0, valid - this.#stored)) {
-        this.tailBytes -= entry.data.length;
-      }
+      let bytes = 0;
+      for (const entry of this.#tail.splice(0, valid - this.#stored)) bytes += entry.data.length;
+      this.tailBytes -= bytes;
       this.#stored = valid;
+      this.#marks.push({ last: valid, bytes });
     }
+    this.#marks = this.#marks.filter(({ last }) => last >= this.#first);
     this.#storedEnd = Math.max(checkpoint.last, this.#stored);
   }
 

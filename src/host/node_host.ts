@@ -96,6 +96,12 @@ export interface Tuning {
   readonly journalSegments: number;
   /** Entries kept behind the applied index, so that a follower a little behind needs no snapshot. */
   readonly logKeptEntries: number;
+  /** And their bytes: the log is cut where the first of the two bounds is reached. */
+  readonly logKeptBytes: number;
+  /** Kept for a live follower that is further behind than that, or is being sent a snapshot. */
+  readonly logKeptBytesForLagging: number;
+  /** Rows of a snapshot that travel together. */
+  readonly snapshotPartBytes: number;
   /** Replicas that nobody used for this long go to sleep (decision D4). */
   readonly sleepAfterMs: number;
 }
@@ -104,6 +110,9 @@ const tuningDefaults: Tuning = {
   checkpointBytes: 4 * 1024 * 1024,
   journalSegments: 4,
   logKeptEntries: 1_000,
+  logKeptBytes: 8 * 1024 * 1024,
+  logKeptBytesForLagging: 64 * 1024 * 1024,
+  snapshotPartBytes: 128 * 1024,
   sleepAfterMs: 10 * 60_000,
 };
 
@@ -259,21 +268,27 @@ export class NodeHost implements ConfigService {
       down: (node) => this.#nodeDown(node),
     });
     this.#rpc = new Rpc(options.boot, (node, item, call) => this.#queueRpc(node, item, call));
-    this.#snapshots = new SnapshotExchange(options.boot, {
+    this.#snapshots = new SnapshotExchange(options.boot, this.#tuning.snapshotPartBytes, {
       now: () => this.#clock.monotonicMs(),
       send: (node, kind, item) => {
         const frame = new FrameWriter();
         frame.add(kind, item);
         return this.#options.transport.send(node, "snapshot", frame.take());
       },
-      received: (group, incarnation, message, rows) => {
+      defer: (run) => this.#clock.defer(run),
+      receiver: (group, incarnation, message) => {
         const replica = this.#replicaFor(group, incarnation, message);
-        if (replica === null) return;
-        this.#guarded(replica, () => replica.offerSnapshot(message, rows));
+        const index = message.snapshot?.index ?? 0;
+        return replica === null || replica.raft.appliedIndex >= index ? null : replica;
+      },
+      received: (replica, message, staging) => {
+        replica.usedAt = this.#clock.monotonicMs();
+        this.#guarded(replica, () => replica.offerSnapshot(message, staging));
       },
       sent: (replica, to, ok) => {
         this.#guarded(replica, () => replica.raft.reportSnapshot(to, ok));
       },
+      contained: (replica, run) => this.#contained(replica, run),
     });
     this.#hooks = {
       send: (replica, message) => this.#send(replica, message),
@@ -391,6 +406,7 @@ export class NodeHost implements ConfigService {
       30_000,
     );
     for (const replica of this.#replicas.values()) {
+      this.#snapshots.forget(replica);
       replica.abandon();
       if (!replica.busyStoring) await replica.environment.close();
     }
@@ -708,7 +724,7 @@ export class NodeHost implements ConfigService {
         return;
       case ItemKind.snapshot:
         if (this.#diskLevel !== "free") return;
-        this.#snapshots.onChunk(from, item);
+        this.#snapshots.onPart(from, item);
         return;
       case ItemKind.snapshotAck:
         this.#snapshots.onAck(from, item);
@@ -1037,7 +1053,11 @@ export class NodeHost implements ConfigService {
         return node !== undefined && this.liveness.supports(node);
       },
       sequence,
-      logKeptEntries: this.#tuning.logKeptEntries,
+      logKept: {
+        entries: this.#tuning.logKeptEntries,
+        bytes: this.#tuning.logKeptBytes,
+        bytesForLagging: this.#tuning.logKeptBytesForLagging,
+      },
     });
     replica.startFrom(stored === null ? 0 : meta.sequence, stored === null ? 0 : meta.applied);
     if (fresh && !this.#damaged.has(identity.group)) {
@@ -1100,7 +1120,7 @@ export class NodeHost implements ConfigService {
     for (const replica of this.#replicas.values()) {
       const { group } = replica;
       if (group === SYSTEM_GROUP || now - replica.usedAt <= unusedMs) continue;
-      const used = this.hub.watched(group) || this.#revisionWaiters.has(group);
+      const used = this.hub.watched(group) || this.#revisionWaiters.has(group) || replica.pinned;
       // Asleep, it would not notice a lagging peer's node come back, whose watchers would wait for the next use.
       if (replica.raft.isLeader && !replica.raft.nobodyLacksAnything) continue;
       if (replica.halted === null && replica.idle && !used) sleepers.push(replica);
@@ -1252,6 +1272,7 @@ export class NodeHost implements ConfigService {
       this.#failRevisionWaiters(replica.group);
       this.hub.end(replica.group, "tenant-deleted");
       replica.halt("tenant was purged");
+      this.#snapshots.forget(replica);
       this.#replicas.delete(replica.group);
       this.#ticking.delete(replica);
       this.#options.journal.release(replica.group, replica.sequenceSubmitted);

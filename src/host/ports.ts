@@ -88,10 +88,8 @@ export interface DiskSpace {
 
 // --- environments: one per replica, hold log and state between checkpoints -------------------------------------------
 
-/** One durable, atomic change of an environment. Order: clear, then deletes, then puts. */
+/** One durable, atomic change of an environment. Order: deletes, then puts. */
 export interface EnvironmentChange {
-  /** Replaces everything (a snapshot is being installed). */
-  readonly clear: boolean;
   readonly meta: Uint8Array;
   /** State rows: JSON text by ASCII key, undefined deletes. */
   readonly rows: Iterable<readonly [key: string, value: string | undefined]>;
@@ -109,6 +107,25 @@ export interface Range {
   readonly reverse?: boolean;
 }
 
+/**
+ * The rows as they are when it is taken, whatever is committed afterwards. Holds space of the environment until closed;
+ * the environment's own end closes it, and reading it then throws.
+ */
+export interface EnvironmentSnapshot {
+  range(range: Range): Iterable<readonly [key: string, value: string]>;
+  close(): void;
+}
+
+/** Rows that are to replace those of an environment, kept beside them. Nothing of it shows before `install`. */
+export interface Staging {
+  /** Keys ascend over all calls. Written, durable at the latest with `install`; `done` in order of the calls. */
+  add(
+    rows: readonly (readonly [key: string, value: string])[],
+    done: (error: Error | null) => void,
+  ): void;
+  discard(): void;
+}
+
 /** Reads are synchronous and see the last committed change. */
 export interface Environment {
   meta(): Uint8Array | null;
@@ -117,7 +134,15 @@ export interface Environment {
   entry(index: number): Uint8Array | undefined;
   /** One durable transaction; `done` is called once it is on disk. One at a time per environment. */
   commit(change: EnvironmentChange, done: (error: Error | null) => void): void;
-  /** Refused (throws) while a commit is under way. */
+  snapshot(): EnvironmentSnapshot;
+  /** Begins to gather rows for `install`. What was staged before, also in an earlier life, is dropped. */
+  stage(): Staging;
+  /**
+   * Replaces all rows by the staged ones and empties the log, in one durable transaction: after a crash everything is as
+   * before or as afterwards. Counts as a commit.
+   */
+  install(staging: Staging, meta: Uint8Array, done: (error: Error | null) => void): void;
+  /** Refused (throws) while a commit is under way. Waits for what is being staged. */
   close(): Promise<void>;
 }
 

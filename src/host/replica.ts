@@ -27,8 +27,8 @@ import {
   type StorageAppend,
 } from "../raft/types.ts";
 import type { GroupLog, LogCheckpoint, ReplicaMeta } from "./group_log.ts";
-import type { Environment, EnvironmentChange, TenantView } from "./ports.ts";
-import { TenantState } from "./tenant_state.ts";
+import type { Environment, EnvironmentChange, Staging, TenantView } from "./ports.ts";
+import { TenantState, type StateSnapshot } from "./tenant_state.ts";
 
 /** Ticks are this long; the host calls `tick` that often on replicas that need it. */
 export const TICK_MS = 100;
@@ -41,6 +41,14 @@ const APPLYING_BYTES_MAX = 4 * 1024 * 1024;
 const UNCOMMITTED_BYTES_MAX = 32 * 1024 * 1024;
 /** Callers that wait for one replica; more are refused as overloaded. */
 const WAITING_MAX = 20_000;
+/** The log kept behind the applied index, so that a follower a little behind needs no snapshot. */
+export interface LogKept {
+  readonly entries: number;
+  readonly bytes: number;
+  /** So much more for a live follower that is further behind, or is being sent a snapshot and needs what follows it. */
+  readonly bytesForLagging: number;
+}
+
 /** A read round that brought no answer in this many ticks is asked for again: its messages may be lost. */
 const READ_RETRY_TICKS = 3;
 
@@ -57,6 +65,14 @@ export type ProposalResult =
   | { readonly kind: "halted"; readonly reason: string };
 
 export type ReadResult = "ok" | "no-leader" | "overloaded" | "halted";
+
+/** A replica's state as of one applied entry, for as long as it takes to send or store it. Close it. */
+export interface ReplicaSnapshot {
+  readonly index: number;
+  readonly term: number;
+  rows(): Iterable<readonly [key: string, text: string]>;
+  close(): void;
+}
 
 /** What a replica makes its host do. */
 export interface ReplicaHooks {
@@ -116,7 +132,8 @@ export class Replica {
   readonly #environment: Environment;
   readonly #state: TenantState;
   readonly #hooks: ReplicaHooks;
-  readonly #logKeptEntries: number;
+  readonly #logKept: LogKept;
+  readonly #supports: (id: ReplicaId) => boolean;
   readonly #ready: Ready = newReady();
   readonly #proposals = new Map<number, Proposal>();
   #readsWaiting: Read[] = [];
@@ -142,7 +159,9 @@ export class Replica {
   /** Lowest index cut from the log since the running checkpoint began. */
   #cutSince: number | null = null;
   /** Offered and not installed yet: Raft may take another one while the first waits for its turn. */
-  #offered: { meta: SnapshotMeta; rows: readonly (readonly [string, string])[] }[] = [];
+  #offered: { meta: SnapshotMeta; staging: Staging }[] = [];
+  readonly #snapshots = new Set<ReplicaSnapshot>();
+  #staging: Staging | null = null;
   #leadKnown: ReplicaId = NONE;
   #leaderKnown = false;
 
@@ -155,7 +174,7 @@ export class Replica {
     random: Prng;
     supports: (id: ReplicaId) => boolean;
     sequence: number;
-    logKeptEntries: number;
+    logKept: LogKept;
   }) {
     const { meta, log, environment, random } = options;
     this.tenant = meta.tenant;
@@ -167,7 +186,8 @@ export class Replica {
     this.#environment = environment;
     this.#state = new TenantState(environment);
     this.#hooks = options.hooks;
-    this.#logKeptEntries = options.logKeptEntries;
+    this.#logKept = options.logKept;
+    this.#supports = options.supports;
     this.#appliedTerm = meta.appliedTerm;
     this.#durableIndex = log.lastIndex();
     this.#durableHard = log.initialState().hardState;
@@ -315,10 +335,29 @@ export class Replica {
     this.raft.appended(append);
   }
 
+  /**
+   * Where the rows of a snapshot that comes in are gathered, until they are offered or discarded. One at a time: null
+   * while one that was offered is not settled yet.
+   */
+  stage(): Staging | null {
+    if (this.halted !== null || this.#installing || this.#offered.length > 0) return null;
+    const staging = this.#environment.stage();
+    this.#staging = staging;
+    return staging;
+  }
+
+  /** Nobody will offer it any more. */
+  discard(staging: Staging): void {
+    if (this.#staging !== staging) return;
+    this.#staging = null;
+    staging.discard();
+  }
+
   /** Rows of a snapshot, complete; Raft decides whether it is still wanted. */
-  offerSnapshot(message: Message, rows: readonly (readonly [string, string])[]): void {
-    if (this.halted !== null || message.snapshot === null) return;
-    this.#offered.push({ meta: message.snapshot, rows });
+  offerSnapshot(message: Message, staging: Staging): void {
+    if (this.halted !== null || message.snapshot === null || this.#staging !== staging) return;
+    this.#staging = null;
+    this.#offered.push({ meta: message.snapshot, staging });
     this.raft.step(message);
   }
 
@@ -396,7 +435,6 @@ export class Replica {
         this.#lane.push(ready.append);
         this.#advanceLane();
       }
-      if (this.#offered.length > 0) this.#dropRefusedOffers();
       for (const read of ready.reads) {
         const round = this.#readRounds.get(read.context);
         if (round === undefined) continue;
@@ -405,6 +443,7 @@ export class Replica {
       }
       this.#apply(ready.committed);
     }
+    if (this.#offered.length > 0) this.#dropRefusedOffers();
     this.#serveReads();
     this.#noticeLeader();
     return this.raft.hasReady() || (this.#readsWaiting.length > 0 && this.raft.lead !== NONE);
@@ -412,9 +451,11 @@ export class Replica {
 
   /** Raft had its say: an offer that no append names was not wanted. */
   #dropRefusedOffers(): void {
-    this.#offered = this.#offered.filter(({ meta }) =>
-      this.#lane.some((append) => append.snapshot?.index === meta.index),
-    );
+    this.#offered = this.#offered.filter(({ meta, staging }) => {
+      const isWanted = this.#lane.some((append) => append.snapshot?.index === meta.index);
+      if (!isWanted) staging.discard();
+      return isWanted;
+    });
   }
 
   #askForReads(): void {
@@ -612,9 +653,8 @@ export class Replica {
     this.#cutSince = null;
     const applied = this.raft.appliedIndex;
     const sequence = this.sequenceDurable;
-    const log = this.log.checkpoint(this.#durableIndex, applied - this.#logKeptEntries);
+    const log = this.log.checkpoint(this.#durableIndex, this.#compactTo(applied));
     const change: EnvironmentChange = {
-      clear: false,
       meta: metaToBytes(
         this.#meta({
           hard: { ...this.#durableHard, commit: Math.max(this.#durableHard.commit, applied) },
@@ -639,6 +679,31 @@ export class Replica {
     return true;
   }
 
+  /** The last entry that nobody needs any more, as far as the bounds allow. */
+  #compactTo(applied: number): number {
+    const { entries, bytes, bytesForLagging } = this.#logKept;
+    const from = this.log.keepFrom(applied, { entries, bytes });
+    const wanted = Math.min(from, this.#neededFrom());
+    return (
+      (wanted < from
+        ? this.log.keepFrom(applied, { from: wanted, bytes: bytesForLagging })
+        : from) - 1
+    );
+  }
+
+  /** The first entry that a live follower, or one that is being sent a snapshot, may still ask for. */
+  #neededFrom(): number {
+    let needed = Infinity;
+    for (const { index } of this.#snapshots) needed = Math.min(needed, index + 1);
+    if (!this.raft.isLeader) return needed;
+    for (const { id, match, state } of this.raft.status().progress) {
+      // One that is sent a snapshot needs what follows that, and of one that was not heard of nobody knows.
+      if (id === this.id || state === "snapshot" || match === 0 || !this.#supports(id)) continue;
+      needed = Math.min(needed, match + 1);
+    }
+    return needed;
+  }
+
   #checkpointed(log: LogCheckpoint, sequence: number, applied: number): void {
     this.#state.thaw();
     this.log.checkpointed(log, this.#cutSince);
@@ -653,8 +718,7 @@ export class Replica {
       ({ meta }) => meta.index === snapshot.index && meta.term === snapshot.term,
     );
     assert(offered !== undefined, "Raft installs a snapshot that was not offered");
-    // Older ones are superseded, and so is what was offered and not taken.
-    this.#offered = this.#offered.filter(({ meta }) => meta.index > snapshot.index);
+    this.#offered = this.#offered.filter((other) => other !== offered);
     this.#storing = true;
     this.#installing = true;
     // The environment may show the new state before it says so: from here on nobody reads log or rows of the old one.
@@ -665,24 +729,18 @@ export class Replica {
     this.#commitUnwritten = null;
     this.#hardSubmitted = hard;
     const sequence = this.sequenceDurable;
-    const change: EnvironmentChange = {
-      clear: true,
-      meta: metaToBytes(
-        this.#meta({
-          hard: { ...hard, commit: Math.max(hard.commit, snapshot.index) },
-          applied: snapshot.index,
-          appliedTerm: snapshot.term,
-          first: snapshot.index + 1,
-          firstTerm: snapshot.term,
-          last: snapshot.index,
-          sequence,
-        }),
-      ),
-      rows: offered.rows,
-      entries: [],
-      entriesDeleted: [],
-    };
-    this.#environment.commit(change, (error) => {
+    const meta = metaToBytes(
+      this.#meta({
+        hard: { ...hard, commit: Math.max(hard.commit, snapshot.index) },
+        applied: snapshot.index,
+        appliedTerm: snapshot.term,
+        first: snapshot.index + 1,
+        firstTerm: snapshot.term,
+        last: snapshot.index,
+        sequence,
+      }),
+    );
+    this.#environment.install(offered.staging, meta, (error) => {
       this.#hooks.contained(this, () => {
         if (error === null) this.#installed(append, snapshot, sequence);
       });
@@ -717,11 +775,26 @@ export class Replica {
     for (const proposal of proposals) proposal.done({ kind: "unknown" });
   }
 
-  /** Everything a snapshot of the applied state consists of, as of this call. */
-  *snapshotRows(): Generator<readonly [key: string, value: string]> {
-    for (const [key, row] of this.#state.range({ gte: "", lt: "\x7f" })) {
-      yield [key, JSON.stringify(row)];
-    }
+  /** The applied state as of this call, whatever is applied, checkpointed or installed afterwards. */
+  snapshot(): ReplicaSnapshot {
+    assert(!this.#installing, "While a snapshot is installed there is no state to take another of");
+    const state: StateSnapshot = this.#state.snapshot();
+    const snapshot: ReplicaSnapshot = {
+      index: this.raft.appliedIndex,
+      term: this.#appliedTerm,
+      rows: () => state.rows(),
+      close: () => {
+        this.#snapshots.delete(snapshot);
+        state.close();
+      },
+    };
+    this.#snapshots.add(snapshot);
+    return snapshot;
+  }
+
+  /** Somebody reads its state over many turns, or a new one is coming in: its environment must stay open. */
+  get pinned(): boolean {
+    return this.#snapshots.size > 0 || this.#staging !== null || this.#offered.length > 0;
   }
 
   snapshotMeta(): SnapshotMeta | null {

@@ -8,10 +8,17 @@
 import type { StateTransaction } from "../machine/machine.ts";
 import { assert } from "../lib/assert.ts";
 import { SortedMap } from "../lib/sorted_map.ts";
-import type { Environment } from "./ports.ts";
+import type { Environment, EnvironmentSnapshot } from "./ports.ts";
 
 /** A row in an overlay; undefined is a deletion that hides the environment's row. */
 type Overlay = SortedMap<unknown>;
+/** What is read of one. */
+interface Rows {
+  entries(): Iterable<readonly [key: string, row: unknown]>;
+}
+
+/** Keys are printable ASCII. */
+const everything = { gte: "", lt: "\x7f" } as const;
 
 /** What a row costs in memory beside its text; only used to decide when to checkpoint. */
 const ROW_BYTES_ASSUMED = 300;
@@ -70,6 +77,12 @@ export class TenantState implements StateTransaction {
     }
   }
 
+  /** The state as it is now, for as long as it is open: applying, checkpoints and installations go on beside it. */
+  snapshot(): StateSnapshot {
+    // The clone shares everything with the overlay until one of them changes; the frozen one never changes again.
+    return new StateSnapshot(this.#environment.snapshot(), this.#frozen, this.#active.clone());
+  }
+
   get dirty(): boolean {
     return this.#active.size > 0;
   }
@@ -102,7 +115,37 @@ export class TenantState implements StateTransaction {
   }
 }
 
-function* encoded(rows: Overlay): Generator<readonly [string, string | undefined]> {
+/** Rows as JSON text, in order of their keys. Drawn over many turns they are still those of one moment. */
+export class StateSnapshot {
+  readonly #environment: EnvironmentSnapshot;
+  readonly #frozen: Rows | null;
+  readonly #active: Rows;
+  #closed = false;
+
+  constructor(environment: EnvironmentSnapshot, frozen: Rows | null, active: Rows) {
+    this.#environment = environment;
+    this.#frozen = frozen;
+    this.#active = active;
+  }
+
+  *rows(): Generator<readonly [key: string, text: string]> {
+    let below: Iterable<readonly [string, string | undefined]> =
+      this.#environment.range(everything);
+    if (this.#frozen !== null) below = layered(below, encoded(this.#frozen), false);
+    for (const [key, text] of layered(below, encoded(this.#active), false)) {
+      assert(!this.#closed, "A snapshot was closed while it was read");
+      if (text !== undefined) yield [key, text];
+    }
+  }
+
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#environment.close();
+  }
+}
+
+function* encoded(rows: Rows): Generator<readonly [string, string | undefined]> {
   for (const [key, row] of rows.entries()) {
     yield [key, row === undefined ? undefined : JSON.stringify(row)];
   }
@@ -130,11 +173,11 @@ function* overlayRange(rows: Overlay, range: KeyRange): Generator<readonly [stri
 }
 
 /** Merges two ordered sources; at equal keys the upper one wins. Deletions stay visible as undefined rows. */
-function* layered(
-  lower: Iterable<readonly [string, unknown]>,
-  upper: Iterable<readonly [string, unknown]> | null,
+function* layered<T>(
+  lower: Iterable<readonly [string, T]>,
+  upper: Iterable<readonly [string, T]> | null,
   reverse: boolean,
-): Generator<readonly [string, unknown]> {
+): Generator<readonly [string, T]> {
   if (upper === null) {
     yield* lower;
     return;
@@ -146,7 +189,7 @@ function* layered(
     let high = above.next();
     while (low.done !== true || high.done !== true) {
       if (low.done === true) {
-        yield (high as IteratorYieldResult<readonly [string, unknown]>).value;
+        yield (high as IteratorYieldResult<readonly [string, T]>).value;
         high = above.next();
       } else if (high.done === true) {
         yield low.value;

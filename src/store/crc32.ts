@@ -1,20 +1,9 @@
 /**
- * CRC-32 (IEEE 802.3, the one of zlib and gzip). Short inputs go through a table in JavaScript, since the call into
- * native code costs more than they do; long ones through node:zlib where the runtime has it (Node 20 has not).
+ * CRC-32 with the runtime's help: short inputs go through the tables in JavaScript, since the call into native code
+ * costs more than they do; long ones through node:zlib where the runtime has it (Node 20 has not).
  */
 import * as zlib from "node:zlib";
-
-/** Four tables of 256, so that four bytes go in one step ("slicing by 4"). */
-const tables = new Uint32Array(4 * 256);
-for (let n = 0; n < 256; n++) {
-  let c = n;
-  for (let bit = 0; bit < 8; bit++) c = (c & 1) === 0 ? c >>> 1 : 0xedb88320 ^ (c >>> 1);
-  tables[n] = c >>> 0;
-}
-for (let at = 256; at < tables.length; at++) {
-  const previous = tables[at - 256] as number;
-  tables[at] = ((previous >>> 8) ^ (tables[previous & 0xff] as number)) >>> 0;
-}
+import { crc32Table } from "../lib/crc32.ts";
 
 /** Below this the tables are faster than making a view and calling native code. Measured on Bun 1.4 and Node 22. */
 const nativeBytesMin = 256;
@@ -25,18 +14,4 @@ export function crc32(bytes: Uint8Array, start: number, end: number): number {
   if (native !== undefined && end - start >= nativeBytesMin)
     return native(bytes.subarray(start, end));
   return crc32Table(bytes, start, end);
-}
-
-export function crc32Table(bytes: Uint8Array, start: number, end: number): number {
-  let crc = 0xffffffff;
-  let at = start;
-  for (; at + 4 <= end; at += 4)
-    crc =
-      (tables[768 + ((crc ^ (bytes[at] as number)) & 0xff)] as number) ^
-      (tables[512 + (((crc >>> 8) ^ (bytes[at + 1] as number)) & 0xff)] as number) ^
-      (tables[256 + (((crc >>> 16) ^ (bytes[at + 2] as number)) & 0xff)] as number) ^
-      (tables[(crc >>> 24) ^ (bytes[at + 3] as number)] as number);
-  for (; at < end; at++)
-    crc = (crc >>> 8) ^ (tables[(crc ^ (bytes[at] as number)) & 0xff] as number);
-  return (crc ^ 0xffffffff) >>> 0;
 }

@@ -1,6 +1,7 @@
 /**
  * One LMDB environment per replica: `<data>/tenants/<name>/data.mdb`, with the named databases `state` (row key → JSON
- * text), `log` (index, 8 bytes big-endian → entry) and `meta` (one row). A directory is complete in itself.
+ * text), `log` (index, 8 bytes big-endian → entry) and `meta` (the host's row, and which of two databases holds the
+ * state). A directory is complete in itself.
  *
  * What must stay true:
  * - a commit is on the disk when `done(null)` is called (`overlappingSync: false`: lmdb then syncs data and writes its
@@ -12,9 +13,16 @@
 import * as fs from "node:fs";
 import { join } from "node:path";
 import { open } from "lmdb";
-import type { Database, RootDatabase } from "lmdb";
+import type { Database, RootDatabase, Transaction } from "lmdb";
 import { Problem } from "../api/problems.ts";
-import type { Environment, EnvironmentChange, Environments, Range } from "../host/ports.ts";
+import type {
+  Environment,
+  EnvironmentChange,
+  Environments,
+  EnvironmentSnapshot,
+  Range,
+  Staging,
+} from "../host/ports.ts";
 import { assert, assertSafeInteger } from "../lib/assert.ts";
 import { syncDirectorySync, writeFileDurably } from "./disk.ts";
 import { environmentCap, readProcessLimits } from "./limits.ts";
@@ -33,6 +41,11 @@ const keyBytesMax = 1978;
 /** Printable, so that lmdb's key encoding keeps the order of the text. */
 const keyGrammar = /^[\x20-\x7e]+$/;
 const metaKey = Uint8Array.of(1);
+/** In `meta`: which database holds the rows (absent: the first), and that the other one holds staged ones. */
+const holderKey = Uint8Array.of(2);
+const stagedKey = Uint8Array.of(3);
+/** The second one is made when a snapshot first comes in; each installation makes the other one the state. */
+const stateNames = ["state", "state2"] as const;
 
 /** Said aloud, so that a directory is the same on every machine. */
 const pageBytes = 4096;
@@ -46,9 +59,9 @@ const rootOptions = {
   eventTurnBatching: false,
   // Grows by itself; address space only.
   mapSize: 1024 * 1024,
-  maxDbs: 3,
-  // One process, one thread, synchronous reads.
-  maxReaders: 8,
+  maxDbs: 4,
+  // One process, one thread, synchronous reads; each open snapshot takes a slot.
+  maxReaders: 64,
   compression: false,
   cache: false,
 } as const;
@@ -185,9 +198,15 @@ function checkDataFile(path: string): void {
   }
 }
 
+type State = Database<string, string>;
+
 interface Databases {
   readonly root: RootDatabase;
-  readonly state: Database<string, string>;
+  /** 0 or 1: which of `stateNames` holds the rows. */
+  readonly holder: number;
+  readonly state: State;
+  /** Something was being staged when the environment was last closed, or its process died. */
+  readonly isStaged: boolean;
   readonly log: Database<Uint8Array, Uint8Array>;
   readonly meta: Database<Uint8Array, Uint8Array>;
 }
@@ -195,25 +214,41 @@ interface Databases {
 function openDatabases(path: string): Databases {
   const root = open({ path, ...rootOptions });
   const binary = { encoding: "binary", keyEncoding: "binary" } as const;
-  return {
-    root,
-    state: root.openDB<string, string>("state", { encoding: "string" }),
-    log: root.openDB<Uint8Array, Uint8Array>("log", binary),
-    meta: root.openDB<Uint8Array, Uint8Array>("meta", binary),
-  };
+  // Always all three: a file made here is the template of every other.
+  const first = openState(root, 0);
+  const log = root.openDB<Uint8Array, Uint8Array>("log", binary);
+  const meta = root.openDB<Uint8Array, Uint8Array>("meta", binary);
+  const holder = meta.get(holderKey)?.[0] === 1 ? 1 : 0;
+  const isStaged = meta.get(stagedKey) !== undefined;
+  return { root, holder, isStaged, state: holder === 0 ? first : openState(root, 1), log, meta };
+}
+
+function openState(root: RootDatabase, holder: number): State {
+  return root.openDB<string, string>(stateNames[holder] as string, { encoding: "string" });
 }
 
 /** Made by `LmdbEnvironments.open`. */
 export class LmdbEnvironment implements Environment {
   readonly #databases: Databases;
   readonly #onClose: () => void;
+  #holder: number;
+  #state: State;
+  /** The database that does not hold the state, once it was needed. */
+  #other: State | null = null;
+  #staging: LmdbStaging | null = null;
+  readonly #snapshots = new Set<LmdbSnapshot>();
   #committing = false;
+  #installing = false;
   #failed: Error | null = null;
   #closed = false;
 
   constructor(path: string, onClose: () => void) {
     this.#databases = openDatabases(path);
+    this.#holder = this.#databases.holder;
+    this.#state = this.#databases.state;
     this.#onClose = onClose;
+    // What an earlier life left half received would otherwise keep its space.
+    if (this.#databases.isStaged) this.stage().discard();
   }
 
   meta(): Uint8Array | null {
@@ -223,7 +258,7 @@ export class LmdbEnvironment implements Environment {
 
   get(key: string): string | undefined {
     this.#assertOpen();
-    return this.#databases.state.get(key);
+    return this.#state.get(key);
   }
 
   entry(index: number): Uint8Array | undefined {
@@ -232,38 +267,81 @@ export class LmdbEnvironment implements Environment {
   }
 
   /** Each page sees the last committed change at the time it is read. */
-  *range(range: Range): Generator<readonly [key: string, value: string]> {
-    const { gte, lt } = range;
-    const reverse = range.reverse === true;
-    if (gte >= lt) return;
-    let from = reverse ? lt : gte;
-    let exclusive = false;
-    for (;;) {
-      const page = this.#page(from, reverse ? gte : lt, reverse, exclusive);
-      yield* page.rows;
-      const last = page.rows.at(-1);
-      if (page.complete || last === undefined) return;
-      from = last[0];
-      exclusive = true;
-    }
+  range(range: Range): Generator<readonly [key: string, value: string]> {
+    return paged(range, (page) => {
+      this.#assertOpen();
+      return readPage(this.#state, page);
+    });
+  }
+
+  snapshot(): EnvironmentSnapshot {
+    this.#assertOpen();
+    const snapshot = new LmdbSnapshot(this.#state, () => this.#snapshots.delete(snapshot));
+    this.#snapshots.add(snapshot);
+    return snapshot;
+  }
+
+  stage(): Staging {
+    this.#assertOpen();
+    assert(!this.#installing, "Staged rows are being installed");
+    const { root, meta } = this.#databases;
+    this.#staging?.supersede();
+    this.#other ??= openState(root, 1 - this.#holder);
+    const staging = new LmdbStaging(root, this.#other, meta, (error) => {
+      this.#failed ??= error;
+    });
+    this.#staging = staging;
+    return staging;
+  }
+
+  install(staging: Staging, meta: Uint8Array, done: (error: Error | null) => void): void {
+    this.#assertOpen();
+    assert(staging === this.#staging, "What is installed is not what was staged");
+    const { root, log, meta: metas } = this.#databases;
+    const [before, after, holder] = [this.#state, this.#other as State, 1 - this.#holder];
+    const write = async (): Promise<void> => {
+      await (staging as LmdbStaging).settled();
+      const pending: Promise<unknown>[] = [];
+      pending.push(
+        root.batch(() => {
+          pending.push(before.clearAsync(), log.clearAsync());
+          pending.push(metas.put(holderKey, Uint8Array.of(holder)), metas.remove(stagedKey));
+          pending.push(metas.put(metaKey, meta));
+        }),
+      );
+      await Promise.all(pending);
+    };
+    this.#installing = true;
+    this.#run(write, (error) => {
+      this.#installing = false;
+      if (error === null) {
+        [this.#state, this.#other, this.#holder] = [after, before, holder];
+        this.#staging = null;
+      }
+      done(error);
+    });
   }
 
   commit(change: EnvironmentChange, done: (error: Error | null) => void): void {
     this.#assertOpen();
+    const operations = gather(change);
+    this.#run(() => this.#write(operations), done);
+  }
+
+  #run(write: () => Promise<void>, done: (error: Error | null) => void): void {
     assert(!this.#committing, "A second commit while one is under way");
     if (this.#failed !== null) {
       const error = new Error("Environment failed before", { cause: this.#failed });
       queueMicrotask(() => done(error));
       return;
     }
-    const operations = gather(change);
     this.#committing = true;
     const finish = (error: Error | null): void => {
       this.#committing = false;
       this.#failed = error;
       done(error);
     };
-    this.#write(operations).then(
+    write().then(
       () => finish(null),
       async (error: unknown) => finish(await commitError(error)),
     );
@@ -274,6 +352,12 @@ export class LmdbEnvironment implements Environment {
     if (this.#closed) return;
     this.#closed = true;
     const { root } = this.#databases;
+    for (const snapshot of this.#snapshots) snapshot.close();
+    try {
+      await this.#staging?.settled();
+    } catch {
+      // Nobody will install it.
+    }
     try {
       await root.close();
     } finally {
@@ -283,13 +367,13 @@ export class LmdbEnvironment implements Environment {
 
   /** Everything queued inside one `batch` is one transaction, in this order. */
   async #write(operations: Operations): Promise<void> {
-    const { root, state, log, meta } = this.#databases;
+    const { root, log, meta } = this.#databases;
+    const state = this.#state;
     const pending = new Set<Promise<unknown>>();
     const deleted: Uint8Array[] = [];
     for (const range of operations.entriesDeleted)
       for (const key of log.getKeys(range)) deleted.push(key);
     const committed = root.batch(() => {
-      if (operations.clear) pending.add(state.clearAsync()).add(log.clearAsync());
       for (const key of operations.rowsDeleted) pending.add(state.remove(key));
       for (const key of deleted) pending.add(log.remove(key));
       for (const [key, value] of operations.rows) pending.add(state.put(key, value));
@@ -300,36 +384,190 @@ export class LmdbEnvironment implements Environment {
     await Promise.all([committed, ...pending]);
   }
 
-  #page(
-    start: string,
-    end: string,
-    reverse: boolean,
-    exclusiveStart: boolean,
-  ): { rows: (readonly [key: string, value: string])[]; complete: boolean } {
-    this.#assertOpen();
-    const rows: (readonly [key: string, value: string])[] = [];
-    let bytes = 0;
-    const options = { start, end, reverse, snapshot: false };
-    for (const { key, value } of this.#databases.state.getRange(options)) {
-      // lmdb excludes the end and includes the start, in the direction of travel; a range of ours includes `gte` and
-      // excludes `lt` whichever way it is read.
-      if (key === start && (exclusiveStart || reverse)) continue;
-      rows.push([key, value]);
-      bytes += key.length + value.length;
-      if (rows.length >= pageRowsMax || bytes >= pageBytesMax) return { rows, complete: false };
-    }
-    const first = reverse ? this.#databases.state.get(end) : undefined;
-    if (first !== undefined) rows.push([end, first]);
-    return { rows, complete: true };
-  }
-
   #assertOpen(): void {
     assert(!this.#closed, "Environment is closed");
   }
 }
 
+/** Made by `LmdbEnvironment.snapshot`. */
+class LmdbSnapshot implements EnvironmentSnapshot {
+  readonly #state: State;
+  readonly #transaction: Transaction;
+  readonly #onClose: () => void;
+  #closed = false;
+
+  constructor(state: State, onClose: () => void) {
+    this.#state = state;
+    this.#transaction = state.useReadTransaction();
+    this.#onClose = onClose;
+  }
+
+  range(range: Range): Generator<readonly [key: string, value: string]> {
+    return paged(range, (page) => {
+      assert(!this.#closed, "Snapshot is closed");
+      return readPage(this.#state, page, this.#transaction);
+    });
+  }
+
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#transaction.done();
+    this.#onClose();
+  }
+}
+
+/** Made by `LmdbEnvironment.stage`. Each `add` is a transaction of its own: memory holds no more than one. */
+class LmdbStaging implements Staging {
+  readonly #root: RootDatabase;
+  readonly #rows: State;
+  readonly #meta: Database<Uint8Array, Uint8Array>;
+  readonly #failed: (error: Error) => void;
+  #begun = false;
+  #ended = false;
+  #writes: Promise<void> = Promise.resolve();
+
+  constructor(
+    root: RootDatabase,
+    rows: State,
+    meta: Database<Uint8Array, Uint8Array>,
+    failed: (error: Error) => void,
+  ) {
+    this.#root = root;
+    this.#rows = rows;
+    this.#meta = meta;
+    this.#failed = failed;
+  }
+
+  add(
+    rows: readonly (readonly [key: string, value: string])[],
+    done: (error: Error | null) => void,
+  ): void {
+    assert(!this.#ended, "Rows are staged after the end");
+    for (const [key] of rows) assertRowKey(key);
+    this.#write((pending) => {
+      for (const [key, value] of rows) pending.push(this.#rows.put(key, value));
+    }, done);
+  }
+
+  discard(): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    this.#write(
+      (pending) => {
+        // The first write of every staging begins with the same.
+        pending.push(this.#rows.clearAsync(), this.#meta.remove(stagedKey));
+      },
+      () => {},
+    );
+  }
+
+  /** Another one takes its place, and clears what is there. */
+  supersede(): void {
+    this.#ended = true;
+  }
+
+  /** Everything added so far is written. Rejects when something was not. */
+  settled(): Promise<void> {
+    if (!this.#begun)
+      this.#write(
+        () => {},
+        () => {},
+      );
+    return this.#writes;
+  }
+
+  #write(
+    fill: (pending: Promise<unknown>[]) => void,
+    written: (error: Error | null) => void,
+  ): void {
+    const first = !this.#begun;
+    this.#begun = true;
+    const pending: Promise<unknown>[] = [];
+    pending.push(
+      this.#root.batch(() => {
+        if (first)
+          pending.push(this.#rows.clearAsync(), this.#meta.put(stagedKey, Uint8Array.of(1)));
+        fill(pending);
+      }),
+    );
+    const write = Promise.all(pending).then(() => {});
+    const before = this.#writes;
+    this.#writes = before.then(() => write);
+    this.#writes.then(
+      () => written(null),
+      async (error: unknown) => {
+        const failure = await commitError(error);
+        this.#failed(failure);
+        written(failure);
+      },
+    );
+  }
+}
+
+interface Page {
+  readonly start: string;
+  readonly end: string;
+  readonly reverse: boolean;
+  readonly exclusiveStart: boolean;
+}
+
+interface PageRead {
+  readonly rows: (readonly [key: string, value: string])[];
+  readonly complete: boolean;
+}
+
+/** A range page by page, each a cursor that is closed before its rows are handed out. */
+function* paged(
+  range: Range,
+  read: (page: Page) => PageRead,
+): Generator<readonly [key: string, value: string]> {
+  const { gte, lt } = range;
+  const reverse = range.reverse === true;
+  if (gte >= lt) return;
+  let start = reverse ? lt : gte;
+  let exclusiveStart = false;
+  for (;;) {
+    const page = read({ start, end: reverse ? gte : lt, reverse, exclusiveStart });
+    yield* page.rows;
+    const last = page.rows.at(-1);
+    if (page.complete || last === undefined) return;
+    start = last[0];
+    exclusiveStart = true;
+  }
+}
+
+function readPage(state: State, page: Page, transaction?: Transaction): PageRead {
+  const { start, end, reverse, exclusiveStart } = page;
+  const rows: (readonly [key: string, value: string])[] = [];
+  let bytes = 0;
+  const options = {
+    start,
+    end,
+    reverse,
+    snapshot: false,
+    ...(transaction !== undefined && { transaction }),
+  };
+  for (const { key, value } of state.getRange(options)) {
+    // lmdb excludes the end and includes the start, in the direction of travel; a range of ours includes `gte` and
+    // excludes `lt` whichever way it is read.
+    if (key === start && (exclusiveStart || reverse)) continue;
+    rows.push([key, value]);
+    bytes += key.length + value.length;
+    if (rows.length >= pageRowsMax || bytes >= pageBytesMax) return { rows, complete: false };
+  }
+  const first = reverse
+    ? state.get(end, transaction === undefined ? {} : { transaction })
+    : undefined;
+  if (first !== undefined) rows.push([end, first]);
+  return { rows, complete: true };
+}
+
+function assertRowKey(key: string): void {
+  assert(key.length <= keyBytesMax && keyGrammar.test(key), "Row key is not short ASCII text");
+}
+
 interface Operations {
-  readonly clear: boolean;
   readonly rowsDeleted: readonly string[];
   readonly rows: readonly (readonly [key: string, value: string])[];
   readonly entriesDeleted: readonly { readonly start: Uint8Array; readonly end: Uint8Array }[];
@@ -345,18 +583,16 @@ function gather(change: EnvironmentChange): Operations {
   const rowsDeleted: string[] = [];
   const rows: (readonly [key: string, value: string])[] = [];
   for (const [key, value] of change.rows) {
-    assert(key.length <= keyBytesMax && keyGrammar.test(key), "Row key is not short ASCII text");
+    assertRowKey(key);
     if (value !== undefined) rows.push([key, value]);
-    else if (!change.clear) rowsDeleted.push(key);
+    else rowsDeleted.push(key);
   }
   const entries: (readonly [key: Uint8Array, bytes: Uint8Array])[] = [];
   for (const [index, bytes] of change.entries) entries.push([indexKey(index), bytes]);
-  const entriesDeleted = change.clear
-    ? []
-    : change.entriesDeleted
-        .filter(({ low, high }) => low < high)
-        .map(({ low, high }) => ({ start: indexKey(low), end: indexKey(high) }));
-  return { clear: change.clear, rowsDeleted, rows, entriesDeleted, entries, meta: change.meta };
+  const entriesDeleted = change.entriesDeleted
+    .filter(({ low, high }) => low < high)
+    .map(({ low, high }) => ({ start: indexKey(low), end: indexKey(high) }));
+  return { rowsDeleted, rows, entriesDeleted, entries, meta: change.meta };
 }
 
 /** lmdb may hand out a view of memory it uses again. */

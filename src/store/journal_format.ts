@@ -20,7 +20,8 @@
  * that spells a record does not know the salt.
  */
 import { assert, assertSafeInteger } from "../lib/assert.ts";
-import { crc32, crc32Table } from "./crc32.ts";
+import { crc32Table } from "../lib/crc32.ts";
+import { crc32 } from "./crc32.ts";
 
 export const formatVersion = 1;
 export const segmentHeaderBytes = 64;

@@ -1,9 +1,11 @@
 /** What a node promises is on its disk, and what is on its disk it still has after any crash: on one real NodeHost. */
 import { describe, expect, test } from "vitest";
-import { encodeChunk, ItemKind } from "../../src/host/codec.ts";
+import { ItemKind } from "../../src/host/codec.ts";
 import { emptyConfState } from "../../src/raft/raft.ts";
 import { MessageType, type Message } from "../../src/raft/types.ts";
 import { message } from "../raft/helpers.ts";
+import { rowsOf } from "./memory_environment.ts";
+import { onlyPart } from "./snapshot_part.ts";
 import {
   beginning,
   createTenant,
@@ -160,53 +162,47 @@ describe("entries", () => {
         if (moment !== "before") node.pass(300);
         const { revision } = node.replica().view;
         expect(revision).toBe(4);
-        const rows = [...node.replica().snapshotRows()];
+        const rows = rowsOf(node.replica());
         await node.restart(null, survives);
         node.hear("n2", "n3");
         node.step("heartbeat", { from: 2, term: 5, commit: last });
         expect(node.replica().raft.appliedIndex).toBe(last);
-        expect([...node.replica().snapshotRows()]).toEqual(rows);
+        expect(rowsOf(node.replica())).toEqual(rows);
       }
     }
   });
 });
 
 describe("a snapshot", () => {
-  const rowsOf = async (): Promise<readonly (readonly [string, string])[]> => {
+  const newerRows = async (): Promise<readonly (readonly [string, string])[]> => {
     const other = await started();
     const gone = { op: "directory.delete", tenant: "acme", purge: true } as const;
     other.follow(5, [beginning, createTenant("acme"), gone, createTenant("beta")]);
-    return [...other.replica().snapshotRows()];
+    return rowsOf(other.replica());
   };
   const confState = { ...emptyConfState(), voters: [1, 2, 3] };
   const meta = { index: 40, term: 6, confState };
+  let transfers = 0;
 
   function send(node: ScriptedNode, rows: readonly (readonly [string, string])[]): void {
+    const install = message("installSnapshot", { to: 1, from: 2, term: 6, snapshot: meta });
+    // Numbers of transfers are never used twice.
     node.frame(
       "n2",
       "snapshot",
       ItemKind.snapshot,
-      encodeChunk({
-        transfer: 1,
-        group: 1,
-        incarnation: 1,
-        to: 1,
-        part: 0,
-        last: true,
-        message: message("installSnapshot", { to: 1, from: 2, term: 6, snapshot: meta }),
-        rows,
-      }),
+      onlyPart(install, rows, { transfer: ++transfers }),
     );
   }
 
   test("is acknowledged when the environment holds it, and a crash at any step leaves the old state or the new", async () => {
-    const rows = await rowsOf();
+    const rows = await newerRows();
     const seen = new Set<number>();
     for (const moment of ["offered", "committed", "lost", "installed"] as const) {
       const node = await started({ checkpointBytes: 1 });
       node.follow(5, [beginning, createTenant("acme")]);
       node.pass(300);
-      const before = [...node.replica().snapshotRows()];
+      const before = rowsOf(node.replica());
       node.commitsStalled = true;
       node.take();
       if (moment === "offered") node.diskStalled = true;
@@ -222,14 +218,14 @@ describe("a snapshot", () => {
       seen.add(lastIndex);
       if (lastIndex === 40) {
         expect({ applied, term }).toEqual({ applied: 40, term: 6 });
-        expect([...replica.snapshotRows()]).toEqual(rows);
+        expect(rowsOf(replica)).toEqual(rows);
         expect(replica.raft.confState.voters).toEqual([1, 2, 3]);
         expect(replica.log.firstIndex()).toBe(41);
       } else {
         expect(moment).not.toBe("installed");
         node.hear("n2", "n3");
         node.step("heartbeat", { from: 2, term: 5, commit: 3 });
-        expect([...replica.snapshotRows()]).toEqual(before);
+        expect(rowsOf(replica)).toEqual(before);
       }
       // Either way it goes on from there.
       node.hear("n2", "n3");
@@ -247,7 +243,7 @@ describe("a snapshot", () => {
   });
 
   test("of a later term leaves no earlier term behind it in the journal", async () => {
-    const rows = await rowsOf();
+    const rows = await newerRows();
     const node = await started();
     node.follow(5, [beginning]);
     const entries = [entryOf(3, 5, createTenant("acme"))];
@@ -264,7 +260,7 @@ describe("a snapshot", () => {
   });
 
   test("that is being installed keeps what follows it from the journal, and applying waits", async () => {
-    const rows = await rowsOf();
+    const rows = await newerRows();
     const node = await started();
     node.follow(5, [beginning]);
     node.commitsStalled = true;

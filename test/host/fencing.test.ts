@@ -3,12 +3,14 @@
  * another way than they thought: on one real NodeHost among played ones.
  */
 import { describe, expect, test } from "vitest";
-import { encodeChunk, ItemKind } from "../../src/host/codec.ts";
+import { ItemKind } from "../../src/host/codec.ts";
 import type { ProposalResult } from "../../src/host/replica.ts";
 import { Method, Rpc } from "../../src/host/rpc.ts";
 import { emptyConfState } from "../../src/raft/raft.ts";
 import { MessageType, type Message } from "../../src/raft/types.ts";
 import { message } from "../raft/helpers.ts";
+import { rowsOf } from "./memory_environment.ts";
+import { onlyPart } from "./snapshot_part.ts";
 import { beginning, command, createTenant, entryOf, ScriptedNode } from "./scripted_node.ts";
 
 async function started(tuning = {}): Promise<ScriptedNode> {
@@ -265,14 +267,8 @@ describe("who proposed here", () => {
     const confState = { ...emptyConfState(), voters: [1, 2, 3] };
     const snapshot = { index: 50, term: term + 1, confState };
     const install = message("installSnapshot", { from: 3, term: term + 1, snapshot });
-    const chunk = { transfer: 1, group: 1, incarnation: 1, to: 1, part: 0, last: true };
-    const rows = [...other.replica().snapshotRows()];
-    node.frame(
-      "n3",
-      "snapshot",
-      ItemKind.snapshot,
-      encodeChunk({ ...chunk, message: install, rows }),
-    );
+    const rows = rowsOf(other.replica());
+    node.frame("n3", "snapshot", ItemKind.snapshot, onlyPart(install, rows));
     expect(node.replica().raft.appliedIndex).toBe(50);
     expect(results).toEqual([{ kind: "unknown" }]);
   });

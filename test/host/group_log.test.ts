@@ -77,7 +77,6 @@ describe("GroupLog", () => {
             const checkpoint = log.checkpoint(model.length, model.length - one.kept);
             first = Math.max(first, checkpoint.first);
             const change = {
-              clear: false,
               meta: new Uint8Array(),
               rows: [],
               entries: [...checkpoint.entries],
@@ -135,7 +134,7 @@ describe("GroupLog", () => {
       const { entriesDeleted } = checkpoint;
       const entries = [...checkpoint.entries];
       const meta = new Uint8Array();
-      environment.write({ clear: false, meta, rows: [], entries, entriesDeleted });
+      environment.write({ meta, rows: [], entries, entriesDeleted });
       log.checkpointed(checkpoint, null);
       return checkpoint;
     };
@@ -146,6 +145,49 @@ describe("GroupLog", () => {
     expect(environment.entryIndexes).toEqual([1, 2, 3]);
     const restarted = new GroupLog(environment, { ...fresh, first, firstTerm, last });
     expect([1, 2, 3, 4].map((index) => restarted.term(index))).toEqual([1, 1, 2, -1]);
+  });
+
+  test("keepFrom() keeps within count and bytes, of what is in the environment whole checkpoints", () => {
+    const environment = new MemoryEnvironment();
+    const log = new GroupLog(environment, fresh);
+    const append = (from: number, to: number): void => {
+      for (let index = from; index <= to; index++)
+        log.append([{ index, term: 1, kind: 0, data: new Uint8Array(10) }]);
+    };
+    const store = (durable: number, compactTo: number): void => {
+      const checkpoint = log.checkpoint(durable, compactTo);
+      const { entriesDeleted } = checkpoint;
+      environment.write({
+        meta: new Uint8Array(),
+        rows: [],
+        entries: [...checkpoint.entries],
+        entriesDeleted,
+      });
+      log.checkpointed(checkpoint, null);
+    };
+    const keep = (bounds: { entries?: number; from?: number; bytes: number }): number =>
+      log.keepFrom(30, bounds);
+    append(1, 10);
+    store(10, 0);
+    append(11, 20);
+    store(20, 0);
+    append(21, 30);
+    expect(keep({ entries: 5, bytes: Infinity })).toBe(26);
+    expect(keep({ entries: 5, bytes: 25 })).toBe(29);
+    expect(keep({ entries: 1_000, bytes: 100 })).toBe(21);
+    // 11 to 20 is one checkpoint: it is kept with its 100 bytes, or not at all.
+    expect(keep({ entries: 1_000, bytes: 199 })).toBe(21);
+    expect(keep({ entries: 1_000, bytes: 200 })).toBe(11);
+    expect(keep({ entries: 15, bytes: 200 })).toBe(16);
+    expect(keep({ from: 4, bytes: Infinity })).toBe(4);
+    expect(keep({ from: 4, bytes: 250 })).toBe(11);
+    expect(keep({ entries: 0, bytes: 0 })).toBe(31);
+    store(30, 15);
+    expect(keep({ entries: 1_000, bytes: Infinity })).toBe(16);
+    // What is cut off is not counted any more.
+    log.append([{ index: 18, term: 2, kind: 0, data: new Uint8Array(10) }]);
+    expect(log.keepFrom(18, { entries: 1_000, bytes: 110 })).toBe(16);
+    expect(log.keepFrom(18, { entries: 1_000, bytes: 20 })).toBe(18);
   });
 
   test("entries() gives at least one entry, and no more than fit", () => {

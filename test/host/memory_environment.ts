@@ -1,10 +1,26 @@
 /** An environment in memory: atomic like the real one, durable when its owner says so. Used by host tests and the simulator. */
+import type { Replica } from "../../src/host/replica.ts";
 import { SortedMap } from "../../src/lib/sorted_map.ts";
-import type { Environment, EnvironmentChange, Range } from "../../src/host/ports.ts";
+import type {
+  Environment,
+  EnvironmentChange,
+  EnvironmentSnapshot,
+  Range,
+  Staging,
+} from "../../src/host/ports.ts";
+
+/** All rows of a replica, as a snapshot of it has them. */
+export function rowsOf(replica: Replica): (readonly [key: string, text: string])[] {
+  const snapshot = replica.snapshot();
+  const rows = [...snapshot.rows()];
+  snapshot.close();
+  return rows;
+}
 
 /** A change with everything lazy in it already drawn, as the real store does before it starts writing. */
 export interface PreparedChange {
-  readonly clear: boolean;
+  /** An installation: everything before is gone. */
+  readonly clear?: boolean;
   readonly meta: Uint8Array;
   readonly rows: readonly (readonly [string, string | undefined])[];
   readonly entries: readonly (readonly [number, Uint8Array])[];
@@ -15,10 +31,37 @@ export function prepare(change: EnvironmentChange): PreparedChange {
   return { ...change, rows: [...change.rows], entries: [...change.entries] };
 }
 
+/** What an installation writes, in one. */
+export function prepareInstall(staging: Staging, meta: Uint8Array): PreparedChange {
+  const { rows } = staging as MemoryStaging;
+  return { clear: true, meta, rows, entries: [], entriesDeleted: [] };
+}
+
+/** Staged rows in memory; a crash forgets them, as the real one's next life does. */
+export class MemoryStaging implements Staging {
+  readonly rows: (readonly [string, string])[] = [];
+  discarded = false;
+  readonly #schedule: (run: () => void) => void;
+
+  constructor(schedule: (run: () => void) => void = (run) => run()) {
+    this.#schedule = schedule;
+  }
+
+  add(rows: readonly (readonly [string, string])[], done: (error: Error | null) => void): void {
+    this.rows.push(...rows);
+    this.#schedule(() => done(null));
+  }
+
+  discard(): void {
+    this.discarded = true;
+  }
+}
+
 export class MemoryEnvironment implements Environment {
   #meta: Uint8Array | null = null;
   #rows = new SortedMap<string>();
   #entries = new Map<number, Uint8Array>();
+  #staging: MemoryStaging | null = null;
 
   meta(): Uint8Array | null {
     return this.#meta;
@@ -28,14 +71,25 @@ export class MemoryEnvironment implements Environment {
     return this.#rows.get(key);
   }
 
-  *range(range: Range): Generator<readonly [string, string]> {
-    const rows: (readonly [string, string])[] = [];
-    for (const row of this.#rows.entries(range.gte)) {
-      if (row[0] >= range.lt) break;
-      rows.push([row[0], row[1]]);
-    }
-    if (range.reverse === true) rows.reverse();
-    yield* rows;
+  range(range: Range): Iterable<readonly [string, string]> {
+    return rangeOf(this.#rows, range);
+  }
+
+  snapshot(): EnvironmentSnapshot {
+    const rows = this.#rows.clone();
+    return { range: (range) => rangeOf(rows, range), close: () => {} };
+  }
+
+  /** As on disk there is room for one: another one takes the place of the first. */
+  stage(schedule?: (run: () => void) => void): Staging {
+    if (this.#staging !== null) this.#staging.rows.length = 0;
+    this.#staging = new MemoryStaging(schedule);
+    return this.#staging;
+  }
+
+  install(staging: Staging, meta: Uint8Array, done: (error: Error | null) => void): void {
+    this.write(prepareInstall(staging, meta));
+    done(null);
   }
 
   entry(index: number): Uint8Array | undefined {
@@ -52,7 +106,7 @@ export class MemoryEnvironment implements Environment {
   }
 
   write(change: PreparedChange): void {
-    if (change.clear) {
+    if (change.clear === true) {
       this.#rows = new SortedMap();
       this.#entries = new Map();
     }
@@ -68,4 +122,17 @@ export class MemoryEnvironment implements Environment {
   }
 
   async close(): Promise<void> {}
+}
+
+function* rangeOf(
+  all: { entries(from: string): Iterable<readonly [string, string]> },
+  range: Range,
+): Generator<readonly [string, string]> {
+  const rows: (readonly [string, string])[] = [];
+  for (const row of all.entries(range.gte)) {
+    if (row[0] >= range.lt) break;
+    rows.push([row[0], row[1]]);
+  }
+  if (range.reverse === true) rows.reverse();
+  yield* rows;
 }

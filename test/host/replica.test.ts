@@ -16,7 +16,13 @@ import type { HistoryRow, TenantMeta } from "../../src/machine/rows.ts";
 import { EntryKind, MessageType, type Entry, type StorageAppend } from "../../src/raft/types.ts";
 import { MemoryState } from "../machine/memory_state.ts";
 import { message } from "../raft/helpers.ts";
-import { MemoryEnvironment, prepare } from "./memory_environment.ts";
+import {
+  MemoryEnvironment,
+  prepare,
+  prepareInstall,
+  rowsOf,
+  type PreparedChange,
+} from "./memory_environment.ts";
 
 const identity: ReplicaMeta = {
   format: 1,
@@ -122,17 +128,20 @@ class Life {
     const stored = this.#stored;
     const bytes = stored.meta();
     const meta = bytes === null ? identity : metaFromBytes(bytes);
+    const commit = (prepared: PreparedChange, done: (error: Error | null) => void): void => {
+      assert(this.#committing === null, "a commit is under way");
+      const write = (): void => stored.write(prepared);
+      this.#committing = { write, done: () => done(null) };
+    };
     const environment: Environment = {
       meta: () => stored.meta(),
       get: (key) => stored.get(key),
       range: (range) => stored.range(range),
       entry: (index) => stored.entry(index),
-      commit: (change, done) => {
-        assert(this.#committing === null, "a commit is under way");
-        const prepared = prepare(change);
-        const write = (): void => stored.write(prepared);
-        this.#committing = { write, done: () => done(null) };
-      },
+      snapshot: () => stored.snapshot(),
+      stage: () => stored.stage(),
+      commit: (change, done) => commit(prepare(change), done),
+      install: (staging, meta, done) => commit(prepareInstall(staging, meta), done),
       close: async () => {},
     };
     const log = new GroupLog(environment, meta);
@@ -177,7 +186,11 @@ class Life {
       random: this.#random.fork(),
       supports: () => true,
       sequence,
-      logKeptEntries: this.#random.pick([0, 2, 10]),
+      logKept: {
+        entries: this.#random.pick([0, 2, 10]),
+        bytes: this.#random.pick([0, 500, 1_000_000]),
+        bytesForLagging: this.#random.pick([0, 1_000, 1_000_000]),
+      },
       hooks,
     });
     replica.startFrom(bytes === null ? 0 : meta.sequence, bytes === null ? 0 : meta.applied);
@@ -228,8 +241,8 @@ class Life {
   #checkRows(): void {
     const index = this.#replica.raft.appliedIndex;
     // Between two states, while a snapshot is being installed, nobody looks.
-    if (!this.#replica.initialised && this.#state(index).size > 0) return;
-    const rows = JSON.stringify([...this.#replica.snapshotRows()]);
+    if (this.#replica.installing) return;
+    const rows = JSON.stringify(rowsOf(this.#replica));
     assert(rows === JSON.stringify(this.#state(index).dump()), `rows are not those of ${index}`);
   }
 
@@ -419,7 +432,10 @@ class Life {
       const term = this.#log[index - 1]?.term as number;
       const snapshot = { index, term, confState: identity.conf };
       const fields = { to: 1, from: this.#leader, term: this.#term, snapshot };
-      this.#replica.offerSnapshot(message("installSnapshot", fields), this.#state(index).dump());
+      const staging = this.#replica.stage();
+      if (staging === null) continue;
+      staging.add(this.#state(index).dump(), () => {});
+      this.#replica.offerSnapshot(message("installSnapshot", fields), staging);
       if (this.#random.chance(0.5)) this.settle();
     }
   }

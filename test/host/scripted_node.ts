@@ -19,7 +19,12 @@ import { EntryKind, type Entry, type Message, type MessageType } from "../../src
 import { NodeJournal } from "../../src/store/journal.ts";
 import { message } from "../raft/helpers.ts";
 import { SimDisk, type Survival } from "../store/sim_disk.ts";
-import { MemoryEnvironment, prepare } from "./memory_environment.ts";
+import {
+  MemoryEnvironment,
+  prepare,
+  prepareInstall,
+  type PreparedChange,
+} from "./memory_environment.ts";
 
 const STEP_MS = 5;
 
@@ -179,22 +184,25 @@ export class ScriptedNode {
       open: (name): Environment => {
         const stored = this.stored.get(name) ?? new MemoryEnvironment();
         this.stored.set(name, stored);
+        const commit = (prepared: PreparedChange, done: (error: Error | null) => void): void => {
+          const error = this.commitError;
+          this.commitError = null;
+          this.#commits.push({
+            apply: () => {
+              if (error === null) stored.write(prepared);
+            },
+            done: () => done(error),
+          });
+        };
         return {
           meta: () => stored.meta(),
           get: (key) => stored.get(key),
           range: (range) => stored.range(range),
           entry: (index) => stored.entry(index),
-          commit: (change, done) => {
-            const prepared = prepare(change);
-            const error = this.commitError;
-            this.commitError = null;
-            this.#commits.push({
-              apply: () => {
-                if (error === null) stored.write(prepared);
-              },
-              done: () => done(error),
-            });
-          },
+          snapshot: () => stored.snapshot(),
+          stage: () => stored.stage(),
+          commit: (change, done) => commit(prepare(change), done),
+          install: (staging, meta, done) => commit(prepareInstall(staging, meta), done),
           close: async () => {},
         };
       },

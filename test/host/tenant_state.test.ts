@@ -43,7 +43,6 @@ describe("TenantState", () => {
               const rows = [...state.freeze()];
               commit = () => {
                 environment.write({
-                  clear: false,
                   meta: new Uint8Array(),
                   rows,
                   entries: [],

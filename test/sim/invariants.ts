@@ -5,6 +5,7 @@
 import { frameItems, ItemKind, parseRaftItem } from "../../src/host/codec.ts";
 import { environmentName } from "../../src/host/node_host.ts";
 import type { Replica } from "../../src/host/replica.ts";
+import { rowsOf } from "../host/memory_environment.ts";
 import { MessageType } from "../../src/raft/types.ts";
 import type { Lane } from "../../src/host/ports.ts";
 import type { SimNode, World } from "./world.ts";
@@ -326,7 +327,7 @@ export class Invariants {
   final(): void {
     const states = new Map<number, { name: string; rows: string }>();
     for (const { node, replica } of this.#live()) {
-      const rows = JSON.stringify([...replica.snapshotRows()]);
+      const rows = JSON.stringify(rowsOf(replica));
       const other = states.get(replica.group);
       if (other === undefined) states.set(replica.group, { name: node.name, rows });
       else if (other.rows !== rows) {

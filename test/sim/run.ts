@@ -84,6 +84,9 @@ function drawSwarm(prng: Prng, stormMs: number): Swarm {
       checkpointBytes: prng.pick([500, 5_000, 4_000_000]),
       journalSegments: prng.pick([1, 2, 4]),
       logKeptEntries: prng.pick([0, 3, 20, 1_000]),
+      logKeptBytes: prng.pick([0, 2_000, 1_000_000]),
+      logKeptBytesForLagging: prng.pick([0, 5_000, 1_000_000]),
+      snapshotPartBytes: prng.pick([1, 300, 100_000]),
       sleepAfterMs: prng.pick([300, 2_000, 600_000]),
     },
   };

@@ -16,7 +16,12 @@ import type {
   Transport,
 } from "../../src/host/ports.ts";
 import { NodeJournal } from "../../src/store/journal.ts";
-import { MemoryEnvironment, prepare } from "../host/memory_environment.ts";
+import {
+  MemoryEnvironment,
+  prepare,
+  prepareInstall,
+  type PreparedChange,
+} from "../host/memory_environment.ts";
 import { SimDisk } from "../store/sim_disk.ts";
 
 /** What the network and the disks do; drawn from the seed, changed by the nemesis. */
@@ -142,31 +147,34 @@ class SimEnvironments implements Environments {
     const stored = this.stored.get(name) ?? new MemoryEnvironment();
     this.stored.set(name, stored);
     let busy = false;
+    const commit = (prepared: PreparedChange, done: (error: Error | null) => void): void => {
+      if (busy) throw new Error("A commit is under way");
+      busy = true;
+      const apply = (): void => stored.write(prepared);
+      this.#underWay.push(apply);
+      // The real one's deletions show before it says that all is durable.
+      const early = this.#prng.chance(0.5);
+      this.#schedule(() => {
+        if (early) apply();
+        this.#schedule(() => {
+          this.#underWay = this.#underWay.filter((other) => other !== apply);
+          const failure = this.failNext;
+          this.failNext = null;
+          if (!early && (failure === null || this.#prng.chance(0.5))) apply();
+          busy = false;
+          done(failure);
+        });
+      });
+    };
     return {
       meta: () => stored.meta(),
       get: (key) => stored.get(key),
       range: (range) => stored.range(range),
       entry: (index) => stored.entry(index),
-      commit: (change, done) => {
-        if (busy) throw new Error("A commit is under way");
-        busy = true;
-        const prepared = prepare(change);
-        const apply = (): void => stored.write(prepared);
-        this.#underWay.push(apply);
-        // The real one's deletions show before it says that all is durable.
-        const early = this.#prng.chance(0.5);
-        this.#schedule(() => {
-          if (early) apply();
-          this.#schedule(() => {
-            this.#underWay = this.#underWay.filter((other) => other !== apply);
-            const failure = this.failNext;
-            this.failNext = null;
-            if (!early && (failure === null || this.#prng.chance(0.5))) apply();
-            busy = false;
-            done(failure);
-          });
-        });
-      },
+      snapshot: () => stored.snapshot(),
+      stage: () => stored.stage(this.#schedule),
+      commit: (change, done) => commit(prepare(change), done),
+      install: (staging, meta, done) => commit(prepareInstall(staging, meta), done),
       close: async () => {
         if (busy) throw new Error("Closed while a commit is under way");
         this.#open.delete(name);

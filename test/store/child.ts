@@ -66,24 +66,28 @@ function environment(directory: string): void {
   say(`ready ${last}`);
   const step = (): void => {
     const number = last + 1;
-    opened.commit(
-      {
-        clear: number % 50 === 0,
-        meta: new TextEncoder().encode(String(number)),
-        rows: Array.from({ length: 30 }, (_, n) => [`row/${n}`, `${number}`.repeat(50)] as const),
-        entries: [[number, new TextEncoder().encode(String(number))]],
-        entriesDeleted: [{ low: 0, high: number - 5 }],
-      },
-      (error) => {
-        if (error !== null) {
-          say(`failed ${error.message}: ${String(error.cause)}`);
-          process.exit(1);
-        }
-        last = number;
-        say(`ack ${number}`);
-        step();
-      },
+    const bytes = new TextEncoder().encode(String(number));
+    const rows = Array.from(
+      { length: 30 },
+      (_, n) => [`row/${n}`, `${number}`.repeat(50)] as const,
     );
+    const done = (error: Error | null): void => {
+      if (error !== null) {
+        say(`failed ${error.message}: ${String(error.cause)}`);
+        process.exit(1);
+      }
+      last = number;
+      say(`ack ${number}`);
+      step();
+    };
+    if (number % 5 === 0) {
+      const staging = opened.stage();
+      for (const row of rows) staging.add([row], () => {});
+      opened.install(staging, bytes, done);
+      return;
+    }
+    const entriesDeleted = [{ low: 0, high: number - 5 }];
+    opened.commit({ meta: bytes, rows, entries: [[number, bytes]], entriesDeleted }, done);
   };
   step();
 }

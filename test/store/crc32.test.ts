@@ -1,6 +1,7 @@
 import { expect, test } from "vitest";
 import { Prng } from "../../src/lib/prng.ts";
-import { crc32, crc32Table } from "../../src/store/crc32.ts";
+import { crc32Table } from "../../src/lib/crc32.ts";
+import { crc32 } from "../../src/store/crc32.ts";
 
 /** By the definition, bit by bit. */
 function plain(bytes: Uint8Array): number {

@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import * as fc from "fast-check";
 import { afterAll, describe, expect, test } from "vitest";
-import type { EnvironmentChange } from "../../src/host/ports.ts";
+import type { EnvironmentChange, Staging } from "../../src/host/ports.ts";
 import { LmdbEnvironments } from "../../src/store/environments.ts";
 import type { LmdbEnvironment } from "../../src/store/environments.ts";
 import { environmentCap } from "../../src/store/limits.ts";
@@ -27,7 +27,7 @@ function bytes(text: string): Uint8Array {
 function commit(environment: LmdbEnvironment, change: Partial<EnvironmentChange>): Promise<void> {
   return new Promise((resolve, reject) => {
     environment.commit(
-      { clear: false, meta: bytes("m"), rows: [], entries: [], entriesDeleted: [], ...change },
+      { meta: bytes("m"), rows: [], entries: [], entriesDeleted: [], ...change },
       (error) => (error === null ? resolve() : reject(error)),
     );
   });
@@ -69,36 +69,6 @@ describe("commit()", () => {
     await again.close();
   });
 
-  test("replaces everything on clear, in the same transaction", async () => {
-    const environments = new LmdbEnvironments({ data: temporary() });
-    const environment = environments.open("acme");
-    await commit(environment, {
-      rows: [
-        ["old", "1"],
-        ["both", "1"],
-      ],
-      entries: [
-        [1, bytes("1")],
-        [2, bytes("2")],
-      ],
-    });
-    await commit(environment, {
-      clear: true,
-      meta: bytes("snapshot"),
-      rows: [
-        ["both", "2"],
-        ["new", "2"],
-        ["old", undefined],
-      ],
-      entries: [[9, bytes("9")]],
-      entriesDeleted: [{ low: 0, high: 100 }],
-    });
-    expect(rows(environment.range(everything))).toEqual({ both: "2", new: "2" });
-    expect(environment.entry(1)).toBe(undefined);
-    expect(environment.entry(9)).toEqual(Uint8Array.from(bytes("9")));
-    await environment.close();
-  });
-
   test("deletes ranges of entries before it puts", async () => {
     const environments = new LmdbEnvironments({ data: temporary() });
     const environment = environments.open("acme");
@@ -127,14 +97,13 @@ describe("commit()", () => {
     }
     expect(() =>
       environment.commit(
-        { clear: true, meta: bytes("x"), rows: broken(), entries: [], entriesDeleted: [] },
+        { meta: bytes("x"), rows: broken(), entries: [], entriesDeleted: [] },
         () => undefined,
       ),
     ).toThrow("planted");
     expect(() =>
       environment.commit(
         {
-          clear: false,
           meta: bytes("x"),
           rows: [["k".repeat(5000), "v"]],
           entries: [],
@@ -303,4 +272,105 @@ describe("environments", () => {
       expect(environments.open_count).toBe(0);
     },
   );
+});
+
+describe("install()", () => {
+  function add(staging: Staging, ...staged: (readonly [string, string])[]): Promise<void> {
+    return new Promise((resolve, reject) => {
+      staging.add(staged, (error) => (error === null ? resolve() : reject(error)));
+    });
+  }
+
+  function install(environment: LmdbEnvironment, staging: Staging, meta: string): Promise<void> {
+    return new Promise((resolve, reject) => {
+      environment.install(staging, bytes(meta), (error) =>
+        error === null ? resolve() : reject(error),
+      );
+    });
+  }
+
+  test("replaces rows and log by what was staged, again and again, and over restarts", async () => {
+    const environments = new LmdbEnvironments({ data: temporary() });
+    let environment = environments.open("acme");
+    for (let round = 1; round <= 3; round++) {
+      await commit(environment, {
+        meta: bytes("before"),
+        rows: [
+          ["old", "1"],
+          ["both", "1"],
+        ],
+        entries: [[round, bytes("1")]],
+      });
+      const staging = environment.stage();
+      await add(staging, ["both", `${round}`]);
+      // Commits go on meanwhile, and see nothing of it.
+      await commit(environment, { meta: bytes("meanwhile"), rows: [["more", "1"]] });
+      expect(rows(environment.range(everything))).toEqual({
+        ...(round > 1 && { new: `${round - 1}` }),
+        old: "1",
+        both: "1",
+        more: "1",
+      });
+      await add(staging, ["new", `${round}`]);
+      await install(environment, staging, `installed ${round}`);
+      const state = { both: `${round}`, new: `${round}` };
+      expect(rows(environment.range(everything))).toEqual(state);
+      expect(environment.get("new")).toBe(`${round}`);
+      expect(environment.entry(round)).toBe(undefined);
+      await environment.close();
+      environment = environments.open("acme");
+      expect(rows(environment.range(everything))).toEqual(state);
+      expect(new TextDecoder().decode(environment.meta() ?? undefined)).toBe(`installed ${round}`);
+    }
+    await environment.close();
+  });
+
+  test("takes nothing of what an earlier life, or an earlier staging, left half done", async () => {
+    const environments = new LmdbEnvironments({ data: temporary() });
+    let environment = environments.open("acme");
+    await commit(environment, { rows: [["a", "1"]] });
+    await add(environment.stage(), ["half", "1"]);
+    await environment.close();
+    environment = environments.open("acme");
+    expect(rows(environment.range(everything))).toEqual({ a: "1" });
+    await add(environment.stage(), ["superseded", "1"]);
+    const dropped = environment.stage();
+    await add(dropped, ["dropped", "1"]);
+    dropped.discard();
+    const staging = environment.stage();
+    await add(staging, ["b", "2"]);
+    await install(environment, staging, "installed");
+    expect(rows(environment.range(everything))).toEqual({ b: "2" });
+    await environment.close();
+  });
+});
+
+describe("snapshot()", () => {
+  test("shows the rows of its moment, whatever is committed and installed while it is read", async () => {
+    const environments = new LmdbEnvironments({ data: temporary() });
+    const environment = environments.open("acme");
+    const many = Array.from({ length: 1_000 }, (_, n) => [`k${1_000 + n}`, `first ${n}`] as const);
+    await commit(environment, { rows: many });
+    const snapshot = environment.snapshot();
+    const reading = snapshot.range(everything)[Symbol.iterator]();
+    const seen = [reading.next().value];
+    await commit(environment, { rows: many.map(([key]) => [key, "second"] as const) });
+    const staging = environment.stage();
+    await new Promise<void>((resolve) => {
+      staging.add([["k0", "third"]], () => resolve());
+    });
+    await new Promise<void>((resolve) => {
+      environment.install(staging, bytes("m"), () => resolve());
+    });
+    for (let next = reading.next(); next.done !== true; next = reading.next())
+      seen.push(next.value);
+    expect(seen).toEqual(many);
+    expect([...snapshot.range({ ...everything, reverse: true })]).toEqual(many.toReversed());
+    expect(rows(environment.range(everything))).toEqual({ k0: "third" });
+    snapshot.close();
+    expect(() => [...snapshot.range(everything)]).toThrow("closed");
+    const left = environment.snapshot();
+    await environment.close();
+    expect(() => [...left.range(everything)]).toThrow("closed");
+  });
 });
