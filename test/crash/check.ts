@@ -1,0 +1,225 @@
+/**
+ * What must hold after any crash, told from the directory and from what was acknowledged before:
+ * - the directory is had, the journal opens without damage, every environment opens;
+ * - every environment is exactly at its applied index: what its log has up to there is in its rows, what comes after is
+ *   not, and nothing in it is half a write;
+ * - started again, every acknowledged write is there, and every other is there whole or not at all.
+ */
+import { join } from "node:path";
+import { metaFromBytes } from "../../src/host/replica.ts";
+import type { Environment, TenantView } from "../../src/host/ports.ts";
+import { TenantState } from "../../src/host/tenant_state.ts";
+import type { Command } from "../../src/machine/command.ts";
+import {
+  allConfigs,
+  getConfig,
+  getMeta,
+  getText,
+  historyAfter,
+  listVersions,
+} from "../../src/machine/queries.ts";
+import type { StateView } from "../../src/machine/machine.ts";
+import { entryFromBytes } from "../../src/raft/codec.ts";
+import { EntryKind } from "../../src/raft/types.ts";
+import { LmdbEnvironments } from "../../src/store/environments.ts";
+import { inspectJournal } from "../../src/store/inspect.ts";
+import { idOf, namespace, openStack, versionsPerConfig } from "./stack.ts";
+
+interface Acknowledged {
+  readonly tenant: string;
+  readonly config: string;
+  readonly version: number;
+  readonly revision: number;
+  readonly id: string;
+}
+
+/** What a child said, over all its lives. */
+export class Ledger {
+  /** Newest last, per tenant and config. */
+  readonly writes = new Map<string, Acknowledged[]>();
+  readonly made = new Set<string>();
+  readonly gone = new Set<string>();
+  acknowledged = 0;
+
+  take(line: string): void {
+    const [what, tenant = "", config = "", version, revision, id = ""] = line.split(" ");
+    if (what === "made") this.made.add(tenant);
+    // From here on it may be there or not.
+    if (what === "going") this.made.delete(tenant);
+    if (what === "gone") this.gone.add(tenant);
+    if (what !== "ack") return;
+    this.acknowledged += 1;
+    const key = `${tenant}/${config}`;
+    const list = this.writes.get(key) ?? [];
+    list.push({ tenant, config, version: Number(version), revision: Number(revision), id });
+    // Older versions than are kept need not be remembered.
+    if (list.length > 4 * versionsPerConfig) list.splice(0, list.length - 2 * versionsPerConfig);
+    this.writes.set(key, list);
+  }
+}
+
+/** @returns what is wrong; empty when nothing is. Changes the directory, as a start does: give it a copy. */
+export async function complaintsAfterCrash(directory: string, ledger: Ledger): Promise<string[]> {
+  const complaints: string[] = [];
+  const complain = (text: string): void => {
+    // The first few say it.
+    if (complaints.length < 20) complaints.push(text);
+  };
+  try {
+    const journal = inspectJournal(join(directory, "journal"));
+    if (journal.damaged) complain(`The journal is damaged: ${JSON.stringify(journal.findings)}`);
+  } catch (error) {
+    // Killed before its first segment was made.
+    if (!String(error).includes("Cannot inspect")) complain(String(error));
+  }
+  await checkEnvironments(directory, complain);
+  try {
+    const stack = await openStack(
+      directory,
+      (error) => complain(`fatal: ${error.message}`),
+      (message, fields) => complain(`${message}: ${String((fields as { err?: unknown }).err)}`),
+    );
+    await checkServed(stack.host, ledger, complain);
+    await stack.close();
+  } catch (error) {
+    complain(`Cannot be started again: ${error instanceof Error ? error.stack : String(error)}`);
+  }
+  return complaints;
+}
+
+type Complain = (text: string) => void;
+
+async function checkEnvironments(directory: string, complain: Complain): Promise<void> {
+  let environments: LmdbEnvironments;
+  try {
+    environments = new LmdbEnvironments({ data: directory });
+  } catch (error) {
+    // Nothing was ever there.
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return;
+    throw error;
+  }
+  for (const name of environments.names()) {
+    try {
+      const environment = environments.open(name);
+      checkEnvironment(environment, (text) => complain(`${name}: ${text}`));
+      await environment.close();
+    } catch (error) {
+      const cause =
+        error instanceof Error && error.cause !== undefined ? ` (${String(error.cause)})` : "";
+      complain(`${name} does not open: ${String(error)}${cause}`);
+    }
+  }
+}
+
+function checkEnvironment(environment: Environment, complain: Complain): void {
+  const bytes = environment.meta();
+  const rows = [...environment.range({ gte: " ", lt: "\x7f" })];
+  if (bytes === null) {
+    if (rows.length > 0) complain("it has rows and no meta");
+    return;
+  }
+  const meta = metaFromBytes(bytes);
+  const view = new TenantState(environment) as StateView;
+  const texts = checkState(view, complain);
+  if (meta.applied < meta.first - 1 || meta.applied > meta.last)
+    complain(`applied ${meta.applied} is outside its log ${meta.first} to ${meta.last}`);
+  if (environment.entry(meta.last + 1) !== undefined) complain("its log goes on behind its end");
+  /** Of each config the last publish up to the applied index. */
+  const newest = new Map<string, string>();
+  for (let index = meta.first; index <= meta.last; index++) {
+    const found = environment.entry(index);
+    if (found === undefined) {
+      complain(`entry ${index} of ${meta.first} to ${meta.last} is missing`);
+      continue;
+    }
+    const entry = entryFromBytes(found);
+    if (entry.index !== index) complain(`entry ${index} says it is ${entry.index}`);
+    if (entry.kind === EntryKind.confChange || entry.data.length === 0) continue;
+    const { action } = JSON.parse(new TextDecoder().decode(entry.data)) as Command;
+    if (action.op !== "publish") continue;
+    const id = idOf(action.content.text);
+    if (id === null) complain(`entry ${index} is not whole`);
+    else if (index <= meta.applied) newest.set(action.name, id);
+    else if (texts.has(id)) complain(`entry ${index} is in the rows, which are at ${meta.applied}`);
+  }
+  for (const [name, id] of newest) {
+    const config = getConfig(view, namespace, name);
+    const text = config === null ? null : getText(view, namespace, name, config.latestVersion);
+    if (text === null || idOf(text) !== id)
+      complain(`the rows are at ${meta.applied}, and ${name} is not the log's ${id}`);
+  }
+}
+
+/** Revisions without a gap, versions with a whole content each. @returns ids of all texts */
+function checkState(view: StateView, complain: Complain): Set<string> {
+  const ids = new Set<string>();
+  const meta = getMeta(view);
+  const history = historyAfter(view, meta.historyFrom - 1) ?? [];
+  const last = history.at(-1)?.revision ?? meta.revision;
+  if (last !== meta.revision) complain(`revision is ${meta.revision}, the history ends at ${last}`);
+  for (const [n, { revision }] of history.entries())
+    if (revision !== meta.historyFrom + n) complain(`the history has a gap before ${revision}`);
+  for (const config of allConfigs(view)) {
+    const versions = listVersions(view, config.namespace, config.name, { limit: 1_000 }).items;
+    if (versions.length !== config.versions) complain(`${config.name} counts its versions wrongly`);
+    if (versions.length > 0 && versions[0]?.version !== config.latestVersion)
+      complain(`${config.name} is at ${config.latestVersion}, its newest version is another`);
+    for (const { version } of versions) {
+      const text = getText(view, config.namespace, config.name, version);
+      const id = text === null ? null : idOf(text);
+      if (id === null) complain(`version ${version} of ${config.name} is not whole`);
+      else if (ids.has(id)) complain(`${id} is there twice`);
+      else ids.add(id);
+    }
+  }
+  return ids;
+}
+
+async function checkServed(
+  host: Awaited<ReturnType<typeof openStack>>["host"],
+  ledger: Ledger,
+  complain: Complain,
+): Promise<void> {
+  const options = { consistency: "linearizable", timeoutMs: 10_000 } as const;
+  const names = new Set([
+    ...ledger.made,
+    ...ledger.gone,
+    ...[...ledger.writes.keys()].map((key) => key.split("/")[0] as string),
+  ]);
+  for (const tenant of names) {
+    const located = await host.locate(tenant);
+    if (ledger.gone.has(tenant)) {
+      if (located !== null) complain(`${tenant} was deleted for good and is there`);
+      continue;
+    }
+    if (located === null) {
+      // Between `going` and `gone` nothing is promised.
+      if (ledger.made.has(tenant) || tenant.startsWith("t"))
+        complain(`${tenant} was made and is not there`);
+      continue;
+    }
+    const writes = [...ledger.writes.values()].filter(([first]) => first?.tenant === tenant).flat();
+    await host
+      .read(tenant, options, (view) =>
+        checkTenant(view, writes, (text) => complain(`${tenant}: ${text}`)),
+      )
+      .catch((error: unknown) => complain(`${tenant} cannot be read: ${String(error)}`));
+  }
+}
+
+function checkTenant(view: TenantView, writes: readonly Acknowledged[], complain: Complain): void {
+  checkState(view, complain);
+  for (const { config, version, revision, id } of writes) {
+    const row = getConfig(view, namespace, config);
+    const latest = row?.latestVersion ?? 0;
+    if (version > latest)
+      complain(`LOST: ${id}, version ${version} of ${config}; it is at ${latest}`);
+    else if (version > latest - versionsPerConfig) {
+      const text = getText(view, namespace, config, version);
+      if (text === null || idOf(text) !== id)
+        complain(`LOST: ${id}, version ${version} of ${config}; there is ${text?.slice(0, 40)}`);
+    }
+    if (revision > view.revision)
+      complain(`revision ${revision} was acknowledged, it is at ${view.revision}`);
+  }
+}

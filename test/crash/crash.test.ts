@@ -1,0 +1,126 @@
+/** A slice of `npm run crash`, and that its check finds what it is there for. */
+import * as fs from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
+import { describe, expect, onTestFinished, test } from "vitest";
+import { LmdbEnvironments } from "../../src/store/environments.ts";
+import { complaintsAfterCrash, Ledger } from "./check.ts";
+import { canInject, CrashRun, describeHow } from "./kills.ts";
+import type { Runtime } from "./node_process.ts";
+import { command, namespace, node, openStack, textOf, versionsPerConfig } from "./stack.ts";
+
+/** The suite runs on two runners; one of them has the larger part. */
+const kills = Number(process.env["CONFLUX_CRASH_KILLS"] ?? (process.versions["bun"] ? 4 : 12));
+const timeoutMs = 60_000 + kills * 10_000;
+const runtimes: readonly Runtime[] = ["bun", "bun", "node", "deno"];
+
+describe("processes that are killed under load", () => {
+  test(
+    "leave every acknowledged write, nothing half there, and environments exactly at their index",
+    async () => {
+      if (!canInject) console.warn("strace may not trace here: kills are at random only");
+      const run = new CrashRun(process.versions["bun"] ? 2 : 1);
+      onTestFinished(() => run.close());
+      for (let kill = 0; kill < kills; kill++) {
+        const runtime = runtimes[kill % runtimes.length] as Runtime;
+        const { how, complaints } = await run.crash(runtime);
+        expect(complaints, `${runtime}, ${describeHow(how)}`).toEqual([]);
+      }
+      expect(run.ledger.acknowledged).toBeGreaterThan(kills * 5);
+    },
+    timeoutMs,
+  );
+});
+
+describe("complaintsAfterCrash()", () => {
+  /** A directory with ten acknowledged publishes, written by a stack that was closed in good order. */
+  async function written(): Promise<{ directory: string; ledger: Ledger }> {
+    const directory = fs.mkdtempSync(join(tmpdir(), "conflux-planted-"));
+    onTestFinished(() => fs.rmSync(directory, { recursive: true, force: true }));
+    const ledger = new Ledger();
+    const { host, close } = await openStack(directory, (error) => {
+      throw error;
+    });
+    await host.propose(
+      "_system",
+      command({
+        op: "directory.create",
+        tenant: "t1",
+        quotas: { versionsPerConfig },
+        nodes: [node],
+        adminKey: { id: "k", kind: "admin", hash: "0".repeat(64) },
+      }),
+    );
+    await host.propose("t1", command({ op: "config.put", namespace, name: "a", format: "text" }));
+    for (let n = 1; n <= 10; n++) {
+      const text = textOf(`1.1.${n}`, 50);
+      const content = { text, hash: `sha256:${n}`, bytes: text.length };
+      const outcome = await host.propose(
+        "t1",
+        command({ op: "publish", namespace, name: "a", content, schemaHash: null }),
+      );
+      if (!outcome.ok) throw new Error(outcome.detail);
+      ledger.take(`ack t1 a ${n} ${outcome.revision} 1.1.${n}`);
+    }
+    await close();
+    return { directory, ledger };
+  }
+
+  /** Changes rows of the tenant behind the store's back. */
+  async function change(directory: string, rows: [string, string | undefined][]): Promise<void> {
+    const environments = new LmdbEnvironments({ data: directory });
+    const name = environments.names().find((one) => one.startsWith("t1")) as string;
+    const environment = environments.open(name);
+    const meta = environment.meta() as Uint8Array;
+    await new Promise((done) => {
+      environment.commit({ clear: false, meta, rows, entries: [], entriesDeleted: [] }, done);
+    });
+    await environment.close();
+  }
+
+  test("has none of a directory that is as it must be", async () => {
+    const { directory, ledger } = await written();
+    expect(await complaintsAfterCrash(directory, ledger)).toEqual([]);
+  });
+
+  test("finds an acknowledged write that is gone", async () => {
+    const { directory, ledger } = await written();
+    ledger.take("ack t1 a 11 999 1.1.11");
+    const complaints = (await complaintsAfterCrash(directory, ledger)).join("\n");
+    expect(complaints).toContain("LOST: 1.1.11, version 11 of a; it is at 10");
+    expect(complaints).toContain("revision 999 was acknowledged");
+  });
+
+  test("finds half a write, and rows that are not at their applied index", async () => {
+    const half = await written();
+    await change(half.directory, [["txt/default/a/0000000000000009", '"1.1.9 50 half"']]);
+    const complaints = (await complaintsAfterCrash(half.directory, half.ledger)).join("\n");
+    expect(complaints).toContain("version 9 of a is not whole");
+    expect(complaints).toContain("LOST: 1.1.9");
+    const behind = await written();
+    await change(behind.directory, [["txt/default/a/0000000000000010", '"1.1.3 50 x"']]);
+    expect((await complaintsAfterCrash(behind.directory, behind.ledger)).join("\n")).toContain(
+      "and a is not the log's 1.1.10",
+    );
+  });
+
+  test("finds a tenant that came back, and one that is missing", async () => {
+    const { directory, ledger } = await written();
+    ledger.take("gone t1");
+    ledger.take("made t2");
+    const complaints = (await complaintsAfterCrash(directory, ledger)).join("\n");
+    expect(complaints).toContain("t1 was deleted for good and is there");
+    expect(complaints).toContain("t2 was made and is not there");
+  });
+
+  test("finds damage", async () => {
+    const { directory, ledger } = await written();
+    const journal = join(directory, "journal");
+    const [first = ""] = fs.readdirSync(journal).sort();
+    const bytes = fs.readFileSync(join(journal, first));
+    bytes[100] = (bytes[100] as number) ^ 1;
+    fs.writeFileSync(join(journal, first), bytes);
+    expect((await complaintsAfterCrash(directory, ledger)).join("\n")).toContain("is damaged");
+  });
+});
