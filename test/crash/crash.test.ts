@@ -74,7 +74,7 @@ describe("complaintsAfterCrash()", () => {
     const environment = environments.open(name);
     const meta = environment.meta() as Uint8Array;
     await new Promise((done) => {
-      environment.commit({ clear: false, meta, rows, entries: [], entriesDeleted: [] }, done);
+      environment.commit({ meta, rows, entries: [], entriesDeleted: [] }, done);
     });
     await environment.close();
   }

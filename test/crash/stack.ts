@@ -14,7 +14,7 @@ import { LmdbEnvironments } from "../../src/store/environments.ts";
 import { NodeJournal } from "../../src/store/journal.ts";
 import { LoopbackNetwork } from "../../src/transport/loopback.ts";
 
-const tuning: Tuning = {
+const tuning: Partial<Tuning> = {
   checkpointBytes: 24 * 1024,
   journalSegments: 2,
   logKeptEntries: 20,
