@@ -392,11 +392,13 @@ async function known<T>(
   const tenant = call.params["tenant"] as string;
   const attempt = async (with_: "stale" | "linearizable"): Promise<T> => {
     // Parsing may throw a problem, which must not look to the host like a fault of the replica.
-    const shapes = new Map<string, Shape | null>();
-    const state = await service.read(tenant, { consistency: with_ }, (view) => ({
+    const known = (view: TenantView): { contentBytesMax: number; shapes: Shapes } => ({
       contentBytesMax: getQuotas(view).contentBytes,
-      shapes: collectShapes(view, call, shapes),
-    }));
+      shapes: collectShapes(view, call),
+    });
+    const view = with_ === "stale" ? service.viewNow(tenant) : null;
+    const state =
+      view !== null ? known(view) : await service.read(tenant, { consistency: with_ }, known);
     return build({
       contentBytesMax: state.contentBytesMax,
       shape: (namespace, name) => state.shapes.get(`${namespace}/${name}`) ?? null,
@@ -411,12 +413,11 @@ async function known<T>(
   }
 }
 
+type Shapes = ReadonlyMap<string, Shape | null>;
+
 /** The shapes of all configs that the request names. */
-function collectShapes(
-  view: TenantView,
-  call: Call,
-  shapes: Map<string, Shape | null>,
-): ReadonlyMap<string, Shape | null> {
+function collectShapes(view: TenantView, call: Call): Shapes {
+  const shapes = new Map<string, Shape | null>();
   const body = call.body as { readonly then?: readonly unknown[] } | undefined;
   const targets =
     call.params["name"] !== undefined

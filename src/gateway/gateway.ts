@@ -380,7 +380,8 @@ class Door {
     tenant: string,
     credential: Credential,
   ): Promise<Answer> {
-    const nodes = await this.#elsewhere(tenant, credential);
+    const isHere = this.#service.locateNow(tenant)?.local === true;
+    const nodes = isHere ? null : await this.#elsewhere(tenant, credential);
     if (nodes !== null) return this.#forward(route, call, nodes);
     return route.read === undefined
       ? this.#change(route, call, tenant, credential)
@@ -395,7 +396,6 @@ class Door {
 
   /** Null when the tenant has a replica here, else the nodes that have one. */
   async #elsewhere(tenant: string, credential: Credential): Promise<readonly string[] | null> {
-    if (this.#service.locateNow(tenant)?.local === true) return null;
     const place = await this.#service.locate(tenant);
     if (place !== null) return place.local ? null : place.nodes;
     // Only root may learn which tenants there are.
@@ -463,18 +463,22 @@ class Door {
     tenant: string,
     credential: Credential & { readonly kind: "tenant" },
   ): Promise<void> {
-    const attempt = (consistency: ReadOptions["consistency"]): Promise<Failed | null> =>
-      this.#service.read(tenant, { consistency }, (view) => {
-        try {
-          this.#admit(route, call, view, credential);
-          return null;
-        } catch (error) {
-          return new Failed(error);
-        }
-      });
-    let failed = await attempt("stale");
+    const admit = (view: TenantView): Failed | null => {
+      try {
+        this.#admit(route, call, view, credential);
+        return null;
+      } catch (error) {
+        return new Failed(error);
+      }
+    };
+    const view = this.#service.viewNow(tenant);
+    let failed =
+      view !== null
+        ? admit(view)
+        : await this.#service.read(tenant, { consistency: "stale" }, admit);
     // It may have been made a moment ago through another node.
-    if (failed?.isUnauthorized === true) failed = await attempt("linearizable");
+    if (failed?.isUnauthorized === true)
+      failed = await this.#service.read(tenant, { consistency: "linearizable" }, admit);
     if (failed !== null) throw failed.error;
   }
 

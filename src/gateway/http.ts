@@ -117,14 +117,14 @@ export function givenRequestId(request: Request): string | null {
 }
 
 const tokenLengthMax = 512;
+const bearer = /^bearer /i;
 
 /** `Authorization: Bearer` or `X-API-Key`; null when neither holds something that could be a token. */
 export function tokenOf(request: Request): string | null {
   const authorization = request.headers.get("authorization");
   let token: string | null;
   if (authorization === null) token = request.headers.get("x-api-key");
-  else
-    token = /^bearer /i.test(authorization) ? authorization.slice("bearer ".length).trim() : null;
+  else token = bearer.test(authorization) ? authorization.slice("bearer ".length).trim() : null;
   return token === null || token === "" || token.length > tokenLengthMax ? null : token;
 }
 
@@ -161,24 +161,53 @@ async function readBody(request: Request, bytesMax: number): Promise<Uint8Array>
 
 /** A body that takes longer holds up a place among the requests under way for nothing. */
 const bodyMsMax = 30_000;
+/** How often bodies on their way are looked at. A timer for each would cost more than reading it. */
+const bodiesCheckMs = 1_000;
+/** When it is too late for a body, and what happens then. */
+interface Arriving {
+  readonly deadline: number;
+  readonly late: () => void;
+}
+const arriving = new Set<Arriving>();
+let bodiesCheck: ReturnType<typeof setInterval> | null = null;
+
+function checkBodies(): void {
+  const now = performance.now();
+  for (const body of arriving) {
+    // In order of arrival: the first that is in time has only such behind it.
+    if (body.deadline > now) break;
+    arriving.delete(body);
+    body.late();
+  }
+  if (arriving.size > 0 || bodiesCheck === null) return;
+  clearInterval(bodiesCheck);
+  bodiesCheck = null;
+}
 
 /** The bytes of a body, for forwarding it unread. Client faults while sending are `invalid`. */
-export async function bodyBytes(request: Request, bytesMax: number): Promise<Uint8Array> {
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(
-      () => reject(invalid(`Send the whole body within ${bodyMsMax / 1_000} s`)),
-      bodyMsMax,
+export function bodyBytes(request: Request, bytesMax: number): Promise<Uint8Array> {
+  return new Promise((resolve, reject) => {
+    const body: Arriving = {
+      deadline: performance.now() + bodyMsMax,
+      late: () => reject(invalid(`Send the whole body within ${bodyMsMax / 1_000} s`)),
+    };
+    arriving.add(body);
+    bodiesCheck ??= setInterval(checkBodies, bodiesCheckMs);
+    readBody(request, bytesMax).then(
+      (bytes) => {
+        arriving.delete(body);
+        resolve(bytes);
+      },
+      (error: unknown) => {
+        arriving.delete(body);
+        reject(
+          error instanceof Problem
+            ? error
+            : new Problem("invalid", "The body ended before it was complete", { cause: error }),
+        );
+      },
     );
   });
-  try {
-    return await Promise.race([readBody(request, bytesMax), late]);
-  } catch (error) {
-    if (error instanceof Problem) throw error;
-    throw new Problem("invalid", "The body ended before it was complete", { cause: error });
-  } finally {
-    clearTimeout(timer);
-  }
 }
 
 const utf8 = new TextDecoder("utf-8", { fatal: true });

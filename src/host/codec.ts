@@ -75,10 +75,19 @@ export const ItemKind = { raft: 1, heartbeat: 2, rpc: 3, snapshot: 14, snapshotA
 
 export function raftItem(group: number, incarnation: number, message: Message): Uint8Array {
   const writer = new ByteWriter(128);
+  writeRaftItem(writer, group, incarnation, message);
+  return writer.view();
+}
+
+function writeRaftItem(
+  writer: ByteWriter,
+  group: number,
+  incarnation: number,
+  message: Message,
+): void {
   writer.u53(group);
   writer.u32(incarnation);
   encodeMessage(writer, message);
-  return writer.view();
 }
 
 export function parseRaftItem(bytes: Uint8Array): {
@@ -92,32 +101,55 @@ export function parseRaftItem(bytes: Uint8Array): {
   return { group, incarnation, message: decodeMessage(reader) };
 }
 
+/** Memory of a frame that is kept for the next one. */
+const FRAME_BYTES_KEPT = 1024 * 1024;
+
 /** Collects items for one peer and lane until they leave as one frame. */
 export class FrameWriter {
   #writer = new ByteWriter(4096);
   #items = 0;
+  /** The frame was taken: the next item begins another one in its place. */
+  #taken = false;
 
   get empty(): boolean {
     return this.#items === 0;
   }
 
   get bytes(): number {
-    return this.#writer.length;
+    return this.#items === 0 ? 0 : this.#writer.length;
   }
 
   add(kind: number, item: Uint8Array): void {
-    this.#writer.u8(kind);
-    this.#writer.u32(item.length);
-    this.#writer.bytes(item);
-    this.#items += 1;
+    const writer = this.#begin(kind);
+    writer.u32(item.length);
+    writer.bytes(item);
   }
 
-  /** The frame's bytes, valid until the next `add`. */
+  /** The same as `add` of a `raftItem`, which is written in place. */
+  addRaft(group: number, incarnation: number, message: Message): void {
+    const writer = this.#begin(ItemKind.raft);
+    const at = writer.length;
+    writer.u32(0);
+    writeRaftItem(writer, group, incarnation, message);
+    writer.patchU32(at, writer.length - at - 4);
+  }
+
+  /** The frame's bytes, valid until the next item. */
   take(): Uint8Array {
-    const frame = this.#writer.view();
-    this.#writer = new ByteWriter(4096);
     this.#items = 0;
-    return frame;
+    this.#taken = true;
+    return this.#writer.view();
+  }
+
+  #begin(kind: number): ByteWriter {
+    if (this.#taken) {
+      this.#taken = false;
+      if (this.#writer.length > FRAME_BYTES_KEPT) this.#writer = new ByteWriter(4096);
+      else this.#writer.clear();
+    }
+    this.#items += 1;
+    this.#writer.u8(kind);
+    return this.#writer;
   }
 }
 

@@ -30,7 +30,6 @@ import {
   ItemKind,
   parseRaftItem,
   parseRecord,
-  raftItem,
 } from "./codec.ts";
 import { Directory, SYSTEM_GROUP, SYSTEM_TENANT } from "./directory.ts";
 import { GroupLog, type ReplicaMeta } from "./group_log.ts";
@@ -107,7 +106,7 @@ export interface Tuning {
 }
 
 const tuningDefaults: Tuning = {
-  checkpointBytes: 4 * 1024 * 1024,
+  checkpointBytes: 16 * 1024 * 1024,
   journalSegments: 4,
   logKeptEntries: 1_000,
   logKeptBytes: 8 * 1024 * 1024,
@@ -642,11 +641,11 @@ export class NodeHost implements ConfigService {
     const node = replica.members.get(message.to);
     if (node === undefined || node === this.node) return;
     const outbox = this.#outbox(node);
-    const item = raftItem(replica.group, replica.incarnation, message);
+    const { group, incarnation } = replica;
     if (isUrgent(message.type)) {
-      outbox.frames.control.add(ItemKind.raft, item);
+      outbox.frames.control.addRaft(group, incarnation, message);
     } else {
-      outbox.frames.append.add(ItemKind.raft, item);
+      outbox.frames.append.addRaft(group, incarnation, message);
       if (message.type === MessageType.appendEntries && message.entries.length > 0) {
         outbox.appends.push({ replica, to: message.to });
       }
@@ -1542,20 +1541,29 @@ export class NodeHost implements ConfigService {
   readWith(tenant: string, options: ReadOptions, done: Done<TenantView>): void {
     const deadline = this.#clock.monotonicMs() + (options.timeoutMs ?? READ_TIMEOUT_MS);
     if (options.consistency === "stale") {
-      const row = tenant === SYSTEM_TENANT ? null : this.directory.tenant(tenant);
-      const group = row === null ? SYSTEM_GROUP : row?.group;
-      const replica = group === undefined ? undefined : this.#replicas.get(group);
-      const isThere = row?.deletedAt == null || options.evenDeleted === true;
-      if (replica?.initialised === true && replica.halted === null && isThere) {
-        replica.usedAt = this.#clock.monotonicMs();
-        return this.#atRevision(replica, options.minRevision, deadline, done);
-      }
+      const replica = this.#replicaNow(tenant, options.evenDeleted);
+      if (replica !== null) return this.#atRevision(replica, options.minRevision, deadline, done);
     }
     const found: Done<Found> = (error, place) => {
       if (error !== null) return done(error);
       this.#attemptRead(place as Found, options, deadline, done);
     };
     this.#find(tenant, deadline, found, options.evenDeleted);
+  }
+
+  viewNow(tenant: string): TenantView | null {
+    return this.#replicaNow(tenant)?.view ?? null;
+  }
+
+  /** The replica here, if it is awake and has a state to show. */
+  #replicaNow(tenant: string, evenDeleted = false): Replica | null {
+    const row = tenant === SYSTEM_TENANT ? null : this.directory.tenant(tenant);
+    const group = row === null ? SYSTEM_GROUP : row?.group;
+    const replica = group === undefined ? undefined : this.#replicas.get(group);
+    const isThere = row?.deletedAt == null || evenDeleted;
+    if (replica?.initialised !== true || replica.halted !== null || !isThere) return null;
+    replica.usedAt = this.#clock.monotonicMs();
+    return replica;
   }
 
   #attemptRead(found: Found, options: ReadOptions, deadline: number, done: Done<TenantView>): void {

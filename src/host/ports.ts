@@ -177,7 +177,10 @@ export interface FrameHandler {
 export interface Transport {
   /** Connects, and calls `handler` from then on. */
   start(handler: FrameHandler): Promise<void>;
-  /** False when it was not sent: disconnected, unknown peer, or the lane's window to it is full. Takes up to 16 MiB. */
+  /**
+   * False when it was not sent: disconnected, unknown peer, or the lane's window to it is full. Takes up to 16 MiB, and
+   * copies what it needs of it before it returns.
+   */
   send(to: string, lane: Lane, bytes: Uint8Array): boolean;
   readonly connected: boolean;
   close(): Promise<void>;
@@ -282,6 +285,8 @@ export interface ConfigService {
   >;
   /** Same without waiting, from what this node knows; undefined when it must be asked of the directory. */
   locateNow(tenant: string): { readonly local: boolean } | undefined;
+  /** The state as this node knows it, like a stale read without waiting; null when `read` must be asked. Valid for this turn. */
+  viewNow(tenant: string): TenantView | null;
   /** Replicates and applies; forwards to the leader if that is elsewhere. `timeoutMs` over → `outcome-unknown`. */
   propose(tenant: string, command: Command, timeoutMs?: number): Promise<Outcome>;
   /** Runs `query` synchronously on this node's replica once the consistency asked for holds. */

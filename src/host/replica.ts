@@ -363,6 +363,7 @@ export class Replica {
 
   /** Ends waits whose time is up. `now` is host time, ms. */
   expire(now: number): void {
+    if (this.#waiting === 0) return;
     for (const [index, proposal] of this.#proposals) {
       if (proposal.deadline > now) continue;
       this.#proposals.delete(index);
@@ -526,7 +527,11 @@ export class Replica {
 
   #isOnlyCommit(append: StorageAppend): boolean {
     const { hardState, entries, responses, own } = append;
-    if (entries.length > 0 || responses.length > 0 || own.length > 0) return false;
+    if (entries.length > 0 || own.length > 0) return false;
+    // Acknowledgements speak of entries that are durable, or on their way into the journal before this.
+    for (const { type } of responses) {
+      if (type !== MessageType.appendEntriesResponse) return false;
+    }
     const { term, vote } = this.#hardSubmitted;
     return hardState === null || (hardState.term === term && hardState.vote === vote);
   }
@@ -752,6 +757,8 @@ export class Replica {
     this.#appliedTerm = snapshot.term;
     this.#sequenceStored = sequence;
     this.#appliedStored = snapshot.index;
+    // Whoever asked for a row meanwhile may have been given one of the old state.
+    this.#state.reset();
     this.#installing = false;
     this.#storingEnded();
     this.#hooks.installed(this);

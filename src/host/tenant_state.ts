@@ -22,6 +22,9 @@ const everything = { gte: "", lt: "\x7f" } as const;
 
 /** What a row costs in memory beside its text; only used to decide when to checkpoint. */
 const ROW_BYTES_ASSUMED = 300;
+/** Rows of the environment that are kept parsed, and how long the text of one may be. */
+const PARSED_MAX = 128;
+const PARSED_LENGTH_MAX = 4_096;
 
 interface KeyRange {
   readonly gte: string;
@@ -33,6 +36,8 @@ export class TenantState implements StateTransaction {
   readonly #environment: Environment;
   #active: Overlay = new SortedMap();
   #frozen: Overlay | null = null;
+  /** Rows of the environment read lately: keys, options of a namespace and the like are asked for by every request. */
+  readonly #parsed = new Map<string, unknown>();
   /** Rough size of the active overlay. */
   overlayBytes = 0;
 
@@ -41,14 +46,22 @@ export class TenantState implements StateTransaction {
   }
 
   get<T = unknown>(key: string): T | undefined {
-    if (this.#active.size > 0) {
-      const row = this.#active.get(key);
-      if (row !== undefined || this.#active.has(key)) return row as T | undefined;
-    }
+    const row = this.#active.get(key);
+    if (row !== undefined || this.#active.has(key)) return row as T | undefined;
     if (this.#frozen !== null && this.#frozen.has(key))
       return this.#frozen.get(key) as T | undefined;
+    return (this.#parsed.get(key) ?? this.#read(key)) as T | undefined;
+  }
+
+  #read(key: string): unknown {
     const text = this.#environment.get(key);
-    return text === undefined ? undefined : (JSON.parse(text) as T);
+    if (text === undefined) return undefined;
+    const row: unknown = JSON.parse(text);
+    if (text.length <= PARSED_LENGTH_MAX) {
+      if (this.#parsed.size >= PARSED_MAX) this.#parsed.clear();
+      this.#parsed.set(key, row);
+    }
+    return row;
   }
 
   put(key: string, row: unknown): void {
@@ -65,21 +78,17 @@ export class TenantState implements StateTransaction {
   *range<T = unknown>(range: KeyRange): Generator<readonly [key: string, row: T]> {
     const below = layered(
       parsed(this.#environment.range(range)),
-      this.#frozen === null ? null : overlayRange(this.#frozen, range),
+      this.#frozen === null ? null : this.#frozen.range(range),
       range.reverse === true,
     );
-    for (const [key, row] of layered(
-      below,
-      overlayRange(this.#active, range),
-      range.reverse === true,
-    )) {
+    for (const [key, row] of layered(below, this.#active.range(range), range.reverse === true)) {
       if (row !== undefined) yield [key, row as T];
     }
   }
 
   /** The state as it is now, for as long as it is open: applying, checkpoints and installations go on beside it. */
   snapshot(): StateSnapshot {
-    // The clone shares everything with the overlay until one of them changes; the frozen one never changes again.
+    // A copy of what still changes; the frozen one never changes again.
     return new StateSnapshot(this.#environment.snapshot(), this.#frozen, this.#active.clone());
   }
 
@@ -103,14 +112,18 @@ export class TenantState implements StateTransaction {
 
   /** The frozen rows are in the environment, durably. */
   thaw(): void {
-    assert(this.#frozen !== null, "no checkpoint is under way");
+    const frozen = this.#frozen;
+    assert(frozen !== null, "no checkpoint is under way");
+    // What was read of the environment before it had these.
+    for (const key of this.#parsed.keys()) if (frozen.has(key)) this.#parsed.delete(key);
     this.#frozen = null;
   }
 
-  /** A snapshot replaced everything in the environment. */
+  /** A snapshot is about to replace everything in the environment, or just did: nothing of before counts any more. */
   reset(): void {
     this.#active = new SortedMap();
     this.#frozen = null;
+    this.#parsed.clear();
     this.overlayBytes = 0;
   }
 }
@@ -155,21 +168,6 @@ function* parsed(
   rows: Iterable<readonly [string, string]>,
 ): Generator<readonly [key: string, row: unknown]> {
   for (const [key, text] of rows) yield [key, JSON.parse(text)];
-}
-
-function* overlayRange(rows: Overlay, range: KeyRange): Generator<readonly [string, unknown]> {
-  if (range.reverse === true) {
-    // Strictly below `lt`: the library's third argument skips that key itself.
-    for (const [key, row] of rows.entriesReversed(range.lt, undefined, true)) {
-      if (key < range.gte) return;
-      yield [key, row];
-    }
-    return;
-  }
-  for (const [key, row] of rows.entries(range.gte)) {
-    if (key >= range.lt) return;
-    yield [key, row];
-  }
 }
 
 /** Merges two ordered sources; at equal keys the upper one wins. Deletions stay visible as undefined rows. */

@@ -14,13 +14,12 @@ const HIGH = 0x1_0000_0000;
 const HIGH_MAX = 0x1f_ffff;
 
 export class ByteWriter {
+  // No DataView: asking small arrays for their buffer makes engines move them, which cost more than the writing.
   #bytes: Uint8Array<ArrayBuffer>;
-  #view: DataView;
   #length = 0;
 
   constructor(capacity = 256) {
     this.#bytes = new Uint8Array(capacity);
-    this.#view = new DataView(this.#bytes.buffer);
   }
 
   get length(): number {
@@ -39,20 +38,21 @@ export class ByteWriter {
 
   u16(value: number): void {
     const at = this.#take(2);
-    this.#view.setUint16(at, value, true);
+    this.#bytes[at] = value;
+    this.#bytes[at + 1] = value >>> 8;
   }
 
   u32(value: number): void {
     const at = this.#take(4);
-    this.#view.setUint32(at, value, true);
+    putU32(this.#bytes, at, value);
   }
 
   /** A safe non-negative integer, as two halves. */
   u53(value: number): void {
     assert(Number.isSafeInteger(value) && value >= 0, "only safe integers are written");
     const at = this.#take(8);
-    this.#view.setUint32(at, value >>> 0, true);
-    this.#view.setUint32(at + 4, Math.floor(value / HIGH), true);
+    putU32(this.#bytes, at, value);
+    putU32(this.#bytes, at + 4, Math.floor(value / HIGH));
   }
 
   /** The bytes as they are; their length is the caller's to write. */
@@ -64,7 +64,7 @@ export class ByteWriter {
   /** Overwrites a u32 that was written before its value was known. */
   patchU32(at: number, value: number): void {
     assert(at + 4 <= this.#length, "only what was written can be patched");
-    this.#view.setUint32(at, value, true);
+    putU32(this.#bytes, at, value);
   }
 
   /** What was written, as a view that the next write may overwrite. */
@@ -86,7 +86,6 @@ export class ByteWriter {
       const grown = new Uint8Array(capacity);
       grown.set(this.#bytes.subarray(0, at));
       this.#bytes = grown;
-      this.#view = new DataView(grown.buffer);
     }
     this.#length = length;
     return at;
@@ -95,12 +94,10 @@ export class ByteWriter {
 
 export class ByteReader {
   readonly #bytes: Uint8Array;
-  readonly #view: DataView;
   #at = 0;
 
   constructor(bytes: Uint8Array) {
     this.#bytes = bytes;
-    this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   }
 
   get offset(): number {
@@ -116,18 +113,19 @@ export class ByteReader {
   }
 
   u16(): number {
-    return this.#view.getUint16(this.#take(2), true);
+    const at = this.#take(2);
+    return (this.#bytes[at] as number) | ((this.#bytes[at + 1] as number) << 8);
   }
 
   u32(): number {
-    return this.#view.getUint32(this.#take(4), true);
+    return getU32(this.#bytes, this.#take(4));
   }
 
   u53(): number {
     const at = this.#take(8);
-    const high = this.#view.getUint32(at + 4, true);
+    const high = getU32(this.#bytes, at + 4);
     if (high > HIGH_MAX) throw new MalformedError("An integer is beyond 2^53");
-    return high * HIGH + this.#view.getUint32(at, true);
+    return high * HIGH + getU32(this.#bytes, at);
   }
 
   /** A view into what is being read; it keeps the whole of it alive. */
@@ -155,4 +153,16 @@ export class ByteReader {
     this.#at = at + size;
     return at;
   }
+}
+
+function putU32(bytes: Uint8Array, at: number, value: number): void {
+  bytes[at] = value;
+  bytes[at + 1] = value >>> 8;
+  bytes[at + 2] = value >>> 16;
+  bytes[at + 3] = value >>> 24;
+}
+
+function getU32(bytes: Uint8Array, at: number): number {
+  const low = (bytes[at] as number) | ((bytes[at + 1] as number) << 8);
+  return (low | ((bytes[at + 2] as number) << 16) | ((bytes[at + 3] as number) << 24)) >>> 0;
 }

@@ -207,6 +207,10 @@ export class SoloService implements ConfigService {
     return this.#local(tenant).apply(command);
   }
 
+  viewNow(tenant: string): TenantView | null {
+    return this.locateNow(tenant)?.local === true ? this.#cluster.state(tenant) : null;
+  }
+
   async read<T>(tenant: string, options: ReadOptions, query: (view: TenantView) => T): Promise<T> {
     const state = this.#local(tenant, options.evenDeleted);
     if (options.minRevision !== undefined && options.minRevision > state.revision)

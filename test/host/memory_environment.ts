@@ -124,15 +124,8 @@ export class MemoryEnvironment implements Environment {
   async close(): Promise<void> {}
 }
 
-function* rangeOf(
-  all: { entries(from: string): Iterable<readonly [string, string]> },
-  range: Range,
-): Generator<readonly [string, string]> {
-  const rows: (readonly [string, string])[] = [];
-  for (const row of all.entries(range.gte)) {
-    if (row[0] >= range.lt) break;
-    rows.push([row[0], row[1]]);
-  }
-  if (range.reverse === true) rows.reverse();
+/** All of it at once, as of the first call. */
+function* rangeOf(all: SortedMap<string>, range: Range): Generator<readonly [string, string]> {
+  const rows = [...all.range(range)];
   yield* rows;
 }
