@@ -14,7 +14,7 @@ import { hashToken, makeRootToken } from "./gateway/tokens.ts";
 import { SYSTEM_TENANT } from "./host/directory.ts";
 import { NodeHost } from "./host/node_host.ts";
 import type { Clock, Transport } from "./host/ports.ts";
-import type { Action } from "./machine/command.ts";
+import { semanticsNow, type Action } from "./machine/command.ts";
 import { runtime } from "./runtime/runtime.ts";
 import { ListenError, serve } from "./runtime/serve.ts";
 import { isRootToken, readSettings, SettingsError, type Settings } from "./runtime/settings.ts";
@@ -210,6 +210,7 @@ async function main(args: readonly string[]): Promise<void> {
     const outcome = await host.propose(SYSTEM_TENANT, {
       at: Date.now(),
       actor: { kind: "system", keyId: node },
+      semantics: semanticsNow,
       action,
     });
     if (!outcome.ok) throw new Problem(outcome.code, outcome.detail);

@@ -108,6 +108,8 @@ const quotaNames = {
   versionsPerConfig: "Versions kept; older ones that no release needs go",
   keys: "Keys, expired ones included",
   bytes: "Contents of all kept versions together",
+  auditRecords: "Audit records kept",
+  auditDays: "Days that an audit record is kept at most",
   watchers: "Watches open at once, on each node",
   requestsPerSecond: "Of all keys together, on each node, with bursts of 5 s",
   writesPerSecond: "Changes among them",
@@ -264,8 +266,37 @@ export const AuditRecord = answer("AuditRecord", {
   target: Type.String(),
   requestId: orNull(Type.String()),
   address: orNull(Type.String()),
+  before: orNull(
+    Type.String({
+      description:
+        "What the change found: for new content the hash of the latest before, else a hash of the target with all its settings",
+    }),
+  ),
+  after: orNull(Type.String({ description: "What the change left, in the same way" })),
+  previous: orNull(
+    Type.String({ description: "Hash of the record before; null: from before there was a chain" }),
+  ),
+  hash: orNull(
+    Type.String({
+      description:
+        "sha256 over the JSON text of [previous, sequence, revision, at in ms since 1970, actor.kind, actor.keyId, action, target, requestId, address, before, after]",
+    }),
+  ),
 });
 export type AuditRecord = Static<typeof AuditRecord>;
+
+export const AuditPage = answer("AuditPage", {
+  items: Type.Array(AuditRecord),
+  next: Type.Optional(Type.String({ description: "Send it as `since` for the next page" })),
+  anchor: orNull(
+    Type.Object(
+      { sequence: Count, hash: Type.String() },
+      { description: "The last record that is no longer kept" },
+    ),
+  ),
+  head: orNull(Type.String({ description: "Hash of the newest record" })),
+});
+export type AuditPage = Static<typeof AuditPage>;
 
 export const GroupAnswer = answer("Group", {
   leader: orNull(Type.String()),

@@ -9,6 +9,7 @@ import { text as textOf } from "node:stream/consumers";
 import { pathToFileURL } from "node:url";
 import { parse as parseYaml } from "yaml";
 import { unifiedDiff } from "../gateway/diff.ts";
+import { AuditChain } from "../model/audit.ts";
 import { contentFormats } from "../model/release.ts";
 import type { ContentFormat } from "../model/release.ts";
 import { Admin, Problem } from "../sdk/admin.ts";
@@ -294,6 +295,22 @@ const commands: readonly Command[] = [
       description: { type: "string", value: "TEXT", help: "What it is for" },
     },
     run: keys,
+  },
+  {
+    name: "audit",
+    summary: "Who changed what; whether the records are as they were written",
+    usage: "list | export | verify [--head HASH]",
+    words: [1, 1],
+    options: {
+      ...tenantOption,
+      since: { type: "string", value: "N", help: "Records after this sequence (list, export)" },
+      head: {
+        type: "string",
+        value: "HASH",
+        help: "A head that was noted before: it must still be in the chain (verify)",
+      },
+    },
+    run: audit,
   },
   {
     name: "tenants",
@@ -806,6 +823,58 @@ async function keys(context: Context): Promise<void> {
     await admin.deleteKey(tenant, id as string);
     context.show({ id, deleted: true }, () => `Deleted key ${id}`);
   }
+}
+
+async function audit(context: Context): Promise<number | void> {
+  const { admin, tenant, options } = context;
+  const [verb] = verbOf(context, { list: 0, export: 0, verify: 0 });
+  if (verb === "verify") return verifyAudit(context);
+  const since = options.get("since") === undefined ? 0 : (options.count("since") as number);
+  if (verb === "export") {
+    for await (const record of admin.auditRecords(tenant, since))
+      printContent(`${JSON.stringify(record)}\n`);
+    return;
+  }
+  const { items } = await admin.auditPage(tenant, { since, limit: 1_000 });
+  context.show(items, () =>
+    table(
+      ["SEQUENCE", "AT", "ACTOR", "ACTION", "TARGET", "ADDRESS", "REQUEST"],
+      items.map((record) => [
+        record.sequence,
+        record.at,
+        `${record.actor.kind} ${record.actor.keyId}`,
+        record.action,
+        record.target,
+        record.address,
+        record.requestId,
+      ]),
+    ),
+  );
+}
+
+/** Goes by the records alone; the server is not asked whether it is honest. */
+async function verifyAudit(context: Context): Promise<number> {
+  const { admin, tenant, options } = context;
+  const noted = options.get("head");
+  const { anchor } = await admin.auditPage(tenant, { limit: 1 });
+  const chain = new AuditChain(anchor);
+  let isNotedFound = noted === undefined || noted === anchor?.hash;
+  let records = 0;
+  let wrong: string | null = null;
+  for await (const record of admin.auditRecords(tenant)) {
+    records++;
+    wrong = chain.next({ ...record, at: Date.parse(record.at) });
+    if (wrong !== null) break;
+    isNotedFound ||= record.hash === noted;
+  }
+  if (wrong === null && !isNotedFound) wrong = "The head that was noted is not in the chain";
+  const result = { ok: wrong === null, records, head: chain.head, wrong };
+  context.show(result, () =>
+    wrong === null
+      ? `${records} records are as they were written; note the head: ${chain.head ?? "none yet"}`
+      : `Tampered with: ${wrong}`,
+  );
+  return wrong === null ? 0 : 1;
 }
 
 async function tenants(context: Context): Promise<void> {

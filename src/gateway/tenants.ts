@@ -4,7 +4,8 @@
 import { Type } from "@sinclair/typebox";
 import { Problem } from "../api/problems.ts";
 import {
-  AuditRecord,
+  AuditPage,
+  type AuditRecord,
   GroupAnswer,
   KeyAnswer,
   KeyCreate,
@@ -43,12 +44,17 @@ import {
   idempotencyKeyOf,
   precondition,
 } from "./changes.ts";
-import { invalid, json, revisionTag, time, type Call } from "./http.ts";
+import { invalid, json, revisionTag, time, type Answer, type Call } from "./http.ts";
+import type { ConfigService } from "../host/ports.ts";
 import { listLimitDefault, listQuery, route, type Context, type Route } from "./route.ts";
 import { hashToken, newToken, type TenantKeyKind } from "./tokens.ts";
 
 /** Long enough to bring the new key to everybody within a deployment or two. */
 const overlapSecondsDefault = 3_600;
+
+/** Audit records of one export; it goes on with `since`. */
+const exportMax = 10_000;
+const exportPage = 500;
 
 const T = "/v1/tenants/:tenant";
 const N = `${T}/namespaces/:namespace`;
@@ -398,12 +404,36 @@ const careRoutes: readonly Route[] = [
       since: Type.Optional(
         Type.Integer({ minimum: 0, description: "Records after this sequence; `next` of a page" }),
       ),
-      limit: listQuery.limit,
+      limit: Type.Optional(
+        Type.Integer({
+          minimum: 1,
+          maximum: exportMax,
+          description: "Default 100; JSON gives at most 1000",
+        }),
+      ),
+      format: Type.Optional(Type.Union([Type.Literal("json"), Type.Literal("ndjson")])),
     },
-    responses: { 200: { description: "Records", schema: listOf(AuditRecord) } },
-    read: (view, _call, { query }) => {
-      const { items, next } = listAudit(view, query);
-      return json({ items: items.map(auditAnswer), ...(next && { next: String(Number(next)) }) });
+    responses: {
+      200: {
+        description: `Records; as NDJSON (one record a line, up to ${exportMax} unless limit says less) they come as a stream, and go on with since`,
+        schema: AuditPage,
+      },
+    },
+    handle: async (call, { query }, { service }) => {
+      const tenant = call.params["tenant"] as string;
+      const { format = "json", limit, since = 0 } = query;
+      if (format === "ndjson") return exportAudit(call, service, { since, limit });
+      return service.read(tenant, { consistency: "linearizable" }, (view) => {
+        call.revision = view.revision;
+        const { items, next } = listAudit(view, { since, ...(limit !== undefined && { limit }) });
+        const { auditAnchor, auditHead } = getMeta(view);
+        return json({
+          items: items.map(auditAnswer),
+          ...(next && { next: String(Number(next)) }),
+          anchor: auditAnchor ?? null,
+          head: auditHead ?? null,
+        });
+      });
     },
   }),
   route({
@@ -568,6 +598,46 @@ function namespaceAnswer(row: NamespaceRow): NamespaceAnswer {
   };
 }
 
+/** Reads page by page as the client reads: no more than one is held here. */
+async function exportAudit(
+  call: Call,
+  service: ConfigService,
+  options: { readonly since: number; readonly limit: number | undefined },
+): Promise<Answer> {
+  const tenant = call.params["tenant"] as string;
+  let { since, limit: left = exportMax } = options;
+  const page = (consistency: "linearizable" | "stale"): Promise<string> =>
+    service.read(tenant, { consistency }, (view) => {
+      call.revision ??= view.revision;
+      const { items } = listAudit(view, { since, limit: Math.min(left, exportPage) });
+      left -= items.length;
+      since = items.at(-1)?.sequence ?? since;
+      // The last page is known by being short.
+      if (items.length < exportPage) left = 0;
+      return items.map((row) => `${JSON.stringify(auditAnswer(row))}\n`).join("");
+    });
+  let next: string | null = await page("linearizable");
+  const encoder = new TextEncoder();
+  const body = new ReadableStream<Uint8Array>(
+    {
+      pull: async (controller) => {
+        if (next !== null && next !== "") controller.enqueue(encoder.encode(next));
+        if (left === 0) return controller.close();
+        next = await page("stale");
+        // A pull that enqueued nothing is not called again.
+        if (next === "") controller.close();
+      },
+    },
+    { highWaterMark: 0 },
+  );
+  return {
+    status: 200,
+    headers: { "content-type": "application/x-ndjson", "cache-control": "no-cache" },
+    body,
+  };
+}
+
 function auditAnswer(row: AuditRow): AuditRecord {
-  return { ...row, at: time(row.at) };
+  const { before = null, after = null, previous = null, hash = null } = row;
+  return { ...row, at: time(row.at), before, after, previous, hash };
 }

@@ -864,6 +864,7 @@ export class NodeHost implements ConfigService {
     const command: Command = {
       at: this.#clock.wallMs(),
       actor: { kind: "system", keyId: "system" },
+      semantics: semanticsNow,
       action: { op: "schedule.pass" },
     };
     this.#proposeHere(replica, encoder.encode(JSON.stringify(command)), deadline, done);
@@ -893,6 +894,7 @@ export class NodeHost implements ConfigService {
     const command: Command = {
       at: this.#clock.wallMs(),
       actor: { kind: "system", keyId: "system" },
+      semantics: semanticsNow,
       action: {
         op: "tenant.init",
         tenant: replica.tenant,

@@ -22,13 +22,14 @@ export interface Envelope {
   /**
    * Which meaning the command has where that has changed over time; absent: 1. A committed command keeps its meaning on
    * every replica for ever, so a new meaning is a new number here. 2: deleting versions heeds the namespace's protection.
+   * 3: audit rows are chained, with the hashes of what was before and after.
    */
   readonly semantics?: number;
   readonly action: Action;
 }
 
 /** What commands that are made now say. */
-export const semanticsNow = 2;
+export const semanticsNow = 3;
 
 export type Command = Envelope;
 

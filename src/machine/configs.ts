@@ -64,9 +64,16 @@ export function applyConfigAction(
   const changesBefore = draft.changes.length;
   const done = dispatch(draft, action, by);
   if (draft.changes.length > changesBefore) {
-    const target =
-      action.op === "namespace.put" ? action.namespace : `${action.namespace}/${action.name}`;
-    draft.audits.push({ action: action.op, target });
+    const { op, namespace } = action;
+    draft.audits.push(
+      op === "namespace.put"
+        ? { action: op, target: namespace, key: namespaceKey(namespace) }
+        : {
+            action: op,
+            target: `${namespace}/${action.name}`,
+            key: configKey(namespace, action.name),
+          },
+    );
   }
   return done;
 }

@@ -55,7 +55,8 @@ export function applySystemAction(draft: Draft, action: SystemAction): Done<Syst
   const done = dispatch(draft, action);
   if (draft.changes.length > changesBefore) {
     const target = "tenant" in action ? action.tenant : action.node;
-    draft.audits.push({ action: action.op, target });
+    const key = "tenant" in action ? tenantKey(target) : nodeKey(target);
+    draft.audits.push({ action: action.op, target, key });
   }
   return done;
 }

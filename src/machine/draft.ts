@@ -62,6 +62,8 @@ type Writable<T> = { -readonly [K in keyof T]: T[K] };
 export interface DraftAudit {
   readonly action: string;
   readonly target: string;
+  /** Of the row that is meant; absent: none. */
+  readonly key?: string;
 }
 
 export class Draft implements StateView {
@@ -97,6 +99,11 @@ export class Draft implements StateView {
 
   get<T = unknown>(key: string): T | undefined {
     if (this.#rows.has(key)) return this.#rows.get(key) as T | undefined;
+    return this.#base.get<T>(key);
+  }
+
+  /** As the command found it. */
+  before<T = unknown>(key: string): T | undefined {
     return this.#base.get<T>(key);
   }
 

@@ -9,6 +9,8 @@
  * - a command with an idempotency key has one outcome for as long as its record is kept.
  */
 import { unreachable } from "../lib/assert.ts";
+import { auditGenesis, auditHash } from "../model/audit.ts";
+import { contentHash } from "../model/content.ts";
 import {
   isIdempotencyKey,
   isName,
@@ -51,7 +53,9 @@ import type {
 } from "./rows.ts";
 
 export const historyMax = 10_000;
+/** Of records without a chain. */
 export const auditsMax = 50_000;
+const dayMs = 86_400_000;
 export const idempotencyMax = 10_000;
 export const idempotencyAgeMs = 24 * 3_600_000;
 export const actionsPerTransactionMax = 500;
@@ -322,7 +326,7 @@ function rotateKey(
     draft.put(keyKey(old.id), replaced);
     draft.change({ type: "key", namespace: "", name: old.id });
   }
-  draft.audits.push({ action: "key.rotate", target: old.id });
+  draft.audits.push({ action: "key.rotate", target: old.id, key: keyKey(old.id) });
   return { created: true, result: { key: keyInfo(key), replaced: keyInfo(replaced) } };
 }
 
@@ -364,7 +368,7 @@ function addKey(draft: Draft, key: NewKey): KeyRow {
   draft.meta.keys++;
   draft.put(keyKey(key.id), row);
   draft.change({ type: "key", namespace: "", name: key.id });
-  draft.audits.push({ action: "key.create", target: key.id });
+  draft.audits.push({ action: "key.create", target: key.id, key: keyKey(key.id) });
   return row;
 }
 
@@ -374,7 +378,7 @@ function deleteKey(draft: Draft, id: string): { created: false; result: ResultOf
   draft.meta.keys--;
   draft.delete(keyKey(id));
   draft.change({ type: "key-delete", namespace: "", name: id });
-  draft.audits.push({ action: "key.delete", target: id });
+  draft.audits.push({ action: "key.delete", target: id, key: keyKey(id) });
   return { created: false, result: { id } };
 }
 
@@ -435,8 +439,16 @@ function recordCommit(draft: Draft, actor: Actor): HistoryRow {
   draft.put(historyKey(revision), commit);
   for (let n = 0; revision - meta.historyFrom >= historyMax && n < dropsPerCommandMax; n++)
     draft.delete(historyKey(meta.historyFrom++));
-  for (const { action, target } of draft.audits) {
-    const row: AuditRow = {
+  recordAudits(draft, actor);
+  return commit;
+}
+
+function recordAudits(draft: Draft, actor: Actor): void {
+  const { meta, revision, at } = draft;
+  // Once there is a chain everything is in it, whatever an older node proposed.
+  const isChained = draft.semantics >= 3 || meta.auditHead !== undefined;
+  for (const { action, target, key } of draft.audits) {
+    const facts = {
       sequence: ++meta.audits,
       revision,
       at,
@@ -446,10 +458,51 @@ function recordCommit(draft: Draft, actor: Actor): HistoryRow {
       requestId: actor.requestId ?? null,
       address: actor.address ?? null,
     };
+    let row: AuditRow = facts;
+    if (isChained) {
+      const hashOf = contentActions.has(action) ? latestHashOf : rowHash;
+      const before = key === undefined ? null : hashOf(draft.before(key));
+      const after = key === undefined ? null : hashOf(draft.get(key));
+      const previous = meta.auditHead ?? auditGenesis;
+      const hash = auditHash(previous, { ...facts, before, after });
+      meta.auditHead = hash;
+      row = { ...facts, before, after, previous, hash };
+    }
     draft.put(auditKey(row.sequence), row);
-    if (row.sequence > auditsMax) draft.delete(auditKey(row.sequence - auditsMax));
+    if (!isChained && row.sequence > auditsMax) draft.delete(auditKey(row.sequence - auditsMax));
   }
-  return commit;
+  if (isChained) dropAudits(draft);
+}
+
+/** The newest record is always kept: a tenant that slept for long must not begin anew. */
+function dropAudits(draft: Draft): void {
+  const { meta, at } = draft;
+  const keptMax = Math.max(1, draft.quota("auditRecords"));
+  const oldestAt = at - draft.quota("auditDays") * dayMs;
+  let from = meta.auditFrom ?? Math.max(1, meta.audits - draft.audits.length - auditsMax + 1);
+  for (let n = 0; from < meta.audits && n < dropsPerCommandMax; n++, from++) {
+    const row = draft.get<AuditRow>(auditKey(from));
+    if (row === undefined) continue;
+    if (meta.audits - from < keptMax && row.at >= oldestAt) break;
+    draft.delete(auditKey(from));
+    if (row.hash !== undefined) meta.auditAnchor = { sequence: from, hash: row.hash };
+  }
+  meta.auditFrom = from;
+}
+
+/** The frequent ones: the hash of the content came with the command, and hashing costs more than all else here. */
+const contentActions: ReadonlySet<string> = new Set<Action["op"]>(["publish", "version.create"]);
+
+function latestHashOf(row: unknown): string | null {
+  return (row as ConfigRow | undefined)?.latestHash ?? null;
+}
+
+/** Rows are JSON that every replica holds alike; of a schema, which may be large, its own hash stands for it. */
+function rowHash(row: unknown): string | null {
+  if (row === undefined) return null;
+  const { schema } = row as Partial<ConfigRow>;
+  const short = schema == null ? row : { ...(row as ConfigRow), schema: schema.hash };
+  return contentHash(JSON.stringify(short));
 }
 
 function firstOutcome(

@@ -27,6 +27,10 @@ export interface Quotas {
   readonly keys?: number;
   /** All versions of all configs together. */
   readonly bytes?: number;
+  /** Audit records kept. */
+  readonly auditRecords?: number;
+  /** How long each is kept at most. */
+  readonly auditDays?: number;
   /** Open at once, on each node. */
   readonly watchers?: number;
   /** On each node, in bursts of a few seconds' worth. */
@@ -46,6 +50,8 @@ export const defaultQuotas: Required<Quotas> = {
   versionsPerConfig: 1_000,
   keys: 1_000,
   bytes: 1_073_741_824,
+  auditRecords: 50_000,
+  auditDays: 400,
   watchers: 100_000,
   // Beyond what a node can do: who wants a limit sets one.
   requestsPerSecond: 1_000_000,
@@ -79,6 +85,12 @@ export interface TenantMeta {
   readonly bytes: number;
   /** Sequence of the newest audit row; 0 = none yet. */
   readonly audits: number;
+  /** Hash of that row; absent: there is no chain yet. */
+  readonly auditHead?: string;
+  /** Sequence of the oldest audit row that is kept; absent: by their number alone. */
+  readonly auditFrom?: number;
+  /** The last row that is not kept, when it was in the chain. */
+  readonly auditAnchor?: { readonly sequence: number; readonly hash: string };
   /** Idempotency records are those with idempotencyFrom ≤ n < idempotencyTo. */
   readonly idempotencyFrom: number;
   readonly idempotencyTo: number;
@@ -221,6 +233,11 @@ export interface AuditRow {
   readonly target: string;
   readonly requestId: string | null;
   readonly address: string | null;
+  /** See model/audit.ts. All four are absent in rows from before there was a chain. */
+  readonly before?: string | null;
+  readonly after?: string | null;
+  readonly previous?: string;
+  readonly hash?: string;
 }
 
 export interface IdempotencyRow {

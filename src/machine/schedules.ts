@@ -52,7 +52,11 @@ export function passSchedules(draft: Draft): {
     // Its revision stays: nothing was changed that an editor's ETag is for.
     draft.put(configKey(namespace, name), judged(draft, row));
     draft.change({ type: "schedule", namespace, name, release: row.release });
-    draft.audits.push({ action: "schedule.pass", target: `${namespace}/${name}` });
+    draft.audits.push({
+      action: "schedule.pass",
+      target: `${namespace}/${name}`,
+      key: configKey(namespace, name),
+    });
   }
   return { created: false, result: { passed: due.length } };
 }

@@ -8,6 +8,7 @@
 import type { Static } from "@sinclair/typebox";
 import { Problem } from "../api/problems.ts";
 import type {
+  AuditPage,
   AuditRecord,
   ClusterStatusAnswer,
   ConfigAnswer,
@@ -170,8 +171,28 @@ export class Admin {
     return this.#read(`${tenantPath(tenant)}/usage`);
   }
 
-  audit(tenant: string): Promise<AuditRecord[]> {
-    return this.#list(`${tenantPath(tenant)}/audit`);
+  /** One page: records after the sequence `since`, oldest first; at most 1000. */
+  auditPage(
+    tenant: string,
+    options: { readonly since?: number; readonly limit?: number } = {},
+  ): Promise<AuditPage> {
+    return this.#read(`${tenantPath(tenant)}/audit`, { ...options });
+  }
+
+  /** All records after `since`, page by page. */
+  async *auditRecords(tenant: string, since = 0): AsyncGenerator<AuditRecord> {
+    for (let after = since; ;) {
+      const { items, next } = await this.auditPage(tenant, { since: after, limit: pageMax });
+      yield* items;
+      if (next === undefined) return;
+      after = Number(next);
+    }
+  }
+
+  async audit(tenant: string): Promise<AuditRecord[]> {
+    const records: AuditRecord[] = [];
+    for await (const record of this.auditRecords(tenant)) records.push(record);
+    return records;
   }
 
   group(tenant: string): Promise<GroupAnswer> {

@@ -109,7 +109,7 @@ describe("help and errors", () => {
       const all = await run(["--help"]);
       expect(all).toMatchObject({ code: 0, err: "" });
       const names = [...all.out.matchAll(/^ {2}([a-z]+) /gm)].map(([, name]) => name as string);
-      for (const name of "start apply diff get describe delete publish release rollback eval watch history keys tenants cluster journal".split(
+      for (const name of "start apply diff get describe delete publish release rollback eval watch history keys audit tenants cluster journal".split(
         " ",
       ))
         expect(names).toContain(name);
@@ -399,6 +399,15 @@ test(
     expect((await run(["tenants", "delete", "shop", "--purge"], rootEnv)).code).toBe(0);
     expect((await run(["tenants", "list"], env)).err).toMatch(/forbidden, HTTP 403/);
     expect((await run(["cluster", "status"], rootEnv)).out).toMatch(/^cluster /);
+    expect((await run(["audit", "list"], env)).out).toMatch(/ key\.rotate +/);
+    const exported = await run(["audit", "export"], env);
+    const records = exported.out.trim().split("\n");
+    const { hash } = JSON.parse(records.at(-1) as string) as { hash: string };
+    const verified = await run(["audit", "verify", "--head", hash], env);
+    expect(verified).toMatchObject({ code: 0, err: "" });
+    expect(verified.out).toContain(`${records.length} records`);
+    const foreign = await run(["audit", "verify", "--head", "sha256:0"], env);
+    expect(foreign.code).toBe(1);
   },
   timeoutMs,
 );

@@ -34,7 +34,8 @@ function checkAnswer(method: string, path: string, answer: Answer): void {
   const declared = route.responses[answer.status];
   if (declared === undefined) throw new Error(`${route.id} does not declare ${answer.status}`);
   if (declared.schema === undefined || declared.media === "*/*") return;
-  if (answer.headers.get("content-type")?.startsWith("text/event-stream") === true) return;
+  const type = answer.headers.get("content-type");
+  if (type?.startsWith("text/event-stream") === true || type === "application/x-ndjson") return;
   const error = Value.Errors(declared.schema, answer.body).First();
   if (error !== undefined)
     throw new Error(`${route.id} answers ${error.path}: ${error.message}: ${answer.text}`);
@@ -123,7 +124,7 @@ export class Harness {
       remoteAddress: "192.0.2.1",
     });
     const text = await response.text();
-    const isJson = /json/.test(response.headers.get("content-type") ?? "");
+    const isJson = /[/+]json/.test(response.headers.get("content-type") ?? "");
     const answer = {
       status: response.status,
       headers: response.headers,

@@ -142,6 +142,7 @@ export class SoloCluster {
         // Epoch 1, so that tests can name cursors.
         at: 1_000,
         actor: { kind: "system", keyId: "system" },
+        semantics: semanticsNow,
         action: {
           op: "tenant.init",
           tenant,

@@ -153,6 +153,42 @@ describe("usage", () => {
   });
 });
 
+describe("audit", () => {
+  test("comes as JSON with its chain's ends, and as NDJSON page by page", async () => {
+    const token = await h.tenant("watched");
+    const path = "/v1/tenants/watched/namespaces/app/configs";
+    for (let i = 0; i < 520; i++)
+      await h.call("PUT", `${path}/c${i}`, { token, headers: { "x-request-id": `r${i}` } });
+    const page = await h.call("GET", "/v1/tenants/watched/audit?limit=1000", { token });
+    // The twin makes its tenants in 1970: what was written then is older than records are kept.
+    expect(page.body.items).toHaveLength(520);
+    expect(page.body.anchor.sequence).toBe(2);
+    expect(page.body.items.at(-1)).toMatchObject({
+      action: "config.put",
+      target: "app/c519",
+      requestId: "r519",
+      address: "192.0.2.1",
+      before: null,
+      hash: page.body.head,
+    });
+    const lines = (text: string): unknown[] =>
+      text
+        .split("\n")
+        .slice(0, -1)
+        .map((line) => JSON.parse(line) as unknown);
+    const ndjson = await h.call("GET", "/v1/tenants/watched/audit?format=ndjson", { token });
+    expect(ndjson.headers.get("content-type")).toBe("application/x-ndjson");
+    expect(lines(ndjson.text)).toEqual(page.body.items);
+    const part = "/v1/tenants/watched/audit?format=ndjson&since=5&limit=502";
+    const some = await h.call("GET", part, { token });
+    expect(lines(some.text)).toEqual(page.body.items.slice(3, 505));
+    const none = await h.call("GET", "/v1/tenants/watched/audit?format=ndjson&since=522", {
+      token,
+    });
+    expect(none.text).toBe("");
+  });
+});
+
 describe("rotation", () => {
   test("gives a new key, and the old one an end", async () => {
     const admin = await h.tenant("turned");

@@ -1,4 +1,5 @@
 import { describe, expect, test } from "vitest";
+import { semanticsNow } from "../../src/machine/command.ts";
 import type {
   Action,
   Actor,
@@ -19,7 +20,9 @@ import {
 import type { Applied } from "../../src/machine/machine.ts";
 import * as queries from "../../src/machine/queries.ts";
 import type { ResultOf } from "../../src/machine/results.ts";
-import { metaKey } from "../../src/machine/keys.ts";
+import { auditKey, metaKey } from "../../src/machine/keys.ts";
+import type { AuditRow } from "../../src/machine/rows.ts";
+import { AuditChain } from "../../src/model/audit.ts";
 import { MemoryState } from "./memory_state.ts";
 
 const system: Actor = { kind: "system", keyId: "system" };
@@ -884,6 +887,99 @@ describe("history and audit", () => {
         address: "::1",
       },
     ]);
+  });
+});
+
+describe("the audit's chain", () => {
+  const now = { semantics: semanticsNow } as const;
+  const verified = (tenant: Tenant): string | null => {
+    const chain = new AuditChain(queries.getMeta(tenant.state).auditAnchor ?? null);
+    for (const row of queries.listAudit(tenant.state, { limit: 1_000 }).items) {
+      const { before = null, after = null, previous = null, hash = null } = row;
+      const wrong = chain.next({ ...row, before, after, previous, hash });
+      if (wrong !== null) return wrong;
+    }
+    expect(chain.head).toBe(queries.getMeta(tenant.state).auditHead ?? null);
+    return null;
+  };
+
+  test("begins with the first command that asks for it, and never ends", () => {
+    const tenant = new Tenant();
+    tenant.put("a");
+    expect(verified(tenant)).toBeNull();
+    expect(queries.getMeta(tenant.state).auditHead).toBeUndefined();
+    tenant.ok({ op: "config.put", ...target("b") }, now);
+    tenant.put("c");
+    const hashes = queries.listAudit(tenant.state).items.map(({ hash }) => hash !== undefined);
+    expect(hashes).toEqual([false, false, true, true]);
+    expect(verified(tenant)).toBeNull();
+  });
+
+  test("says what each change found and left", () => {
+    const tenant = new Tenant();
+    tenant.ok({ op: "config.put", ...target("a") }, now);
+    tenant.ok({ op: "config.put", ...target("a"), description: "d" }, now);
+    tenant.ok({ op: "key.create", key: key("k1", "read") }, now);
+    tenant.ok({ op: "key.delete", id: "k1" }, now);
+    const rows = queries.listAudit(tenant.state, { since: 1 }).items;
+    const [made, changed, keyMade, keyGone] = rows;
+    expect(made?.before).toBeNull();
+    expect(changed?.before).toBe(made?.after);
+    expect(changed?.after).not.toBe(made?.after);
+    expect(keyGone?.before).toBe(keyMade?.after);
+    expect(keyGone?.after).toBeNull();
+  });
+
+  test("shows a row that was tampered with", () => {
+    const tenant = new Tenant();
+    for (const name of ["a", "b", "c"]) tenant.ok({ op: "config.put", ...target(name) }, now);
+    const row = queries.listAudit(tenant.state, { since: 2, limit: 1 }).items[0] as AuditRow;
+    tenant.state.put(auditKey(3), { ...row, actor: { kind: "admin", keyId: "someone" } });
+    expect(verified(tenant)).toBe("Record 3 was changed");
+    tenant.state.put(auditKey(3), row);
+    expect(verified(tenant)).toBeNull();
+  });
+
+  test("is anchored where old records are dropped, by count and by age", () => {
+    const tenant = new Tenant("acme", [], { auditRecords: 3, auditDays: 10 });
+    for (let i = 0; i < 9; i++) tenant.ok({ op: "config.put", ...target(`c${i}`) }, now);
+    const kept = (): number[] =>
+      queries.listAudit(tenant.state).items.map(({ sequence }) => sequence);
+    expect(kept()).toEqual([8, 9, 10]);
+    expect(queries.getMeta(tenant.state).auditAnchor?.sequence).toBe(7);
+    expect(verified(tenant)).toBeNull();
+    tenant.at += 11 * 86_400_000;
+    tenant.ok({ op: "config.put", ...target("late") }, now);
+    expect(kept()).toEqual([11]);
+    expect(verified(tenant)).toBeNull();
+  });
+});
+
+describe("what nodes tell", () => {
+  test("of usage adds up without a revision", () => {
+    const tenant = new Tenant("acme", [key("k1", "read")]);
+    const { revision } = queries.getMeta(tenant.state);
+    const told = { op: "usage.record", requests: 3, limited: 1, keys: [{ id: "k1", at: 900 }] };
+    tenant.ok(told as Action);
+    tenant.ok(told as Action);
+    tenant.ok({ op: "usage.record", requests: 1, limited: 0, keys: [{ id: "k1", at: 800 }] });
+    tenant.ok({ op: "usage.record", requests: 0, limited: 0, keys: [{ id: "gone", at: 1 }] });
+    const meta = queries.getMeta(tenant.state);
+    expect([meta.revision, meta.usage]).toEqual([revision, { requests: 7, limited: 2 }]);
+    expect(queries.getKey(tenant.state, "k1")?.lastUsedAt).toBe(900);
+    expect(queries.getKey(tenant.state, "gone")).toBeNull();
+    tenant.no("invalid", { op: "usage.record", requests: -1, limited: 0, keys: [] });
+    const actor = { kind: "read", keyId: "k1" } as const;
+    tenant.no("forbidden", told as Action, { actor });
+  });
+
+  test("of quotas counts only when it is news", () => {
+    const tenant = new Tenant();
+    tenant.ok({ op: "tenant.quotas", quotas: { configs: 2 }, revision: 9 });
+    expect(
+      tenant.ok({ op: "tenant.quotas", quotas: { configs: 1 }, revision: 9 }).commit,
+    ).toBeNull();
+    expect(queries.getQuotas(tenant.state).configs).toBe(2);
   });
 });
 
