@@ -15,6 +15,7 @@ import { SYSTEM_TENANT } from "./host/directory.ts";
 import { NodeHost } from "./host/node_host.ts";
 import type { Clock, Transport } from "./host/ports.ts";
 import { semanticsNow, type Action } from "./machine/command.ts";
+import { holdMallocThreshold } from "./runtime/memory.ts";
 import { runtime } from "./runtime/runtime.ts";
 import { ListenError, serve } from "./runtime/serve.ts";
 import { isRootToken, readSettings, SettingsError, type Settings } from "./runtime/settings.ts";
@@ -101,6 +102,7 @@ function natsIdentity(settings: Settings): Pick<NatsOptions, "auth" | "tls"> {
 }
 
 async function main(args: readonly string[]): Promise<void> {
+  await holdMallocThreshold();
   const settings = readSettings({
     args: args[0] === "start" ? args.slice(1) : args,
     env: process.env,

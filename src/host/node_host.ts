@@ -103,6 +103,8 @@ export interface Tuning {
   readonly snapshotPartBytes: number;
   /** Replicas that nobody used for this long go to sleep (decision D4). */
   readonly sleepAfterMs: number;
+  /** Replicas in memory beyond this many sleep as soon as they are unused for SLEEP_FOR_ROOM_MS. */
+  readonly awakeMax: number;
 }
 
 const tuningDefaults: Tuning = {
@@ -113,6 +115,8 @@ const tuningDefaults: Tuning = {
   logKeptBytesForLagging: 64 * 1024 * 1024,
   snapshotPartBytes: 128 * 1024,
   sleepAfterMs: 10 * 60_000,
+  // Each costs about 100 KB (`npm run bench -- density`).
+  awakeMax: 2_000,
 };
 
 /** Groups that are woken or proposed to per pulse because rules of theirs begin or end. */
@@ -126,7 +130,10 @@ const CHECKPOINTS_AT_ONCE = 8;
 const ENVIRONMENTS_SPARE = 16;
 /** For want of environments replicas are put to sleep after this long already. */
 const SLEEP_FOR_ROOM_MS = 2_000;
+const MAKE_ROOM_MS = 250;
 const SLEEP_CHECK_MS = 1_000;
+/** A node at its cap says so this often. */
+const FULL_NOTICE_MS = 10_000;
 /** Leftovers of purged tenants are looked for at most this often, and only when there may be some. */
 const SWEEP_MS = 2_000;
 /** Attempts and waiters this node keeps; more are refused. */
@@ -237,6 +244,8 @@ export class NodeHost implements ConfigService {
   readonly #revisionWaiters = new Map<number, RevisionWaiter[]>();
   #checkpoints = 0;
   #sleptAt = 0;
+  #roomMadeAt = 0;
+  #fullToldAt = -Infinity;
   /** No environment of a tenant that is gone is left on the disk, as far as is known. */
   #swept = false;
   #sweptAt = 0;
@@ -584,6 +593,7 @@ export class NodeHost implements ConfigService {
       this.#sweptAt = now;
       this.#sweepEnvironments();
     }
+    this.#makeRoom(now);
     this.#runCheckpoints();
     if (now - this.#sleptAt > SLEEP_CHECK_MS) {
       this.#sleptAt = now;
@@ -963,10 +973,15 @@ export class NodeHost implements ConfigService {
     const identity = group === SYSTEM_GROUP ? this.#systemMeta() : this.#directoryMeta(group);
     if (identity === null) return null;
     const { environments } = this.#options;
-    if (environments.open_count >= environments.cap - ENVIRONMENTS_SPARE)
-      this.#sleep(SLEEP_FOR_ROOM_MS, ENVIRONMENTS_SPARE * 4);
     if (environments.open_count >= environments.cap) {
-      this.#log.warn({ open: environments.open_count, cap: environments.cap }, "environments.full");
+      const now = this.#clock.monotonicMs();
+      if (now - this.#fullToldAt > FULL_NOTICE_MS) {
+        this.#fullToldAt = now;
+        this.#log.warn(
+          { open: environments.open_count, cap: environments.cap },
+          "environments.full",
+        );
+      }
       return null;
     }
     const name = environmentName(identity);
@@ -1112,6 +1127,16 @@ export class NodeHost implements ConfigService {
       last: 0,
       sequence: 0,
     };
+  }
+
+  /** Beyond `awakeMax`, or near the cap, the longest unused replicas sleep early. */
+  #makeRoom(now: number): void {
+    if (now - this.#roomMadeAt < MAKE_ROOM_MS) return;
+    this.#roomMadeAt = now;
+    const { environments } = this.#options;
+    const limit = Math.min(this.#tuning.awakeMax, environments.cap - ENVIRONMENTS_SPARE);
+    const excess = environments.open_count - this.#closing.size - limit;
+    if (excess > 0) this.#sleep(SLEEP_FOR_ROOM_MS, excess + ENVIRONMENTS_SPARE);
   }
 
   /** Puts the longest unused replicas to sleep, or checkpoints them so that they can be next time. */

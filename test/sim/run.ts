@@ -56,7 +56,7 @@ interface Swarm {
 /** The seed draws what kind of run it is, so that a thousand seeds are a thousand kinds (swarm testing). */
 function drawSwarm(prng: Prng, stormMs: number): Swarm {
   const rough = prng.chance(0.6);
-  return {
+  const swarm = {
     nodes: prng.chance(0.85) ? 3 : 5,
     tenants: prng.between(1, 3),
     configs: prng.between(1, 2),
@@ -90,6 +90,9 @@ function drawSwarm(prng: Prng, stormMs: number): Swarm {
       sleepAfterMs: prng.pick([300, 2_000, 600_000]),
     },
   };
+  // Where none sleep for want of use they sleep for want of room.
+  const awakeMax = swarm.tuning.sleepAfterMs === 600_000 ? 3 : 2_000;
+  return { ...swarm, tuning: { ...swarm.tuning, awakeMax } };
 }
 
 interface Acknowledged {
