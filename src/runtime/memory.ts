@@ -37,7 +37,8 @@ export async function holdMallocThreshold(): Promise<void> {
   if (process.platform !== "linux" || process.env[variable] !== undefined) return;
   try {
     if (bun !== undefined) {
-      const ffi: BunFfi = await import("bun:ffi" as string);
+      const module = "bun:ffi";
+      const ffi = (await import(module)) as BunFfi;
       const { symbols } = ffi.dlopen(library, {
         mallopt: { args: ["i32", "i32"], returns: "i32" },
       });
