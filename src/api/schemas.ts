@@ -701,3 +701,42 @@ export function listOf<T extends TSchema>(item: T) {
     next: Type.Optional(Type.String({ description: "Send it as `cursor` for the next page" })),
   });
 }
+
+// --- OpenFeature: the forms are OFREP's, not ours ------------------------------------------------------------------------
+
+const FlagMetadata = Type.Optional(
+  Type.Record(Type.String(), Type.Union([Type.Boolean(), Type.String(), Type.Number()])),
+);
+
+export const OfrepFailure = answer("OfrepFailure", {
+  key: Type.Optional(Type.String({ description: "Absent when the whole request failed" })),
+  errorCode: Type.String({
+    description: "FLAG_NOT_FOUND, PARSE_ERROR, INVALID_CONTEXT or GENERAL",
+  }),
+  errorDetails: Type.Optional(Type.String()),
+  metadata: FlagMetadata,
+});
+
+export const OfrepEvaluation = answer("OfrepEvaluation", {
+  key: Type.String(),
+  reason: Type.String({ description: "STATIC, TARGETING_MATCH, DEFAULT or DISABLED" }),
+  value: Type.Optional(
+    Type.Unknown({ description: "Absent where the default of the code applies" }),
+  ),
+  variant: Type.Optional(Type.String()),
+  metadata: FlagMetadata,
+});
+
+export const OfrepBulk = answer("OfrepBulk", {
+  flags: Type.Array(Type.Union([OfrepEvaluation, OfrepFailure])),
+  metadata: FlagMetadata,
+  eventStreams: Type.Optional(
+    Type.Array(
+      Type.Object({
+        type: Type.Literal("sse"),
+        endpoint: Type.Object({ requestUri: Type.String() }),
+        inactivityDelaySec: Count,
+      }),
+    ),
+  ),
+});

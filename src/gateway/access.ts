@@ -96,6 +96,11 @@ export const accessTable = {
   getValues: namespace(everyKind),
   watchTenant: tenant(readers, "named"),
   watchValues: namespace(everyKind),
+
+  evaluateFlags: namespace(everyKind),
+  evaluateFlag: namespace(everyKind),
+  watchFlags: namespace(everyKind),
+  getFlagSet: namespace(readers),
 } as const satisfies Record<string, Access>;
 
 export type RouteId = keyof typeof accessTable;

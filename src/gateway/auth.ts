@@ -6,7 +6,7 @@
  * have been made a moment ago through another node.
  */
 import { Problem } from "../api/problems.ts";
-import type { StateView } from "../machine/machine.ts";
+import type { TenantView } from "../host/ports.ts";
 import { keyKey, rootKeyKey } from "../machine/keys.ts";
 import type { KeyRow, RootKeyRow } from "../machine/rows.ts";
 import type { Principal } from "./http.ts";
@@ -15,14 +15,19 @@ import type { Access } from "./access.ts";
 import {
   equalHashes,
   hashToken,
+  looksLikeStreamToken,
   looksLikeTenantToken,
+  parseStreamToken,
   parseToken,
+  streamTokenHolds,
   type TenantToken,
 } from "./tokens.ts";
 
 export type Credential =
   | { readonly kind: "tenant"; readonly key: TenantToken; readonly hash: string }
   | { readonly kind: "root"; readonly hash: string }
+  /** Opens the stream of one namespace's flags, for the key that it was made of. */
+  | { readonly kind: "stream"; readonly token: NonNullable<ReturnType<typeof parseStreamToken>> }
   /** Has the form of a tenant's key, but was never one of ours. */
   | { readonly kind: "broken" };
 
@@ -41,6 +46,10 @@ export function credentialOf(token: string): Credential {
 }
 
 function readCredential(token: string): Credential {
+  if (looksLikeStreamToken(token)) {
+    const stream = parseStreamToken(token);
+    return stream === null ? { kind: "broken" } : { kind: "stream", token: stream };
+  }
   if (!looksLikeTenantToken(token)) return { kind: "root", hash: hashToken(token) };
   const key = parseToken(token);
   return key === null ? { kind: "broken" } : { kind: "tenant", key, hash: hashToken(token) };
@@ -52,14 +61,23 @@ export function unauthorized(detail = "This key is not known, or no longer valid
 
 /** The principal of a tenant's key by the tenant's state; null when it does not hold. */
 export function principalIn(
-  view: StateView,
-  credential: Credential & { readonly kind: "tenant" },
+  view: TenantView,
+  credential: Credential & { readonly kind: "tenant" | "stream" },
   nowMs: number,
 ): Principal | null {
-  const row = view.get<KeyRow>(keyKey(credential.key.keyId));
-  if (row === undefined || !equalHashes(row.hash, credential.hash)) return null;
-  if (row.expiresAt !== null && row.expiresAt <= nowMs) return null;
-  return { kind: row.kind, keyId: row.id, namespaces: row.namespaces, expiresAt: row.expiresAt };
+  const isStream = credential.kind === "stream";
+  const { keyId } = isStream ? credential.token : credential.key;
+  const row = view.get<KeyRow>(keyKey(keyId));
+  if (row === undefined || (row.expiresAt !== null && row.expiresAt <= nowMs)) return null;
+  const { kind, id, namespaces, expiresAt } = row;
+  const principal = { kind, keyId: id, namespaces, expiresAt };
+  if (!isStream) return equalHashes(row.hash, credential.hash) ? principal : null;
+  const { token } = credential;
+  const made = { ...token, tenant: view.tenant };
+  if (!streamTokenHolds(made, row.hash, { epoch: view.epoch, ms: nowMs })) return null;
+  return covers(principal, token.namespace)
+    ? { ...principal, namespaces: [token.namespace] }
+    : null;
 }
 
 /** Null when no such root key is known. */

@@ -41,6 +41,8 @@ import {
 } from "./http.ts";
 import { Metrics } from "./metrics.ts";
 import { Limits } from "./limits.ts";
+import { NamespaceSets } from "./namespace_sets.ts";
+import { ofrepFailure, ofrepRoutes } from "./ofrep.ts";
 import { notHereAnswer, Peers } from "./peers.ts";
 import type { Context, Route } from "./route.ts";
 import { purgeExpired } from "./retention.ts";
@@ -91,6 +93,7 @@ export const routes: readonly Route[] = [
   ...tenantRoutes,
   ...configRoutes,
   ...valueRoutes,
+  ...ofrepRoutes,
   ...watchRoutes,
 ];
 
@@ -147,6 +150,7 @@ class Door {
         settings: settings.watch ?? {},
         failed: (error) => log.error({ err: error }, "gateway.watch_failed"),
       }),
+      sets: new NamespaceSets(),
       version: settings.version,
       routes,
       metrics: () => this.#metrics.text(this.#context, this.#requests),
@@ -242,7 +246,8 @@ class Door {
       head: origin.head,
       dryRun: false,
       body: undefined,
-      token: tokenOf(request),
+      // Browsers cannot send headers with an event stream.
+      token: tokenOf(request) ?? (route.id === "watchFlags" ? query.get("token") : null),
       principal: null,
       revision: null,
       rateLimit: null,
@@ -257,7 +262,7 @@ class Door {
         throw new Problem("overloaded", "This node has too many requests under way");
       answer = await this.#answer(route, call);
     } catch (error) {
-      answer = this.#problem(error, call);
+      answer = this.#problem(route, error, call);
     } finally {
       if (isCounted) this.#requests--;
     }
@@ -278,14 +283,17 @@ class Door {
     return this.#respond(answer, call);
   }
 
-  #problem(error: unknown, call: Call): Answer {
-    if (error instanceof Problem && error.code !== "internal")
-      return problemAnswer(error, call.requestId);
+  #problem(route: Route, error: unknown, call: Call): Answer {
+    const told = (problem: Problem): Answer => {
+      const answer = problemAnswer(problem, call.requestId);
+      return route.errors === "ofrep" ? ofrepFailure(problem, call, answer) : answer;
+    };
+    if (error instanceof Problem && error.code !== "internal") return told(error);
     this.#log.error(
       { err: error, requestId: call.requestId, method: call.request.method, path: pathOf(call) },
       logOfFailure,
     );
-    return problemAnswer(internal(), call.requestId);
+    return told(internal());
   }
 
   /** What is thrown outside of a route's own way would else be told to the client as it is. */
@@ -332,9 +340,10 @@ class Door {
       throw unauthorized("Send a key as Authorization: Bearer or as X-API-Key");
     const credential = credentialOf(call.token);
     if (credential.kind === "broken") throw unauthorized();
+    // It was made for one route, and may stand in logs and browsers.
+    if (credential.kind === "stream" && route.id !== "watchFlags") throw unauthorized();
     if (route.access.scope === "cluster") {
-      if (credential.kind === "tenant")
-        throw new Problem("forbidden", "Only root keys may do that");
+      if (credential.kind !== "root") throw new Problem("forbidden", "Only root keys may do that");
       call.principal = await this.#root(credential.hash);
       return this.#handle(route, call);
     }
@@ -412,8 +421,8 @@ class Door {
         ),
       );
     if (this.#context.watches.isWatch(route)) return this.#context.watches.relay(call, nodes);
-    const body = route.change ? await bodyBytes(call.request, route.bodyBytesMax) : null;
-    return this.#context.peers.forward(call, nodes, body);
+    const body = route.method === "GET" ? null : await bodyBytes(call.request, route.bodyBytesMax);
+    return this.#context.peers.forward(call, nodes, body, { safe: !route.change });
   }
 
   // --- here ----------------------------------------------------------------------------------------------------------------
@@ -422,18 +431,22 @@ class Door {
     if (route.handle === undefined) throw new Error(`Route ${route.id} has no handler`);
     const query = readQuery(call.query, route.query, route.labels);
     if (query["dryRun"] === true) call.dryRun = true;
-    let body: unknown;
-    if (route.body !== null) {
-      body = await jsonBody(call.request, route.bodyBytesMax);
-      if (body === undefined && !route.bodyRequired) body = {};
-      check(route.body, body);
-      call.body = body;
-    }
+    const body = await this.#body(route, call);
     return route.handle(call, { query, body }, this.#context);
   }
 
+  async #body(route: Route, call: Call): Promise<unknown> {
+    if (route.body === null) return undefined;
+    const given = await jsonBody(call.request, route.bodyBytesMax);
+    const body = given === undefined && !route.bodyRequired ? {} : given;
+    check(route.body, body);
+    call.body = body;
+    return body;
+  }
+
   async #change(route: Route, call: Call, tenant: string, credential: Credential): Promise<Answer> {
-    if (credential.kind === "tenant") await this.#letIn(route, call, tenant, credential);
+    if (credential.kind === "tenant" || credential.kind === "stream")
+      await this.#letIn(route, call, tenant, credential);
     else {
       if (call.principal === null) throw unauthorized();
       this.#limits.count(tenant);
@@ -449,9 +462,11 @@ class Door {
     credential: Credential,
   ): NonNullable<Call["principal"]> {
     const now = Date.now();
-    if (credential.kind === "tenant") call.principal = principalIn(view, credential, now);
+    const isStream = credential.kind === "stream";
+    if (credential.kind === "tenant" || isStream)
+      call.principal = principalIn(view, credential, now);
     const { principal } = call;
-    if (principal === null) throw unauthorized();
+    if (principal === null) throw unauthorized(isStream ? addressEnded : undefined);
     authorize(route.access, principal, call.params["namespace"]);
     this.#limits.admit(view, call, principal, route.change, now);
     return principal;
@@ -461,7 +476,7 @@ class Door {
     route: Route,
     call: Call,
     tenant: string,
-    credential: Credential & { readonly kind: "tenant" },
+    credential: Credential & { readonly kind: "tenant" | "stream" },
   ): Promise<void> {
     const admit = (view: TenantView): Failed | null => {
       try {
@@ -487,7 +502,7 @@ class Door {
     const { read } = route;
     if (read === undefined) throw new Error(`Route ${route.id} does not read`);
     const query = readQuery(call.query, route.query, route.labels);
-    const input = { query, body: undefined };
+    const input = { query, body: await this.#body(route, call) };
     const minRevision = minRevisionOf(call.request);
     const options: ReadOptions = {
       consistency: query["consistency"] === "stale" ? "stale" : "linearizable",
@@ -498,16 +513,32 @@ class Door {
       try {
         call.revision = view.revision;
         this.#admit(route, call, view, credential);
-        return read(view, call, input);
+        return read(view, call, input, this.#context);
       } catch (error) {
         return new Failed(error);
       }
     };
-    let answer = await this.#service.read(tenant, options, query1);
+    let answer = await this.#readAs(route, tenant, options, query1);
     if (answer instanceof Failed && options.consistency === "stale" && answer.isUnauthorized)
       answer = await this.#service.read(tenant, { consistency: "linearizable" }, query1);
     if (answer instanceof Failed) throw answer.error;
     return answer;
+  }
+
+  async #readAs<T>(
+    route: Route,
+    tenant: string,
+    options: ReadOptions,
+    query: (view: TenantView) => T,
+  ): Promise<T> {
+    if (!route.available || options.consistency === "stale")
+      return this.#service.read(tenant, options, query);
+    try {
+      return await this.#service.read(tenant, { ...options, timeoutMs: quorumWaitMs }, query);
+    } catch (error) {
+      if (!(error instanceof Problem) || error.code !== "no-quorum") throw error;
+      return this.#service.read(tenant, { ...options, consistency: "stale" }, query);
+    }
   }
 
   // --- no route --------------------------------------------------------------------------------------------------------------
@@ -548,6 +579,12 @@ class Door {
     return new Response(null, { status: 204, headers });
   }
 }
+
+/** How long what would rather be old than late waits for a quorum. */
+const quorumWaitMs = 2_000;
+
+const addressEnded =
+  "This address of an event stream is not known, or no longer valid: evaluate all flags again, which gives a new one";
 
 const logOfFailure = "gateway.request_failed";
 

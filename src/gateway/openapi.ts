@@ -3,7 +3,7 @@
  * the gateway itself goes by, so the document cannot say anything else than what happens.
  */
 import type { TSchema } from "@sinclair/typebox";
-import { documentedAs, ProblemAnswer } from "../api/schemas.ts";
+import { documentedAs, OfrepFailure, ProblemAnswer } from "../api/schemas.ts";
 import type { Route } from "./route.ts";
 
 type Json = Record<string, unknown>;
@@ -50,10 +50,16 @@ function operation(route: Route, components: Json): Json {
         content: { [media]: { schema: schemaOf(schema, components) } },
       }),
     };
-  responses["default"] = {
-    description: "A problem",
-    content: { "application/problem+json": { schema: schemaOf(ProblemAnswer, components) } },
-  };
+  responses["default"] =
+    route.errors === "ofrep"
+      ? {
+          description: "A failure",
+          content: { "application/json": { schema: schemaOf(OfrepFailure, components) } },
+        }
+      : {
+          description: "A problem",
+          content: { "application/problem+json": { schema: schemaOf(ProblemAnswer, components) } },
+        };
   return {
     operationId: route.id,
     summary: route.summary,

@@ -148,6 +148,8 @@ export class Peers {
     options: {
       readonly target?: string;
       readonly timeoutMs?: number;
+      /** It changes nothing, so that another node may be asked after one failed. Default: as the method says. */
+      readonly safe?: boolean;
       /** A header that is not passed on. */
       readonly without?: string;
     } = {},
@@ -170,7 +172,7 @@ export class Peers {
       body,
     );
     const timeoutMs = options.timeoutMs ?? exchangeTimeoutMs;
-    return this.#firstOf(nodes, method === "GET", async (node) => {
+    return this.#firstOf(nodes, options.safe ?? method === "GET", async (node) => {
       const answer = decode<ResponseHeader>(await this.#service.exchange(node, message, timeoutMs));
       if (answer.header.kind === "problem") throw problemOf(answer.header);
       if (answer.header.kind !== "http") throw new Problem("internal", "Wrong kind of answer");

@@ -5,6 +5,7 @@
 import { Type, type Static, type TObject, type TProperties, type TSchema } from "@sinclair/typebox";
 import type { ConfigService, TenantView } from "../host/ports.ts";
 import type { Answer, Call } from "./http.ts";
+import type { NamespaceSets } from "./namespace_sets.ts";
 import type { Peers } from "./peers.ts";
 import { accessOf, type Access, type RouteId } from "./access.ts";
 import type { Watches } from "./watches.ts";
@@ -23,6 +24,7 @@ export interface Context {
   readonly service: ConfigService;
   readonly peers: Peers;
   readonly watches: Watches;
+  readonly sets: NamespaceSets;
   readonly version: string;
   readonly routes: readonly Route[];
   /** In Prometheus' text format. */
@@ -49,6 +51,10 @@ interface RouteFacts {
   readonly change: boolean;
   /** Takes If-Match and If-None-Match: *. */
   readonly guarded: boolean;
+  /** The form of its failures: RFC 9457, or that of OpenFeature's clients. */
+  readonly errors: "problem" | "ofrep";
+  /** Without a quorum it answers from what is known here, as watches do: flags that are old beat none. */
+  readonly available: boolean;
   /** A root key needs no replica of the tenant here: the directory answers. */
   readonly byDirectory: boolean;
   /** Also for the directory's own tenant, `_system`. */
@@ -56,8 +62,8 @@ interface RouteFacts {
 }
 
 export interface Route extends RouteFacts {
-  /** Answers from one view of the tenant, in the same read in which the key was checked. */
-  readonly read?: (view: TenantView, call: Call, input: Input) => Answer;
+  /** Answers from one view of the tenant, in the same read in which the key was checked. With a body, by POST. */
+  readonly read?: (view: TenantView, call: Call, input: Input, context: Context) => Answer;
   readonly handle?: (call: Call, input: Input, context: Context) => Answer | Promise<Answer>;
 }
 
@@ -107,6 +113,8 @@ interface Spec<Q extends TProperties, B extends TSchema> {
   readonly bodyRequired?: boolean;
   readonly bodyBytesMax?: number;
   readonly guarded?: boolean;
+  readonly errors?: Route["errors"];
+  readonly available?: boolean;
   readonly byDirectory?: boolean;
   readonly system?: boolean;
   readonly responses: Readonly<Record<number, ResponseSpec>>;
@@ -114,6 +122,7 @@ interface Spec<Q extends TProperties, B extends TSchema> {
     view: TenantView,
     call: Call,
     input: { query: Static<TObject<Q>>; body: Static<B> },
+    context: Context,
   ) => Answer;
   readonly handle?: (
     call: Call,
@@ -125,7 +134,7 @@ interface Spec<Q extends TProperties, B extends TSchema> {
 export function route<Q extends TProperties = {}, B extends TSchema = TSchema>(
   spec: Spec<Q, B>,
 ): Route {
-  const change = spec.method !== "GET";
+  const change = spec.method !== "GET" && spec.read === undefined;
   const properties: TProperties = {
     ...spec.query,
     ...(change && dryRunQuery),
@@ -146,6 +155,8 @@ export function route<Q extends TProperties = {}, B extends TSchema = TSchema>(
     bodyBytesMax: spec.bodyBytesMax ?? smallBodyBytesMax,
     change,
     guarded: spec.guarded ?? false,
+    errors: spec.errors ?? "problem",
+    available: spec.available ?? false,
     byDirectory: spec.byDirectory ?? false,
     system: spec.system ?? false,
     ...(spec.read !== undefined && { read: spec.read }),

@@ -95,6 +95,82 @@ export function newToken({ kind, tenant, repeatable }: NewTokenOptions): {
   return { keyId, token: makeToken({ kind, tenant, keyId }, secret) };
 }
 
+// --- addresses of event streams ------------------------------------------------------------------------------------------
+
+/**
+ * Who may listen to the changes of a namespace's flags, for addresses: they end up in logs and in the storage of
+ * browsers, so this opens nothing else, and not for long. It is made from the key's hash, which every replica has, so
+ * nothing is kept for it, and it ends with the key.
+ */
+export interface StreamToken {
+  readonly tenant: string;
+  readonly namespace: string;
+  readonly keyId: string;
+  /** Of the tenant's history: after a restore it is another one. */
+  readonly epoch: number;
+  /** When it was made, in windows since 1970. */
+  readonly window: number;
+}
+
+/** Addresses change at the end of a window, and are taken until the end of the next one. */
+const streamWindowMs = 12 * 3_600_000;
+const streamForm =
+  /^cfx_stream_([0-9A-Za-z]{1,64})_(\d{1,15})_(\d{1,15})_([a-z0-9._-]{1,128})_([0-9a-f]{32})$/;
+
+export function streamWindow(nowMs: number): number {
+  return Math.floor(nowMs / streamWindowMs);
+}
+
+export function looksLikeStreamToken(token: string): boolean {
+  return token.startsWith("cfx_stream_");
+}
+
+/** @param keyHash of the key that it stands for, as the state keeps it */
+export function streamToken(of: StreamToken, keyHash: string): string {
+  const { namespace, keyId, epoch, window } = of;
+  return `cfx_stream_${keyId}_${epoch}_${window}_${namespace}_${streamMac(of, keyHash)}`;
+}
+
+/** Null when it has not the form of one. */
+export function parseStreamToken(
+  token: string,
+): (Omit<StreamToken, "tenant"> & { readonly mac: string }) | null {
+  const match = streamForm.exec(token);
+  if (match === null) return null;
+  const [, keyId, epoch, window, namespace, mac] = match as unknown as string[];
+  return {
+    keyId: keyId as string,
+    epoch: Number(epoch),
+    window: Number(window),
+    namespace: namespace as string,
+    mac: mac as string,
+  };
+}
+
+/** Whether it was made of this key for this tenant, in this history, and not too long ago. */
+export function streamTokenHolds(
+  token: StreamToken & { readonly mac: string },
+  keyHash: string,
+  now: { readonly epoch: number; readonly ms: number },
+): boolean {
+  const age = streamWindow(now.ms) - token.window;
+  return (
+    equalHashes(token.mac, streamMac(token, keyHash)) &&
+    token.epoch === now.epoch &&
+    (age === 0 || age === 1)
+  );
+}
+
+function streamMac(
+  { tenant, namespace, keyId, epoch, window }: StreamToken,
+  keyHash: string,
+): string {
+  return createHmac("sha256", Buffer.from(keyHash, "hex"))
+    .update(JSON.stringify(["conflux flag stream", tenant, namespace, keyId, epoch, window]))
+    .digest("hex")
+    .slice(0, 32);
+}
+
 /** Big-endian, padded with zeros to `digits`. */
 export function base62(bytes: Uint8Array, digits: number): string {
   let value = bytes.length === 0 ? 0n : BigInt(`0x${Buffer.from(bytes).toString("hex")}`);

@@ -105,17 +105,25 @@ export const valueRoutes: readonly Route[] = [
         schema: ValuesAnswer,
       },
     },
-    read: (view, call) => {
-      const namespace = call.params["namespace"] as string;
+    read: (view, call, _input, { sets }) => {
       const labels = labelsOf(call.query);
-      const values = snapshotOf(view, namespace, labels, snapshotBytesMax);
-      const digest = createHash("sha256");
-      for (const [name, value] of Object.entries(values))
-        digest.update(`${name} ${value.version} ${value.hash}\n`);
-      return json(
-        { revision: view.revision, values },
-        { etag: `"${view.epoch}-${view.revision}-${digest.digest("hex").slice(0, 32)}"` },
-      );
+      const set = sets.of(view, call.params["namespace"] as string);
+      const digest = createHash("sha256").update(set.mark);
+      const values: string[] = [];
+      let bytes = 0;
+      for (const member of set.members) {
+        const content = member.choose(view, labels)?.content;
+        if (content === undefined) continue;
+        digest.update(`/${content.row.version}`);
+        const fits = bytes + content.row.bytes <= snapshotBytesMax;
+        if (fits) bytes += content.row.bytes;
+        values.push(fits ? content.json : content.jsonWithoutText);
+      }
+      const tag = digest.digest("base64url").slice(0, 32);
+      return {
+        ...json(null, { etag: `"${view.epoch}-${view.revision}-${tag}"` }),
+        body: `{"revision":${view.revision},"values":{${values.join(",")}}}`,
+      };
     },
   }),
 ];

@@ -25,6 +25,7 @@ import {
   namespaceChain,
 } from "../machine/queries.ts";
 import type { ConfigRow, StoredChange, TenantRow } from "../machine/rows.ts";
+import { unreachable } from "../lib/assert.ts";
 import { checkConfigName, checkNamespaceName, isName, systemTenant } from "../model/names.ts";
 import type { Labels } from "../model/release.ts";
 import { accessOf, type Access } from "./access.ts";
@@ -50,6 +51,7 @@ import {
 } from "./http.ts";
 import type { Peers } from "./peers.ts";
 import { route, type Route } from "./route.ts";
+import { concernsChain } from "./namespace_sets.ts";
 import { labelsOf, snapshotBytesMax, snapshotOf } from "./values.ts";
 
 export interface WatchSettings {
@@ -134,8 +136,10 @@ class Frame {
   }
 
   get bytes(): Uint8Array {
+    // Clients of OFREP listen to `message` only, and look at the type within.
+    const event = this.data.startsWith(`{"type":`) ? "message" : this.event;
     const id = this.id === null ? "" : `id: ${this.id}\n`;
-    this.#bytes ??= encoder.encode(`event: ${this.event}\n${id}data: ${this.data}\n\n`);
+    this.#bytes ??= encoder.encode(`event: ${event}\n${id}data: ${this.data}\n\n`);
     return this.#bytes;
   }
 
@@ -161,8 +165,13 @@ function frame(event: Frame["event"], at: Cursor, data: unknown): Frame {
   return new Frame(event, `${epoch}-${revision}`, { epoch, revision }, JSON.stringify(data));
 }
 
-function bookmark(at: Cursor): Frame {
-  return frame("bookmark", at, { revision: at.revision });
+function bookmark(at: Cursor, filter?: Filter): Frame {
+  const { revision } = at;
+  return frame(
+    "bookmark",
+    at,
+    filter?.kind === "flags" ? { type: "bookmark", revision } : { revision },
+  );
 }
 
 function goodbye(reason: string): Frame {
@@ -208,7 +217,14 @@ interface EffectiveFilter {
   readonly name: string | null;
 }
 
-type Filter = TenantFilter | EffectiveFilter;
+/** All that may change what flags of a namespace give, whatever the context. */
+interface FlagFilter {
+  readonly kind: "flags";
+  readonly tenant: string;
+  readonly namespace: string;
+}
+
+type Filter = TenantFilter | EffectiveFilter | FlagFilter;
 
 /** begin: no cursor came; cursor: it is of another history, ahead or compacted; slow: too much was missed. */
 type SyncReason = "begin" | "cursor" | "slow";
@@ -503,6 +519,67 @@ class EffectiveSource implements Source {
       this.#recentBytes -= oldest.data.length;
       this.#recentFrom = oldest.revision;
     }
+  }
+}
+
+/** Says that flags are to be evaluated again, in the words of OFREP. */
+class FlagSource implements Source {
+  readonly #namespace: string;
+  #chain: readonly string[] = [];
+
+  constructor(filter: FlagFilter) {
+    this.#namespace = filter.namespace;
+  }
+
+  begin(view: TenantView): void {
+    this.#chain = namespaceChain(view, this.#namespace);
+  }
+
+  snapshot(view: TenantView): Frame {
+    return this.#refetch("sync", view, getHistoryRow(view, view.revision)?.at ?? 0);
+  }
+
+  commit(event: CommitEvent, view: TenantView): Frame | null {
+    if (!event.changes.some((change) => concernsChain(this.#chain, change))) return null;
+    this.#chain = namespaceChain(view, this.#namespace);
+    const { epoch } = view;
+    return this.#refetch("commit", { epoch, revision: event.revision }, event.at);
+  }
+
+  since({ revision }: Cursor, view: TenantView): readonly Frame[] | null {
+    if (view.revision - revision > catchUpRevisionsMax) return null;
+    const rows = historyAfter(view, revision);
+    if (rows === null) return null;
+    const touched = rows.some(({ changes }) =>
+      changes.some((change) => concernsChain(this.#chain, change)),
+    );
+    return touched ? [this.snapshot(view)] : [];
+  }
+
+  merged(): null {
+    return null;
+  }
+
+  #refetch(event: "sync" | "commit", at: Cursor, atMs: number): Frame {
+    const { epoch, revision } = at;
+    return frame(event, at, {
+      type: "refetchEvaluation",
+      etag: `${epoch}-${revision}`,
+      lastModified: Math.floor(atMs / 1_000),
+    });
+  }
+}
+
+function sourceOf(filter: Filter): Source {
+  switch (filter.kind) {
+    case "tenant":
+      return new TenantSource(filter);
+    case "effective":
+      return new EffectiveSource(filter);
+    case "flags":
+      return new FlagSource(filter);
+    default:
+      return unreachable(filter);
   }
 }
 
@@ -835,7 +912,7 @@ class Feed {
   constructor(key: string, filter: Filter) {
     this.key = key;
     this.filter = filter;
-    this.source = filter.kind === "tenant" ? new TenantSource(filter) : new EffectiveSource(filter);
+    this.source = sourceOf(filter);
   }
 
   begin(view: TenantView): void {
@@ -867,7 +944,7 @@ class Feed {
 
   #missed(view: TenantView, since: Cursor | "now" | null): readonly Frame[] {
     const { source } = this;
-    if (since === "now") return [bookmark(view)];
+    if (since === "now") return [bookmark(view, this.filter)];
     if (since === null) return [this.#snapshot(view, "begin")];
     const isOurs = since.epoch === view.epoch && since.revision <= view.revision;
     const frames = isOurs ? source.since(since, view) : null;
@@ -878,7 +955,7 @@ class Feed {
       );
     if (frames === null) return [this.#snapshot(view, "cursor")];
     if (sizeOf(frames) > catchUpBytesMax && !this.isEvery) return [this.#snapshot(view, "slow")];
-    return frames.length === 0 ? [bookmark(view)] : frames;
+    return frames.length === 0 ? [bookmark(view, this.filter)] : frames;
   }
 
   /** Whether its watchers want every revision, or none. */
@@ -922,7 +999,8 @@ class Feed {
       if (change.type !== "key-delete" && change.type !== "key") continue;
       for (const watcher of this.watchers) {
         const { credential, principal } = watcher;
-        if (credential.kind !== "tenant" || principal.keyId !== change.name) continue;
+        if (credential.kind !== "tenant" && credential.kind !== "stream") continue;
+        if (principal.keyId !== change.name) continue;
         // One that was rotated has an end now.
         const now = principalIn(view, credential, Date.now());
         if (now === null) watcher.end("unauthorized");
@@ -939,7 +1017,7 @@ class Feed {
       else watcher.tick(nowMs);
     }
     if (nowMs - this.lastFrameAt < settings.bookmarkMs) return;
-    this.#send(bookmark(this));
+    this.#send(bookmark(this, this.filter));
   }
 
   end(reason: string): void {
@@ -1056,7 +1134,7 @@ export class Watches {
         // The time may be over while a round has not come to it yet.
         feed.broadcast.settle(watcher);
       }
-      const frames = watcher.frames.length > 0 ? watcher.frames : [bookmark(feed)];
+      const frames = watcher.frames.length > 0 ? watcher.frames : [bookmark(feed, filter)];
       call.revision = Math.max(feed.revision, call.revision ?? 0);
       return pollAnswer(frames);
     } finally {
@@ -1441,7 +1519,7 @@ function pause(ms: number): Promise<void> {
 /** The key may have gone between its check and this moment, from which on its end is heard of. */
 function recheck(view: TenantView, watcher: Watcher, access: Access, filter: Filter): void {
   const { credential } = watcher;
-  if (credential.kind !== "tenant") return;
+  if (credential.kind !== "tenant" && credential.kind !== "stream") return;
   const principal = principalIn(view, credential, Date.now());
   if (principal === null) throw unauthorized();
   authorize(access, principal, filter.namespace ?? undefined);
@@ -1574,6 +1652,31 @@ export const watchRoutes: readonly Route[] = [
         labels: labelsOf(call.query),
         name,
       };
+      return wait === undefined
+        ? watches.stream(call, filter, valuesAccess)
+        : watches.poll(call, filter, valuesAccess, waitMsOf(wait));
+    },
+  }),
+  route({
+    method: "GET",
+    path: `${T}/namespaces/:namespace/ofrep/v1/events`,
+    id: "watchFlags",
+    tag: watchTag,
+    summary: "When flags are to be evaluated again: the event stream of OFREP",
+    query: {
+      ...watchQuery,
+      token: Type.Optional(
+        Type.String({
+          maxLength: 512,
+          description:
+            "Instead of a key in a header; part of the address that a bulk evaluation gave",
+        }),
+      ),
+    },
+    responses: watchResponses,
+    handle: (call, { query: { wait } }, { watches }) => {
+      const { tenant, namespace } = call.params as { tenant: string; namespace: string };
+      const filter: FlagFilter = { kind: "flags", tenant, namespace };
       return wait === undefined
         ? watches.stream(call, filter, valuesAccess)
         : watches.poll(call, filter, valuesAccess, waitMsOf(wait));

@@ -33,6 +33,7 @@ const bodies: Record<string, unknown> = {
 const queries: Record<string, string> = {
   watchTenant: "wait=0s&namespace=app",
   watchValues: "wait=0s",
+  watchFlags: "wait=0s",
 };
 
 const h = new Harness();
@@ -88,6 +89,7 @@ function pathOf(route: Route): string {
     .replace(":tenant", "acme")
     .replace(":namespace", "app")
     .replace(":name", "cfg")
+    .replace(":flag", "cfg")
     .replace(":version", "1")
     .replace(":key", limitedKeyId)
     .replace(":code", "not-found");
