@@ -8,6 +8,7 @@ import { LmdbEnvironments } from "../../src/store/environments.ts";
 import { complaintsAfterCrash, Ledger } from "./check.ts";
 import { canInject, CrashRun, describeHow } from "./kills.ts";
 import type { Runtime } from "./node_process.ts";
+import { powerLosses } from "./power.ts";
 import { command, namespace, node, openStack, textOf, versionsPerConfig } from "./stack.ts";
 
 /** The suite runs on two runners; one of them has the larger part. */
@@ -28,6 +29,36 @@ describe("processes that are killed under load", () => {
         expect(complaints, `${runtime}, ${describeHow(how)}`).toEqual([]);
       }
       expect(run.ledger.acknowledged).toBeGreaterThan(kills * 5);
+    },
+    timeoutMs,
+  );
+});
+
+describe("a power loss", () => {
+  const [cuts, lines] = process.versions["bun"] ? [3, 60] : [8, 150];
+
+  // Skipped where strace may not trace: there is no record then.
+  test.skipIf(!canInject)(
+    "anywhere keeps every acknowledged write: nothing is said before it is synced",
+    async () => {
+      let acknowledged = 0;
+      for await (const loss of powerLosses({ seed: 1, runtime: "bun", lines, cuts })) {
+        expect(loss.complaints, `cut at line ${loss.line}`).toEqual([]);
+        acknowledged = loss.acknowledged;
+      }
+      expect(acknowledged).toBeGreaterThan(lines / 4);
+    },
+    timeoutMs,
+  );
+
+  // Skipped for the same reason.
+  test.skipIf(!canInject)(
+    "under a disk that says synced and is not is found",
+    async () => {
+      let found = 0;
+      const options = { seed: 2, runtime: "bun", lines: 60, cuts: 4, lie: "O_DSYNC" } as const;
+      for await (const { complaints } of powerLosses(options)) found += complaints.length;
+      expect(found).toBeGreaterThan(0);
     },
     timeoutMs,
   );
