@@ -2,7 +2,8 @@
  * Serves a fetch handler over HTTP/1.1 on Bun, Deno and Node alike.
  *
  * What all three must keep: the body of a request and of a response stream; a client that goes away cancels the response
- * stream; a client that reads slowly slows the stream (pull is not called); a silent stream is never cut.
+ * stream; a client that reads slowly slows the stream (pull is not called); a stream
+ * is not cut for a silence of a minute.
  */
 import { lookup } from "node:dns/promises";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
@@ -87,8 +88,9 @@ function serveOnBun(handler: FetchHandler, { host, port }: ServeOptions): HttpSe
   const server = bun.serve({
     hostname: host,
     port,
-    // Bun cuts a silent stream after about ten seconds unless told not to.
-    idleTimeout: 0,
+    // Bun has no bound of its own for heads that never end, so connections on which nothing moves are cut: late enough
+    // for every wait and every pause of a stream (bookmarks come within 15 s, long polls end within 60 s).
+    idleTimeout: 120,
     maxRequestBodySize: requestBytesMax,
     development: false,
     // Outside development Bun would share the port with whoever else asks for it, and split the requests silently.
@@ -159,9 +161,12 @@ async function serveOnNode(
   handler: FetchHandler,
   { host, port }: ServeOptions,
 ): Promise<HttpServer> {
-  const server = createServer((incoming, outgoing) => {
+  const serveOne = (incoming: IncomingMessage, outgoing: ServerResponse): void => {
     void answer(handler, incoming, outgoing);
-  });
+  };
+  const server = createServer(serveOne);
+  // An Expect that Node does not know it would refuse by itself; the others pass it over, as RFC 9110 §10.1.1 allows.
+  server.on("checkExpectation", serveOne);
   await new Promise<void>((resolve, reject) => {
     server.once("error", reject);
     server.listen(port, host, () => {

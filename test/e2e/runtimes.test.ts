@@ -1,6 +1,7 @@
 /** One cluster of three nodes, one on each runtime: the same sources, the same smoke test through every node. */
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { startCluster } from "../../infra/cluster.mjs";
+import { attack } from "../fuzz/attacks.ts";
 import { ask, eventually, frames, persist, type Frame } from "./api.ts";
 
 type Cluster = Awaited<ReturnType<typeof startCluster>>;
@@ -89,6 +90,11 @@ describe("Bun, Deno and Node in one cluster", () => {
     await Promise.all(watching);
     const [first, ...others] = seen.map((some) => some.filter((frame) => frame.event === "commit"));
     for (const other of others) expect(other).toEqual(first);
+  });
+
+  test("what no HTTP client would send is refused, cut or harmless on each", async () => {
+    for (const node of cluster.nodes)
+      expect([node.runtime, await attack(node.url, token)]).toEqual([node.runtime, []]);
   });
 
   test("each node's death is survived, and it comes back", async () => {
