@@ -12,10 +12,14 @@ import {
   SetupError,
 } from "./bootstrap.mjs";
 
+/** What the others use, and what installs other systems and takes an hour: `npm run bench:peers`. */
+const apart = new Set(["load", "peers"]);
+
 await runMain(async () => {
   const known = readdirSync(path.join(root, "bench"))
     .filter((file) => file.endsWith(".ts"))
-    .map((file) => file.slice(0, -3));
+    .map((file) => file.slice(0, -3))
+    .filter((name) => !apart.has(name));
   const wanted = process.argv.length > 2 ? process.argv.slice(2) : known;
   for (const name of wanted) {
     if (!known.includes(name))
