@@ -2,7 +2,7 @@
  * Composition root: reads the settings, opens the adapters, wires them to the host, starts. The only place that wires.
  */
 import { randomInt } from "node:crypto";
-import { chmodSync, existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { chmodSync, existsSync, readFileSync, renameSync, writeFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -126,7 +126,8 @@ async function main(args: readonly string[]): Promise<void> {
   const fatal = (error: Error): void => {
     log.fatal({ err: error }, "node.fatal");
     // Nothing may be acknowledged any more, and nothing that is open can be trusted to close.
-    process.stderr.write(`conflux: ${error.message}\n`);
+    // Not by process.stderr, which may still hold it when the process is gone.
+    writeSync(2, `conflux: ${error.message}\n`);
     process.kill(process.pid, "SIGKILL");
   };
   const disk = new DiskMonitor({
@@ -141,6 +142,7 @@ async function main(args: readonly string[]): Promise<void> {
     onFatal: fatal,
   });
   const environments = new LmdbEnvironments({ data: directory.path });
+  directory.watch(fatal);
   const { cluster, node } = settings;
   const transport: Transport =
     settings.nats === null

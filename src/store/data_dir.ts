@@ -19,6 +19,7 @@ import { lockDirectory } from "./lock.ts";
 export const dataFormat = 1;
 
 const identityFile = "conflux.json";
+const watchMs = 1000;
 
 export interface DataDirectoryOptions {
   readonly directory: string;
@@ -34,6 +35,11 @@ export interface DataDirectory {
   /** 1 at the first start. */
   readonly boot: number;
   readonly disk: string;
+  /**
+   * Looks every second whether the directory, and what is in it by name, is still the one that was opened: a process goes
+   * on writing into files that were removed, and everything it acknowledges is gone with it. Call once all is open.
+   */
+  watch(onLost: (error: DataDirectoryError) => void): void;
   /** Lets the next process have it. */
   close(): void;
 }
@@ -71,17 +77,55 @@ export async function openDataDirectory(options: DataDirectoryOptions): Promise<
     assertWhole(path, before);
     const identity: Identity = { ...before, boot: before.boot + 1 };
     writeIdentity(path, identity);
+    let stopWatching = (): void => undefined;
     return {
       path,
       journal: join(path, "journal"),
       boot: identity.boot,
       disk: identity.disk,
-      close: () => lock.release(),
+      watch(onLost) {
+        stopWatching = watchPaths(
+          [lock.path, join(path, "journal"), join(path, "tenants")],
+          (lost) => {
+            onLost(
+              new DataDirectoryError(
+                `Data directory ${path} was removed or replaced while the node ran (${lost} is not what it was): nothing more can be kept; put it back, or start with an empty directory as a new node`,
+              ),
+            );
+          },
+        );
+      },
+      close: () => {
+        stopWatching();
+        lock.release();
+      },
     };
   } catch (error) {
     lock.release();
     throw error;
   }
+}
+
+/** @returns a function that ends it; it ends by itself with the first loss */
+function watchPaths(paths: readonly string[], onLost: (path: string) => void): () => void {
+  const inodes = paths.map((path) => fs.statSync(path).ino);
+  const timer = setInterval(() => {
+    for (const [at, path] of paths.entries())
+      fs.stat(path, (error, stats) => {
+        // What cannot be asked now is no loss: only a name that leads nowhere, or elsewhere, is.
+        const isGone = error ? error.code === "ENOENT" : stats.ino !== inodes[at];
+        if (!isGone || ended) return;
+        end();
+        onLost(path);
+      });
+  }, watchMs);
+  timer.unref();
+  let ended = false;
+  const end = (): void => {
+    ended = true;
+    clearInterval(timer);
+  };
+  return end;
 }
 
 /** Environments without the journal that they were written behind have forgotten what was promised last. */

@@ -38,6 +38,8 @@ export class DirectoryInUseError extends Error {
 }
 
 export interface DirectoryLock {
+  /** Of the lock, as long as nobody removed or replaced it. */
+  readonly path: string;
   release(): void;
 }
 
@@ -72,6 +74,7 @@ export async function lockDirectory(directory: string): Promise<DirectoryLock> {
 function hold(directory: string, number: number, socket: Socket): DirectoryLock {
   let released = false;
   return {
+    path: join(directory, lockName(number)),
     release() {
       if (released) return;
       released = true;
