@@ -46,6 +46,11 @@ export const problems = {
   },
   "quota-exceeded": { status: 429, title: "Quota is used up", retryable: false },
   "too-many-requests": { status: 429, title: "Too many requests", retryable: true },
+  "issuer-unavailable": {
+    status: 503,
+    title: "Keys of the token's issuer cannot be read",
+    retryable: true,
+  },
   overloaded: { status: 503, title: "Node has too much to do", retryable: true },
   "no-quorum": { status: 503, title: "Too few replicas answer", retryable: true },
   "not-caught-up": { status: 503, title: "Revision is not here yet", retryable: true },

@@ -321,6 +321,110 @@ export type GroupAnswer = Static<typeof GroupAnswer>;
 export const TransferRequest = request("GroupTransfer", { to: Type.String() });
 export type TransferRequest = Static<typeof TransferRequest>;
 
+// --- issuers ---------------------------------------------------------------------------------------------------------------
+
+const ClaimName = Type.String({
+  minLength: 1,
+  maxLength: 256,
+  description: "A claim, or a JSON Pointer into the claims, e.g. /realm_access/roles",
+});
+const Claim = Type.Object({ claim: ClaimName }, closed);
+const ClaimValue = Type.String({ maxLength: 1_024 });
+
+const IssuerRule = Type.Object(
+  {
+    match: Type.Optional(
+      Type.Record(
+        Type.String({ minLength: 1, maxLength: 256 }),
+        Type.Union([ClaimValue, Type.Array(ClaimValue, { minItems: 1, maxItems: 100 })]),
+        { description: "Claims, each of which must have (one of) the values", maxProperties: 20 },
+      ),
+    ),
+    tenant: Type.Union([TenantName, Claim], {
+      description: "For which tenant, by name or by a claim that names it or several",
+    }),
+    kind: KeyKindName,
+    namespaces: Type.Optional(
+      orNull(
+        Type.Union([Type.Array(Name, { minItems: 1, maxItems: 100 }), Claim], {
+          description: "Absent: all of them",
+        }),
+      ),
+    ),
+  },
+  closed,
+);
+
+/** Public-key signatures only: with a shared secret whoever can check a token can make one. */
+const Algorithm = literals([
+  "RS256",
+  "RS384",
+  "RS512",
+  "PS256",
+  "PS384",
+  "PS512",
+  "ES256",
+  "ES384",
+  "ES512",
+  "EdDSA",
+]);
+
+export const IssuerPut = request("IssuerPut", {
+  issuer: Type.String({ minLength: 1, maxLength: 512, description: "The claim iss, exactly" }),
+  audience: Type.Union([ClaimValue, Type.Array(ClaimValue, { minItems: 1, maxItems: 20 })], {
+    description: "The claim aud must hold (one of) them",
+  }),
+  jwks: Type.Optional(
+    Type.Object(
+      { keys: Type.Array(Type.Record(Type.String(), Type.Unknown()), { minItems: 1 }) },
+      { description: "Public keys; without them and jwksUri they are found by discovery" },
+    ),
+  ),
+  jwksUri: Type.Optional(Type.String({ maxLength: 1_024 })),
+  algorithms: Type.Optional(
+    Type.Array(Algorithm, {
+      minItems: 1,
+      maxItems: 10,
+      uniqueItems: true,
+      description: "Default RS256, ES256, EdDSA",
+    }),
+  ),
+  clockSkewSeconds: Type.Optional(
+    Type.Integer({ minimum: 0, maximum: 300, description: "Default 30" }),
+  ),
+  insecureHttp: Type.Optional(
+    Type.Boolean({ description: "Fetch keys by http, from this machine only; for trying out" }),
+  ),
+  rules: Type.Array(IssuerRule, {
+    minItems: 1,
+    maxItems: 100,
+    description: "The first that matches the token and the tenant counts",
+  }),
+});
+export type IssuerPut = Static<typeof IssuerPut>;
+
+export const IssuerAnswer = answer("Issuer", {
+  name: Name,
+  issuer: Type.String(),
+  audience: Type.Array(Type.String()),
+  jwks: Type.Unknown(),
+  jwksUri: orNull(Type.String()),
+  algorithms: Type.Array(Algorithm),
+  clockSkewSeconds: Count,
+  insecureHttp: Type.Boolean(),
+  rules: Type.Array(
+    Type.Object({
+      match: Type.Record(Type.String(), Type.Array(Type.String())),
+      tenant: Type.Union([Type.String(), Claim]),
+      kind: KeyKindName,
+      namespaces: orNull(Type.Union([Type.Array(Type.String()), Claim])),
+    }),
+  ),
+  createdAt: Time,
+  revision: Type.Integer({ description: "Directory revision of the last change: its ETag" }),
+});
+export type IssuerAnswer = Static<typeof IssuerAnswer>;
+
 // --- namespaces and configs ---------------------------------------------------------------------------------------------
 
 export const NamespacePut = request("NamespacePut", {

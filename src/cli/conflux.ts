@@ -13,7 +13,13 @@ import { AuditChain } from "../model/audit.ts";
 import { contentFormats } from "../model/release.ts";
 import type { ContentFormat } from "../model/release.ts";
 import { Admin, Problem } from "../sdk/admin.ts";
-import type { ConfigDetailAnswer, ReleaseAnswer, ReleasePut, Where } from "../sdk/admin.ts";
+import type {
+  ConfigDetailAnswer,
+  IssuerPut,
+  ReleaseAnswer,
+  ReleasePut,
+  Where,
+} from "../sdk/admin.ts";
 import { Conflux } from "../sdk/mod.ts";
 import { applyManifest, planManifest, readManifests, summaryOf } from "./apply.ts";
 import type { Applied, Plan, PlanStep, Progress } from "./apply.ts";
@@ -323,6 +329,21 @@ const commands: readonly Command[] = [
       purge: { type: "boolean", help: "Delete for good, with all data" },
     },
     run: tenants,
+  },
+  {
+    name: "issuers",
+    summary: "Identity providers whose tokens are taken as keys (with a root key)",
+    usage: "list | get NAME | put NAME -f FILE | delete NAME",
+    words: [1, 2],
+    options: {
+      file: {
+        type: "string",
+        short: "f",
+        value: "FILE",
+        help: "The issuer as YAML or JSON; - reads stdin (put)",
+      },
+    },
+    run: issuers,
   },
   {
     name: "cluster",
@@ -875,6 +896,39 @@ async function verifyAudit(context: Context): Promise<number> {
       : `Tampered with: ${wrong}`,
   );
   return wrong === null ? 0 : 1;
+}
+
+async function issuers(context: Context): Promise<void> {
+  const { admin, options } = context;
+  const [verb, given] = verbOf(context, { list: 0, get: 1, put: 1, delete: 1 });
+  const name = given as string;
+  if (verb === "list") {
+    const list = await admin.issuers();
+    context.show(list, () =>
+      table(
+        ["NAME", "ISSUER", "AUDIENCE", "RULES"],
+        list.map((one) => [one.name, one.issuer, one.audience.join(","), one.rules.length]),
+      ),
+    );
+  } else if (verb === "delete") {
+    await admin.deleteIssuer(name);
+    context.show({ name, deleted: true }, () => `Deleted issuer ${name}`);
+  } else {
+    const file = options.get("file");
+    if (verb === "put" && file === undefined) throw new UsageError("Name the file: -f FILE");
+    const issuer =
+      verb === "get"
+        ? await admin.issuer(name)
+        : await admin.putIssuer(name, parseYaml(await readText(file as string)) as IssuerPut);
+    context.show(issuer, () =>
+      fields([
+        ["issuer", issuer.issuer],
+        ["audience", issuer.audience.join(", ")],
+        ["keys", issuer.jwks === null ? (issuer.jwksUri ?? "by discovery") : "given"],
+        ["rules", issuer.rules.map((rule) => JSON.stringify(rule)).join("\n")],
+      ]),
+    );
+  }
 }
 
 async function tenants(context: Context): Promise<void> {

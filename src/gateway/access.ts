@@ -53,6 +53,10 @@ export const accessTable = {
   getClusterStatus: cluster,
   listMembers: cluster,
   listClusterTenants: cluster,
+  putIssuer: cluster,
+  listIssuers: cluster,
+  getIssuer: cluster,
+  deleteIssuer: cluster,
   createTenant: cluster,
   listTenants: cluster,
 

@@ -9,7 +9,7 @@ import { Problem } from "../api/problems.ts";
 import type { TenantView } from "../host/ports.ts";
 import { keyKey, rootKeyKey } from "../machine/keys.ts";
 import type { KeyRow, RootKeyRow } from "../machine/rows.ts";
-import type { Principal } from "./http.ts";
+import { isIssuedToken, type Principal } from "./http.ts";
 import type { Peers } from "./peers.ts";
 import type { Access } from "./access.ts";
 import {
@@ -28,14 +28,18 @@ export type Credential =
   | { readonly kind: "root"; readonly hash: string }
   /** Opens the stream of one namespace's flags, for the key that it was made of. */
   | { readonly kind: "stream"; readonly token: NonNullable<ReturnType<typeof parseStreamToken>> }
+  /** Of an identity provider: see issuers.ts. */
+  | { readonly kind: "issued" }
   /** Has the form of a tenant's key, but was never one of ours. */
   | { readonly kind: "broken" };
 
 /** Tokens seen lately: hashing one costs more than looking it up. */
 const credentialsMax = 10_000;
+const issued: Credential = { kind: "issued" };
 const credentials = new Map<string, Credential>();
 
 export function credentialOf(token: string): Credential {
+  if (isIssuedToken(token)) return issued;
   let credential = credentials.get(token);
   if (credential === undefined) {
     if (credentials.size >= credentialsMax) credentials.clear();

@@ -79,12 +79,17 @@ export async function changeDirectory<Op extends Action["op"]>(
   action: ActionOf<Op>,
 ): Promise<Changed<Op>> {
   const command = commandOf(call, action);
-  const { kind, keyId } = command.actor;
+  const { kind, keyId, requestId = call.requestId, address } = command.actor;
   // The directory knows root keys only. An admin of a tenant was checked here, against the tenant's own state.
   const actor: Command["actor"] =
     kind === "root"
       ? command.actor
-      : { ...command.actor, kind: "system", keyId: `${call.params["tenant"]}.${keyId}` };
+      : {
+          kind: "system",
+          keyId: `${call.params["tenant"]}.${keyId}`,
+          requestId,
+          ...(address !== undefined && { address }),
+        };
   const outcome = await context.peers.systemPropose({ ...command, actor }, call.dryRun);
   return changed<Op>(call, outcome);
 }
@@ -124,6 +129,10 @@ function commandOf(call: Call, action: Action): Command {
       kind: principal.kind,
       keyId: principal.keyId,
       requestId,
+      ...(principal.issuer !== undefined && {
+        issuer: principal.issuer,
+        ...(principal.namespaces !== null && { namespaces: principal.namespaces }),
+      }),
       ...(address !== undefined && { address }),
     },
     ...(idempotency !== null && { idempotency }),

@@ -40,6 +40,7 @@ import {
   type RequestInfo,
 } from "./http.ts";
 import { Metrics } from "./metrics.ts";
+import { issuerRoutes, Issuers } from "./issuers.ts";
 import { Limits } from "./limits.ts";
 import { NamespaceSets } from "./namespace_sets.ts";
 import { ofrepFailure, ofrepRoutes } from "./ofrep.ts";
@@ -90,6 +91,7 @@ const retentionCheckMs = 3_600_000;
 /** The one table. */
 export const routes: readonly Route[] = [
   ...clusterRoutes,
+  ...issuerRoutes,
   ...tenantRoutes,
   ...configRoutes,
   ...valueRoutes,
@@ -126,6 +128,7 @@ class Door {
   readonly #app: { fetch(request: Request): Response | Promise<Response> };
   readonly #origins = new WeakMap<Request, Origin>();
   readonly #limits: Limits;
+  readonly #issuers: Issuers;
   readonly #timers: ReturnType<typeof setInterval>[] = [];
   readonly #requestsMax: number;
   readonly #isVerbose: boolean;
@@ -156,6 +159,7 @@ class Door {
       metrics: () => this.#metrics.text(this.#context, this.#requests),
     };
     this.#limits = new Limits(service);
+    this.#issuers = new Issuers(peers);
     this.#every(settings.usageMs ?? usageMsDefault, "gateway.usage_failed", () =>
       this.recordUsage(),
     );
@@ -343,6 +347,8 @@ class Door {
     // It was made for one route, and may stand in logs and browsers.
     if (credential.kind === "stream" && route.id !== "watchFlags") throw unauthorized();
     if (route.access.scope === "cluster") {
+      // Checked all the same: who sends no token that holds is told so, and nothing else.
+      if (credential.kind === "issued") await this.#issuers.principal(call.token, null);
       if (credential.kind !== "root") throw new Problem("forbidden", "Only root keys may do that");
       call.principal = await this.#root(credential.hash);
       return this.#handle(route, call);
@@ -351,6 +357,8 @@ class Door {
     if (credential.kind === "tenant" && credential.key.tenant !== tenant)
       throw new Problem("forbidden", "This key belongs to another tenant");
     if (credential.kind === "root") call.principal = await this.#root(credential.hash);
+    if (credential.kind === "issued")
+      call.principal = await this.#issuers.principal(call.token, tenant);
     checkParams(route, call.params);
     if (credential.kind === "root" && route.byDirectory) return this.#handle(route, call);
     try {
@@ -445,8 +453,7 @@ class Door {
   }
 
   async #change(route: Route, call: Call, tenant: string, credential: Credential): Promise<Answer> {
-    if (credential.kind === "tenant" || credential.kind === "stream")
-      await this.#letIn(route, call, tenant, credential);
+    if (credential.kind !== "root") await this.#letIn(route, call, tenant, credential);
     else {
       if (call.principal === null) throw unauthorized();
       this.#limits.count(tenant);
@@ -472,12 +479,7 @@ class Door {
     return principal;
   }
 
-  async #letIn(
-    route: Route,
-    call: Call,
-    tenant: string,
-    credential: Credential & { readonly kind: "tenant" | "stream" },
-  ): Promise<void> {
+  async #letIn(route: Route, call: Call, tenant: string, credential: Credential): Promise<void> {
     const admit = (view: TenantView): Failed | null => {
       try {
         this.#admit(route, call, view, credential);

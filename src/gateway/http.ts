@@ -23,6 +23,8 @@ export interface Principal {
   /** Null: all of them. */
   readonly namespaces: readonly string[] | null;
   readonly expiresAt: number | null;
+  /** Whose token it is, when it is none of ours. */
+  readonly issuer?: string;
 }
 
 /** One request on its way through a route. */
@@ -117,7 +119,14 @@ export function givenRequestId(request: Request): string | null {
 }
 
 const tokenLengthMax = 512;
+/** Tokens of issuers carry their claims. */
+const issuedTokenLengthMax = 8_192;
 const bearer = /^bearer /i;
+
+/** Whether it has the form of a signed JSON Web Token (RFC 7515 §7.1), of which the header begins with `{"`. */
+export function isIssuedToken(token: string): boolean {
+  return token.startsWith("eyJ") && /^[\w-]+\.[\w-]+\.[\w-]+$/.test(token);
+}
 
 /** `Authorization: Bearer` or `X-API-Key`; null when neither holds something that could be a token. */
 export function tokenOf(request: Request): string | null {
@@ -125,7 +134,10 @@ export function tokenOf(request: Request): string | null {
   let token: string | null;
   if (authorization === null) token = request.headers.get("x-api-key");
   else token = bearer.test(authorization) ? authorization.slice("bearer ".length).trim() : null;
-  return token === null || token === "" || token.length > tokenLengthMax ? null : token;
+  if (token === null || token === "") return null;
+  return token.length > (isIssuedToken(token) ? issuedTokenLengthMax : tokenLengthMax)
+    ? null
+    : token;
 }
 
 /**

@@ -197,6 +197,7 @@ export class Limits {
     limits.asked = 0;
     limits.limited = 0;
     limits.usedKeys = new Map();
+    for (const id of limits.keys.keys()) if (!usedKeys.has(id)) limits.keys.delete(id);
     try {
       await this.#service.propose(tenant, {
         at: Date.now(),

@@ -331,6 +331,7 @@ class TenantSource implements Source {
       case "key":
       case "key-delete":
       case "tenant":
+      case "issuer":
       case "node":
         return keys && namespace === null && prefix === "";
       default:
@@ -1291,14 +1292,17 @@ export class Watches {
         for (const feed of this.#open)
           if (feed.filter.tenant === change.name) this.#endFeed(feed, "tenant-deleted");
       }
-      if (change.type !== "key") continue;
+      if (change.type !== "key" && change.type !== "issuer") continue;
       for (const feed of this.#open)
-        for (const watcher of feed.watchers)
-          if (
-            watcher.credential.kind === "root" &&
-            view.get(rootKeyKey(watcher.credential.hash)) === undefined
-          )
-            watcher.end("unauthorized");
+        for (const watcher of feed.watchers) {
+          const { credential } = watcher;
+          const isGone =
+            change.type === "issuer"
+              ? // Whoever still may comes back with a token that is checked anew.
+                watcher.principal.issuer === change.name
+              : credential.kind === "root" && view.get(rootKeyKey(credential.hash)) === undefined;
+          if (isGone) watcher.end("unauthorized");
+        }
     }
   }
 

@@ -3,7 +3,7 @@
  * hashed, checked against its schema), and applied on every replica with the same result. Encoded as JSON text.
  */
 import type { ContentFormat, ReleaseRule } from "../model/release.ts";
-import type { KeyKind, QuotaChanges, Quotas, StoredPlacement } from "./rows.ts";
+import type { IssuerRow, KeyKind, QuotaChanges, Quotas, StoredPlacement } from "./rows.ts";
 
 /** Who asked, as written into history and audit. The machine checks again that the key still holds. */
 export interface Actor {
@@ -11,6 +11,13 @@ export interface Actor {
   readonly keyId: string;
   readonly requestId?: string;
   readonly address?: string;
+  /**
+   * Who vouched for the caller, instead of a key in the tenant's state: then the gateway that checked the token says
+   * what it allows.
+   */
+  readonly issuer?: string;
+  /** With `issuer` only; absent: all of them. */
+  readonly namespaces?: readonly string[];
 }
 
 export interface Envelope {
@@ -192,6 +199,11 @@ export type SystemAction =
       readonly boot: number;
       readonly zone?: string;
     }
+  | ({
+      readonly op: "issuer.put";
+      readonly issuer: Omit<IssuerRow, "createdAt" | "revision">;
+    } & Precondition)
+  | ({ readonly op: "issuer.delete"; readonly name: string } & Precondition)
   /** One root key per node that brings one; another token from the same node replaces it. */
   | {
       readonly op: "rootKey.put";

@@ -5,15 +5,16 @@
  * of `ten/`.
  */
 import { unreachable } from "../lib/assert.ts";
-import { checkKeyId, isTenantName } from "../model/names.ts";
+import { checkKeyId, isName, isTenantName } from "../model/names.ts";
 import type { Action, SystemAction } from "./command.ts";
 import { guardPrecondition, refuse } from "./draft.ts";
 import type { Draft } from "./draft.ts";
-import { groupKey, nodeKey, rootKeyKey, tenantKey, under } from "./keys.ts";
+import { groupKey, issuerKey, nodeKey, rootKeyKey, tenantKey, under } from "./keys.ts";
 import { tenantInfo } from "./results.ts";
 import type { ResultOf } from "./results.ts";
 import { defaultQuotas, sameQuotas } from "./rows.ts";
 import type {
+  IssuerRow,
   NodeRow,
   QuotaChanges,
   Quotas,
@@ -43,6 +44,8 @@ const systemOps: ReadonlySet<string> = new Set<SystemAction["op"]>([
   "directory.undelete",
   "directory.move",
   "node.register",
+  "issuer.put",
+  "issuer.delete",
   "rootKey.put",
 ]);
 
@@ -54,11 +57,17 @@ export function applySystemAction(draft: Draft, action: SystemAction): Done<Syst
   const changesBefore = draft.changes.length;
   const done = dispatch(draft, action);
   if (draft.changes.length > changesBefore) {
-    const target = "tenant" in action ? action.tenant : action.node;
-    const key = "tenant" in action ? tenantKey(target) : nodeKey(target);
+    const { target, key } = targetOf(action);
     draft.audits.push({ action: action.op, target, key });
   }
   return done;
+}
+
+function targetOf(action: SystemAction): { readonly target: string; readonly key: string } {
+  if ("tenant" in action) return { target: action.tenant, key: tenantKey(action.tenant) };
+  if ("node" in action) return { target: action.node, key: nodeKey(action.node) };
+  const name = action.op === "issuer.put" ? action.issuer.name : action.name;
+  return { target: name, key: issuerKey(name) };
 }
 
 function dispatch(draft: Draft, action: SystemAction): Done<SystemAction["op"]> {
@@ -75,6 +84,10 @@ function dispatch(draft: Draft, action: SystemAction): Done<SystemAction["op"]> 
       return moveTenant(draft, action);
     case "node.register":
       return registerNode(draft, action);
+    case "issuer.put":
+      return putIssuer(draft, action);
+    case "issuer.delete":
+      return deleteIssuer(draft, action);
     case "rootKey.put":
       return putRootKey(draft, action);
     default:
@@ -269,4 +282,41 @@ function putRootKey(draft: Draft, action: Of<"rootKey.put">): Done<"rootKey.put"
   draft.put(rootKeyKey(hash), row);
   draft.change({ type: "key", namespace: "", name: keyId });
   return { created: before === undefined, result };
+}
+
+/** Each is looked at for every new token. */
+export const issuersMax = 100;
+
+function putIssuer(draft: Draft, action: Of<"issuer.put">): Done<"issuer.put"> {
+  const { issuer } = action;
+  if (!isName(issuer.name)) refuse("invalid", "Name the issuer within the grammar of names");
+  const before = draft.get<IssuerRow>(issuerKey(issuer.name));
+  guardPrecondition(action, before);
+  let others = 0;
+  for (const [, row] of draft.range<IssuerRow>(under("iss"))) {
+    if (row.name === issuer.name) continue;
+    others++;
+    // Of two that claim the same tokens nobody could tell which rules count.
+    if (row.issuer === issuer.issuer)
+      refuse("already-exists", `Change issuer ${row.name} instead: it is the same one`);
+  }
+  if (others >= issuersMax) refuse("quota-exceeded", `Delete an issuer: there are ${others}`);
+  const row: IssuerRow = {
+    ...issuer,
+    createdAt: before?.createdAt ?? draft.at,
+    revision: draft.revision,
+  };
+  draft.put(issuerKey(row.name), row);
+  draft.change({ type: "issuer", namespace: "", name: row.name });
+  return { created: before === undefined, result: { issuer: row } };
+}
+
+function deleteIssuer(draft: Draft, action: Of<"issuer.delete">): Done<"issuer.delete"> {
+  const { name } = action;
+  const before = isName(name) ? draft.get<IssuerRow>(issuerKey(name)) : undefined;
+  if (before === undefined) refuse("not-found", "Name an issuer that exists: there is none so");
+  guardPrecondition(action, before);
+  draft.delete(issuerKey(name));
+  draft.change({ type: "issuer", namespace: "", name });
+  return { created: false, result: { name } };
 }

@@ -57,6 +57,9 @@ export function groupKey(group: number): string {
 export function nodeKey(node: string): string {
   return `node/${node}`;
 }
+export function issuerKey(name: string): string {
+  return `iss/${name}`;
+}
 export function rootKeyKey(hash: string): string {
   return `root/${hash}`;
 }

@@ -144,11 +144,7 @@ function guardRoom(draft: Draft, action: Action): void {
 
 function authorize(draft: Draft, actor: Actor, action: Action): void {
   if (actor.kind === "system" || actor.kind === "root") return;
-  const key = keyOf(draft, actor.keyId);
-  if (key === undefined || key.kind !== actor.kind)
-    refuse("unauthorized", "Use a key that exists: this one was deleted");
-  if (key.expiresAt !== null && key.expiresAt <= draft.at)
-    refuse("unauthorized", "Use a key that is valid: this one has expired");
+  const key = rightsOf(draft, actor);
   if (isConfigAction(action)) return guardConfigAction(key, action);
   if (action.op === "transaction") {
     for (const condition of action.if) guardScope(key, condition.namespace);
@@ -165,12 +161,26 @@ function authorize(draft: Draft, actor: Actor, action: Action): void {
   } else refuse("forbidden", `Use a root key: a key of kind ${key.kind} may not do ${action.op}`);
 }
 
+/** What of a key decides what it may do. */
+type Rights = Pick<KeyRow, "kind" | "namespaces">;
+
+function rightsOf(draft: Draft, actor: Actor): Rights {
+  if (actor.issuer !== undefined)
+    return { kind: actor.kind as KeyRow["kind"], namespaces: actor.namespaces ?? null };
+  const key = keyOf(draft, actor.keyId);
+  if (key === undefined || key.kind !== actor.kind)
+    refuse("unauthorized", "Use a key that exists: this one was deleted");
+  if (key.expiresAt !== null && key.expiresAt <= draft.at)
+    refuse("unauthorized", "Use a key that is valid: this one has expired");
+  return key;
+}
+
 /** Ids that no key can have never get as far as the store. */
 function keyOf(draft: Draft, id: string): KeyRow | undefined {
   return checkKeyId(id) === null ? draft.get<KeyRow>(keyKey(id)) : undefined;
 }
 
-function guardConfigAction(key: KeyRow, action: ConfigAction): void {
+function guardConfigAction(key: Rights, action: ConfigAction): void {
   // Options of a namespace decide what its keys can read and delete, so they are not for those keys.
   guardKind(key, action.op === "namespace.put" ? "admin" : "write", action.op);
   guardScope(key, action.namespace);
@@ -178,18 +188,18 @@ function guardConfigAction(key: KeyRow, action: ConfigAction): void {
     guardScope(key, action.extends);
 }
 
-function guardKind(key: KeyRow, least: "admin" | "write", op: string): void {
+function guardKind(key: Rights, least: "admin" | "write", op: string): void {
   if (key.kind !== "admin" && key.kind !== least)
     refuse("forbidden", `Use a key of kind ${least}: one of kind ${key.kind} may not do ${op}`);
 }
 
-function guardScope(key: KeyRow, namespace: string): void {
+function guardScope(key: Rights, namespace: string): void {
   if (key.namespaces !== null && !key.namespaces.includes(namespace))
     refuse("forbidden", `Use a key for namespace ${namespace}: this one is limited to others`);
 }
 
 /** A limited admin key must not make, or take away, keys that reach further than itself. */
-function guardKeyScope(key: KeyRow, namespaces: readonly string[] | null): void {
+function guardKeyScope(key: Rights, namespaces: readonly string[] | null): void {
   if (key.namespaces === null) return;
   if (namespaces === null)
     refuse("forbidden", "Use a key for all namespaces: this one is limited to some");

@@ -4,6 +4,7 @@
  */
 import type {
   ConfigRow,
+  IssuerRow,
   KeyRow,
   NamespaceRow,
   NodeRow,
@@ -81,6 +82,8 @@ export interface ResultByOp {
   "directory.undelete": { readonly tenant: TenantInfo };
   "directory.move": { readonly tenant: TenantInfo };
   "node.register": { readonly node: NodeRow };
+  "issuer.put": { readonly issuer: IssuerRow };
+  "issuer.delete": { readonly name: string };
   "rootKey.put": { readonly keyId: string; readonly node: string };
 }
 

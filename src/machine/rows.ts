@@ -13,6 +13,7 @@
  * and in `_system` also:
  *   ten/<tenant>              TenantRow             grp/<group>                 string (tenant)
  *   node/<node>               NodeRow               root/<sha256 of the token>  RootKeyRow
+ *   iss/<name>                IssuerRow
  */
 import type { ContentFormat, ReleaseRule } from "../model/release.ts";
 
@@ -210,6 +211,7 @@ export interface StoredChange {
     | "key"
     | "key-delete"
     | "tenant"
+    | "issuer"
     | "node";
   readonly namespace: string;
   readonly name: string;
@@ -286,4 +288,38 @@ export interface RootKeyRow {
   readonly nodes: readonly string[];
   readonly keyId: string;
   readonly createdAt: number;
+}
+
+/** Where a value comes from in a token's claims: a claim's name, or a JSON Pointer into them. */
+export interface ClaimSource {
+  readonly claim: string;
+}
+
+/** Who may do what: the first rule that matches a token, for the tenant that is asked for, counts. */
+export interface IssuerRule {
+  /** Claims and the values of which each must have one. */
+  readonly match: Readonly<Record<string, readonly string[]>>;
+  readonly tenant: string | ClaimSource;
+  readonly kind: Exclude<KeyKind, "root">;
+  /** Null: all of them. */
+  readonly namespaces: readonly string[] | ClaimSource | null;
+}
+
+/** Whose JSON Web Tokens are taken as keys. */
+export interface IssuerRow {
+  readonly name: string;
+  /** The claim `iss`. */
+  readonly issuer: string;
+  readonly audience: readonly string[];
+  /** Public keys; null: they are fetched. */
+  readonly jwks: { readonly keys: readonly object[] } | null;
+  /** Null: found by OpenID Connect discovery. */
+  readonly jwksUri: string | null;
+  readonly algorithms: readonly string[];
+  readonly clockSkewSeconds: number;
+  /** Keys may be fetched without TLS, from this machine only. */
+  readonly insecureHttp: boolean;
+  readonly rules: readonly IssuerRule[];
+  readonly createdAt: number;
+  readonly revision: number;
 }

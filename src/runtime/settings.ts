@@ -80,7 +80,9 @@ export function isRootToken(text: string): boolean {
     text.length >= rootTokenLengthMin &&
     text.length <= rootTokenLengthMax &&
     /^[\x21-\x7e]+$/.test(text) &&
-    !/^cfx_(admin|write|read|client)_/.test(text)
+    !/^cfx_(admin|write|read|client)_/.test(text) &&
+    // Nor that of a JSON Web Token, which would be taken for one.
+    !/^eyJ[\w-]*\.[\w-]+\.[\w-]+$/.test(text)
   );
 }
 

@@ -19,6 +19,8 @@ import type {
   DiffAnswer,
   ExplainAnswer,
   GroupAnswer,
+  IssuerAnswer,
+  IssuerPut,
   KeyAnswer,
   KeyCreate,
   KeyCreated,
@@ -219,6 +221,24 @@ export class Admin {
 
   deleteKey(tenant: string, id: string, options?: ChangeOptions): Promise<unknown> {
     return this.#change("DELETE", `${tenantPath(tenant)}/keys${path(id)}`, undefined, options);
+  }
+
+  // --- issuers (with a root key) --------------------------------------------------------------------------------------
+
+  issuers(): Promise<IssuerAnswer[]> {
+    return this.#list("/v1/issuers");
+  }
+
+  issuer(name: string): Promise<IssuerAnswer> {
+    return this.#read(`/v1/issuers${path(name)}`);
+  }
+
+  putIssuer(name: string, issuer: IssuerPut, options?: ChangeOptions): Promise<IssuerAnswer> {
+    return this.#change("PUT", `/v1/issuers${path(name)}`, issuer, options);
+  }
+
+  deleteIssuer(name: string, options?: ChangeOptions): Promise<unknown> {
+    return this.#change("DELETE", `/v1/issuers${path(name)}`, undefined, options);
   }
 
   // --- configs ------------------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ describe("help and errors", () => {
       const all = await run(["--help"]);
       expect(all).toMatchObject({ code: 0, err: "" });
       const names = [...all.out.matchAll(/^ {2}([a-z]+) /gm)].map(([, name]) => name as string);
-      for (const name of "start apply diff get describe delete publish release rollback eval watch history keys audit tenants cluster journal".split(
+      for (const name of "start apply diff get describe delete publish release rollback eval watch history keys audit tenants issuers cluster journal".split(
         " ",
       ))
         expect(names).toContain(name);
@@ -399,6 +399,15 @@ test(
     expect((await run(["tenants", "delete", "shop", "--purge"], rootEnv)).code).toBe(0);
     expect((await run(["tenants", "list"], env)).err).toMatch(/forbidden, HTTP 403/);
     expect((await run(["cluster", "status"], rootEnv)).out).toMatch(/^cluster /);
+    const issuer = path.join(await folder(), "idp.yaml");
+    await writeFile(
+      issuer,
+      "issuer: https://id.example\naudience: conflux\nrules:\n  - { tenant: acme, kind: read }\n",
+    );
+    const put = await run(["issuers", "put", "idp", "-f", issuer], rootEnv);
+    expect(put.out).toMatch(/^keys +by discovery$/m);
+    expect((await run(["issuers", "list"], rootEnv)).out).toMatch(/^idp +https:\/\/id\.example/m);
+    expect((await run(["issuers", "delete", "idp"], rootEnv)).out).toBe("Deleted issuer idp\n");
     expect((await run(["audit", "list"], env)).out).toMatch(/ key\.rotate +/);
     const exported = await run(["audit", "export"], env);
     const records = exported.out.trim().split("\n");

@@ -22,6 +22,11 @@ const bodies: Record<string, unknown> = {
   putNamespace: { protected: false },
   transferGroup: { to: "n1" },
   rotateKey: { overlapSeconds: 60 },
+  putIssuer: {
+    issuer: "https://id.example",
+    audience: "conflux",
+    rules: [{ tenant: "acme", kind: "read" }],
+  },
   putConfig: { description: "d" },
   createVersion: { content: { a: 9 } },
   deleteVersions: { versions: [2] },
@@ -50,6 +55,7 @@ beforeAll(async () => {
   await h.call("PUT", `${N}/configs/cfg/release`, {
     body: { rules: [], default: 1, message: "m" },
   });
+  await h.call("PUT", "/v1/issuers/idp", { body: bodies["putIssuer"] });
   callers.set("nobody", { caller: { key: "none" }, token: null });
   callers.set("unknown root", { caller: { key: "garbage" }, token: "who-is-this-token" });
   callers.set("root", { caller: { key: "root" }, token: undefined });
@@ -92,6 +98,7 @@ function pathOf(route: Route): string {
     .replace(":flag", "cfg")
     .replace(":version", "1")
     .replace(":key", limitedKeyId)
+    .replace(":issuer", "idp")
     .replace(":code", "not-found");
   // Nothing is changed by a cell, so that the next one meets the same state.
   const query = [queries[route.id], route.change ? "dryRun=true" : undefined].filter(Boolean);
