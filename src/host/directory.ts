@@ -2,6 +2,7 @@
  * The directory: which tenants there are, under which group, on which nodes. It is the applied state of the tenant
  * `_system` on this node, read in place; there is no second copy to fall out of step with it.
  */
+import { moveKey, under } from "../machine/keys.ts";
 import { getTenant, listNodes, tenantOfGroup } from "../machine/queries.ts";
 import type { NodeRow, TenantRow } from "../machine/rows.ts";
 import type { TenantView } from "./ports.ts";
@@ -25,6 +26,20 @@ export class Directory {
     const view = this.#view();
     const name = view === null ? null : tenantOfGroup(view, group);
     return name === null ? undefined : this.tenant(name);
+  }
+
+  /** Tenants some of whose replicas are joining or leaving, by group, from the one after `after`. */
+  moving(after: number, limit: number): readonly TenantRow[] {
+    const view = this.#view();
+    const rows: TenantRow[] = [];
+    if (view === null) return rows;
+    const { lt } = under("move");
+    for (const [, name] of view.range<string>({ gte: moveKey(after + 1), lt })) {
+      const row = this.tenant(name);
+      if (row !== undefined) rows.push(row);
+      if (rows.length === limit) break;
+    }
+    return rows;
   }
 
   nodes(): readonly NodeRow[] {

@@ -8,6 +8,7 @@
 import { assert } from "../lib/assert.ts";
 import { entryFromBytes, entryToBytes } from "../raft/codec.ts";
 import type { ConfState, Entry, HardState, LogReader, SnapshotMeta } from "../raft/types.ts";
+import type { Member } from "../machine/rows.ts";
 import type { Environment } from "./ports.ts";
 
 /** What an environment knows of itself: identity, and where log and state stand. Stored as JSON. */
@@ -17,8 +18,8 @@ export interface ReplicaMeta {
   readonly group: number;
   readonly incarnation: number;
   readonly replica: number;
-  /** Node of each replica, current members only. */
-  readonly members: readonly { readonly node: string; readonly id: number }[];
+  /** Before the group's first log entry; what changed since is in its state (see `membersKey`). */
+  readonly members: readonly Member[];
   readonly hard: HardState;
   readonly conf: ConfState;
   readonly applied: number;

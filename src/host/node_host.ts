@@ -12,8 +12,20 @@
 import { Problem, type ProblemCode } from "../api/problems.ts";
 import { assert } from "../lib/assert.ts";
 import { Prng } from "../lib/prng.ts";
-import { semanticsNow, type Command, type Outcome, type RejectCode } from "../machine/command.ts";
-import { sameQuotas, type HistoryRow, type TenantMeta, type TenantRow } from "../machine/rows.ts";
+import {
+  semanticsNow,
+  type Command,
+  type Outcome,
+  type RejectCode,
+  type SystemAction,
+} from "../machine/command.ts";
+import {
+  sameQuotas,
+  type HistoryRow,
+  type Member,
+  type TenantMeta,
+  type TenantRow,
+} from "../machine/rows.ts";
 import { emptyConfState } from "../raft/raft.ts";
 import {
   MessageType,
@@ -34,6 +46,7 @@ import {
 import { Directory, SYSTEM_GROUP, SYSTEM_TENANT } from "./directory.ts";
 import { GroupLog, type ReplicaMeta } from "./group_log.ts";
 import { HEARTBEAT_MS, Liveness } from "./liveness.ts";
+import { Membership, replicaOn } from "./membership.ts";
 import type {
   Clock,
   ClusterStatus,
@@ -136,6 +149,8 @@ const SLEEP_CHECK_MS = 1_000;
 const FULL_NOTICE_MS = 10_000;
 /** Leftovers of purged tenants are looked for at most this often, and only when there may be some. */
 const SWEEP_MS = 2_000;
+/** Groups that move take their next step this often. */
+const MEMBERSHIP_MS = 200;
 /** Attempts and waiters this node keeps; more are refused. */
 const ATTEMPTS_MAX = 50_000;
 
@@ -220,6 +235,7 @@ export class NodeHost implements ConfigService {
   readonly #rpc: Rpc;
   readonly #snapshots: SnapshotExchange;
   readonly #schedules = new Schedules();
+  readonly #membership: Membership;
   readonly #replicas = new Map<number, Replica>();
   /** Replicas whose environment is being closed; they wake again only after that. */
   readonly #closing = new Map<number, Promise<void>>();
@@ -246,9 +262,15 @@ export class NodeHost implements ConfigService {
   #sleptAt = 0;
   #roomMadeAt = 0;
   #fullToldAt = -Infinity;
+  #movedAt = 0;
+  /**
+   * The directory here is no older than what this node ever knew: asked of its leader in this life, or nothing was ever
+   * known. Until then a replica that is not on the disk may be one that was removed, and must not begin anew.
+   */
+  #directoryIsCurrent: boolean;
   /** No environment of a tenant that is gone is left on the disk, as far as is known. */
   #swept = false;
-  #sweptAt = 0;
+  #sweptAt = -Infinity;
   #checkpointQueue = new Set<number>();
   /** Groups whose replica here could not be opened; until the next start nothing of them runs here. */
   readonly #unreadable = new Set<number>();
@@ -310,7 +332,7 @@ export class NodeHost implements ConfigService {
         this.#schedule();
       },
       sendSnapshot: (replica, message) => {
-        const to = replica.members.get(message.to);
+        const to = replica.nodeOf(message.to);
         if (to !== undefined) this.#snapshots.send(replica, to, message);
       },
       committed: (replica, event) => this.#committed(replica, event),
@@ -327,8 +349,23 @@ export class NodeHost implements ConfigService {
       },
       stored: (replica, error) => this.#stored(replica, error),
     };
+    this.#membership = new Membership(options.node, this.directory, {
+      supports: (node) => this.liveness.supports(node),
+      wake: (group) => {
+        const replica = this.#wake(group);
+        if (replica !== null) replica.usedAt = this.#clock.monotonicMs();
+        return replica;
+      },
+      leaderless: (replica) => {
+        if (this.#isFirstToCampaign(replica)) this.#campaignSoon(replica);
+      },
+      act: (replica, run) => this.#guarded(replica, run),
+      propose: (action, timeoutMs, done) => this.#proposeSystem(action, timeoutMs, done),
+    });
     const recovery = options.journal.recovery();
     for (const [group, records] of recovery.groups) this.#recovered.set(group, records);
+    this.#directoryIsCurrent =
+      recovery.groups.size === 0 && options.environments.names().length === 0;
     this.#damaged = recovery.damaged;
     this.#lost = recovery.lost;
     this.#serveCalls();
@@ -548,6 +585,19 @@ export class NodeHost implements ConfigService {
     });
   }
 
+  /** A replica that is not here any more, or sleeps and cannot wake now, leads nobody. */
+  #disownFor(node: string, group: number, incarnation: number, message: Message): void {
+    const answer: Message = {
+      ...message,
+      type: MessageType.forgetLeader,
+      to: message.from,
+      from: message.to,
+      entries: [],
+    };
+    this.#outbox(node).frames.append.addRaft(group, incarnation, answer);
+    this.#schedule();
+  }
+
   #guarded(replica: Replica, run: () => void): void {
     if (replica.halted !== null) return;
     this.#contained(replica, run);
@@ -595,6 +645,10 @@ export class NodeHost implements ConfigService {
     }
     this.#makeRoom(now);
     this.#runCheckpoints();
+    if (now - this.#movedAt > MEMBERSHIP_MS) {
+      this.#movedAt = now;
+      this.#membership.round();
+    }
     if (now - this.#sleptAt > SLEEP_CHECK_MS) {
       this.#sleptAt = now;
       this.#sleep(this.#tuning.sleepAfterMs, Infinity);
@@ -648,7 +702,7 @@ export class NodeHost implements ConfigService {
   }
 
   #send(replica: Replica, message: Message): void {
-    const node = replica.members.get(message.to);
+    const node = replica.nodeOf(message.to);
     if (node === undefined || node === this.node) return;
     const outbox = this.#outbox(node);
     const { group, incarnation } = replica;
@@ -715,7 +769,10 @@ export class NodeHost implements ConfigService {
       case ItemKind.raft: {
         const { group, incarnation, message } = parseRaftItem(item);
         const replica = this.#replicaFor(group, incarnation, message);
-        if (replica === null || replica.members.get(message.from) !== from) return;
+        if (replica === null && expectsLeader(message.type)) {
+          this.#disownFor(from, group, incarnation, message);
+        }
+        if (replica === null || !this.#isOn(from, replica, message.from)) return;
         if (replica.halted !== null) {
           // Told to those alone who take it for the leader: a term from here must not disturb an election.
           if (expectsLeader(message.type)) {
@@ -742,6 +799,16 @@ export class NodeHost implements ConfigService {
         // A newer peer may send what this version does not know.
         return;
     }
+  }
+
+  /** Whether a message's sender is where the group has it. Ids are never given twice. */
+  #isOn(node: string, replica: Replica, id: ReplicaId): boolean {
+    const known = replica.nodeOf(id);
+    if (known !== undefined) return known === node;
+    // A member by a change that has not arrived here. Of the directory's own group the directory here may know less.
+    const row = this.directory.byGroup(replica.group);
+    const isPlaced = row?.placement.replicas.some((each) => each.id === id && each.node === node);
+    return (isPlaced === true || replica.group === SYSTEM_GROUP) && replica.meet(id, node);
   }
 
   /** The replica a message is for, woken if it sleeps; null when it is not (or no longer) this node's. */
@@ -793,7 +860,7 @@ export class NodeHost implements ConfigService {
 
   /** One of the live replicas goes first, another one for each group; the others follow by their own timers. */
   #isFirstToCampaign(replica: Replica): boolean {
-    const alive = [...replica.members]
+    const alive = [...replica.voters()]
       .filter(([, node]) => this.liveness.supports(node))
       .map(([id]) => id)
       .sort((left, right) => left - right);
@@ -992,9 +1059,16 @@ export class NodeHost implements ConfigService {
       this.#dropIfUnknown(group);
       return null;
     }
+    const isFresh = !existed && !beginsIn(records, identity.replica) && group !== SYSTEM_GROUP;
+    if (isFresh && !this.#directoryIsCurrent && !this.#confirmed.has(group)) return null;
     const environment = environments.open(name);
     this.#recovered.delete(group);
-    let damage = this.#damageOf(group, environment, { existed, hasRecords: records.length > 0 });
+    const isInitial = identity.members.some(({ id }) => id === identity.replica);
+    // What the journal lost of a group cannot have been of a replica that joins just now.
+    let damage =
+      existed || isInitial
+        ? this.#damageOf(group, environment, { existed, hasRecords: records.length > 0 })
+        : null;
     let replica: Replica;
     try {
       replica = this.#load(identity, environment, damage === null ? records : []);
@@ -1039,12 +1113,20 @@ export class NodeHost implements ConfigService {
   ): Replica {
     const stored = environment.meta();
     let meta = stored === null ? null : metaFromBytes(stored);
-    const appends: { sequence: number; payload: Uint8Array }[] = [];
+    let appends: { sequence: number; payload: Uint8Array }[] = [];
+    // Records name the replica only at their beginning: those before may be of one that was here and left.
+    const isInitial = identity.members.some(({ id }) => id === identity.replica);
+    let owner = stored !== null || isInitial ? identity.replica : NONE;
     for (const record of records) {
       if (meta !== null && record.sequence <= meta.sequence) continue;
       const parsed = parseRecord(record.payload);
-      if (parsed.kind === "append") appends.push(record);
-      else if (parsed.meta.replica === identity.replica) meta ??= parsed.meta;
+      if (parsed.kind === "create") {
+        if (parsed.meta.replica !== owner) appends = [];
+        owner = parsed.meta.replica;
+        if (owner === identity.replica) meta ??= parsed.meta;
+      } else if (owner === identity.replica) {
+        appends.push(record);
+      }
     }
     const fresh = meta === null;
     meta ??= identity;
@@ -1065,7 +1147,7 @@ export class NodeHost implements ConfigService {
       hooks: this.#hooks,
       random: this.#prng.fork(),
       supports: (id) => {
-        const node = replica.members.get(id);
+        const node = replica.nodeOf(id);
         return node !== undefined && this.liveness.supports(node);
       },
       sequence,
@@ -1091,42 +1173,20 @@ export class NodeHost implements ConfigService {
   #systemMeta(): ReplicaMeta | null {
     const peers = [...this.#options.peers].sort();
     const members = peers.map((node, position) => ({ node, id: position + 1 }));
-    return this.#freshMeta(SYSTEM_TENANT, SYSTEM_GROUP, 1, members);
+    const own = members.find(({ node }) => node === this.node);
+    if (own === undefined) return null;
+    const system = { tenant: SYSTEM_TENANT, group: SYSTEM_GROUP, incarnation: 1 };
+    return freshMeta(system, own.id, members);
   }
 
   #directoryMeta(group: number): ReplicaMeta | null {
     const row = this.directory.byGroup(group);
     if (row === undefined) return null;
-    return this.#freshMeta(row.tenant, group, row.incarnation, row.placement.replicas);
-  }
-
-  #freshMeta(
-    tenant: string,
-    group: number,
-    incarnation: number,
-    members: readonly { node: string; id: number }[],
-  ): ReplicaMeta | null {
-    const own = members.find((member) => member.node === this.node);
+    const own = replicaOn(row.placement, this.node);
     if (own === undefined) return null;
-    return {
-      format: 1,
-      tenant,
-      group,
-      incarnation,
-      replica: own.id,
-      members,
-      hard: { term: 0, vote: NONE, commit: 0 },
-      conf: {
-        ...emptyConfState(),
-        voters: members.map((member) => member.id).sort((a, b) => a - b),
-      },
-      applied: 0,
-      appliedTerm: 0,
-      first: 1,
-      firstTerm: 0,
-      last: 0,
-      sequence: 0,
-    };
+    const initial = row.initial ?? row.placement.replicas;
+    const members = initial.map(({ node, id }) => ({ node, id }));
+    return freshMeta({ tenant: row.tenant, group, incarnation: row.incarnation }, own.id, members);
   }
 
   /** Beyond `awakeMax`, or near the cap, the longest unused replicas sleep early. */
@@ -1213,7 +1273,7 @@ export class NodeHost implements ConfigService {
       this.#unknown.delete(group);
       if (error !== null) return;
       const row = this.directory.byGroup(group);
-      if (row?.placement.replicas.some((replica) => replica.node === this.node) === true) {
+      if (row !== undefined && replicaOn(row.placement, this.node) !== undefined) {
         this.#confirmed.add(group);
         this.#checkpointQueue.add(group);
         return;
@@ -1281,7 +1341,10 @@ export class NodeHost implements ConfigService {
         this.#forget(change.name);
         // One that slept has no replica to be found by.
         this.#swept = false;
-      } else if (row.revision === event.revision && row.placement.replicas[0]?.node === this.node) {
+        continue;
+      }
+      this.#leaveIfMoved(row);
+      if (row.revision === event.revision && row.placement.replicas[0]?.node === this.node) {
         // A new tenant's first replica asks for votes at once; its peers wake by being asked.
         const replica = this.#wake(row.group);
         if (replica !== null && replica.raft.lead === NONE) this.#campaignSoon(replica);
@@ -1294,24 +1357,35 @@ export class NodeHost implements ConfigService {
   /** A purged tenant leaves no bytes on this node. */
   #forget(tenant: string): void {
     for (const replica of this.#replicas.values()) {
-      if (replica.tenant !== tenant || replica.group === SYSTEM_GROUP) continue;
-      this.#failRevisionWaiters(replica.group);
-      this.hub.end(replica.group, "tenant-deleted");
-      replica.halt("tenant was purged");
-      this.#snapshots.forget(replica);
-      this.#replicas.delete(replica.group);
-      this.#ticking.delete(replica);
-      this.#options.journal.release(replica.group, replica.sequenceSubmitted);
-      const name = environmentName({
-        tenant: replica.tenant,
-        group: replica.group,
-        replica: replica.id,
-      });
-      const removed = this.#removeWhenStored(replica, name).then(() => {
-        this.#closing.delete(replica.group);
-      });
-      this.#closing.set(replica.group, removed);
+      if (replica.tenant === tenant && replica.group !== SYSTEM_GROUP)
+        this.#discard(replica, "tenant-deleted");
     }
+  }
+
+  /** The group went on without the replica here: it leaves no bytes either. */
+  #leaveIfMoved({ group, placement }: TenantRow): void {
+    const own = replicaOn(placement, this.node);
+    const replica = this.#replicas.get(group);
+    if (replica !== undefined && replica.id !== own?.id) this.#discard(replica, "moved");
+    // One that sleeps is found by its name.
+    if (own === undefined) this.#swept = false;
+  }
+
+  /** Stops a replica that is not this node's any more, and removes what it stored. */
+  #discard(replica: Replica, reason: string): void {
+    const { tenant, group, id } = replica;
+    this.#failRevisionWaiters(group);
+    this.hub.end(group, reason);
+    replica.halt(reason);
+    this.#snapshots.forget(replica);
+    this.#replicas.delete(group);
+    this.#ticking.delete(replica);
+    this.#options.journal.release(group, replica.sequenceSubmitted);
+    const name = environmentName({ tenant, group, replica: id });
+    const removed = this.#removeWhenStored(replica, name).then(() => {
+      this.#closing.delete(group);
+    });
+    this.#closing.set(group, removed);
   }
 
   /**
@@ -1323,18 +1397,18 @@ export class NodeHost implements ConfigService {
       // Without a leader now: the next change of the directory asks again.
       if (error !== null) return;
       this.#swept = true;
+      this.#directoryIsCurrent = true;
       for (const name of this.#options.environments.names()) {
-        const group = groupOf(name);
-        if (
-          group === null ||
-          group === SYSTEM_GROUP ||
-          this.directory.byGroup(group) !== undefined
-        ) {
-          continue;
+        const named = replicaNamed(name);
+        if (named === null || named.group === SYSTEM_GROUP) continue;
+        const row = this.directory.byGroup(named.group);
+        if (row !== undefined && replicaOn(row.placement, this.node)?.id === named.id) continue;
+        const replica = this.#replicas.get(named.group);
+        if (replica?.id === named.id) {
+          this.#discard(replica, row === undefined ? "tenant-deleted" : "moved");
+        } else if (!this.#closing.has(named.group)) {
+          this.#remove(named.group, name);
         }
-        const replica = this.#replicas.get(group);
-        if (replica !== undefined) this.#forget(replica.tenant);
-        else if (!this.#closing.has(group)) this.#remove(group, name);
       }
     });
   }
@@ -1435,10 +1509,22 @@ export class NodeHost implements ConfigService {
     });
   }
 
+  /** A change of the directory by this node itself. */
+  #proposeSystem(action: SystemAction, timeoutMs: number, done: () => void): void {
+    const at = this.#clock.wallMs();
+    const actor = { kind: "system", keyId: this.node } as const;
+    const command: Command = { at, actor, semantics: semanticsNow, action };
+    this.proposeWith(SYSTEM_TENANT, command, timeoutMs, done);
+  }
+
   #attemptPropose(proposal: PendingProposal): void {
-    const { found, deadline } = proposal;
+    const { deadline } = proposal;
     const now = this.#clock.monotonicMs();
-    if (now >= deadline) return failProposal(proposal, noQuorum(found.tenant));
+    if (now >= deadline) return failProposal(proposal, noQuorum(proposal.found.tenant));
+    // Its replicas may have moved meanwhile.
+    const row = this.directory.byGroup(proposal.found.group);
+    if (row !== undefined) proposal.found = this.#foundIn(row);
+    const { found } = proposal;
     const replica = found.local
       ? (this.#replicas.get(found.group) ?? this.#wake(found.group))
       : null;
@@ -1474,7 +1560,8 @@ export class NodeHost implements ConfigService {
     const { found, hint } = proposal;
     const leader = hint ?? replica?.leaderNode ?? null;
     if (leader !== null && leader !== this.node && this.liveness.supports(leader)) return leader;
-    if (replica !== null) return null;
+    // Who is not (any more) one of those who elect it may never hear of a leader.
+    if (replica?.isVoter === true) return null;
     return found.nodes.find((node) => node !== this.node && this.liveness.supports(node)) ?? null;
   }
 
@@ -1602,6 +1689,8 @@ export class NodeHost implements ConfigService {
     }
     const replica = this.#replicas.get(found.group) ?? this.#wake(found.group);
     if (replica === null) {
+      const row = this.directory.byGroup(found.group);
+      if (row !== undefined && !this.#foundIn(row).local) return done(noQuorum(found.tenant));
       const refuse = (): void =>
         done(new Problem("overloaded", "Too many reads wait on this node"));
       return this.#later(found.group, deadline, again, refuse);
@@ -1691,9 +1780,13 @@ export class NodeHost implements ConfigService {
         new Problem("tenant-deleted", `Tenant "${row.tenant}" is deleted: undelete it first`),
       );
     }
-    const nodes = row.placement.replicas.map((replica) => replica.node);
+    done(null, this.#foundIn(row));
+  }
+
+  #foundIn(row: TenantRow): Found {
+    const nodes = servingNodes(row);
     const local = nodes.includes(this.node);
-    done(null, { tenant: row.tenant, group: row.group, local, nodes });
+    return { tenant: row.tenant, group: row.group, local, nodes };
   }
 
   locateNow(tenant: string): { readonly local: boolean } | undefined {
@@ -1706,7 +1799,7 @@ export class NodeHost implements ConfigService {
   /** This node holds a replica of it, and one that works. */
   #serves(row: TenantRow): boolean {
     return (
-      row.placement.replicas.some((replica) => replica.node === this.node) &&
+      servingNodes(row).includes(this.node) &&
       (this.#replicas.get(row.group)?.halted ?? null) === null
     );
   }
@@ -1781,7 +1874,7 @@ export class NodeHost implements ConfigService {
     const status = replica.raft.status();
     const replicas: ReplicaStatus[] = [...replica.members].map(([id, node]) => {
       const progress = status.progress.find((peer) => peer.id === id);
-      const learner = replica.raft.confState.learners.includes(id);
+      const learner = replica.conf.learners.includes(id);
       return {
         node,
         id,
@@ -1960,7 +2053,7 @@ export class NodeHost implements ConfigService {
 
 /** A proposal on its way to being applied somewhere. */
 interface PendingProposal {
-  readonly found: Found;
+  found: Found;
   readonly data: Uint8Array;
   readonly repeatable: boolean;
   readonly deadline: number;
@@ -2004,16 +2097,49 @@ export function environmentName(identity: {
   return `${identity.tenant}.${identity.group}.${identity.replica}`;
 }
 
+/** A replica of a group of which nothing is here: everybody begins with the group's first members. */
+function freshMeta(
+  group: Pick<ReplicaMeta, "tenant" | "group" | "incarnation">,
+  replica: ReplicaId,
+  members: readonly Member[],
+): ReplicaMeta {
+  return {
+    format: 1,
+    ...group,
+    replica,
+    members,
+    hard: { term: 0, vote: NONE, commit: 0 },
+    conf: {
+      ...emptyConfState(),
+      voters: members.map(({ id }) => id).sort((a, b) => a - b),
+    },
+    applied: 0,
+    appliedTerm: 0,
+    first: 1,
+    firstTerm: 0,
+    last: 0,
+    sequence: 0,
+  };
+}
+
 /** Journal records that do not begin with the replica's first one. */
 function isTail(records: readonly { readonly payload: Uint8Array }[]): boolean {
   const first = records[0];
   return first !== undefined && parseRecord(first.payload).kind !== "create";
 }
 
-/** The group in an environment's name; null for a name that is none. */
-function groupOf(environment: string): number | null {
-  const match = /^.+\.(\d+)\.\d+$/.exec(environment);
-  return match === null ? null : Number(match[1]);
+/** The journal still has the beginning of this replica. */
+function beginsIn(records: readonly { readonly payload: Uint8Array }[], id: ReplicaId): boolean {
+  return records.some(({ payload }) => {
+    const parsed = parseRecord(payload);
+    return parsed.kind === "create" && parsed.meta.replica === id;
+  });
+}
+
+/** Group and replica in an environment's name; null for a name that is none. */
+function replicaNamed(environment: string): { group: number; id: ReplicaId } | null {
+  const match = /^.+\.(\d+)\.(\d+)$/.exec(environment);
+  return match === null ? null : { group: Number(match[1]), id: Number(match[2]) };
 }
 
 /** Few and small, and what elections wait for: they must not queue behind log entries. */
@@ -2040,6 +2166,13 @@ function expectsLeader(type: MessageType): boolean {
     default:
       return false;
   }
+}
+
+/** Where a tenant is served: not by replicas that may have nothing yet, nor by those that lost it. */
+function servingNodes({ placement }: TenantRow): string[] {
+  return placement.replicas
+    .filter(({ state }) => state === undefined || state === "leaving")
+    .map(({ node }) => node);
 }
 
 function hasMember(replica: Replica, node: string): boolean {

@@ -12,12 +12,15 @@ import { assert } from "../lib/assert.ts";
 import type { Prng } from "../lib/prng.ts";
 import { apply } from "../machine/machine.ts";
 import type { Command, Outcome } from "../machine/command.ts";
-import type { HistoryRow, TenantMeta } from "../machine/rows.ts";
-import { newReady, Raft, decodeConfChange } from "../raft/raft.ts";
+import { membersKey } from "../machine/keys.ts";
+import type { HistoryRow, Member, TenantMeta } from "../machine/rows.ts";
+import { decodeConfChange, newReady, Raft } from "../raft/raft.ts";
 import {
   EntryKind,
   MessageType,
   NONE,
+  type ConfChange,
+  type ConfState,
   type Entry,
   type HardState,
   type Message,
@@ -41,6 +44,8 @@ const APPLYING_BYTES_MAX = 4 * 1024 * 1024;
 const UNCOMMITTED_BYTES_MAX = 32 * 1024 * 1024;
 /** Callers that wait for one replica; more are refused as overloaded. */
 const WAITING_MAX = 20_000;
+/** Addresses learned from messages and not confirmed by the configuration. */
+const STRANGERS_MAX = 64;
 /** The log kept behind the applied index, so that a follower a little behind needs no snapshot. */
 export interface LogKept {
   readonly entries: number;
@@ -108,6 +113,7 @@ interface ReadRound {
   ticks: number;
 }
 
+const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
 export class Replica {
@@ -115,7 +121,6 @@ export class Replica {
   readonly group: number;
   readonly incarnation: number;
   readonly id: ReplicaId;
-  readonly members: ReadonlyMap<ReplicaId, string>;
   readonly raft: Raft;
   readonly log: GroupLog;
   readonly view: TenantView;
@@ -130,6 +135,13 @@ export class Replica {
   usedAt = 0;
 
   readonly #environment: Environment;
+  /** Before the group's first log entry. */
+  readonly #initial: readonly Member[];
+  #members: ReadonlyMap<ReplicaId, string>;
+  /** As of the applied index. Raft takes a snapshot's for its own before the snapshot is installed. */
+  #conf: ConfState;
+  /** Replicas that wrote to this one and that its configuration, which may be an old one, does not name. */
+  readonly #strangers = new Map<ReplicaId, string>();
   readonly #state: TenantState;
   readonly #hooks: ReplicaHooks;
   readonly #logKept: LogKept;
@@ -181,10 +193,12 @@ export class Replica {
     this.group = meta.group;
     this.incarnation = meta.incarnation;
     this.id = meta.replica;
-    this.members = new Map(meta.members.map((member) => [member.id, member.node]));
+    this.#initial = meta.members;
     this.log = log;
     this.#environment = environment;
     this.#state = new TenantState(environment);
+    this.#members = this.#storedMembers();
+    this.#conf = log.initialState().confState;
     this.#hooks = options.hooks;
     this.#logKept = options.logKept;
     this.#supports = options.supports;
@@ -210,13 +224,13 @@ export class Replica {
       inflightBytesMax: INFLIGHT_BYTES_MAX,
       applyingBytesMax: APPLYING_BYTES_MAX,
       uncommittedBytesMax: UNCOMMITTED_BYTES_MAX,
-      supports: this.members.size > 1 ? options.supports : null,
+      supports: options.supports,
       mergeAppends: true,
     });
     log.snapshotNow = () => ({
       index: this.raft.appliedIndex,
       term: this.#appliedTerm,
-      confState: this.raft.confState,
+      confState: this.#conf,
     });
     const state = this.#state;
     const tenant = meta.tenant;
@@ -244,8 +258,44 @@ export class Replica {
     return this.initialised ? (this.#state.get<TenantMeta>("meta")?.dueAt ?? null) : null;
   }
 
+  /** Nodes of the present configuration's replicas, learners among them. */
+  get members(): ReadonlyMap<ReplicaId, string> {
+    return this.#members;
+  }
+
+  /** As of the applied index. */
+  get conf(): ConfState {
+    return this.#conf;
+  }
+
+  get isVoter(): boolean {
+    return this.#isVoter(this.id);
+  }
+
+  #isVoter(id: ReplicaId): boolean {
+    const { voters, votersOutgoing } = this.#conf;
+    return voters.includes(id) || votersOutgoing.includes(id);
+  }
+
+  /** Nodes of those that have a vote, or half a one while the configuration is joint. */
+  *voters(): Generator<readonly [id: ReplicaId, node: string]> {
+    for (const member of this.#members) if (this.#isVoter(member[0])) yield member;
+  }
+
+  /** Where a replica is, also one that is not (yet, or any more) a member as far as is known here. */
+  nodeOf(id: ReplicaId): string | undefined {
+    return this.#members.get(id) ?? this.#strangers.get(id);
+  }
+
+  /** Notes where a replica is whose joining has not arrived in the log here. @returns false when that is too many */
+  meet(id: ReplicaId, node: string): boolean {
+    if (id === this.id || this.#strangers.size >= STRANGERS_MAX) return false;
+    this.#strangers.set(id, node);
+    return true;
+  }
+
   get leaderNode(): string | null {
-    return this.members.get(this.raft.lead) ?? null;
+    return this.nodeOf(this.raft.lead) ?? null;
   }
 
   /** Nobody waits, nothing is in flight, Raft would not notice a tick. */
@@ -301,6 +351,17 @@ export class Replica {
     // Proposed in an earlier leadership and cut since: nobody will look for it any more.
     this.#waiting -= 1;
     before.done({ kind: "unknown" });
+  }
+
+  /**
+   * Proposes a change of the members; `joining` says where those are whom it adds. What became of it shows in the
+   * configuration, and it may be proposed again.
+   */
+  proposeMembers(changes: ConfChange["changes"], joining: readonly Member[]): void {
+    if (this.halted !== null) return;
+    const nodes = joining.map(({ id, node }) => ({ id, node }));
+    const context = encoder.encode(JSON.stringify(nodes));
+    this.raft.proposeConfChange({ transition: "auto", changes, context });
   }
 
   /** A linearizable read: `done("ok")` means that everything acknowledged before this call is applied here. */
@@ -429,8 +490,11 @@ export class Replica {
       this.raft.ready(ready);
       for (const message of ready.messages) {
         // The state that a snapshot message stands for is the one before this turn's entries are applied.
-        if (message.type === MessageType.installSnapshot) this.#hooks.sendSnapshot(this, message);
-        else this.#hooks.send(this, message);
+        if (message.type === MessageType.installSnapshot) {
+          // One that a configuration change led to was made while it was being applied, and more was applied since.
+          message.snapshot = this.log.snapshot();
+          this.#hooks.sendSnapshot(this, message);
+        } else this.#hooks.send(this, message);
       }
       if (ready.append !== null) {
         this.#lane.push(ready.append);
@@ -563,7 +627,7 @@ export class Replica {
       bytes = entry.data.length;
       let outcome: Outcome | null = null;
       if (entry.kind === EntryKind.confChange) {
-        this.raft.applyConfChange(decodeConfChange(entry.data));
+        this.#applyMembers(decodeConfChange(entry.data));
       } else if (entry.data.length > 0) {
         const applied = apply(this.#state, JSON.parse(decoder.decode(entry.data)) as Command);
         outcome = applied.outcome;
@@ -585,6 +649,29 @@ export class Replica {
           : { kind: "lost" },
       );
     }
+  }
+
+  /** The members' nodes are part of the state: they go with every checkpoint and snapshot. */
+  #applyMembers(change: ConfChange): void {
+    const nodes = new Map(this.#members);
+    if (change.context.length > 0) {
+      for (const { id, node } of JSON.parse(decoder.decode(change.context)) as Member[]) {
+        nodes.set(id, node);
+      }
+    }
+    this.#conf = this.raft.applyConfChange(change);
+    const { voters, votersOutgoing, learners } = this.#conf;
+    const ids = new Set([...voters, ...votersOutgoing, ...learners]);
+    const members: Member[] = [...nodes]
+      .filter(([id]) => ids.has(id))
+      .map(([id, node]) => ({ id, node }));
+    this.#state.put(membersKey, members);
+    this.#members = asMap(members);
+    this.#strangers.clear();
+  }
+
+  #storedMembers(): ReadonlyMap<ReplicaId, string> {
+    return asMap(this.#state.get<readonly Member[]>(membersKey) ?? this.#initial);
   }
 
   // --- checkpoints and snapshots -------------------------------------------------------------------------------------
@@ -627,6 +714,7 @@ export class Replica {
 
   #meta(parts: {
     hard: HardState;
+    conf: ConfState;
     applied: number;
     appliedTerm: number;
     first: number;
@@ -640,8 +728,7 @@ export class Replica {
       group: this.group,
       incarnation: this.incarnation,
       replica: this.id,
-      members: [...this.members].map(([id, node]) => ({ id, node })),
-      conf: this.raft.confState,
+      members: this.#initial,
       ...parts,
     };
   }
@@ -663,6 +750,7 @@ export class Replica {
       meta: metaToBytes(
         this.#meta({
           hard: { ...this.#durableHard, commit: Math.max(this.#durableHard.commit, applied) },
+          conf: this.#conf,
           applied,
           appliedTerm: this.#appliedTerm,
           first: log.first,
@@ -737,6 +825,7 @@ export class Replica {
     const meta = metaToBytes(
       this.#meta({
         hard: { ...hard, commit: Math.max(hard.commit, snapshot.index) },
+        conf: snapshot.confState,
         applied: snapshot.index,
         appliedTerm: snapshot.term,
         first: snapshot.index + 1,
@@ -760,6 +849,8 @@ export class Replica {
     // Whoever asked for a row meanwhile may have been given one of the old state.
     this.#state.reset();
     this.#installing = false;
+    this.#conf = snapshot.confState;
+    this.#members = this.#storedMembers();
     this.#storingEnded();
     this.#hooks.installed(this);
     this.#failSkipped();
@@ -820,8 +911,12 @@ export class Replica {
   }
 }
 
+function asMap(members: readonly Member[]): ReadonlyMap<ReplicaId, string> {
+  return new Map(members.map(({ id, node }) => [id, node]));
+}
+
 export function metaToBytes(meta: ReplicaMeta): Uint8Array {
-  return new TextEncoder().encode(JSON.stringify(meta));
+  return encoder.encode(JSON.stringify(meta));
 }
 
 export function metaFromBytes(bytes: Uint8Array): ReplicaMeta {

@@ -3,7 +3,7 @@
  * hashed, checked against its schema), and applied on every replica with the same result. Encoded as JSON text.
  */
 import type { ContentFormat, ReleaseRule } from "../model/release.ts";
-import type { IssuerRow, KeyKind, QuotaChanges, Quotas, StoredPlacement } from "./rows.ts";
+import type { IssuerRow, KeyKind, QuotaChanges, Quotas } from "./rows.ts";
 
 /** Who asked, as written into history and audit. The machine checks again that the key still holds. */
 export interface Actor {
@@ -192,7 +192,18 @@ export type SystemAction =
       readonly purge: boolean;
     } & Precondition)
   | { readonly op: "directory.undelete"; readonly tenant: string }
-  | { readonly op: "directory.move"; readonly tenant: string; readonly placement: StoredPlacement }
+  /** Says where the voters shall be; the group's leader makes it so, and settles it. */
+  | {
+      readonly op: "directory.move";
+      readonly tenant: string;
+      readonly nodes: readonly string[];
+      /** Replicas that lost what they promised: they leave, and their nodes get new ones. */
+      readonly lost?: readonly number[];
+      /** Refused when the placement is not of this generation (0: never moved) any more. */
+      readonly generation: number;
+    }
+  /** The group's configuration is what this generation of the placement asked for. */
+  | { readonly op: "directory.settle"; readonly tenant: string; readonly generation: number }
   | {
       readonly op: "node.register";
       readonly node: string;

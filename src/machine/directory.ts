@@ -2,24 +2,25 @@
  * Changes of the directory: what only the group of `_system` knows. Tenants, their groups and places, nodes, root keys.
  *
  * What must stay true: a group number and a replica id are given once and never again; `grp/` names exactly the tenants
- * of `ten/`.
+ * of `ten/`; `move/` names exactly the groups of those with replicas that are joining or leaving; no node has two replicas
+ * of a tenant that are not leaving.
  */
 import { unreachable } from "../lib/assert.ts";
 import { checkKeyId, isName, isTenantName } from "../model/names.ts";
 import type { Action, SystemAction } from "./command.ts";
 import { guardPrecondition, refuse } from "./draft.ts";
 import type { Draft } from "./draft.ts";
-import { groupKey, issuerKey, nodeKey, rootKeyKey, tenantKey, under } from "./keys.ts";
+import { groupKey, issuerKey, moveKey, nodeKey, rootKeyKey, tenantKey, under } from "./keys.ts";
 import { tenantInfo } from "./results.ts";
 import type { ResultOf } from "./results.ts";
-import { defaultQuotas, sameQuotas } from "./rows.ts";
+import { defaultQuotas, isLeaving, sameQuotas } from "./rows.ts";
 import type {
   IssuerRow,
   NodeRow,
+  PlacedReplica,
   QuotaChanges,
   Quotas,
   RootKeyRow,
-  StoredPlacement,
   TenantRow,
 } from "./rows.ts";
 
@@ -43,6 +44,7 @@ const systemOps: ReadonlySet<string> = new Set<SystemAction["op"]>([
   "directory.delete",
   "directory.undelete",
   "directory.move",
+  "directory.settle",
   "node.register",
   "issuer.put",
   "issuer.delete",
@@ -82,6 +84,8 @@ function dispatch(draft: Draft, action: SystemAction): Done<SystemAction["op"]> 
       return undeleteTenant(draft, action);
     case "directory.move":
       return moveTenant(draft, action);
+    case "directory.settle":
+      return settleTenant(draft, action);
     case "node.register":
       return registerNode(draft, action);
     case "issuer.put":
@@ -139,9 +143,7 @@ function createTenant(draft: Draft, action: Of<"directory.create">): Done<"direc
         ? `Choose another name: tenant ${tenant} exists`
         : `Undelete or purge it first: a deleted tenant ${tenant} is kept`,
     );
-  if (nodes.length === 0 || nodes.length > replicasMax || new Set(nodes).size < nodes.length)
-    refuse("invalid", `Name 1 to ${replicasMax} different nodes for the replicas`);
-  nodes.forEach(guardNode);
+  guardNodes(nodes);
   const keyError = checkKeyId(action.adminKey.id);
   if (keyError !== null) refuse("invalid", keyError);
   const group = draft.meta.nextGroup ?? systemGroup + 1;
@@ -194,6 +196,7 @@ function deleteTenant(draft: Draft, action: Of<"directory.delete">): Done<"direc
   if (action.purge) {
     draft.delete(tenantKey(before.tenant));
     draft.delete(groupKey(before.group));
+    draft.delete(moveKey(before.group));
     draft.meta.tenants = (draft.meta.tenants ?? 1) - 1;
     draft.change({ type: "tenant", namespace: "", name: before.tenant });
     return { created: false, result: { tenant: tenantInfo(before), purged: true } };
@@ -214,32 +217,57 @@ function undeleteTenant(
 }
 
 function moveTenant(draft: Draft, action: Of<"directory.move">): Done<"directory.move"> {
+  const { nodes, lost = [], generation } = action;
   const before = liveTenantOf(draft, action.tenant);
-  const { replicas } = action.placement;
-  guardPlacement(before, action.placement);
-  const nextReplica = Math.max(before.nextReplica, ...replicas.map(({ id }) => id + 1));
-  const row = putTenant(draft, { ...before, placement: { replicas }, nextReplica });
+  const current = before.placement.generation ?? 0;
+  if (generation !== current)
+    refuse("conflict", `Look again: the placement is of generation ${current}, not ${generation}`);
+  guardNodes(nodes);
+  let nextReplica = before.nextReplica;
+  const replicas = before.placement.replicas.map((replica): PlacedReplica => {
+    if (replica.state === "lost" || lost.includes(replica.id)) return { ...replica, state: "lost" };
+    if (!nodes.includes(replica.node)) return { ...replica, state: "leaving" };
+    // Whether it has left already only its group knows: it joins again, and remembers what it promised.
+    return replica.state === "leaving" ? { ...replica, state: "joining" } : replica;
+  });
+  for (const node of nodes) {
+    if (replicas.some((replica) => replica.node === node && !isLeaving(replica))) continue;
+    // A replica that lost its disk, or left, is another one when it comes again: its votes are forgotten.
+    replicas.push({ node, id: nextReplica++, state: "joining", since: draft.revision });
+  }
+  if (replicas.length > replicasMax)
+    refuse("conflict", `Wait for the moves before: at most ${replicasMax} replicas come and go`);
+  if (JSON.stringify(replicas) === JSON.stringify(before.placement.replicas))
+    return { created: false, result: { tenant: tenantInfo(before) } };
+  const row = putTenant(draft, {
+    ...before,
+    placement: { replicas, generation: current + 1 },
+    initial: before.initial ?? before.placement.replicas.map(({ node, id }) => ({ node, id })),
+    nextReplica,
+  });
+  draft.put(moveKey(row.group), row.tenant);
   return { created: false, result: { tenant: tenantInfo(row) } };
 }
 
-function guardPlacement(before: TenantRow, placement: StoredPlacement): void {
-  const { replicas } = placement;
-  if (
-    replicas.length === 0 ||
-    replicas.length > replicasMax ||
-    new Set(replicas.map(({ node }) => node)).size < replicas.length ||
-    new Set(replicas.map(({ id }) => id)).size < replicas.length
-  )
-    refuse("invalid", `Place 1 to ${replicasMax} replicas, each with its own node and id`);
-  for (const { node, id } of replicas) {
-    guardNode(node);
-    if (!Number.isSafeInteger(id) || id < 1)
-      refuse("invalid", "Number replicas with whole numbers from 1");
-    // A replica that lost its disk, or left, is another one when it comes again: its votes are forgotten.
-    const isKept = before.placement.replicas.some((old) => old.node === node && old.id === id);
-    if (!isKept && id < before.nextReplica)
-      refuse("conflict", `Number new replicas from ${before.nextReplica}: ${id} was given before`);
-  }
+function settleTenant(draft: Draft, action: Of<"directory.settle">): Done<"directory.settle"> {
+  const before = tenantOf(draft, action.tenant);
+  const { replicas, generation = 0 } = before.placement;
+  if (action.generation !== generation)
+    refuse("conflict", `The placement is of generation ${generation}, not ${action.generation}`);
+  if (replicas.every(({ state }) => state === undefined))
+    return { created: false, result: { tenant: tenantInfo(before) } };
+  const kept = replicas
+    .filter((replica) => !isLeaving(replica))
+    .map(({ state: _settled, ...replica }) => replica);
+  const row = putTenant(draft, { ...before, placement: { replicas: kept, generation } });
+  draft.delete(moveKey(row.group));
+  return { created: false, result: { tenant: tenantInfo(row) } };
+}
+
+function guardNodes(nodes: readonly string[]): void {
+  if (nodes.length === 0 || nodes.length > replicasMax || new Set(nodes).size < nodes.length)
+    refuse("invalid", `Name 1 to ${replicasMax} different nodes for the replicas`);
+  nodes.forEach(guardNode);
 }
 
 function registerNode(draft: Draft, action: Of<"node.register">): Done<"node.register"> {

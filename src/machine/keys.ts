@@ -11,6 +11,8 @@ export function padded(n: number): string {
 }
 
 export const metaKey = "meta";
+/** Written by the replica when a configuration change is applied. */
+export const membersKey = "host/members";
 
 export function namespaceKey(namespace: string): string {
   return `ns/${namespace}`;
@@ -53,6 +55,9 @@ export function tenantKey(tenant: string): string {
 }
 export function groupKey(group: number): string {
   return `grp/${padded(group)}`;
+}
+export function moveKey(group: number): string {
+  return `move/${padded(group)}`;
 }
 export function nodeKey(node: string): string {
   return `node/${node}`;

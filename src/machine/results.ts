@@ -81,6 +81,7 @@ export interface ResultByOp {
   "directory.delete": { readonly tenant: TenantInfo; readonly purged: boolean };
   "directory.undelete": { readonly tenant: TenantInfo };
   "directory.move": { readonly tenant: TenantInfo };
+  "directory.settle": { readonly tenant: TenantInfo };
   "node.register": { readonly node: NodeRow };
   "issuer.put": { readonly issuer: IssuerRow };
   "issuer.delete": { readonly name: string };

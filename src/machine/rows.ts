@@ -14,6 +14,9 @@
  *   ten/<tenant>              TenantRow             grp/<group>                 string (tenant)
  *   node/<node>               NodeRow               root/<sha256 of the token>  RootKeyRow
  *   iss/<name>                IssuerRow
+ *   move/<group>              string (a tenant some of whose replicas are joining or leaving)
+ * and, written by the replica itself and not by a command:
+ *   host/members              Member[] (of the group's configuration, from its first change on)
  */
 import type { ContentFormat, ReleaseRule } from "../model/release.ts";
 
@@ -252,8 +255,30 @@ export interface IdempotencyRow {
   readonly result: unknown;
 }
 
+/** A replica and its node. */
+export interface Member {
+  readonly node: string;
+  readonly id: number;
+}
+
+export interface PlacedReplica extends Member {
+  /**
+   * Absent: a voter. `joining`: shall be one, and may not be yet. `leaving`: shall be none, and may still be one. `lost`:
+   * the same, and it can never come back. All until the group's leader settles the move.
+   */
+  readonly state?: "joining" | "leaving" | "lost";
+  /** Revision of the directory that placed it; absent: the tenant's incarnation. */
+  readonly since?: number;
+}
+
+export function isLeaving({ state }: PlacedReplica): boolean {
+  return state === "leaving" || state === "lost";
+}
+
 export interface StoredPlacement {
-  readonly replicas: readonly { readonly node: string; readonly id: number }[];
+  readonly replicas: readonly PlacedReplica[];
+  /** Grows with each move, so that what was meant for an earlier one is told apart; absent: never moved. */
+  readonly generation?: number;
 }
 
 export interface TenantRow {
@@ -265,6 +290,8 @@ export interface TenantRow {
    */
   readonly incarnation: number;
   readonly placement: StoredPlacement;
+  /** The group's members before its first log entry; absent: those of the placement, which never changed. */
+  readonly initial?: readonly Member[];
   readonly nextReplica: number;
   readonly description: string;
   readonly quotas: Quotas;

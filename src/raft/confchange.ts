@@ -37,6 +37,17 @@ export function pathOf(change: ConfChange): "leave" | "simple" | "joint" {
   return change.transition === "auto" && change.changes.length === 1 ? "simple" : "joint";
 }
 
+/** Whether anybody would be left to vote. Nobody could ever take back a change after which nobody is. */
+export function leavesVoters(conf: ConfState, { changes }: ConfChange): boolean {
+  const voters = new Set(conf.voters);
+  for (const { kind, id } of changes) {
+    if (id === NONE || kind === ChangeKind.updateNode) continue;
+    if (kind === ChangeKind.addVoter) voters.add(id);
+    else voters.delete(id);
+  }
+  return voters.size > 0;
+}
+
 export function changeMembers(
   members: Members,
   change: ConfChange,

@@ -15,6 +15,7 @@ import {
   changeMembers,
   emptyConfState,
   isJoint,
+  leavesVoters,
   restoreMembers,
   type Members,
   type NewProgress,
@@ -315,8 +316,8 @@ export class Raft {
   }
 
   /**
-   * A change that cannot be made now (another one pending, or the configuration is joint, or is not) becomes an empty
-   * entry instead, so that the answer is the log's: look at what is applied at the index.
+   * A change that cannot be made now (another one pending, or the configuration is joint, or is not), or that would leave
+   * no voter, becomes an empty entry instead, so that the answer is the log's: look at what is applied at the index.
    */
   proposeConfChange(change: ConfChange): ProposeResult {
     const refused = this.#refusal();
@@ -508,6 +509,7 @@ export class Raft {
         if (m.context !== FORCED && this.#inLease(m.from)) {
           // Thesis §4.2.3: who hears from a leader does not help to depose it. But the sender did not hear from it.
           this.#introduceTo(m.from);
+          this.#doubtLeader();
           return;
         }
       }
@@ -573,9 +575,31 @@ export class Raft {
       case MessageType.requestVote:
         this.#introduceTo(m.from);
         return;
+      case MessageType.heartbeatResponse:
+        this.#introduceTo(m.from);
+        this.#disownTo(m.from);
+        return;
       default:
         return;
     }
+  }
+
+  /**
+   * Somebody looks for a leader where this replica knows one whose node is alive. That one may have been deposed and
+   * removed since, so that it neither leads nor campaigns, and nobody else would say so (simulation, seed 10104): it is
+   * spoken to as the leader that it is taken for.
+   */
+  #doubtLeader(): void {
+    if (this.#role !== "follower" || this.#supports === null || this.#lead === NONE) return;
+    const m = this.#message(MessageType.heartbeatResponse, this.#lead);
+    m.commit = this.#log.commit;
+    this.#messages.push(m);
+  }
+
+  /** The sender takes this replica for a leader, which it is not. */
+  #disownTo(id: ReplicaId): void {
+    if (this.#role === "leader" || this.#supports === null) return;
+    this.#messages.push(this.#message(MessageType.forgetLeader, id));
   }
 
   /** Raft §5.2, §5.4.1. Learners vote too: whoever asks may know of a promotion that has not been applied here. */
@@ -674,6 +698,9 @@ export class Raft {
         return;
       case MessageType.preVoteResponse:
         if (this.#role === "preCandidate") this.#countVote(m);
+        return;
+      case MessageType.heartbeatResponse:
+        this.#disownTo(m.from);
         return;
       default:
         return;
@@ -929,6 +956,9 @@ export class Raft {
       case MessageType.forgetLeader:
         if (m.from === this.#lead) this.forgetLeader();
         return;
+      case MessageType.heartbeatResponse:
+        this.#disownTo(m.from);
+        return;
       case MessageType.readIndexResponse: {
         const context = this.#readsForwarded?.get(m.context);
         if (context === undefined) return;
@@ -1170,7 +1200,8 @@ export class Raft {
     const pending = this.#pendingConfIndex > this.#log.applied;
     const joint = isJoint(this.#conf);
     const leaves = change.changes.length === 0;
-    if (!this.#config.confChangeUnchecked && (pending || joint !== leaves)) {
+    const unfit = pending || joint !== leaves || !leavesVoters(this.#conf, change);
+    if (!this.#config.confChangeUnchecked && unfit) {
       return { index: entry.index, term: entry.term, kind: EntryKind.normal, data: NO_BYTES };
     }
     this.#pendingConfIndex = entry.index;

@@ -1,121 +1,14 @@
 /** What three real nodes owe each other and their callers, in the simulated world with fair weather and chosen faults. */
 import { describe, expect, test } from "vitest";
-import type { Problem } from "../../src/api/problems.ts";
 import { frameItems, ItemKind, parseRaftItem } from "../../src/host/codec.ts";
-import type { Tuning } from "../../src/host/node_host.ts";
 import type { TenantView } from "../../src/host/ports.ts";
-import type { Replica } from "../../src/host/replica.ts";
 import type { Command, Outcome } from "../../src/machine/command.ts";
 import type { TenantMeta } from "../../src/machine/rows.ts";
 import { MessageType } from "../../src/raft/types.ts";
-import { effective, getConfig, getText } from "../../src/machine/queries.ts";
-import { World, type SimNode } from "../sim/world.ts";
+import { effective } from "../../src/machine/queries.ts";
+import type { SimNode } from "../sim/world.ts";
+import { Cluster, latest, publish, ready, versions } from "./cluster.ts";
 import { command, createTenant } from "./scripted_node.ts";
-
-class Cluster {
-  readonly world: World;
-
-  constructor(options: { environmentsMax?: number; tuning?: Partial<Tuning> } = {}) {
-    this.world = new World({ seed: 1, nodes: 3, ...options });
-    for (const node of this.world.nodes) this.world.start(node);
-  }
-
-  node(at: number): SimNode {
-    return this.world.nodes[at] as SimNode;
-  }
-
-  async pass(ms: number): Promise<void> {
-    await this.world.run(this.world.now + ms);
-  }
-
-  async until(what: string, condition: () => boolean, ms = 10_000): Promise<void> {
-    await this.world.run(this.world.now + ms, condition);
-    expect(condition(), `${what}, within ${ms} ms`).toBe(true);
-  }
-
-  async ready(): Promise<void> {
-    await this.until("ready", () => this.world.nodes.every((node) => node.host?.ready === true));
-  }
-
-  propose(
-    node: SimNode,
-    tenant: string,
-    of: Command,
-    ms = 5_000,
-  ): { outcome: Outcome | null; problem: Problem | null } {
-    const answer: { outcome: Outcome | null; problem: Problem | null } = {
-      outcome: null,
-      problem: null,
-    };
-    node.host?.proposeWith(tenant, of, ms, (error, outcome) => {
-      answer.problem = error;
-      answer.outcome = outcome ?? null;
-    });
-    return answer;
-  }
-
-  async change(node: SimNode, tenant: string, of: Command): Promise<Outcome> {
-    const answer = this.propose(node, tenant, of);
-    await this.until("an answer", () => answer.outcome !== null || answer.problem !== null);
-    if (answer.outcome === null) throw new Error(answer.problem?.message ?? "no answer");
-    return answer.outcome;
-  }
-
-  async read<T>(node: SimNode, tenant: string, query: (view: TenantView) => T): Promise<T> {
-    const answers: (T | Problem)[] = [];
-    node.host?.readWith(tenant, { consistency: "linearizable" }, (error, view) => {
-      answers.push(error ?? query(view as TenantView));
-    });
-    await this.until("an answer", () => answers.length > 0);
-    const [answer] = answers;
-    if (answer instanceof Error) throw answer;
-    return answer as T;
-  }
-
-  async create(tenant: string): Promise<void> {
-    const outcome = await this.change(this.node(0), "_system", command(createTenant(tenant)));
-    expect(outcome.ok).toBe(true);
-    const put = command({ op: "config.put", namespace: "app", name: "c", format: "text" });
-    expect((await this.change(this.node(0), tenant, put)).ok).toBe(true);
-  }
-
-  replicas(tenant: string): { node: SimNode; replica: Replica }[] {
-    return this.world.nodes.flatMap((node) =>
-      [...(node.host?.replicas() ?? [])]
-        .filter((replica) => replica.tenant === tenant)
-        .map((replica) => ({ node, replica })),
-    );
-  }
-
-  leader(tenant: string): SimNode | null {
-    const leading = this.replicas(tenant).filter(({ replica }) => replica.raft.isLeader);
-    leading.sort((a, b) => b.replica.raft.term - a.replica.raft.term);
-    return leading[0]?.node ?? null;
-  }
-}
-
-function publish(text: string, idempotency?: string): Command {
-  const content = { text, hash: `sha256:${text}`, bytes: text.length };
-  return command(
-    { op: "publish", namespace: "app", name: "c", content, schemaHash: null },
-    idempotency,
-  );
-}
-
-function latest(view: TenantView): string | null {
-  const version = getConfig(view, "app", "c")?.latestVersion ?? 0;
-  return version === 0 ? null : getText(view, "app", "c", version);
-}
-
-function versions(view: TenantView): number {
-  return getConfig(view, "app", "c")?.latestVersion ?? 0;
-}
-
-async function ready(options: ConstructorParameters<typeof Cluster>[0] = {}): Promise<Cluster> {
-  const cluster = new Cluster(options);
-  await cluster.ready();
-  return cluster;
-}
 
 describe("a leader that was frozen longer than an election takes", () => {
   test("serves nothing old when it goes on, and takes no change for itself", async () => {
@@ -129,7 +22,7 @@ describe("a leader that was frozen longer than an election takes", () => {
     await cluster.change(other, "acme", publish("new"));
     // Asked while it is still frozen: the first thing it does when it goes on.
     const seen = cluster.read(frozen, "acme", latest);
-    const answer = cluster.propose(frozen, "acme", publish("newer"));
+    const answer = cluster.propose(frozen, "acme", publish("newer"), 9_000);
     expect(await seen).toBe("new");
     await cluster.until("an answer", () => answer.outcome !== null);
     for (const node of cluster.world.nodes) {

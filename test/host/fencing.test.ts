@@ -43,7 +43,6 @@ describe("frames", () => {
       [{ to: 2 }, {}],
       [{}, { incarnation: 2 }],
       [{}, { from: "n2" }],
-      [{ from: 7 }, { from: "n3" }],
       [{}, { group: 77 }],
     ] as const) {
       expect(node.step("heartbeat", { ...later, ...fields }, wrong)).toEqual([]);
@@ -53,6 +52,28 @@ describe("frames", () => {
     expect([...(node.host?.replicas() ?? [])]).toHaveLength(1);
     node.step("heartbeat", later);
     expect(node.replica().raft.term).toBe(9);
+  });
+
+  test("of a replica that the directory never placed are not taken, of one that joins they are", async () => {
+    const node = await started();
+    const last = node.follow(5, [beginning, createTenant("acme")]);
+    const { group, incarnation, to } = tenantOn(node, "acme");
+    const of = { group, incarnation, from: "n3" };
+    const speaks = (from: number, term: number): void => {
+      node.step("heartbeat", { to, from, term }, of);
+    };
+    speaks(3, 3);
+    expect(node.replica(group).raft.term).toBe(3);
+    for (const id of [2, 4, 7]) speaks(id, 9);
+    expect(node.replica(group).raft.term).toBe(3);
+    // n3 lost its disk: it is replica 4 from now on.
+    const nodes = ["n1", "n2", "n3"];
+    const move = { op: "directory.move", tenant: "acme", nodes, lost: [3], generation: 0 } as const;
+    const entries = [entryOf(last + 1, 5, move)];
+    const fields = { from: 2, term: 5, index: last, logTerm: 5, entries, commit: last + 1 };
+    node.step("appendEntries", fields);
+    speaks(4, 9);
+    expect(node.replica(group).raft.term).toBe(9);
   });
 
   test("that say a node is alive say nothing of any group", async () => {

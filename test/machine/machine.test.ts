@@ -20,7 +20,7 @@ import {
 import type { Applied } from "../../src/machine/machine.ts";
 import * as queries from "../../src/machine/queries.ts";
 import type { ResultOf } from "../../src/machine/results.ts";
-import { auditKey, metaKey } from "../../src/machine/keys.ts";
+import { auditKey, metaKey, under } from "../../src/machine/keys.ts";
 import type { AuditRow } from "../../src/machine/rows.ts";
 import { AuditChain } from "../../src/model/audit.ts";
 import { MemoryState } from "./memory_state.ts";
@@ -797,22 +797,69 @@ describe("the directory", () => {
     expect(directory.ok({ op: "directory.undelete", tenant: "acme" }).commit).toBe(null);
     directory.no("not-found", { ...remove, tenant: "none" });
   });
-  test("moves to replicas that are new or were there", () => {
+  test("moves in two steps, and gives no replica's number twice", () => {
     const directory = new Tenant("_system");
+    const { state } = directory;
     directory.ok(create("acme"));
-    const move = (...replicas: [string, number][]) =>
-      ({
-        op: "directory.move",
-        tenant: "acme",
-        placement: { replicas: replicas.map(([node, id]) => ({ node, id })) },
-      }) as const;
-    directory.no("conflict", move(["n1", 1], ["n4", 3]));
-    directory.no("invalid", move());
-    directory.no("invalid", move(["n1", 1], ["n1", 4]));
-    directory.no("invalid", move(["n1", 1], ["n2", 1]));
-    directory.no("invalid", move(["n1", 0.5]));
-    expect(directory.ok(move(["n1", 1], ["n4", 4])).result.tenant.nextReplica).toBe(5);
-    directory.no("conflict", move(["n1", 1], ["n2", 2]));
+    const move = (generation: number, nodes: readonly string[], lost: readonly number[] = []) =>
+      ({ op: "directory.move", tenant: "acme", nodes, lost, generation }) as const;
+    const settle = (generation: number) =>
+      ({ op: "directory.settle", tenant: "acme", generation }) as const;
+    const states = () =>
+      queries
+        .getTenant(state, "acme")
+        ?.placement.replicas.map(({ node, id, state: is }) => `${node}:${id}:${is ?? "voter"}`);
+    const moving = () => [...state.range(under("move"))].map(([, tenant]) => tenant);
+    directory.no("invalid", move(0, []));
+    directory.no("invalid", move(0, ["n1", "n1"]));
+    directory.no("invalid", move(0, ["n/1"]));
+    directory.no("conflict", move(1, ["n1"]));
+    expect(directory.ok(move(0, ["n1", "n2", "n3"])).commit).toBe(null);
+    directory.ok(move(0, ["n1", "n2", "n4"]));
+    expect(states()).toEqual(["n1:1:voter", "n2:2:voter", "n3:3:leaving", "n4:4:joining"]);
+    expect(moving()).toEqual(["acme"]);
+    // Back again before anybody acted: n3 is still itself.
+    directory.ok(move(1, ["n1", "n2", "n3"]));
+    expect(states()).toEqual(["n1:1:voter", "n2:2:voter", "n3:3:joining", "n4:4:leaving"]);
+    directory.no("conflict", settle(1));
+    directory.ok(settle(2));
+    expect(directory.ok(settle(2)).commit).toBe(null);
+    expect(states()).toEqual(["n1:1:voter", "n2:2:voter", "n3:3:voter"]);
+    expect(moving()).toEqual([]);
+    // Gone is gone: the node gets another replica, and so does one whose disk was lost.
+    directory.ok(move(2, ["n1", "n2", "n4"], [2]));
+    expect(states()).toEqual([
+      "n1:1:voter",
+      "n2:2:lost",
+      "n3:3:leaving",
+      "n2:5:joining",
+      "n4:6:joining",
+    ]);
+    directory.ok(move(3, ["n1", "n2", "n3"]));
+    expect(states()).toEqual([
+      "n1:1:voter",
+      "n2:2:lost",
+      "n3:3:joining",
+      "n2:5:joining",
+      "n4:6:leaving",
+    ]);
+    // Also when its node was not wanted meanwhile.
+    directory.ok(move(4, ["n1", "n3"]));
+    directory.ok(move(5, ["n1", "n2", "n3"]));
+    expect(states()?.filter((text) => text.startsWith("n2"))).toEqual([
+      "n2:2:lost",
+      "n2:5:joining",
+    ]);
+    expect(queries.getTenant(state, "acme")).toMatchObject({
+      nextReplica: 7,
+      initial: [
+        { node: "n1", id: 1 },
+        { node: "n2", id: 2 },
+        { node: "n3", id: 3 },
+      ],
+    });
+    directory.ok({ op: "directory.delete", tenant: "acme", purge: true });
+    expect(moving()).toEqual([]);
   });
   test("knows its nodes and their root keys", () => {
     const directory = new Tenant("_system");

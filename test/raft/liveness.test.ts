@@ -102,7 +102,10 @@ describe("a group at rest", () => {
   test("does not elect against a leader that is vouched for, however long it is silent", () => {
     const [, second] = resting();
     second.tick(100);
-    expect(second.step("preVote", { from: 3, term: 2, logTerm: 1, index: 9 })).toEqual([]);
+    // It is only asked whether it leads, and says nothing, as it does.
+    expect(second.step("preVote", { from: 3, term: 2, logTerm: 1, index: 9 })).toMatchObject([
+      { type: MessageType.heartbeatResponse, to: 1 },
+    ]);
     expect(second.raft.status()).toMatchObject({ term: 1, lead: 1 });
   });
 
@@ -181,5 +184,30 @@ describe("a leader with liveness from outside", () => {
     expect(leader.raft.isLeader).toBe(false);
     expect([second.raft.isLeader, third.raft.isLeader]).toContain(true);
     expect(second.raft.confState.voters).toEqual([2, 3]);
+  });
+
+  test("that was deposed and removed tells who takes it for the leader still, when asked", () => {
+    const peers = resting();
+    const [leader, second, third] = peers;
+    leader.raft.transferLeadership(2);
+    // The third hears neither of the new term, nor of the removal.
+    exchange(peers, (m) => m.to === 3);
+    expect(second.raft.isLeader).toBe(true);
+    const change = {
+      transition: "auto",
+      changes: [{ kind: 1, id: 1 }],
+      context: new Uint8Array(0),
+    } as const;
+    expect(second.raft.proposeConfChange(change).ok).toBe(true);
+    exchange(peers, (m) => m.to === 3);
+    expect(leader.raft.confState.voters).toEqual([2, 3]);
+    expect(third.raft.status()).toMatchObject({ lead: 1, term: 1 });
+    const asks = { from: 2, term: 3, index: 9, logTerm: 2 };
+    const [doubt] = third.step("preVote", asks);
+    const [answer] = leader.step("heartbeatResponse", { ...doubt, from: 3 });
+    expect(answer).toMatchObject({ type: MessageType.forgetLeader, to: 3 });
+    third.step("forgetLeader", { ...answer, from: 1 });
+    expect(third.raft.lead).toBe(0);
+    expect(third.step("preVote", asks)).toMatchObject([{ reject: false }]);
   });
 });

@@ -51,6 +51,21 @@ describe("configuration changes (thesis §4)", () => {
     expect(leader.raft.hasPendingConfChange).toBe(false);
   });
 
+  test("after which nobody could vote become an empty entry too", () => {
+    const peers = led(1);
+    const [leader] = peers;
+    for (const last of [
+      change("auto", ["removeNode", 1]),
+      change("auto", ["addLearner", 1]),
+      change("auto", ["removeNode", 1], ["addLearner", 2]),
+    ]) {
+      expect(leader.raft.proposeConfChange(last).ok).toBe(true);
+      exchange(peers);
+      expect(leader.raft.confState).toMatchObject({ voters: [1], learners: [] });
+      expect(leader.applied.at(-1)).toMatchObject({ kind: EntryKind.normal, data: bytes("") });
+    }
+  });
+
   test("of several voters go through a joint configuration and leave it by themselves", () => {
     const peers = led(3);
     const [leader] = peers;

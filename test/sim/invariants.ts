@@ -6,7 +6,7 @@ import { frameItems, ItemKind, parseRaftItem } from "../../src/host/codec.ts";
 import { environmentName } from "../../src/host/node_host.ts";
 import type { Replica } from "../../src/host/replica.ts";
 import { rowsOf } from "../host/memory_environment.ts";
-import { MessageType } from "../../src/raft/types.ts";
+import { MessageType, type ConfState } from "../../src/raft/types.ts";
 import type { Lane } from "../../src/host/ports.ts";
 import type { SimNode, World } from "./world.ts";
 
@@ -26,6 +26,8 @@ interface Seen {
   ledTerm: number;
   ledLast: number;
   ledLastTerm: number;
+  /** Where its configuration was compared with the others'. */
+  confAt: number;
 }
 
 /** Facts that outlive replicas. */
@@ -36,6 +38,12 @@ interface Facts {
   readonly committed: Map<number, Map<number, { readonly term: number; readonly digest: string }>>;
   /** Whom a voter gave its vote: group/term/voter. */
   readonly votes: Map<string, number>;
+  /** The configuration at each applied index: group/incarnation/index. */
+  readonly confs: Map<string, string>;
+  /** Where each replica is: group/incarnation/id. */
+  readonly places: Map<string, string>;
+  /** The last two configurations that anybody applied, newest first, with where they were seen first. */
+  readonly recent: Map<string, { readonly at: number; readonly conf: ConfState }[]>;
 }
 
 interface Invariant {
@@ -145,6 +153,38 @@ export const invariants: readonly Invariant[] = [
     },
   },
   {
+    name: "a replica's id is given once",
+    source: "architecture, invariant 9",
+    check({ node, replica, name, confAt }, facts, violated) {
+      if (confAt !== -1) return;
+      const key = `${replica.group}/${replica.incarnation}/${replica.id}`;
+      const other = facts.places.get(key);
+      if (other === undefined) facts.places.set(key, node.diskName);
+      else if (other !== node.diskName) violated(`${name} is ${key}, which was on ${other}`);
+    },
+  },
+  {
+    name: "equal logs, equal configurations",
+    source: "Raft thesis §4.1; applied, not appended (src/raft/DESIGN.md)",
+    check(seen, facts, violated) {
+      const { replica, name } = seen;
+      const at = replica.raft.appliedIndex;
+      if (at === seen.confAt) return;
+      seen.confAt = at;
+      const group = `${replica.group}/${replica.incarnation}`;
+      const conf = JSON.stringify(replica.conf);
+      const key = `${group}/${at}`;
+      const other = facts.confs.get(key);
+      if (other === undefined) facts.confs.set(key, conf);
+      else if (other !== conf) violated(`${name} has ${conf} at ${at}, others ${other}`);
+      const recent = facts.recent.get(group) ?? [];
+      if (recent[0] === undefined || recent[0].at < at) {
+        if (JSON.stringify(recent[0]?.conf) === conf) return;
+        facts.recent.set(group, [{ at, conf: replica.conf }, ...recent.slice(0, 1)]);
+      }
+    },
+  },
+  {
     name: "purged ≤ snapshot ≤ applied ≤ committed ≤ last",
     source: "openraft's invariants, after Vanlightly's TLA+",
     check({ replica, name }, _facts, violated) {
@@ -166,7 +206,14 @@ const STEP_EVERY = 8;
 export class Invariants {
   world: World | null = null;
   readonly #violated: Violated;
-  readonly #facts: Facts = { leaders: new Map(), committed: new Map(), votes: new Map() };
+  readonly #facts: Facts = {
+    leaders: new Map(),
+    committed: new Map(),
+    votes: new Map(),
+    confs: new Map(),
+    places: new Map(),
+    recent: new Map(),
+  };
   /** The newest vote that left each replica: group/incarnation/voter. */
   readonly #promises = new Map<string, { readonly term: number; readonly vote: number }>();
   readonly #seen = new Map<string, Seen>();
@@ -234,7 +281,7 @@ export class Invariants {
     for (const node of (this.world as World).nodes) {
       for (const replica of node.host?.replicas() ?? []) {
         if (replica.halted !== null || replica.installing) continue;
-        const name = `${node.name}/${replica.tenant}/${replica.incarnation}`;
+        const name = `${node.name}/${replica.tenant}/${replica.incarnation}/${replica.id}`;
         let seen = this.#seen.get(name);
         if (seen === undefined || seen.replica !== replica) {
           seen = {
@@ -248,6 +295,7 @@ export class Invariants {
             ledTerm: 0,
             ledLast: 0,
             ledLastTerm: 0,
+            confAt: -1,
           };
           this.#seen.set(name, seen);
           this.#keptPromises(seen);
@@ -304,21 +352,37 @@ export class Invariants {
     }
   }
 
-  /** Committed is on a quorum, durably (Raft §5.3, §10.2.1 of the thesis). Judged when all members are there to look at. */
+  /**
+   * Committed is on a quorum, durably (Raft §5.3, §10.2.1 of the thesis), of the newest configuration or of the one
+   * before, by which the newest entry may have been committed. Judged when all of them are there to look at.
+   */
   #committedOnQuorum(members: readonly Seen[]): void {
     const [first] = members;
-    if (first === undefined || members.length < first.replica.members.size) return;
+    if (first === undefined) return;
+    const recent = this.#facts.recent.get(`${first.replica.group}/${first.replica.incarnation}`);
+    const confs = (recent ?? []).map(({ conf }) => conf);
+    const ids = new Set(members.map(({ replica }) => replica.id));
+    const voters = (conf: ConfState): readonly number[] => [...conf.voters, ...conf.votersOutgoing];
+    if (!confs.every((conf) => voters(conf).every((id) => ids.has(id)))) return;
     const commit = Math.max(...members.map(({ replica }) => replica.raft.commitIndex));
     // Who waits for an installation knows of commits whose entries it has not taken yet.
     const terms = members.map(({ replica }) => replica.log.term(commit)).filter((own) => own >= 0);
     const term = Math.max(...terms);
-    const holding = members.filter(({ replica }) => {
-      const own = replica.log.term(commit);
-      return replica.durableIndex >= commit && (own === term || commit < replica.log.firstIndex());
-    });
-    if (holding.length * 2 <= first.replica.members.size) {
+    const holding = new Set(
+      members
+        .filter(({ replica }) => {
+          const own = replica.log.term(commit);
+          return (
+            replica.durableIndex >= commit && (own === term || commit < replica.log.firstIndex())
+          );
+        })
+        .map(({ replica }) => replica.id),
+    );
+    const isQuorum = (half: readonly number[]): boolean =>
+      half.length === 0 || half.filter((id) => holding.has(id)).length * 2 > half.length;
+    if (!confs.some((conf) => isQuorum(conf.voters) && isQuorum(conf.votersOutgoing))) {
       this.#violated(
-        `committed is on a quorum: entry ${commit} of ${first.name} is durable on ${holding.length} of ${members.length}`,
+        `committed is on a quorum: entry ${commit} of ${first.name} is durable on ${[...holding].join()} of ${JSON.stringify(confs)}`,
       );
     }
   }

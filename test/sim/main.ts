@@ -31,6 +31,7 @@ async function one(seed: number): Promise<boolean> {
   totals.acknowledged += result.acknowledged;
   totals.crashes += result.crashes;
   totals.elections += result.elections;
+  totals.moves += result.moves;
   if (result.violations.length === 0) return true;
   process.stdout.write(
     `\nseed ${seed} broke ${result.violations.length} invariants:\n${result.violations
@@ -46,7 +47,15 @@ async function one(seed: number): Promise<boolean> {
   return false;
 }
 
-const totals = { seeds: 0, events: 0, virtualMs: 0, acknowledged: 0, crashes: 0, elections: 0 };
+const totals = {
+  seeds: 0,
+  events: 0,
+  virtualMs: 0,
+  acknowledged: 0,
+  crashes: 0,
+  elections: 0,
+  moves: 0,
+};
 const startedAt = performance.now();
 let failed = 0;
 if (values.seed !== undefined) {
@@ -76,5 +85,5 @@ process.exit(failed === 0 ? 0 : 1);
 
 function summary(): string {
   const seconds = (performance.now() - startedAt) / 1_000;
-  return `${totals.seeds} seeds, ${failed} failed, ${totals.events} events (${Math.round(totals.events / seconds)}/s), ${Math.round(totals.virtualMs / 60_000)} virtual minutes, ${totals.crashes} crashes, ${totals.elections} elections, ${totals.acknowledged} acknowledged writes, ${seconds.toFixed(0)} s`;
+  return `${totals.seeds} seeds, ${failed} failed, ${totals.events} events (${Math.round(totals.events / seconds)}/s), ${Math.round(totals.virtualMs / 60_000)} virtual minutes, ${totals.crashes} crashes, ${totals.elections} elections, ${totals.moves} moves, ${totals.acknowledged} acknowledged writes, ${seconds.toFixed(0)} s`;
 }

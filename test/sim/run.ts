@@ -28,6 +28,8 @@ export interface RunResult {
   readonly acknowledged: number;
   readonly crashes: number;
   readonly elections: number;
+  /** Placements that the directory took. */
+  readonly moves: number;
   /** Broken invariants; empty for a good run. */
   readonly violations: readonly string[];
 }
@@ -45,6 +47,8 @@ interface Swarm {
   readonly freezeEveryMs: number;
   readonly diskFaultEveryMs: number;
   readonly churnEveryMs: number;
+  /** Tenants get other nodes, more or fewer of them. */
+  readonly moveEveryMs: number;
   readonly clockSkew: boolean;
   /** One bit of one node's journal rots at one of its crashes. */
   readonly rot: boolean;
@@ -89,6 +93,8 @@ function drawSwarm(prng: Prng, stormMs: number): Swarm {
       snapshotPartBytes: prng.pick([1, 300, 100_000]),
       sleepAfterMs: prng.pick([300, 2_000, 600_000]),
     },
+    // Drawn last, so that the seeds of before kept their kind.
+    moveEveryMs: prng.pick([0, 700, 2_000, 5_000]),
   };
   // Where none sleep for want of use they sleep for want of room.
   const awakeMax = swarm.tuning.sleepAfterMs === 600_000 ? 3 : 2_000;
@@ -146,6 +152,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
   invariants.world = world;
   world.onSent = (lane, bytes) => invariants.sent(lane, bytes);
   let crashes = 0;
+  let moves = 0;
   const nemesis = prng.fork();
   /** Nodes whose disk was told to fail: they are right to end. */
   const faulty = new Set<string>();
@@ -391,6 +398,23 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
     every(scarceEveryMs, () => {
       scarcity.pick(world.nodes).room.level = scarcity.pick(["free", "low", "out"]);
     });
+  every(swarm.moveEveryMs, () => {
+    const node = world.alive.length === 0 ? null : nemesis.pick(world.alive);
+    const tenant = nemesis.pick(tenants);
+    const row = node?.host?.directory.tenant(tenant);
+    if (row === undefined) return;
+    // What is only on the node whose journal rots is gone with it.
+    const sizes = swarm.rot ? [3, swarm.nodes] : [1, 2, 3, 3, swarm.nodes];
+    if (swarm.rot && row.placement.replicas.length === 1) return;
+    const nodes = shuffled(world.nodes, nemesis)
+      .map(({ name }) => name)
+      .slice(0, nemesis.pick(sizes));
+    const generation = row.placement.generation ?? 0;
+    const action = { op: "directory.move", tenant, nodes, generation } as const;
+    node?.host?.proposeWith("_system", proposal(action), 2_000, (error, outcome) => {
+      if (error === null && outcome?.ok === true) moves += 1;
+    });
+  });
   every(swarm.freezeEveryMs, () => {
     world.freeze(nemesis.pick(world.nodes), nemesis.between(100, 4_000));
   });
@@ -427,9 +451,14 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
     }
   }
   if (violations.length === 0) {
-    await world.run(world.now + 60_000, () => check() || converged(world));
-    if (violations.length === 0 && !converged(world)) {
-      violations.push(`replicas did not converge after healing: ${describe(world)}`);
+    // Whose directory rotted knows of nothing until it is restored.
+    const seeing = world.nodes.filter(({ name }) => name !== rotten);
+    const settled = (): boolean => converged(world) && placed(seeing) === null;
+    await world.run(world.now + 60_000, () => check() || settled());
+    if (violations.length === 0 && !settled()) {
+      violations.push(
+        `replicas did not converge after healing: ${placed(seeing) ?? ""} ${describe(world)}`,
+      );
     }
   }
   if (violations.length === 0) {
@@ -457,6 +486,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
     acknowledged: acknowledged.length,
     crashes,
     elections,
+    moves,
     violations,
   };
 }
@@ -601,6 +631,36 @@ function converged(world: World): boolean {
   return true;
 }
 
+function shuffled<T>(items: readonly T[], prng: Prng): T[] {
+  const left = [...items];
+  return items.map(() => left.splice(prng.below(left.length), 1)[0] as T);
+}
+
+/** What is not where the directory wants it; null when everything is. */
+function placed(nodes: readonly SimNode[]): string | null {
+  const directory = nodes[0]?.host?.directory;
+  const [moving] = directory?.moving(0, 1) ?? [];
+  if (moving !== undefined) return `${moving.tenant} moves: ${JSON.stringify(moving.placement)}`;
+  for (const node of nodes) {
+    for (const name of node.environments.names()) {
+      const [tenant = "", , id] = name.split(".");
+      if (tenant === "_system" || tenant.startsWith("e")) continue;
+      const replicas = directory?.tenant(tenant)?.placement.replicas ?? [];
+      if (!replicas.some((each) => each.node === node.name && each.id === Number(id)))
+        return `${node.name} still has ${name}`;
+    }
+    for (const replica of node.host?.replicas() ?? []) {
+      const row = directory?.tenant(replica.tenant);
+      if (row === undefined || replica.halted !== null) continue;
+      const wanted = row.placement.replicas.map(({ id }) => id).sort((a, b) => a - b);
+      const { voters, votersOutgoing, learners } = replica.conf;
+      if (voters.join() !== wanted.join() || votersOutgoing.length + learners.length > 0)
+        return `${node.name}/${replica.tenant} has ${JSON.stringify(replica.conf)}`;
+    }
+  }
+  return null;
+}
+
 function describe(world: World): string {
   const lines: string[] = [];
   for (const node of world.nodes) {
@@ -611,7 +671,7 @@ function describe(world: World): string {
       }
       const { role, term, lead, commitIndex, appliedIndex, lastIndex, idle } = replica.raft;
       lines.push(
-        `${node.name}/${replica.tenant}: ${role} term ${term} lead ${lead} commit ${commitIndex} applied ${appliedIndex} last ${lastIndex} idle ${idle} busy ${replica.busyStoring}`,
+        `${node.name}/${replica.tenant}#${replica.id} of ${replica.conf.voters.join("+")}: ${role} term ${term} lead ${lead} commit ${commitIndex} applied ${appliedIndex} last ${lastIndex} idle ${idle} busy ${replica.busyStoring}`,
       );
     }
   }

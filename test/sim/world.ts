@@ -111,7 +111,11 @@ class SimEnvironments implements Environments {
   #open = new Set<string>();
   #underWay: (() => void)[] = [];
 
-  constructor(prng: Prng, cap: number, schedule: (run: () => void) => void) {
+  readonly #settle: () => void;
+
+  /** `settle`: somebody awaits what was just done. */
+  constructor(prng: Prng, cap: number, schedule: (run: () => void) => void, settle: () => void) {
+    this.#settle = settle;
     this.#prng = prng;
     this.cap = cap;
     this.#schedule = schedule;
@@ -130,6 +134,7 @@ class SimEnvironments implements Environments {
   }
 
   async remove(name: string): Promise<void> {
+    this.#settle();
     this.stored.delete(name);
     this.removed.add(name);
   }
@@ -162,6 +167,7 @@ class SimEnvironments implements Environments {
           this.failNext = null;
           if (!early && (failure === null || this.#prng.chance(0.5))) apply();
           busy = false;
+          this.#settle();
           done(failure);
         });
       });
@@ -176,6 +182,7 @@ class SimEnvironments implements Environments {
       commit: (change, done) => commit(prepare(change), done),
       install: (staging, meta, done) => commit(prepareInstall(staging, meta), done),
       close: async () => {
+        this.#settle();
         if (busy) throw new Error("Closed while a commit is under way");
         this.#open.delete(name);
       },
@@ -197,6 +204,8 @@ export interface SimNode {
     readonly freeBytes: number;
     readonly reserveBytes: number;
   };
+  /** Names the disk: one that replaces it has another name. */
+  diskName: string;
   boot: number;
   /** Everything of an earlier life checks this before it runs. */
   life: number;
@@ -225,6 +234,8 @@ export interface WorldOptions {
 
 const silent: Log = { debug() {}, info() {}, warn() {}, error() {} };
 
+const PROMISES_EVERY = 64;
+
 export class World {
   readonly prng: Prng;
   readonly nodes: SimNode[] = [];
@@ -250,10 +261,14 @@ export class World {
         name: `n${index}`,
         host: null,
         disk: new SimDisk({ seed: prng.uint32() }),
-        environments: new SimEnvironments(prng.fork(), options.environmentsMax ?? 1_000, (run) => {
-          this.#inLife(node, this.#diskDelay() * 3, run);
-        }),
+        environments: new SimEnvironments(
+          prng.fork(),
+          options.environmentsMax ?? 1_000,
+          (run) => this.#inLife(node, this.#diskDelay() * 3, run),
+          () => this.settle(),
+        ),
         room: { level: "free", freeBytes: 1, reserveBytes: 2 },
+        diskName: `n${index}/1`,
         boot: 0,
         life: 0,
         handler: null,
@@ -287,8 +302,9 @@ export class World {
       this.now = Math.max(this.now, next.at);
       this.events += 1;
       next.run();
-      // Closing and removing environments are the only promises below the public methods.
-      if (this.#promised) {
+      // Closing and removing environments are the only promises below the public methods; what they wait for elsewhere
+      // ends within a few events.
+      if (this.#promised || this.events % PROMISES_EVERY === 0) {
         this.#promised = false;
         for (let turn = 0; turn < 8; turn++) await Promise.resolve();
       }

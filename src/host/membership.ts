@@ -1,0 +1,245 @@
+/**
+ * From the members a group has to those the directory wants for it. The directory says where (`directory.move`); the
+ * group's leader makes it so, one replicated step at a time, and then settles the move in the directory. Whoever leads
+ * next goes on from what is replicated: every step is decided anew from the configuration and the row.
+ *
+ *   learner added ─► caught up ─► one change promotes the new and removes the old ─► settled ─► the old drop their bytes
+ *
+ * A leader that is to leave hands leadership over first and never removes itself (raft/DESIGN.md, What remains).
+ */
+import type { SystemAction } from "../machine/command.ts";
+import {
+  isLeaving,
+  type Member,
+  type PlacedReplica,
+  type StoredPlacement,
+  type TenantRow,
+} from "../machine/rows.ts";
+import type { RaftStatus } from "../raft/raft.ts";
+import {
+  ChangeKind,
+  NONE,
+  type ConfChange,
+  type ConfState,
+  type ReplicaId,
+} from "../raft/types.ts";
+import type { Directory } from "./directory.ts";
+import type { Replica } from "./replica.ts";
+
+/** A learner this close to the leader's log is promoted: what is left takes no longer than one more turn or two. */
+const LEARNER_LAG_MAX = 100;
+
+/** Members as they shall be. */
+export interface Target {
+  readonly voters: readonly Member[];
+  readonly learners: readonly Member[];
+  readonly leaving: readonly ReplicaId[];
+}
+
+export type Step =
+  /** Nothing can be done now: a change is under way, a learner behind, or too few are alive. */
+  | { readonly kind: "wait" }
+  | { readonly kind: "settled" }
+  | { readonly kind: "transfer"; readonly to: ReplicaId }
+  | {
+      readonly kind: "change";
+      readonly changes: ConfChange["changes"];
+      /** Where those are whom it adds. */
+      readonly joining: readonly Member[];
+    };
+
+const wait: Step = { kind: "wait" };
+
+export function targetOf({ replicas }: StoredPlacement): Target {
+  return {
+    voters: replicas.filter((replica) => !isLeaving(replica)),
+    learners: [],
+    leaving: replicas.filter(isLeaving).map(({ id }) => id),
+  };
+}
+
+/** The replica that a placement gives to `node`. One that lost its disk is nobody's any more. */
+export function replicaOn({ replicas }: StoredPlacement, node: string): PlacedReplica | undefined {
+  return replicas.find((replica) => replica.node === node && replica.state !== "lost");
+}
+
+/** What the leader does next. `status` is its own, `conf` as applied. */
+export function nextStep(
+  { id: self, progress, lastIndex }: Pick<RaftStatus, "id" | "progress" | "lastIndex">,
+  conf: ConfState,
+  target: Target,
+  supports: (node: string) => boolean,
+): Step {
+  const isMember = (id: ReplicaId): boolean =>
+    conf.voters.includes(id) || conf.learners.includes(id);
+  const isVoter = (id: ReplicaId): boolean => conf.voters.includes(id);
+  const wanted = target.voters.map(({ id }) => id);
+
+  const missing = [...target.voters, ...target.learners].find(
+    ({ id, node }) => !isMember(id) && supports(node),
+  );
+  if (missing !== undefined) {
+    const changes = [{ kind: ChangeKind.addLearner, id: missing.id }];
+    return { kind: "change", changes, joining: [missing] };
+  }
+  const isReady = (id: ReplicaId): boolean => {
+    if (isVoter(id)) return true;
+    const peer = progress.find((other) => other.id === id);
+    return peer?.state === "replicate" && lastIndex - peer.match <= LEARNER_LAG_MAX;
+  };
+  if (!wanted.every(isReady)) return wait;
+
+  const promotions = wanted
+    .filter((id) => !isVoter(id))
+    .map((id) => ({ kind: ChangeKind.addVoter, id }));
+  const others = [
+    ...target.learners.filter(({ id }) => isVoter(id)).map(({ id }) => demotion(id)),
+    ...target.leaving.filter(isMember).map((id) => ({ kind: ChangeKind.removeNode, id })),
+  ];
+  if (promotions.length + others.length === 0) {
+    return target.learners.every(({ id }) => isMember(id)) ? { kind: "settled" } : wait;
+  }
+  // Into a configuration that could not act there is no way back.
+  const alive = target.voters.filter(({ node }) => supports(node)).length;
+  if (alive * 2 <= wanted.length) return wait;
+
+  if (wanted.includes(self)) {
+    return { kind: "change", changes: [...promotions, ...others], joining: [] };
+  }
+  const heir = target.voters
+    .filter(({ id, node }) => isVoter(id) && supports(node))
+    .map(({ id }) => progress.find((peer) => peer.id === id))
+    .filter((peer) => peer?.state === "replicate")
+    .reduce((best, peer) => ((peer?.match ?? 0) > (best?.match ?? -1) ? peer : best), undefined);
+  if (heir !== undefined) return { kind: "transfer", to: heir.id };
+  // Nobody who stays has a vote yet: they come first, and one of them removes this one.
+  const rest = others.filter(({ id }) => id !== self);
+  return promotions.length === 0
+    ? wait
+    : { kind: "change", changes: [...promotions, ...rest], joining: [] };
+}
+
+function demotion(id: ReplicaId): {
+  readonly kind: typeof ChangeKind.addLearner;
+  readonly id: ReplicaId;
+} {
+  return { kind: ChangeKind.addLearner, id };
+}
+
+// --- the groups that move ------------------------------------------------------------------------------------------------
+
+/** Groups looked at in one round; the rest has its turn in the next ones. */
+const GROUPS_PER_ROUND = 64;
+/** Settling is proposed again after this long, ms. */
+const SETTLE_TIMEOUT_MS = 2_000;
+
+export interface MembershipHooks {
+  supports(node: string): boolean;
+  /** The replica of this group here, woken if it sleeps; null when there is none, or no room. */
+  wake(group: number): Replica | null;
+  /** Nobody is known to lead it. */
+  leaderless(replica: Replica): void;
+  /** Runs something of a replica, whose outcome is then sent out. */
+  act(replica: Replica, run: () => void): void;
+  propose(action: SystemAction, timeoutMs: number, done: () => void): void;
+}
+
+/** Takes the next step of every group that moves and is led from this node. */
+export class Membership {
+  readonly #node: string;
+  readonly #directory: Directory;
+  readonly #hooks: MembershipHooks;
+  /** Entries by whose commit the last change of each group is known to be known, see `isKnown`. */
+  readonly #marks = new Map<number, Mark>();
+  /** Groups whose settling is being proposed. */
+  readonly #settling = new Set<number>();
+  /** Where the last round ended. */
+  #cursor = 0;
+
+  constructor(node: string, directory: Directory, hooks: MembershipHooks) {
+    this.#node = node;
+    this.#directory = directory;
+    this.#hooks = hooks;
+  }
+
+  /** Call a few times a second. */
+  round(): void {
+    const rows = this.#directory.moving(this.#cursor, GROUPS_PER_ROUND);
+    this.#cursor = rows.length < GROUPS_PER_ROUND ? 0 : (rows.at(-1)?.group ?? 0);
+    for (const row of rows) this.#advance(row);
+  }
+
+  #advance(row: TenantRow): void {
+    const own = replicaOn(row.placement, this.#node);
+    if (own === undefined) return;
+    const replica = this.#hooks.wake(row.group);
+    if (replica === null || replica.halted !== null || replica.id !== own.id) return;
+    if (!replica.raft.isLeader) {
+      if (replica.isVoter && replica.leaderNode === null) this.#hooks.leaderless(replica);
+      return;
+    }
+    takeStep(replica, targetOf(row.placement), this.#hooks, () => {
+      if (this.#settling.has(row.group)) return;
+      if (this.#isKnown(replica, row.placement.generation ?? 0)) this.#settle(row);
+    });
+  }
+
+  /**
+   * A quorum of those who stay knows, durably, that the last change is committed. Commit indexes are not written by
+   * themselves, and who knew after a restart of the old members alone would ask those who left for their votes, in vain
+   * (simulation, seed 20317). What is proposed after the change was applied takes its commit index along.
+   */
+  #isKnown(replica: Replica, generation: number): boolean {
+    const { raft, group } = replica;
+    const mark = this.#marks.get(group);
+    if (mark !== undefined && mark.term === raft.term && mark.generation === generation) {
+      if (raft.appliedIndex < mark.index) return false;
+      this.#marks.delete(group);
+      return true;
+    }
+    this.#hooks.act(replica, () => {
+      const proposed = raft.propose(NOTHING);
+      if (proposed.ok)
+        this.#marks.set(group, { generation, term: raft.term, index: proposed.index });
+    });
+    return false;
+  }
+
+  #settle({ tenant, group, placement }: TenantRow): void {
+    this.#settling.add(group);
+    const { generation = 0 } = placement;
+    this.#hooks.propose({ op: "directory.settle", tenant, generation }, SETTLE_TIMEOUT_MS, () => {
+      this.#settling.delete(group);
+    });
+  }
+}
+
+interface Mark {
+  readonly generation: number;
+  readonly term: number;
+  readonly index: number;
+}
+
+const NOTHING = new Uint8Array(0);
+
+function takeStep(
+  replica: Replica,
+  target: Target,
+  hooks: MembershipHooks,
+  settled: () => void,
+): void {
+  const { raft } = replica;
+  const status = raft.status();
+  if (raft.hasPendingConfChange || status.transferee !== NONE || !replica.initialised) return;
+  const step = nextStep(status, replica.conf, target, (node) => hooks.supports(node));
+  switch (step.kind) {
+    case "wait":
+      return;
+    case "settled":
+      return settled();
+    case "transfer":
+      return hooks.act(replica, () => raft.transferLeadership(step.to));
+    case "change":
+      return hooks.act(replica, () => replica.proposeMembers(step.changes, step.joining));
+  }
+}

@@ -1,0 +1,294 @@
+/** From the members a group has to those the directory wants: step by step, and on real nodes in the simulated world. */
+import { describe, expect, test } from "vitest";
+import { nextStep, type Target } from "../../src/host/membership.ts";
+import type { HistoryRow } from "../../src/machine/rows.ts";
+import type { PeerStatus } from "../../src/raft/raft.ts";
+import { emptyConfState } from "../../src/raft/raft.ts";
+import { ChangeKind, type ConfState } from "../../src/raft/types.ts";
+import type { SimNode } from "../sim/world.ts";
+import { type Cluster, latest, publish, ready, versions } from "./cluster.ts";
+import { command } from "./scripted_node.ts";
+
+const { addVoter, addLearner, removeNode } = ChangeKind;
+
+describe("the next step", () => {
+  const conf = (voters: number[], learners: number[] = []): ConfState => ({
+    ...emptyConfState(),
+    voters,
+    learners,
+  });
+  const peer = (
+    id: number,
+    match: number,
+    state: PeerStatus["state"] = "replicate",
+  ): PeerStatus => ({
+    id,
+    match,
+    next: match + 1,
+    state,
+    recentActive: true,
+    isLearner: false,
+    paused: false,
+    pendingSnapshot: 0,
+    inflight: 0,
+    inflightFull: false,
+  });
+  const target = (voters: number[], leaving: number[] = [], learners: number[] = []): Target => ({
+    voters: voters.map((id) => ({ id, node: `n${id}` })),
+    learners: learners.map((id) => ({ id, node: `n${id}` })),
+    leaving,
+  });
+  /** Led by 1, whose log is 1,000 long. */
+  const step = (
+    now: ConfState,
+    wanted: Target,
+    progress: PeerStatus[] = [],
+    dead: string[] = [],
+    id = 1,
+  ) =>
+    nextStep(
+      { id, progress: [peer(id, 1_000), ...progress], lastIndex: 1_000 },
+      now,
+      wanted,
+      (node) => !dead.includes(node),
+    );
+
+  test("of who has what it wants is to say so", () => {
+    expect(step(conf([1, 2, 3]), target([1, 2, 3]))).toEqual({ kind: "settled" });
+    expect(step(conf([1, 2, 3]), target([1, 2, 3], [7]))).toEqual({ kind: "settled" });
+    expect(step(conf([1], [4]), target([1], [], [4]))).toEqual({ kind: "settled" });
+  });
+  test("adds who is alive as a learner, one at a time", () => {
+    expect(step(conf([1]), target([1, 4, 5]), [], ["n4"])).toEqual({
+      kind: "change",
+      changes: [{ kind: addLearner, id: 5 }],
+      joining: [{ id: 5, node: "n5" }],
+    });
+    expect(step(conf([1]), target([1, 4]), [], ["n4"])).toEqual({ kind: "wait" });
+  });
+  test("promotes the new and removes the old at once, when the new are caught up", () => {
+    const now = conf([1, 2, 3], [4]);
+    const wanted = target([1, 2, 4], [3]);
+    expect(step(now, wanted, [peer(4, 800)])).toEqual({ kind: "wait" });
+    expect(step(now, wanted, [peer(4, 999, "probe")])).toEqual({ kind: "wait" });
+    expect(step(now, wanted, [peer(4, 950)])).toEqual({
+      kind: "change",
+      changes: [
+        { kind: addVoter, id: 4 },
+        { kind: removeNode, id: 3 },
+      ],
+      joining: [],
+    });
+    expect(step(conf([1, 2, 3]), target([1], [], [2, 3]))).toEqual({
+      kind: "change",
+      changes: [
+        { kind: addLearner, id: 2 },
+        { kind: addLearner, id: 3 },
+      ],
+      joining: [],
+    });
+  });
+  test("is none into a configuration that could not act", () => {
+    const now = conf([1, 2, 3]);
+    expect(step(now, target([1, 3], [2]), [], ["n3"])).toEqual({ kind: "wait" });
+    expect(step(now, target([1, 2], [3]), [], ["n3"])).toMatchObject({ kind: "change" });
+  });
+  test("of a leader that leaves is to hand over, and never to remove itself", () => {
+    const followers = [peer(2, 900), peer(3, 990)];
+    const wanted = target([2, 3], [1]);
+    expect(step(conf([1, 2, 3]), wanted, followers)).toEqual({ kind: "transfer", to: 3 });
+    expect(step(conf([1, 2, 3]), wanted, followers, ["n3"])).toEqual({ kind: "wait" });
+    const all = target([2, 3, 4], [1]);
+    expect(step(conf([1, 2, 3]), all, followers, ["n3"])).toMatchObject({ kind: "change" });
+    // To other nodes altogether: they vote first, and one of them removes the old.
+    expect(step(conf([1, 2], [4]), target([4], [1, 2]), [peer(2, 1_000), peer(4, 1_000)])).toEqual({
+      kind: "change",
+      changes: [
+        { kind: addVoter, id: 4 },
+        { kind: removeNode, id: 2 },
+      ],
+      joining: [],
+    });
+    expect(step(conf([1, 4]), target([4], [1, 2]), [peer(4, 1_000)])).toEqual({
+      kind: "transfer",
+      to: 4,
+    });
+    expect(step(conf([1, 4]), target([4], [1, 2]), [], [], 4)).toEqual({
+      kind: "change",
+      changes: [{ kind: removeNode, id: 1 }],
+      joining: [],
+    });
+  });
+});
+
+async function move(cluster: Cluster, tenant: string, nodes: readonly string[]): Promise<void> {
+  const node = cluster.world.alive[0] as SimNode;
+  const generation = node.host?.directory.tenant(tenant)?.placement.generation ?? 0;
+  const action = { op: "directory.move", tenant, nodes, generation } as const;
+  expect((await cluster.change(node, "_system", command(action))).ok).toBe(true);
+}
+
+/** Whose replica is here, by node. */
+function whereabouts(cluster: Cluster, tenant: string): string[] {
+  return cluster.world.nodes
+    .filter(({ environments }) =>
+      environments.names().some((name) => name.startsWith(`${tenant}.`)),
+    )
+    .map(({ name }) => name);
+}
+
+async function settled(cluster: Cluster, tenant: string, nodes: readonly string[]): Promise<void> {
+  const isSettled = (node: SimNode): boolean =>
+    node.host?.directory
+      .tenant(tenant)
+      ?.placement.replicas.every(({ state }) => state === undefined) === true;
+  await cluster.until(
+    `${tenant} on ${nodes.join()}`,
+    () =>
+      cluster.world.alive.every(isSettled) &&
+      whereabouts(cluster, tenant).join() === [...nodes].sort().join(),
+    20_000,
+  );
+}
+
+describe("a tenant", () => {
+  test("grows, moves away altogether, and shrinks, with everything it was told", async () => {
+    const cluster = await ready({ nodes: 5 });
+    await cluster.create("acme", ["n1"]);
+    await cluster.change(cluster.node(0), "acme", publish("one"));
+    for (const [round, nodes] of [
+      ["n1", "n2", "n3"],
+      ["n1", "n2", "n3", "n4", "n5"],
+      ["n2", "n4", "n5"],
+      ["n1", "n3"],
+      ["n2"],
+    ].entries()) {
+      await move(cluster, "acme", nodes);
+      const during = await cluster.change(cluster.node(4), "acme", publish(`during ${round}`));
+      expect(during.ok).toBe(true);
+      await settled(cluster, "acme", nodes);
+      const [first] = cluster.replicas("acme");
+      expect([...(first?.replica.members.values() ?? [])].sort()).toEqual([...nodes].sort());
+      const holder = cluster.world.nodes.find(({ name }) => name === nodes[0]) as SimNode;
+      expect(await cluster.read(holder, "acme", latest)).toBe(`during ${round}`);
+      expect(await cluster.read(holder, "acme", versions)).toBe(2 + round);
+    }
+  });
+
+  test("goes to a new replica as a snapshot, members and all, when its log is gone", async () => {
+    const cluster = await ready({ nodes: 4, tuning: { logKeptEntries: 0, checkpointBytes: 1 } });
+    await cluster.create("acme");
+    for (const text of ["a", "b", "c"]) {
+      await cluster.change(cluster.node(0), "acme", publish(text));
+      await cluster.pass(200);
+    }
+    await move(cluster, "acme", ["n2", "n3", "n4"]);
+    await settled(cluster, "acme", ["n2", "n3", "n4"]);
+    // What it knows of its members outlives it.
+    cluster.world.crash(cluster.node(3));
+    cluster.world.start(cluster.node(3));
+    await cluster.pass(3_000);
+    expect(await cluster.read(cluster.node(3), "acme", latest)).toBe("c");
+    const replica = cluster.replicas("acme").find(({ node }) => node === cluster.node(3))?.replica;
+    expect([...(replica?.members ?? [])]).toEqual([
+      [2, "n2"],
+      [3, "n3"],
+      [4, "n4"],
+    ]);
+    expect(replica?.conf).toEqual({ ...emptyConfState(), voters: [2, 3, 4] });
+  });
+
+  test("is led again after its move by who stayed, whatever of that was written down", async () => {
+    const cluster = await ready({ nodes: 3 });
+    await cluster.create("acme");
+    await cluster.change(cluster.node(0), "acme", publish("kept"));
+    const stays = cluster.leader("acme") as SimNode;
+    await move(cluster, "acme", [stays.name]);
+    const row = () => stays.host?.directory.tenant("acme");
+    await cluster.until("settled", () => row()?.placement.replicas.length === 1);
+    cluster.world.crash(stays);
+    await cluster.pass(2_000);
+    cluster.world.start(stays);
+    expect(whereabouts(cluster, "acme")).toEqual([stays.name]);
+    await cluster.until("led", () => cluster.node(1).host?.ready === true);
+    expect(await cluster.read(stays, "acme", latest)).toBe("kept");
+  });
+
+  test("that sleeps is woken to move", async () => {
+    const cluster = await ready({ nodes: 4, tuning: { sleepAfterMs: 300 } });
+    await cluster.create("acme");
+    await cluster.until("asleep", () => cluster.replicas("acme").length === 0);
+    await move(cluster, "acme", ["n1", "n2", "n4"]);
+    await settled(cluster, "acme", ["n1", "n2", "n4"]);
+    await cluster.until("asleep again", () => cluster.replicas("acme").length === 0);
+  });
+
+  test("goes on moving under the next leader, and waits while a quorum of the new ones is down", async () => {
+    const cluster = await ready({ nodes: 5 });
+    await cluster.create("acme");
+    cluster.world.crash(cluster.node(3));
+    cluster.world.crash(cluster.node(4));
+    await move(cluster, "acme", ["n1", "n4", "n5"]);
+    await cluster.pass(2_000);
+    const before = cluster.leader("acme") as SimNode;
+    cluster.world.crash(before);
+    await cluster.until("another leads", () => cluster.leader("acme") !== null, 10_000);
+    const after = cluster.leader("acme") as SimNode;
+    expect((await cluster.change(after, "acme", publish("still"))).ok).toBe(true);
+    for (const node of [before, cluster.node(3), cluster.node(4)]) cluster.world.start(node);
+    await settled(cluster, "acme", ["n1", "n4", "n5"]);
+    expect(await cluster.read(cluster.node(4), "acme", latest)).toBe("still");
+  });
+
+  test("tells its watchers where it leaves that they have to go on elsewhere", async () => {
+    const cluster = await ready({ nodes: 4 });
+    await cluster.create("acme");
+    const told: HistoryRow[] = [];
+    const ended: string[] = [];
+    cluster.node(0).host?.watchWith(
+      "acme",
+      () => {},
+      { commit: (event) => told.push(event), end: (reason) => ended.push(reason) },
+      (error) => expect(error).toBe(null),
+    );
+    await move(cluster, "acme", ["n2", "n3", "n4"]);
+    await settled(cluster, "acme", ["n2", "n3", "n4"]);
+    expect(ended).toEqual(["moved"]);
+    expect(cluster.node(0).host?.locateNow("acme")).toEqual({ local: false });
+  });
+});
+
+describe("a replica that was removed", () => {
+  test("and has not heard of it deposes nobody, and drops its bytes when it hears", async () => {
+    const cluster = await ready({ nodes: 4 });
+    await cluster.create("acme");
+    const leader = cluster.leader("acme") as SimNode;
+    const leaving = cluster.world.nodes.find(
+      (node) => node !== leader && node !== cluster.node(3),
+    ) as SimNode;
+    for (const node of cluster.world.nodes) {
+      if (node === leaving) continue;
+      cluster.world.cut(node, leaving);
+      cluster.world.cut(leaving, node);
+    }
+    const rest = cluster.world.nodes.filter((node) => node !== leaving).map(({ name }) => name);
+    await cluster.pass(2_000);
+    const asked = cluster.world.alive.find((node) => node !== leaving) as SimNode;
+    const action = { op: "directory.move", tenant: "acme", nodes: rest, generation: 0 } as const;
+    expect((await cluster.change(asked, "_system", command(action))).ok).toBe(true);
+    await cluster.until(
+      "settled without it",
+      () => asked.host?.directory.tenant("acme")?.placement.replicas.length === 3,
+    );
+    const led = cluster.leader("acme") as SimNode;
+    const term = (): number | undefined =>
+      cluster.replicas("acme").find(({ node }) => node === led)?.replica.raft.term;
+    const before = term();
+    // It has been without a leader all the time, and now it can ask for votes.
+    cluster.world.heal();
+    await settled(cluster, "acme", rest);
+    await cluster.pass(3_000);
+    expect(term()).toBe(before);
+    expect(cluster.leader("acme")).toBe(led);
+  });
+});
