@@ -736,6 +736,53 @@ export const WatchPoll = answer(
   "The same frames as the stream's, by long polling",
 );
 
+// --- apply feedback --------------------------------------------------------------------------------------------------------
+
+const Instance = Type.String({
+  pattern: "^[!-~]{1,128}$",
+  description: "What the client calls itself: a pod, a host, a device",
+});
+const FeedbackState = literals(["applied", "rejected"]);
+const Reason = Type.String({ maxLength: 500 });
+
+export const FeedbackPost = request("FeedbackPost", {
+  instance: Instance,
+  values: Type.Array(
+    Type.Object(
+      { name: Name, version: Positive, state: FeedbackState, reason: Type.Optional(Reason) },
+      closed,
+    ),
+    { minItems: 1, maxItems: 200 },
+  ),
+});
+
+const FeedbackItem = Type.Object({
+  instance: Instance,
+  version: Positive,
+  state: FeedbackState,
+  reason: Type.Optional(Reason),
+  at: Time,
+});
+export type FeedbackItem = Static<typeof FeedbackItem>;
+
+export const FeedbackAnswer = answer("Feedback", {
+  instances: Count,
+  versions: Type.Array(
+    Type.Object({
+      version: Positive,
+      applied: Count,
+      rejected: Count,
+      rejections: Type.Array(Type.Object({ instance: Instance, reason: Reason, at: Time }), {
+        description: "The latest 20",
+      }),
+    }),
+    { description: "Newest first" },
+  ),
+  missing: Type.Array(Type.String(), { description: "Nodes that did not say what they were told" }),
+  items: Type.Optional(Type.Array(FeedbackItem, { description: "With local=true" })),
+});
+export type FeedbackAnswer = Static<typeof FeedbackAnswer>;
+
 // --- cluster ---------------------------------------------------------------------------------------------------------------
 
 const NodeEntry = Type.Object({

@@ -105,6 +105,8 @@ export const accessTable = {
   evaluateFlag: namespace(everyKind),
   watchFlags: namespace(everyKind),
   getFlagSet: namespace(readers),
+  postFeedback: namespace(everyKind),
+  getFeedback: namespace(readers),
 } as const satisfies Record<string, Access>;
 
 export type RouteId = keyof typeof accessTable;

@@ -25,6 +25,7 @@ import {
 } from "./auth.ts";
 import { clusterRoutes } from "./cluster.ts";
 import { configRoutes } from "./configs.ts";
+import { Feedback, feedbackRoutes } from "./feedback.ts";
 import {
   bodyBytes,
   check,
@@ -97,6 +98,7 @@ export const routes: readonly Route[] = [
   ...valueRoutes,
   ...ofrepRoutes,
   ...watchRoutes,
+  ...feedbackRoutes,
 ];
 
 export function createGateway(options: {
@@ -154,6 +156,7 @@ class Door {
         failed: (error) => log.error({ err: error }, "gateway.watch_failed"),
       }),
       sets: new NamespaceSets(),
+      feedback: new Feedback(),
       version: settings.version,
       routes,
       metrics: () => this.#metrics.text(this.#context, this.#requests),

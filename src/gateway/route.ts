@@ -8,6 +8,7 @@ import type { Answer, Call } from "./http.ts";
 import type { NamespaceSets } from "./namespace_sets.ts";
 import type { Peers } from "./peers.ts";
 import { accessOf, type Access, type RouteId } from "./access.ts";
+import type { Feedback } from "./feedback.ts";
 import type { Watches } from "./watches.ts";
 
 export type Method = "GET" | "PUT" | "POST" | "PATCH" | "DELETE";
@@ -25,6 +26,7 @@ export interface Context {
   readonly peers: Peers;
   readonly watches: Watches;
   readonly sets: NamespaceSets;
+  readonly feedback: Feedback;
   readonly version: string;
   readonly routes: readonly Route[];
   /** In Prometheus' text format. */

@@ -6,17 +6,36 @@ import { Type } from "@sinclair/typebox";
 import { Problem } from "../api/problems.ts";
 import { ExplainAnswer, ValuesAnswer, type EffectiveValue } from "../api/schemas.ts";
 import type { TenantView } from "../host/ports.ts";
-import { effective, effectiveAll, explainEffective, getText } from "../machine/queries.ts";
+import { versionKey } from "../machine/keys.ts";
+import {
+  effective,
+  effectiveAll,
+  effectiveConfig,
+  effectiveConfigs,
+  explainEffective,
+  getText,
+} from "../machine/queries.ts";
+import type { ConfigRow, VersionRow } from "../machine/rows.ts";
+import { judgedAt } from "../machine/schedules.ts";
 import { mediaType } from "../model/content.ts";
 import { checkLabels } from "../model/names.ts";
-import type { Labels } from "../model/release.ts";
-import { invalid, json } from "./http.ts";
+import type { Labels, ReleasedRules, ReleasedVersion } from "../model/release.ts";
+import { invalid, json, type Answer, type Call, type Principal } from "./http.ts";
 import { route, type Route } from "./route.ts";
 
 const N = "/v1/tenants/:tenant/namespaces/:namespace";
 
 /** All contents of one snapshot together; what is beyond comes without, and is read by itself. */
 export const snapshotBytesMax = 8 * 1024 * 1024;
+
+export const rulesQuery = {
+  rules: Type.Optional(
+    Type.Boolean({
+      description:
+        "Instead of effective values the releases with their rules and contents (version: the release, content: a ReleasedRules as JSON), for whoever evaluates them itself. Not for client keys, not with labels",
+    }),
+  ),
+};
 
 const labelPrefix = "label.";
 const noLabels: Labels = {};
@@ -59,6 +78,7 @@ export const valueRoutes: readonly Route[] = [
       explain: Type.Optional(
         Type.Boolean({ description: "Answer JSON with the rule-by-rule reasoning" }),
       ),
+      ...rulesQuery,
     },
     responses: {
       200: {
@@ -70,6 +90,7 @@ export const valueRoutes: readonly Route[] = [
     },
     read: (view, call, { query }) => {
       const { namespace, name } = call.params as { namespace: string; name: string };
+      if (query.rules === true) return releaseAnswer(view, namespace, name, call);
       const labels = labelsOf(call.query);
       if (query.explain === true)
         return explainAnswer(view, namespace, name, labels, call.principal);
@@ -99,13 +120,15 @@ export const valueRoutes: readonly Route[] = [
     tag: "values",
     summary: "All values of a namespace for these labels: one snapshot",
     labels: true,
+    query: rulesQuery,
     responses: {
       200: {
         description: `Values by name; contents beyond ${snapshotBytesMax} bytes in all are left out`,
         schema: ValuesAnswer,
       },
     },
-    read: (view, call, _input, { sets }) => {
+    read: (view, call, { query }, { sets }) => {
+      if (query.rules === true) return releasesAnswer(view, call);
       const labels = labelsOf(call.query);
       const set = sets.of(view, call.params["namespace"] as string);
       const digest = createHash("sha256").update(set.mark);
@@ -127,6 +150,68 @@ export const valueRoutes: readonly Route[] = [
     },
   }),
 ];
+
+/**
+ * What whoever evaluates rules himself needs of a config, in the form of a value: `version` is the release, `content` its
+ * rules and the contents that they name, as JSON.
+ */
+export function releaseOf(view: TenantView, config: ConfigRow): Required<EffectiveValue> {
+  const { namespace, name, release, rules, format } = config;
+  const versions: Record<number, ReleasedVersion> = {};
+  let bytes = 0;
+  for (const version of [...rules.map((rule) => rule.version), config.default]) {
+    if (version === null || Object.hasOwn(versions, version)) continue;
+    const row = view.get<VersionRow>(versionKey(namespace, name, version));
+    if (row === undefined) continue;
+    bytes += row.bytes;
+    const content = bytes > snapshotBytesMax ? null : getText(view, namespace, name, version);
+    versions[version] = {
+      hash: row.hash,
+      format: row.format,
+      ...(content !== null && { content }),
+    };
+  }
+  const released: ReleasedRules = {
+    release,
+    rules,
+    default: config.default,
+    judgedAt: judgedAt(config),
+    versions,
+  };
+  const content = JSON.stringify(released);
+  const hash = `sha256:${createHash("sha256").update(content).digest("hex")}`;
+  return { version: release, hash, format, content };
+}
+
+/** The same for all of a namespace. Contents longer than `valueBytesMax` are left out. */
+export function releasesOf(
+  view: TenantView,
+  namespace: string,
+  bytesMax: number,
+  valueBytesMax = Number.POSITIVE_INFINITY,
+): Record<string, EffectiveValue> {
+  const values: Record<string, EffectiveValue> = {};
+  let bytes = 0;
+  for (const config of effectiveConfigs(view, namespace)) {
+    const { content, ...value } = releaseOf(view, config);
+    const length = Buffer.byteLength(content);
+    const fits = length <= valueBytesMax && bytes + length <= bytesMax;
+    if (fits) bytes += length;
+    values[config.name] = fits ? { ...value, content } : value;
+  }
+  return values;
+}
+
+/** Rules are not for everybody who may have values. @throws Problem */
+export function refuseRules(query: URLSearchParams, principal: Principal | null): void {
+  if (principal?.kind === "client")
+    throw new Problem("forbidden", "A client key may not see rules");
+  for (const parameter of query.keys())
+    if (parameter.startsWith(labelPrefix))
+      throw invalid("Leave out labels: with rules=true whoever asks evaluates them", [
+        { pointer: `/query/${parameter}`, detail: "Rules do not depend on labels" },
+      ]);
+}
 
 /** @param valueBytesMax contents longer than this are left out */
 export function snapshotOf(
@@ -150,6 +235,35 @@ export function snapshotOf(
     };
   }
   return values;
+}
+
+function releasesAnswer(view: TenantView, call: Call): Answer {
+  refuseRules(call.query, call.principal);
+  const values = releasesOf(view, call.params["namespace"] as string, snapshotBytesMax);
+  const digest = createHash("sha256");
+  for (const [name, { hash }] of Object.entries(values)) digest.update(`${name} ${hash}\n`);
+  const tag = digest.digest("base64url").slice(0, 32);
+  const etag = `"${view.epoch}-${view.revision}-${tag}"`;
+  return json({ revision: view.revision, values }, { etag });
+}
+
+function releaseAnswer(view: TenantView, namespace: string, name: string, call: Call): Answer {
+  refuseRules(call.query, call.principal);
+  const config = effectiveConfig(view, namespace, name);
+  if (config === null)
+    throw new Problem("not-found", `Nothing is released as ${namespace}/${name}`);
+  const { version, hash, content } = releaseOf(view, config);
+  return {
+    status: 200,
+    headers: {
+      "content-type": "application/json; charset=utf-8",
+      "cache-control": "no-cache",
+      "x-content-type-options": "nosniff",
+      etag: `"r${version}-${hash.slice("sha256:".length, "sha256:".length + 32)}"`,
+      "conflux-version": String(version),
+    },
+    body: content,
+  };
 }
 
 function explainAnswer(

@@ -24,6 +24,7 @@ import {
   historyAfter,
   namespaceChain,
 } from "../machine/queries.ts";
+import { judgedAt } from "../machine/schedules.ts";
 import type { ConfigRow, StoredChange, TenantRow } from "../machine/rows.ts";
 import { unreachable } from "../lib/assert.ts";
 import { checkConfigName, checkNamespaceName, isName, systemTenant } from "../model/names.ts";
@@ -52,7 +53,15 @@ import {
 import type { Peers } from "./peers.ts";
 import { route, type Route } from "./route.ts";
 import { concernsChain } from "./namespace_sets.ts";
-import { labelsOf, snapshotBytesMax, snapshotOf } from "./values.ts";
+import {
+  labelsOf,
+  refuseRules,
+  releaseOf,
+  releasesOf,
+  rulesQuery,
+  snapshotBytesMax,
+  snapshotOf,
+} from "./values.ts";
 
 export interface WatchSettings {
   /** A silent watcher hears a bookmark after this long; below the 15 s that are promised. */
@@ -215,6 +224,8 @@ interface EffectiveFilter {
   readonly namespace: string;
   readonly labels: Labels;
   readonly name: string | null;
+  /** Whether rules are shown instead of what they give. */
+  readonly rules: boolean;
 }
 
 /** All that may change what flags of a namespace give, whatever the context. */
@@ -383,8 +394,10 @@ class EffectiveSource implements Source {
   }
 
   snapshot(view: TenantView, reason: SyncReason): Frame {
-    const { namespace, labels, name } = this.#filter;
-    const all = snapshotOf(view, namespace, labels, snapshotBytesMax, frameValueBytesMax);
+    const { namespace, labels, name, rules } = this.#filter;
+    const all = rules
+      ? releasesOf(view, namespace, snapshotBytesMax, frameValueBytesMax)
+      : snapshotOf(view, namespace, labels, snapshotBytesMax, frameValueBytesMax);
     const mine = name === null ? null : all[name];
     const values = name === null ? all : mine === undefined ? {} : { [name]: mine };
     return frame("sync", view, { revision: view.revision, reason, values });
@@ -489,13 +502,21 @@ class EffectiveSource implements Source {
   }
 
   #evaluateConfig(view: TenantView, config: ConfigRow): void {
+    if (this.#filter.rules) {
+      this.#marks.set(config.name, `${config.uid} ${config.release} ${judgedAt(config)}`);
+      return;
+    }
     const value = effectiveOf(view, config, this.#filter.labels);
     if (value !== null) this.#marks.set(config.name, `${value.uid} ${value.version} ${value.hash}`);
   }
 
   #describe(view: TenantView, name: string): unknown {
-    const { namespace, labels } = this.#filter;
+    const { namespace, labels, rules } = this.#filter;
     const config = effectiveConfig(view, namespace, name);
+    if (rules && config !== null) {
+      const { content, ...released } = releaseOf(view, config);
+      return { type: "put", name, ...released, ...(fitsFrame(content) && { content }) };
+    }
     const value = config === null ? null : effectiveOf(view, config, labels);
     if (value === null) return { type: "delete", name };
     const { version, hash, format } = value;
@@ -1643,10 +1664,15 @@ export const watchRoutes: readonly Route[] = [
     tag: watchTag,
     summary: "The effective values for these labels, then their changes only",
     labels: true,
-    query: { ...watchQuery, name: Type.Optional(Type.String({ description: "Only this config" })) },
+    query: {
+      ...watchQuery,
+      name: Type.Optional(Type.String({ description: "Only this config" })),
+      ...rulesQuery,
+    },
     responses: watchResponses,
     handle: (call, { query }, { watches }) => {
-      const { name = null, wait } = query;
+      const { name = null, wait, rules = false } = query;
+      if (rules) refuseRules(call.query, call.principal);
       if (name !== null && !isName(name))
         throw new Problem("invalid-name", checkConfigName(name) ?? "Wrong name");
       const filter: EffectiveFilter = {
@@ -1655,6 +1681,7 @@ export const watchRoutes: readonly Route[] = [
         namespace: call.params["namespace"] as string,
         labels: labelsOf(call.query),
         name,
+        rules,
       };
       return wait === undefined
         ? watches.stream(call, filter, valuesAccess)

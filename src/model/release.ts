@@ -57,3 +57,21 @@ export interface Release {
   readonly rules: readonly ReleaseRule[];
   readonly default: number | null;
 }
+
+/** A config as whoever evaluates rules himself holds it; the content of a value that was asked for with `rules=true`. */
+export interface ReleasedRules {
+  readonly release: number;
+  readonly rules: readonly ReleaseRule[];
+  readonly default: number | null;
+  /** As of when times of rules are judged, milliseconds since 1970. */
+  readonly judgedAt: number;
+  /** By number: those that a rule or the default names. */
+  readonly versions: Readonly<Record<string, ReleasedVersion>>;
+}
+
+export interface ReleasedVersion {
+  readonly hash: string;
+  readonly format: ContentFormat;
+  /** Absent when all of them together are over 8 MiB. */
+  readonly content?: string;
+}

@@ -1,7 +1,8 @@
 /**
  * The live client: holds the effective values of one namespace for one set of labels, as one consistent snapshot that
  * follows the server. Reads are synchronous and never fail; everything that can fail happens behind, is retried, and
- * shows in `status`.
+ * shows in `status`. Until the server is heard, it serves what was kept from before (`cache`) or came with the program
+ * (`bootstrap`). A value that does not parse or does not fit its schema is not served: the last good one stays.
  *
  * One loop owns the connection. It prefers the event stream and falls back to long polling (the same frames) where
  * something between here and the server swallows streams. Memory is bounded by the namespace's size: a consumer that
@@ -13,10 +14,16 @@ import { Backoff, baseUrls, path, problemOf, reasonOf, sleep, Unreachable } from
 import type { Fetch, Token } from "./http.ts";
 import { EventStreamParser, FrameError, frameOf, framesOf, same, Snapshot } from "./watch.ts";
 import type { Frame, Held, HeldChange } from "./watch.ts";
+import { differences } from "./diff.ts";
+import type { Difference } from "./diff.ts";
+import { Reports } from "./feedback.ts";
 
-export interface ConfluxOptions {
-  /** Gateway, or several that are tried in turn. */
-  readonly url: string | readonly string[];
+/** Names and types of configs; by default any name, of unknown type. `conflux gen types` writes one. */
+export type ConfigTypes = object;
+
+export interface ConfluxOptions<T extends ConfigTypes = Record<string, unknown>> {
+  /** Gateway, or several that are tried in turn. Not needed with `offline`. */
+  readonly url?: string | readonly string[];
   /** A key of kind `client` is enough (any kind but root's works within its namespaces). */
   readonly token?: Token;
   readonly tenant: string;
@@ -28,6 +35,16 @@ export interface ConfluxOptions {
   readonly defaults?: Readonly<Record<string, unknown>>;
   /** Follow only this config. Default: all of the namespace. */
   readonly name?: string;
+  /** By name: what values must fit (zod, valibot, arktype, … of any maker that follows Standard Schema). */
+  readonly schemas?: { readonly [K in keyof T]?: StandardSchema<T[K]> };
+  /** Where the last known good values are kept over starts. */
+  readonly cache?: Cache;
+  /** What to serve until the server is heard: what `snapshot()` or `GET …/values` gave, as object or JSON text. */
+  readonly bootstrap?: Bootstrap | string;
+  /** Never connects: serves cache, bootstrap and defaults. */
+  readonly offline?: boolean;
+  /** Tells the platform which versions this instance took or refused, under this name. */
+  readonly instance?: string;
   /** What is reported here never stops the client: failing callbacks, content that does not parse. */
   readonly onError?: (error: unknown) => void;
   readonly fetch?: Fetch;
@@ -52,6 +69,10 @@ export interface Timing {
   /** Between attempts when the key or the request is refused. */
   readonly refusedMs: number;
   readonly requestMs: number;
+  /** Changes are kept in the cache, and told to the platform, together for this long. */
+  readonly gatherMs: number;
+  /** How often the platform is told everything anew. */
+  readonly renewMs: number;
 }
 
 export const defaultTiming: Timing = {
@@ -64,10 +85,12 @@ export const defaultTiming: Timing = {
   pollingMs: 300_000,
   refusedMs: 60_000,
   requestMs: 10_000,
+  gatherMs: 1_000,
+  renewMs: 300_000,
 };
 
-/** Where a value comes from: the server, or the caller's default. */
-export type Source = "live" | "default";
+/** Where a value comes from: the server, an earlier start's memory of it, the bootstrap, or the caller's default. */
+export type Source = "live" | "cache" | "file" | "default";
 
 export interface Entry<T = unknown> {
   readonly name: string;
@@ -78,6 +101,8 @@ export interface Entry<T = unknown> {
   readonly hash: string | null;
   readonly format: ContentFormat | null;
   readonly source: Source;
+  /** Milliseconds since a server last said that this is so; null: never, as far as is known. */
+  readonly staleMs: number | null;
   /** Of the snapshot it was read from: entries read in one turn have the same. 0 = no snapshot yet. */
   readonly revision: number;
 }
@@ -91,9 +116,44 @@ export interface Change {
   readonly revision: number;
   /** The new value with its version and hash. */
   readonly entry: Entry;
+  /** What differs between old and new, where; worked out when asked for. */
+  readonly diff: readonly Difference[];
 }
 
-export type State = "connecting" | "live" | "reconnecting" | "refused" | "closed";
+/** Standard Schema 1, as much of it as is used here (https://standardschema.dev). */
+export interface StandardSchema<T = unknown> {
+  readonly "~standard": {
+    readonly version: 1;
+    readonly vendor: string;
+    readonly validate: (value: unknown) => StandardResult | Promise<StandardResult>;
+    readonly types?: { readonly input: unknown; readonly output: T } | undefined;
+  };
+}
+
+interface StandardResult {
+  readonly value?: unknown;
+  readonly issues?: readonly { readonly message: string }[] | undefined;
+}
+
+/** Values as of one revision, to begin with. */
+export interface Bootstrap {
+  readonly values: Readonly<Record<string, Held>>;
+  /** Where to go on from; without it the server sends everything. */
+  readonly cursor?: string;
+  /** When a server last said so, milliseconds since 1970. */
+  readonly at?: number;
+}
+
+/** Keeps one text. May answer at once (then values are there at once), or later. */
+export interface Cache {
+  load(): string | null | Promise<string | null>;
+  save(text: string): void | Promise<void>;
+}
+
+/** Names are any where no types are given. */
+type AnyName<T> = string extends keyof T ? string : never;
+
+export type State = "connecting" | "live" | "reconnecting" | "refused" | "offline" | "closed";
 
 export interface Status {
   /** `reconnecting`: values are served and may be old. `refused`: the server will not have this key or request. */
@@ -113,8 +173,8 @@ const refusals: ReadonlySet<number> = new Set([400, 401, 403, 405, 406, 410, 413
 
 const fetchesAtOnce = 4;
 
-export class Conflux {
-  readonly #options: ConfluxOptions;
+export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
+  readonly #options: ConfluxOptions<T>;
   readonly #timing: Timing;
   readonly #urls: readonly string[];
   readonly #fetch: Fetch;
@@ -126,8 +186,15 @@ export class Conflux {
   readonly #queues = new Set<ChangeQueue>();
   readonly #callbacks = new Set<(change: Change) => unknown>();
   readonly #waiting = new Set<() => void>();
-  readonly #parsed = new WeakMap<Held, { readonly value: unknown } | { readonly error: unknown }>();
+  /** What is served: of each name the latest that could be read. */
+  readonly #good = new Map<string, Good>();
   readonly #done: Promise<void>;
+  /** Where the snapshot is from. */
+  #origin: Source = "default";
+  /** Of a snapshot that is not from a server heard by us: when one last said so. */
+  #knownAt: number | null = null;
+  #saving: ReturnType<typeof setTimeout> | undefined;
+  #reports: Reports | null = null;
 
   #state: State = "connecting";
   #problem: Error | null = null;
@@ -141,10 +208,10 @@ export class Conflux {
   #resync = false;
 
   /** Connects in the background at once. Call `close()` when done: an open stream keeps a process alive. */
-  constructor(options: ConfluxOptions) {
+  constructor(options: ConfluxOptions<T>) {
     this.#options = options;
     this.#timing = { ...defaultTiming, ...options.timing };
-    this.#urls = baseUrls(options.url);
+    this.#urls = options.offline === true ? [] : baseUrls(options.url ?? []);
     this.#fetch = options.fetch ?? ((url, init) => fetch(url, init));
     this.#base = path(
       "v1",
@@ -156,25 +223,79 @@ export class Conflux {
     const query = new URLSearchParams();
     for (const [label, value] of Object.entries(options.labels ?? {}))
       query.append(`label.${label}`, value);
+    for (const [parameter, value] of Object.entries(this.parameters()))
+      query.append(parameter, value);
     this.#query = query.toString();
     this.#backoff = new Backoff(this.#timing.backoffBaseMs, this.#timing.backoffCapMs);
-    this.#done = Promise.resolve().then(() => this.#run());
+    if (options.instance !== undefined && options.offline !== true)
+      this.#reports = new Reports(options.instance, this.#timing, (body, signal) =>
+        this.#post("feedback", body, signal),
+      );
+    const loading = this.#begin();
+    this.#done = loading.then(() => (options.offline === true ? undefined : this.#run()));
+  }
+
+  /** What else to ask for, besides labels. */
+  protected parameters(): Readonly<Record<string, string>> {
+    return {};
+  }
+
+  /** The value in a content. @throws what is wrong with it */
+  protected read(name: string, held: Held): unknown {
+    return this.fitting(name, valueOf(held));
+  }
+
+  /** The value as its schema gives it. @throws when it does not fit */
+  protected fitting(name: string, value: unknown): unknown {
+    const schemas = this.#options.schemas as Readonly<Record<string, StandardSchema>> | undefined;
+    if (schemas === undefined || !Object.hasOwn(schemas, name)) return value;
+    const result = schemas[name]?.["~standard"].validate(value);
+    if (result instanceof Promise) {
+      result.catch(() => undefined);
+      throw new TypeError("Schemas must answer at once, not by a promise");
+    }
+    if (result?.issues !== undefined)
+      throw new TypeError(result.issues.map((issue) => issue.message).join("; "));
+    return frozen(result?.value);
+  }
+
+  /** The value to give now, of what `read` gave; null: none. */
+  protected valueFor(read: unknown): ValueFound | null {
+    return { value: read };
+  }
+
+  /** What `read` gave for the name; undefined: nothing is held. */
+  protected readOf(name: string): unknown {
+    return this.#good.get(name)?.read;
+  }
+
+  /** Takes a frame as if a server had sent it. */
+  protected take(frame: Frame): void {
+    const taken = this.#snapshot.take(frame);
+    if (taken.kind === "swapped") this.#swappedLive(taken.changes, taken.revision);
   }
 
   // --- reads ------------------------------------------------------------------------------------------------------------
 
   /**
-   * Waits for the first snapshot, bounded: `"live"` when it is here, `"default"` when the time is over or the client was
-   * closed (it goes on trying behind).
-   * @throws Problem when the server refuses the key or the request and there is no snapshot
+   * Waits for the first snapshot of a server, bounded. When the time is over, or the client offline or closed, it tells
+   * what is served meanwhile, and goes on trying behind.
+   * @throws Problem when the server refuses the key or the request and there is nothing else to serve
    */
-  ready(options: { readonly timeoutMs?: number } = {}): Promise<"live" | "default"> {
+  ready(options: { readonly timeoutMs?: number } = {}): Promise<Source> {
     const { timeoutMs = 5_000 } = options;
     return new Promise((resolve, reject) => {
       const settle = (over: boolean): void => {
-        if (this.#snapshot.live) resolve("live");
-        else if (this.#state === "refused") reject(this.#problem);
-        else if (over || this.#state === "closed") resolve("default");
+        const isRefused = this.#state === "refused";
+        if (isRefused && this.#origin === "default") reject(this.#problem);
+        else if (
+          over ||
+          this.#snapshot.live ||
+          isRefused ||
+          this.#state === "closed" ||
+          this.#state === "offline"
+        )
+          resolve(this.#origin);
         else return;
         clearTimeout(timer);
         this.#waiting.delete(check);
@@ -187,20 +308,44 @@ export class Conflux {
   }
 
   /** The value now; `fallback`, else the one of `defaults`, where nothing is released. Never waits, never throws. */
-  get<T = unknown>(name: string): T | undefined;
-  get<T>(name: string, fallback: T): T;
+  get<V = unknown>(name: AnyName<T>): V | undefined;
+  get<V>(name: AnyName<T>, fallback: V): V;
+  get<K extends keyof T & string>(name: K): T[K] | undefined;
+  get<K extends keyof T & string>(name: K, fallback: T[K]): T[K];
   get(name: string, fallback?: unknown): unknown {
-    return this.getEntry(name, fallback).value;
+    return this.#value(this.#good.get(name) ?? null, name, fallback);
   }
 
   /** The value with where it comes from. */
-  getEntry<T = unknown>(name: string, fallback?: T): Entry<T | undefined> {
-    return this.#entry(name, this.#snapshot.get(name) ?? null, fallback) as Entry<T | undefined>;
+  getEntry<V = unknown>(name: AnyName<T>, fallback?: V): Entry<V | undefined>;
+  getEntry<K extends keyof T & string>(name: K, fallback?: T[K]): Entry<T[K] | undefined>;
+  getEntry(name: string, fallback?: unknown): Entry {
+    return this.#entry(name, this.#good.get(name) ?? null, fallback);
   }
 
   /** Names that have a released value. */
   names(): string[] {
     return this.#snapshot.names();
+  }
+
+  /** All that is held, to begin with elsewhere: as `bootstrap` in a browser that a server rendered for, or as a file. */
+  snapshot(): Bootstrap {
+    const values = this.names().map((name) => [name, this.#snapshot.get(name) as Held] as const);
+    const staleMs = this.#staleMs();
+    return {
+      values: Object.fromEntries(values),
+      cursor: this.#snapshot.cursor,
+      ...(staleMs !== null && { at: Date.now() - staleMs }),
+    };
+  }
+
+  /**
+   * Tells the platform that this instance could not use a version although it parses and fits, and why: a program that
+   * failed to apply it. The version stays served. Needs `instance`.
+   */
+  reject(name: string, reason: string): void {
+    const held = this.#good.get(name)?.held;
+    if (held !== undefined) this.#reports?.add(name, held.version, reason);
   }
 
   get status(): Status {
@@ -261,6 +406,8 @@ export class Conflux {
     this.#stop.abort();
     for (const queue of this.#queues) queue.end();
     this.#callbacks.clear();
+    this.#reports?.close();
+    await this.#save();
     await this.#done;
   }
 
@@ -271,7 +418,91 @@ export class Conflux {
   // --- the connection ---------------------------------------------------------------------------------------------------
 
   get #url(): string {
-    return this.#urls[this.#attempt % this.#urls.length] as string;
+    return this.#urls[this.#attempt % this.#urls.length] ?? "";
+  }
+
+  // --- what was kept ----------------------------------------------------------------------------------------------------
+
+  /** Serves the bootstrap, and the cache as soon as it is read. */
+  #begin(): Promise<void> {
+    const { bootstrap, cache, offline } = this.#options;
+    if (bootstrap !== undefined) {
+      const kept = this.#readKept(bootstrap, "bootstrap");
+      if (kept !== null) this.#seed(kept, "file");
+    }
+    const done = (): void => {
+      if (offline === true) this.#setState("offline");
+    };
+    const take = (text: string | null): void => {
+      const kept = text === null ? null : this.#readKept(text, "cache");
+      if (kept !== null && !this.#isOlder(kept)) this.#seed(kept, "cache");
+      done();
+    };
+    const failed = (error: unknown): void => {
+      this.#report(new Error("Cannot load the cache", { cause: error }));
+      done();
+    };
+    try {
+      const loaded = cache?.load() ?? null;
+      if (loaded instanceof Promise) {
+        // A disk that hangs must not keep the client from connecting.
+        const late = sleep(this.#timing.gatherMs, this.#stop.signal);
+        return Promise.race([loaded.then(take, failed), late]);
+      }
+      take(loaded);
+    } catch (error) {
+      failed(error);
+    }
+    return Promise.resolve();
+  }
+
+  #readKept(kept: Bootstrap | string, what: string): (Bootstrap & { readonly of?: string }) | null {
+    try {
+      const read =
+        typeof kept === "string" ? (JSON.parse(kept) as Bootstrap & { of?: string }) : kept;
+      const of = (read as { of?: string }).of;
+      // Another tenant's, namespace's or label's values may lie in the same place.
+      if (of !== undefined && of !== this.#of()) return null;
+      for (const value of Object.values(read.values))
+        if (typeof value.content !== "string") throw new TypeError("A value has no content");
+      return read;
+    } catch (error) {
+      this.#report(new Error(`Cannot use the ${what}`, { cause: error }));
+      return null;
+    }
+  }
+
+  /** Whether the bootstrap that is served already is newer: the program was deployed after the cache was written. */
+  #isOlder(kept: Bootstrap): boolean {
+    return this.#origin === "file" && this.#knownAt !== null && (kept.at ?? 0) < this.#knownAt;
+  }
+
+  #seed(kept: Bootstrap, origin: Source): void {
+    const taken = this.#snapshot.seed(kept.values, kept.cursor ?? "");
+    if (taken.kind !== "swapped") return;
+    this.#origin = origin;
+    this.#knownAt = kept.at ?? null;
+    this.#swapped(taken.changes, taken.revision);
+  }
+
+  #of(): string {
+    return `${this.#base}?${this.#query}&${this.#options.name ?? ""}`;
+  }
+
+  #saveSoon(): void {
+    if (this.#options.cache === undefined || this.#saving !== undefined) return;
+    this.#saving = setTimeout(() => void this.#save(), this.#timing.gatherMs);
+  }
+
+  async #save(): Promise<void> {
+    if (this.#saving === undefined) return;
+    clearTimeout(this.#saving);
+    this.#saving = undefined;
+    try {
+      await this.#options.cache?.save(JSON.stringify({ of: this.#of(), ...this.snapshot() }));
+    } catch (error) {
+      this.#report(new Error("Cannot save the cache", { cause: error }));
+    }
   }
 
   async #run(): Promise<void> {
@@ -428,6 +659,23 @@ export class Conflux {
     return response;
   }
 
+  /** @throws what the server answered, or Unreachable */
+  async #post(what: string, body: unknown, signal: AbortSignal): Promise<void> {
+    const { token } = this.#options;
+    const key = typeof token === "function" ? await token() : token;
+    const response = await this.#fetch(`${this.#url}${this.#base}/${what}`, {
+      method: "POST",
+      signal,
+      headers: {
+        "content-type": "application/json",
+        ...(key === undefined ? {} : { authorization: `Bearer ${key}` }),
+      },
+      body: JSON.stringify(body),
+    });
+    if (!response.ok) throw await problemOf(response);
+    await response.body?.cancel();
+  }
+
   /** Takes one frame. False: this connection has given all it will. */
   async #take(frame: Frame, wire: Wire): Promise<boolean> {
     const taken = this.#snapshot.take(frame);
@@ -435,7 +683,7 @@ export class Conflux {
     if (taken.kind === "behind")
       throw new Unreachable(this.#url, "it is behind what was seen elsewhere");
     this.#resync = false;
-    if (taken.kind === "swapped") this.#swapped(taken.changes, taken.revision);
+    if (taken.kind === "swapped") this.#swappedLive(taken.changes, taken.revision);
     else if (taken.kind === "incomplete") await this.#fetchMissing(wire);
     if (this.#snapshot.live) this.#connected();
     return true;
@@ -469,7 +717,7 @@ export class Conflux {
           if (!(await matches(bytes, value.hash, response, value.version))) return;
           const content = new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
           const taken = this.#snapshot.fill(name, value.hash, content);
-          if (taken.kind === "swapped") this.#swapped(taken.changes, taken.revision);
+          if (taken.kind === "swapped") this.#swappedLive(taken.changes, taken.revision);
         }),
       );
     }
@@ -484,7 +732,15 @@ export class Conflux {
     for (const check of this.#waiting) check();
   }
 
-  #swapped(changes: readonly HeldChange[], revision: number): void {
+  #swappedLive(changes: readonly HeldChange[], revision: number): void {
+    this.#origin = "live";
+    this.#swapped(changes, revision);
+    if (changes.length > 0) this.#saveSoon();
+  }
+
+  /** Tells of what changed in what is served. */
+  #swapped(swapped: readonly HeldChange[], revision: number): void {
+    const changes = swapped.flatMap((change) => this.#accept(change) ?? []);
     for (const check of this.#waiting) check();
     if (changes.length === 0) return;
     for (const queue of this.#queues) for (const change of changes) queue.push(change, revision);
@@ -502,47 +758,95 @@ export class Conflux {
     }
   }
 
-  #change({ name, old, new: now }: HeldChange, revision: number): Change {
+  /** Serves the new value when it can be read; null when what is served stays. */
+  #accept({ name, new: held }: HeldChange): GoodChange | null {
+    const old = this.#good.get(name) ?? null;
+    if (held === null) {
+      this.#good.delete(name);
+      this.#reports?.forget(name);
+      return old === null ? null : { name, old, new: null };
+    }
+    try {
+      const good = { held, read: this.read(name, held) };
+      this.#good.set(name, good);
+      this.#reports?.add(name, held.version, null);
+      return old !== null && same(old.held, held) ? null : { name, old, new: good };
+    } catch (error) {
+      this.#reports?.add(name, held.version, reasonOf(error));
+      const kept = old === null ? "nothing is served" : `version ${old.held.version} stays`;
+      this.#report(
+        new Error(`Cannot use version ${held.version} of ${name}, ${kept}: ${reasonOf(error)}`, {
+          cause: error,
+        }),
+      );
+      return null;
+    }
+  }
+
+  #change({ name, old, new: now }: GoodChange, revision: number): Change {
     const entry = { ...this.#entry(name, now, undefined), revision };
+    const before = this.#value(old, name, undefined);
     return {
       name,
-      old: this.#entry(name, old, undefined).value,
+      old: before,
       new: entry.value,
       revision,
       entry,
+      get diff() {
+        return differences(before, entry.value);
+      },
     };
   }
 
-  #entry(name: string, held: Held | null, fallback: unknown): Entry {
-    const revision = this.#snapshot.revision;
-    if (held !== null) {
-      const parsed = this.#parse(name, held);
-      if ("value" in parsed) {
-        const { version, hash, format } = held;
-        return { name, value: parsed.value, version, hash, format, source: "live", revision };
-      }
-    }
-    const defaults = this.#options.defaults;
-    const value =
-      fallback === undefined && defaults !== undefined && Object.hasOwn(defaults, name)
-        ? defaults[name]
-        : fallback;
-    return { name, value, version: null, hash: null, format: null, source: "default", revision };
+  #value(good: Good | null, name: string, fallback: unknown): unknown {
+    const found = good === null ? null : this.valueFor(good.read);
+    return found === null ? this.defaultOf(name, fallback) : found.value;
   }
 
-  /** Once per content. The server checks contents before they are stored, so a failure here is worth a report. */
-  #parse(name: string, held: Held): { readonly value: unknown } | { readonly error: unknown } {
-    let parsed = this.#parsed.get(held);
-    if (parsed === undefined) {
-      try {
-        parsed = { value: valueOf(held) };
-      } catch (error) {
-        parsed = { error };
-        this.#report(new Error(`Content of ${name} does not parse`, { cause: error }));
-      }
-      this.#parsed.set(held, parsed);
+  protected defaultOf(name: string, fallback: unknown): unknown {
+    const { defaults } = this.#options;
+    return fallback === undefined && defaults !== undefined && Object.hasOwn(defaults, name)
+      ? defaults[name]
+      : fallback;
+  }
+
+  protected entryOf(
+    name: string,
+    fallback: unknown,
+    find: (read: unknown) => ValueFound | null,
+  ): Entry {
+    return this.#entry(name, this.#good.get(name) ?? null, fallback, find);
+  }
+
+  #entry(
+    name: string,
+    good: Good | null,
+    fallback: unknown,
+    find = (read: unknown): ValueFound | null => this.valueFor(read),
+  ): Entry {
+    const { revision } = this.#snapshot;
+    const found = good === null ? null : find(good.read);
+    if (good !== null && found !== null) {
+      const { version, hash, format } = { ...good.held, ...found };
+      const [source, staleMs] = [this.#origin, this.#staleMs()];
+      return { name, value: found.value, version, hash, format, source, staleMs, revision };
     }
-    return parsed;
+    return {
+      name,
+      value: this.defaultOf(name, fallback),
+      version: null,
+      hash: null,
+      format: null,
+      source: "default",
+      staleMs: null,
+      revision,
+    };
+  }
+
+  #staleMs(): number | null {
+    if (this.#origin === "live" && this.#heardAt !== null)
+      return Math.round(performance.now() - this.#heardAt);
+    return this.#knownAt === null ? null : Math.max(0, Date.now() - this.#knownAt);
   }
 
   #report(error: unknown): void {
@@ -553,6 +857,26 @@ export class Conflux {
       // A failing error handler has nowhere left to be reported to.
     }
   }
+}
+
+/** A value with what identifies it, where that is not what the content says. */
+export interface ValueFound {
+  readonly value: unknown;
+  readonly version?: number;
+  readonly hash?: string;
+  readonly format?: ContentFormat;
+}
+
+/** A content with what was read from it. */
+interface Good {
+  readonly held: Held;
+  readonly read: unknown;
+}
+
+interface GoodChange {
+  readonly name: string;
+  readonly old: Good | null;
+  readonly new: Good | null;
 }
 
 /** Errors that say themselves what they are; all others are a platform's words for a cut connection. */
@@ -633,18 +957,18 @@ class Wire {
 /** The changes a consumer has not taken yet: at most one per name. */
 class ChangeQueue implements AsyncIterableIterator<Change> {
   readonly #name: string | null;
-  readonly #render: (change: HeldChange, revision: number) => Change;
-  readonly #changes = new Map<string, { readonly change: HeldChange; readonly revision: number }>();
+  readonly #render: (change: GoodChange, revision: number) => Change;
+  readonly #changes = new Map<string, { readonly change: GoodChange; readonly revision: number }>();
   readonly #takers: ((result: IteratorResult<Change>) => void)[] = [];
   #ended = false;
   onEnd: () => void = () => undefined;
 
-  constructor(name: string | null, render: (change: HeldChange, revision: number) => Change) {
+  constructor(name: string | null, render: (change: GoodChange, revision: number) => Change) {
     this.#name = name;
     this.#render = render;
   }
 
-  push(change: HeldChange, revision: number): void {
+  push(change: GoodChange, revision: number): void {
     if (this.#ended || (this.#name !== null && this.#name !== change.name)) return;
     const taker = this.#takers.shift();
     if (taker !== undefined) return taker({ done: false, value: this.#render(change, revision) });
@@ -652,7 +976,7 @@ class ChangeQueue implements AsyncIterableIterator<Change> {
     // Deleted and set again, so that the order stays that of revisions.
     this.#changes.delete(change.name);
     const old = waiting === undefined ? change.old : waiting.change.old;
-    if (!same(old, change.new))
+    if (!same(old?.held ?? null, change.new?.held ?? null))
       this.#changes.set(change.name, { change: { ...change, old }, revision });
   }
 
@@ -694,7 +1018,7 @@ function parsed(text: string): unknown {
   }
 }
 
-function valueOf(held: Held): unknown {
+export function valueOf(held: Pick<Held, "format" | "content">): unknown {
   if (held.format !== "json" && held.format !== "flag") return held.content;
   return frozen(JSON.parse(held.content));
 }

@@ -175,6 +175,7 @@ export class Snapshot {
   readonly #values = new Map<string, Held>();
   #cursor: Cursor | null = null;
   #cursorText = "";
+  #confirmed = false;
 
   /** The newest frames that are not served yet, merged; null when all are. */
   #pending: {
@@ -184,9 +185,22 @@ export class Snapshot {
     readonly values: Map<string, WireValue | null>;
   } | null = null;
 
-  /** Whether a snapshot was ever complete. */
+  /** Whether a server ever said that this is what there is. */
   get live(): boolean {
-    return this.#cursor !== null;
+    return this.#confirmed;
+  }
+
+  /**
+   * Begins with what was kept from before. With a cursor the server only tells what changed since; without one it sends
+   * everything. Ignored once a server was heard.
+   */
+  seed(values: Readonly<Record<string, Held>>, cursorText: string): Taken {
+    if (this.#confirmed) return { kind: "nothing" };
+    const cursor = parseCursor(cursorText);
+    const changes = this.#replace(Object.entries(values));
+    this.#cursor = cursor;
+    this.#cursorText = cursor === null ? "" : cursorText;
+    return { kind: "swapped", revision: this.revision, changes };
   }
 
   /** 0 before the first snapshot. */
@@ -251,7 +265,8 @@ export class Snapshot {
 
   #sync(frame: Frame): Taken {
     const { cursor, body } = opened(frame);
-    const seen = this.#cursor;
+    // What was kept from before binds nobody: the server may have been restored since.
+    const seen = this.#confirmed ? this.#cursor : null;
     if (seen !== null && seen.epoch === cursor.epoch && cursor.revision < seen.revision)
       return { kind: "behind" };
     const values = new Map<string, WireValue | null>();
@@ -276,8 +291,8 @@ export class Snapshot {
       if (!isObject(change) || typeof change["name"] !== "string")
         throw new FrameError("Frame `commit` has a change without a name");
       const name = change["name"];
-      // No version: nothing is released for these labels any more.
-      const gone = change["version"] === null;
+      // Nothing is released for these labels any more.
+      const gone = change["type"] === "delete";
       values.set(name, gone ? null : this.#known(name, wireValue(name, change)));
     }
     if (this.#pending === null)
@@ -299,6 +314,7 @@ export class Snapshot {
     if (this.#pending === null) {
       this.#cursor = cursor;
       this.#cursorText = frame.id;
+      this.#confirmed = true;
       return { kind: "swapped", revision: cursor.revision, changes: [] };
     }
     this.#pending.cursor = cursor;
@@ -320,22 +336,30 @@ export class Snapshot {
     if (pending === null) return { kind: "nothing" };
     for (const value of pending.values.values())
       if (value !== null && value.content === undefined) return { kind: "incomplete" };
+    const values = [...pending.values] as [string, Held | null][];
+    const changes = pending.replace ? this.#replace(values) : this.#merge(values);
+    this.#cursor = pending.cursor;
+    this.#cursorText = pending.cursorText;
+    this.#confirmed = true;
+    this.#pending = null;
+    return { kind: "swapped", revision: this.revision, changes };
+  }
+
+  #replace(values: readonly (readonly [string, Held | null])[]): HeldChange[] {
+    const kept = new Set(values.map(([name]) => name));
+    const gone = this.names().filter((name) => !kept.has(name));
+    return this.#merge([...gone.map((name) => [name, null] as const), ...values]);
+  }
+
+  #merge(values: readonly (readonly [string, Held | null])[]): HeldChange[] {
     const changes: HeldChange[] = [];
-    const set = (name: string, value: Held | null): void => {
+    for (const [name, value] of values) {
       const old = this.#values.get(name) ?? null;
       if (value === null) this.#values.delete(name);
       else this.#values.set(name, value);
       if (!same(old, value)) changes.push({ name, old, new: value });
-    };
-    if (pending.replace) {
-      // Deleting while iterating over a Map's keys is defined; the copy is for the reader.
-      for (const name of this.names()) if (!pending.values.has(name)) set(name, null);
     }
-    for (const [name, value] of pending.values) set(name, value as Held | null);
-    this.#cursor = pending.cursor;
-    this.#cursorText = pending.cursorText;
-    this.#pending = null;
-    return { kind: "swapped", revision: this.revision, changes };
+    return changes;
   }
 }
 

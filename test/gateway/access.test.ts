@@ -33,6 +33,7 @@ const bodies: Record<string, unknown> = {
   putRelease: { rules: [], default: 1 },
   publish: { content: { a: 9 } },
   rollback: {},
+  postFeedback: { instance: "pod", values: [{ name: "a", version: 1, state: "applied" }] },
   runTransaction: { then: [{ op: "publish", namespace: "app", name: "cfg", content: { a: 9 } }] },
 };
 const queries: Record<string, string> = {

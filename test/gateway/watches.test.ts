@@ -189,6 +189,42 @@ describe("watch of effective values", () => {
       expect((await reader.next())?.data.changes).toEqual([{ type: "delete", name: "a" }]);
   });
 
+  test("with rules=true sends releases whole, to those who may see rules", async () => {
+    const h = await setup();
+    await put(h, "a", 1);
+    await h.call("POST", `${N}/configs/a/versions`, { body: { content: 2 } });
+    const reader = await subscribe(h, `${N}/watch?rules=true`);
+    const first = ((await reader.next()) as Frame).data.values.a;
+    expect([first.version, JSON.parse(first.content)]).toMatchObject([
+      1,
+      { release: 1, rules: [], default: 1, versions: { 1: { content: "1", format: "json" } } },
+    ]);
+    await h.call("PUT", `${N}/configs/a/release`, {
+      body: { rules: [{ id: "gold", match: { tier: "gold" }, version: 2 }], default: 1 },
+    });
+    const [change] = ((await reader.next()) as Frame).data.changes;
+    expect(JSON.parse(change.content)).toMatchObject({
+      rules: [{ id: "gold", version: 2 }],
+      versions: { 1: { content: "1" }, 2: { content: "2" } },
+    });
+    const whole = await h.call("GET", `${N}/values/a?rules=true`);
+    expect([whole.text, whole.headers.get("conflux-version")]).toEqual([change.content, "2"]);
+    const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(whole.text));
+    expect(change.hash).toBe(`sha256:${Buffer.from(digest).toString("hex")}`);
+    const all = await h.call("GET", `${N}/values?rules=true`);
+    expect(all.body.values.a).toEqual({
+      version: 2,
+      hash: change.hash,
+      format: "json",
+      content: whole.text,
+    });
+    const { token } = await h.key("acme", "client");
+    for (const path of ["watch", "values", "values/a"]) {
+      expect((await h.call("GET", `${N}/${path}?rules=true`, { token })).status).toBe(403);
+      expect((await h.call("GET", `${N}/${path}?rules=true&label.a=b`)).status).toBe(400);
+    }
+  });
+
   test("what does not exist yet can be watched, one name or all", async () => {
     const h = await setup();
     const { token } = await h.key("acme", "client");

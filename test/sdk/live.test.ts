@@ -3,82 +3,15 @@ import { connect, createServer } from "node:net";
 import type { Socket } from "node:net";
 import { describe, expect, onTestFinished, test } from "vitest";
 import { Prng } from "../../src/lib/prng.ts";
-import { serve } from "../../src/runtime/serve.ts";
 import { Admin, Problem } from "../../src/sdk/admin.ts";
-import type { Where } from "../../src/sdk/admin.ts";
-import { Conflux } from "../../src/sdk/mod.ts";
-import type { Change, ConfluxOptions } from "../../src/sdk/mod.ts";
-import { Harness } from "../gateway/harness.ts";
+import type { Change } from "../../src/sdk/mod.ts";
 import { rootToken } from "../gateway/solo_service.ts";
-
-const where: Where = { tenant: "acme", namespace: "default" };
-const timing = { backoffBaseMs: 5, backoffCapMs: 40, firstBytesMs: 1_000 };
-
-class Served {
-  readonly harness: Harness;
-  readonly urls: readonly string[];
-  readonly admin: Admin;
-  readonly adminKey: string;
-  readonly clientKey: { readonly id: string; readonly token: string };
-
-  private constructor(
-    harness: Harness,
-    urls: readonly string[],
-    adminKey: string,
-    clientKey: { id: string; token: string },
-  ) {
-    this.harness = harness;
-    this.urls = urls;
-    this.adminKey = adminKey;
-    this.clientKey = clientKey;
-    this.admin = new Admin({ url: this.url, token: adminKey });
-  }
-
-  static async start(nodes: readonly string[] = ["n1"]): Promise<Served> {
-    const harness = new Harness({ nodes, settings: { watch: { bookmarkMs: 200 } } });
-    const urls: string[] = [];
-    for (const node of nodes) {
-      const gateway = harness.gateway(node);
-      const server = await serve((request, info) => gateway.fetch(request, info), {
-        host: "127.0.0.1",
-        port: 0,
-      });
-      urls.push(server.url);
-      onTestFinished(() => server.stop(0));
-    }
-    onTestFinished(() => harness.close());
-    const adminKey = await harness.tenant("acme", { replicas: nodes.length });
-    return new Served(harness, urls, adminKey, await harness.key("acme", "client"));
-  }
-
-  get url(): string {
-    return this.urls[0] as string;
-  }
-
-  conflux(more: Partial<ConfluxOptions> = {}): Conflux {
-    const { token } = this.clientKey;
-    const conflux = new Conflux({ url: this.urls, token, ...where, timing, ...more });
-    onTestFinished(() => conflux.close());
-    return conflux;
-  }
-
-  async put(name: string, value: unknown): Promise<void> {
-    await this.admin.putConfig(where, name, { format: "json", content: JSON.stringify(value) });
-  }
-
-  async publish(name: string, value: unknown): Promise<void> {
-    await this.admin.publish(where, name, { content: JSON.stringify(value) });
-  }
-}
+import { Served, timing, until, where } from "./served.ts";
 
 async function next(changes: AsyncIterator<Change>): Promise<[string, unknown, unknown]> {
   const { done, value } = await changes.next();
   if (done === true) throw new Error("The changes have ended");
   return [value.name, value.old, value.new];
-}
-
-async function until(condition: () => boolean): Promise<void> {
-  while (!condition()) await new Promise((resolve) => setTimeout(resolve, 2));
 }
 
 describe("Conflux", () => {
@@ -126,6 +59,18 @@ describe("Conflux", () => {
     await served.admin.putConfig(later, "a", { format: "text", content: "x" });
     expect(await next(changes)).toEqual(["a", undefined, "x"]);
     expect(conflux.names()).toEqual(["a"]);
+  });
+
+  test("is told of what is deleted as a change, on the same connection", async () => {
+    const served = await Served.start();
+    await served.put("a", 1);
+    const conflux = served.conflux();
+    await conflux.ready();
+    const states: string[] = [];
+    conflux.onChange(() => states.push(conflux.status.state));
+    await served.admin.deleteConfig(where, "a");
+    await until(() => states.length > 0);
+    expect([states, conflux.get("a"), conflux.status.problem]).toEqual([["live"], undefined, null]);
   });
 
   test("gets values that are too large for frames, whole and with the rest of their revision", async () => {

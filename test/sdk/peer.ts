@@ -123,7 +123,7 @@ export function sync(cursor: string, values: WireText): string {
 export function commit(cursor: string, values: WireText): string {
   const revision = Number(cursor.split("-")[1]);
   const changes = Object.entries(values).map(([name, content]) =>
-    content === null ? { name, version: null } : { name, ...value(content) },
+    content === null ? { type: "delete", name } : { type: "put", name, ...value(content) },
   );
   return `event: commit\nid: ${cursor}\ndata: ${JSON.stringify({ revision, at: 0, changes })}\n\n`;
 }

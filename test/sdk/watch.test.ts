@@ -173,7 +173,7 @@ interface Put {
 const hashOf = (content: string): string => `sha256:of ${content}`;
 
 function wire(put: Put, version: number): Record<string, unknown> {
-  if (put.content === null) return { name: put.name, version: null };
+  if (put.content === null) return { type: "delete", name: put.name };
   return {
     name: put.name,
     version,

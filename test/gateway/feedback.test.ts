@@ -1,0 +1,89 @@
+import { afterEach, describe, expect, test } from "vitest";
+import { Feedback, perTenantMax } from "../../src/gateway/feedback.ts";
+import { Harness } from "./harness.ts";
+
+const N = "/v1/tenants/acme/namespaces/app";
+
+let open: Harness[] = [];
+afterEach(() => {
+  for (const h of open) h.close();
+  open = [];
+});
+
+async function setup(nodes: readonly string[] = ["n1"]): Promise<Harness> {
+  const h = new Harness({ nodes });
+  open.push(h);
+  await h.tenant("acme");
+  await h.call("PUT", `${N}/configs/a`, { body: { content: 1 } });
+  return h;
+}
+
+const tell = (
+  h: Harness,
+  instance: string,
+  version: number,
+  reason?: string,
+  options: { token?: string; node?: string; query?: string } = {},
+) => {
+  const { query = "", ...others } = options;
+  const state = reason === undefined ? "applied" : "rejected";
+  return h.call("POST", `${N}/feedback${query}`, {
+    ...others,
+    body: {
+      instance,
+      values: [{ name: "a", version, state, ...(reason !== undefined && { reason }) }],
+    },
+  });
+};
+
+describe("apply feedback", () => {
+  test("tells per version how many took and refused it, and why", async () => {
+    const h = await setup();
+    const { token } = await h.key("acme", "client");
+    for (const pod of ["pod-1", "pod-2", "pod-3"])
+      expect((await tell(h, pod, 1, undefined, { token })).status).toBe(204);
+    await tell(h, "pod-2", 2, undefined, { token });
+    await tell(h, "pod-3", 2, "port must be a number", { token });
+    const { body, status } = await h.call("GET", `${N}/configs/a/feedback`);
+    expect(status).toBe(200);
+    expect(body).toMatchObject({
+      instances: 3,
+      versions: [
+        {
+          version: 2,
+          applied: 1,
+          rejected: 1,
+          rejections: [{ instance: "pod-3", reason: "port must be a number" }],
+        },
+        { version: 1, applied: 1, rejected: 0, rejections: [] },
+      ],
+      missing: [],
+    });
+    expect((await h.call("GET", `${N}/configs/a/feedback`, { token })).status).toBe(403);
+    expect((await h.call("GET", `${N}/configs/b/feedback`)).body.versions).toEqual([]);
+  });
+
+  test("a dry run and what is not valid change nothing", async () => {
+    const h = await setup();
+    expect((await tell(h, "pod", 1, undefined, { query: "?dryRun=true" })).status).toBe(204);
+    expect((await tell(h, "pod 1", 1)).status).toBe(400);
+    expect((await tell(h, "pod", 0)).status).toBe(400);
+    expect((await tell(h, "pod", 1, "x".repeat(501))).status).toBe(400);
+    const wrong = await h.call("POST", `${N}/feedback`, {
+      body: { instance: "pod", values: [{ name: "Ä", version: 1, state: "applied" }] },
+    });
+    expect([wrong.status, wrong.body.errors[0].pointer]).toEqual([400, "/values/0/name"]);
+    expect((await h.call("GET", `${N}/configs/a/feedback`)).body.instances).toBe(0);
+  });
+});
+
+test("what is kept is bounded by age and by number, the oldest goes first", () => {
+  const feedback = new Feedback();
+  const entry = (at: number) => ({ version: 1, reason: null, at });
+  feedback.add("acme", "app/a", "old", entry(0));
+  feedback.add("acme", "app/a", "young", entry(1_000_000));
+  expect(feedback.of("acme", "app/a", 1_000_001).map((item) => item.instance)).toEqual(["young"]);
+  for (let i = 0; i < perTenantMax; i++) feedback.add("acme", "app/b", `i${i}`, entry(1_000_000));
+  expect(feedback.of("acme", "app/a", 1_000_001)).toEqual([]);
+  expect(feedback.of("acme", "app/b", 1_000_001)).toHaveLength(perTenantMax);
+});
