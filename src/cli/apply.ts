@@ -4,7 +4,7 @@
  * Three steps, each of use alone: read (files → checked manifests), plan (manifest and what the server has → the least
  * change), execute (plan → transactions). A plan's operations hold only if nothing moved meanwhile: every transaction
  * carries the revisions that were read, and when one no longer holds, the tenant is read and planned again. Applying
- * twice changes nothing the second time; what a manifest does not name is left alone.
+ * twice changes nothing the second time; what a manifest does not name is left alone, unless pruning is asked for.
  */
 import { createHash } from "node:crypto";
 import { readdir, readFile, stat } from "node:fs/promises";
@@ -14,6 +14,7 @@ import { isAlias, isMap, isScalar, LineCounter, parseDocument, stringify, visit 
 import { Problem } from "../api/problems.ts";
 import type {
   ConfigDetailAnswer,
+  KeyCreate,
   TenantCreate,
   TenantUpdate,
   TransactionOperation,
@@ -36,7 +37,16 @@ export interface Manifest {
   readonly description?: string;
   readonly replicas?: number;
   readonly quotas?: NonNullable<TenantCreate["quotas"]>;
+  /** Keys by name, which is their description. Their secrets are made when they are, and shown once. */
+  readonly keys: readonly ManifestKey[];
   readonly namespaces: readonly ManifestNamespace[];
+}
+
+export interface ManifestKey {
+  readonly name: string;
+  readonly kind: KeyCreate["kind"];
+  /** Absent: all. */
+  readonly namespaces?: readonly string[];
 }
 
 export interface ManifestNamespace {
@@ -66,6 +76,8 @@ export interface Variant {
   readonly content: string;
   readonly hash: string;
   readonly message?: string;
+  /** Made before the config got its schema, or got another one: it is not held against the one it has now. */
+  readonly beforeSchema?: boolean;
 }
 
 export type ManifestRule = Omit<ReleaseRule, "version"> & { readonly variant: string };
@@ -199,6 +211,7 @@ async function readManifest(file: string, problems: ManifestProblem[]): Promise<
 }
 
 const errorsShownMax = 5;
+const keyKinds: readonly ManifestKey["kind"][] = ["admin", "write", "read", "client"];
 
 type Path = readonly string[];
 type Fields = Readonly<Record<string, unknown>>;
@@ -217,7 +230,7 @@ class ManifestReader {
     const fields = this.#fields(
       value,
       [],
-      ["tenant", "description", "replicas", "quotas", "namespaces"],
+      ["tenant", "description", "replicas", "quotas", "keys", "namespaces"],
     );
     if (fields === null) return null;
     const tenant = this.#text(fields, "tenant", []);
@@ -231,6 +244,9 @@ class ManifestReader {
     if (replicas !== undefined && replicas !== 1 && replicas !== 3 && replicas !== 5)
       this.#tell(["replicas"], "Give 1, 3 or 5 replicas");
     const quotas = this.#quotas(fields["quotas"]);
+    const keys = this.#entries(fields["keys"], ["keys"]).flatMap(([name, one]) =>
+      this.#key(name, one, ["keys", name]),
+    );
     const namespaces: ManifestNamespace[] = [];
     for (const [name, one] of this.#entries(fields["namespaces"], ["namespaces"]))
       namespaces.push(...(await this.#namespace(name, one, ["namespaces", name])));
@@ -240,8 +256,32 @@ class ManifestReader {
       ...(description !== undefined && { description }),
       ...(typeof replicas === "number" && { replicas }),
       ...(quotas !== undefined && { quotas }),
+      keys,
       namespaces,
     };
+  }
+
+  #key(name: string, value: unknown, path: Path): ManifestKey[] {
+    const fields = this.#fields(value, path, ["kind", "namespaces"]);
+    if (fields === null) return [];
+    const { kind, namespaces } = fields;
+    if (!keyKinds.includes(kind as ManifestKey["kind"])) {
+      this.#tell([...path, "kind"], `Give one of the kinds ${keyKinds.join(", ")}`);
+      return [];
+    }
+    if (namespaces === undefined) return [{ name, kind: kind as ManifestKey["kind"] }];
+    if (!Array.isArray(namespaces) || namespaces.length === 0) {
+      this.#tell([...path, "namespaces"], "Give a list of namespaces, or leave it out for all");
+      return [];
+    }
+    namespaces.forEach((one: unknown, i) => {
+      const at = [...path, "namespaces", String(i)];
+      if (typeof one !== "string") this.#tell(at, "Give a text");
+      else this.#name(one, at, checkNamespaceName);
+    });
+    return [
+      { name, kind: kind as ManifestKey["kind"], namespaces: namespaces as readonly string[] },
+    ];
   }
 
   #quotas(value: unknown): Manifest["quotas"] {
@@ -320,7 +360,8 @@ class ManifestReader {
       const variants = new Map<string, Variant>();
       for (const [key, one] of this.#entries(fields["variants"], [...path, "variants"])) {
         const at = [...path, "variants", key];
-        const variant = await this.#variant(one, at, format, ["content", "contentFile", "message"]);
+        const known = ["content", "contentFile", "message", "beforeSchema"];
+        const variant = await this.#variant(one, at, format, known);
         if (variant !== null) variants.set(key, variant);
       }
       const release = this.#release(fields["release"], [...path, "release"], fields["variants"]);
@@ -358,6 +399,9 @@ class ManifestReader {
         ? this.#content(content, at, format)
         : await this.#contentFile(contentFile, at);
     const message = this.#text(fields, "message", path);
+    const { beforeSchema } = fields;
+    if (beforeSchema !== undefined && typeof beforeSchema !== "boolean")
+      this.#tell([...path, "beforeSchema"], "Give true or false");
     if (given === null) return null;
     // As the server does it: what is refused there must be found before anything is changed.
     const { text, errors } = prepareContent(format, given);
@@ -366,7 +410,12 @@ class ManifestReader {
       this.#tell(at, `Not valid ${format}: ${detail}${place && ` (${place})`}`);
     }
     if (errors.length > 0) return null;
-    return { content: text, hash: hashOf(text), ...(message !== undefined && { message }) };
+    return {
+      content: text,
+      hash: hashOf(text),
+      ...(message !== undefined && { message }),
+      ...(beforeSchema === true && { beforeSchema }),
+    };
   }
 
   /** Text, or for formats that have values the value itself. */
@@ -508,10 +557,10 @@ function systemReason(error: unknown): string {
 
 // --- plan -----------------------------------------------------------------------------------------------------------------
 
-export type PlanAction = "create" | "update" | "unchanged";
+export type PlanAction = "create" | "update" | "delete" | "unchanged";
 
 export interface PlanStep {
-  readonly kind: "tenant" | "namespace" | "config";
+  readonly kind: "tenant" | "key" | "namespace" | "config";
   readonly namespace: string;
   readonly name: string;
   readonly action: PlanAction;
@@ -528,7 +577,8 @@ export interface Plan {
   readonly tenant: string;
   readonly create: TenantCreate | null;
   readonly update: TenantUpdate | null;
-  /** The tenant first, then namespaces, then configs. */
+  readonly keys: readonly ManifestKey[];
+  /** The tenant first, then keys, namespaces, configs. */
   readonly steps: readonly PlanStep[];
 }
 
@@ -548,6 +598,8 @@ export async function planManifest(
   admin: Admin,
   manifest: Manifest,
   onProgress: OnProgress = () => undefined,
+  /** Whether configs that the manifest does not name are deleted. */
+  prune = false,
 ): Promise<Plan> {
   const { tenant, description, replicas, quotas } = manifest;
   const present = await orNull(admin.tenant(tenant));
@@ -582,6 +634,8 @@ export async function planManifest(
     condition: null,
   });
 
+  const keys = await missingKeys(admin, manifest, present !== null);
+  for (const { name } of keys) steps.push({ ...nothing, kind: "key", name, action: "create" });
   for (const namespace of manifest.namespaces) {
     const step = await planNamespace(admin, tenant, namespace, present !== null);
     if (step !== null) steps.push(step);
@@ -595,7 +649,7 @@ export async function planManifest(
     const planned = await Promise.all(
       wanted.slice(at, at + readsAtOnce).map(async ({ where, config }) => {
         const held = present === null ? null : await orNull(admin.config(where, config.name));
-        const versions = held === null ? new Map() : await versionsOf(admin, where, config, held);
+        const versions = held === null ? [] : await versionsOf(admin, where, config, held);
         return planConfig(where.namespace, config, held, versions);
       }),
     );
@@ -603,8 +657,10 @@ export async function planManifest(
     done += planned.length;
     onProgress({ tenant, phase: "read", done, total: wanted.length });
   }
+  if (prune && present !== null) steps.push(...(await planPrune(admin, manifest)));
   return {
     tenant,
+    keys,
     create:
       present !== null
         ? null
@@ -619,22 +675,80 @@ export async function planManifest(
   };
 }
 
-/** Version numbers by content hash, as far as the manifest needs them. */
+const nothing = {
+  namespace: "",
+  reasons: [],
+  operations: [],
+  newDefault: null,
+  condition: null,
+} as const;
+
+/** @throws Problem `conflict` for a key that is there and may something else */
+async function missingKeys(
+  admin: Admin,
+  { tenant, keys }: Manifest,
+  tenantExists: boolean,
+): Promise<readonly ManifestKey[]> {
+  if (keys.length === 0 || !tenantExists) return keys;
+  const held = new Map((await admin.keys(tenant)).map((key) => [key.description, key]));
+  return keys.filter(({ name, kind, namespaces = null }) => {
+    const key = held.get(name);
+    if (key === undefined) return true;
+    const isSame =
+      key.kind === kind &&
+      isDeepStrictEqual(key.namespaces?.toSorted() ?? null, namespaces?.toSorted() ?? null);
+    if (!isSame)
+      throw new Problem(
+        "conflict",
+        `Give key ${name} another name in the manifest, or delete it first (\`conflux keys delete ${key.id}\`): it is there with other rights, and those cannot be changed`,
+      );
+    return false;
+  });
+}
+
+async function planPrune(admin: Admin, { tenant, namespaces }: Manifest): Promise<PlanStep[]> {
+  const kept = new Set(
+    namespaces.flatMap(({ namespace, configs }) =>
+      configs.map(({ name }) => `${namespace}/${name}`),
+    ),
+  );
+  const steps: PlanStep[] = [];
+  for (const { namespace } of await admin.namespaces(tenant))
+    for (const { name, revision } of await admin.configs({ tenant, namespace })) {
+      if (kept.has(`${namespace}/${name}`)) continue;
+      const target = { namespace, name };
+      steps.push({
+        ...nothing,
+        ...target,
+        kind: "config",
+        action: "delete",
+        operations: [{ op: "config.delete", ...target }],
+        condition: { ...target, revision },
+      });
+    }
+  return steps;
+}
+
+interface HeldVersion {
+  readonly version: number;
+  readonly hash: string;
+}
+
+/** Versions that there are, oldest first, as far as the manifest needs them. */
 async function versionsOf(
   admin: Admin,
   where: Where,
   config: ManifestConfig,
   held: ConfigDetailAnswer,
-): Promise<Map<string, number>> {
-  const latest: [string, number][] =
-    held.latestHash === null ? [] : [[held.latestHash, held.latestVersion]];
-  const isEnough = [...config.variants.values()].every(({ hash }) => hash === held.latestHash);
-  if (isEnough) return new Map(latest);
+): Promise<readonly HeldVersion[]> {
+  const { latestHash, latestVersion } = held;
+  const named = [held.default, ...held.rules.map(({ version }) => version)];
+  const isEnough =
+    named.every((version) => version === null || version === latestVersion) &&
+    [...config.variants.values()].every(({ hash }) => hash === latestHash);
+  if (isEnough) return latestHash === null ? [] : [{ version: latestVersion, hash: latestHash }];
   const all = await admin.versions(where, config.name);
-  const versions = all
-    .toSorted((a, b) => a.version - b.version)
-    .map(({ hash, version }): [string, number] => [hash, version]);
-  return new Map([...versions, ...latest]);
+  return all.toSorted((a, b) => a.version - b.version);
 }
 
 /** The least change that makes `held` what the manifest wants. Pure. */
@@ -642,10 +756,19 @@ export function planConfig(
   namespace: string,
   config: ManifestConfig,
   held: ConfigDetailAnswer | null,
-  /** Of `held`, by content hash. */
-  versions: ReadonlyMap<string, number>,
+  /** Of `held`, oldest first. */
+  versions: readonly HeldVersion[],
 ): PlanStep {
   const { name, format, description, tags, schema, variants, release } = config;
+  // Of versions with the same content, the newest.
+  const numbers = new Map(versions.map(({ hash, version }) => [hash, version]));
+  const hashes = new Map(versions.map(({ hash, version }) => [version, hash]));
+  // The schema that such a version is not held against is put after it; what was there before is taken off meanwhile.
+  const older = [...variants].filter(
+    ([, one]) => one.beforeSchema === true && !numbers.has(one.hash),
+  );
+  const finalSchema: unknown = schema === undefined ? (held?.schema ?? null) : schema;
+  const isLate = older.length > 0 && finalSchema !== null;
   const target = { namespace, name };
   const operations: TransactionOperation[] = [];
   const reasons: string[] = [];
@@ -657,7 +780,7 @@ export function planConfig(
       format,
       ...(description !== undefined && { description }),
       ...(tags !== undefined && { tags }),
-      ...(schema !== undefined && schema !== null && { schema }),
+      ...(schema !== undefined && schema !== null && !isLate && { schema }),
     });
   } else {
     const changed: string[] = [];
@@ -666,23 +789,25 @@ export function planConfig(
     if (tags !== undefined && !isDeepStrictEqual(tags, { ...held.tags })) changed.push("tags");
     if (schema !== undefined && !isDeepStrictEqual(schema, held.schema ?? null))
       changed.push("schema");
-    if (changed.length > 0) {
+    if (changed.length > 0 || isLate) {
       operations.push({
         op: "config.put",
         ...target,
         ...(changed.includes("format") && { format }),
         ...(changed.includes("description") && { description }),
         ...(changed.includes("tags") && { tags }),
-        ...(changed.includes("schema") && { schema }),
+        ...(isLate ? { schema: null } : changed.includes("schema") && { schema }),
       });
       reasons.push(...changed);
     }
   }
 
   // Numbers of versions that do not exist yet are known beforehand: the next ones, as long as the condition holds.
-  const numbers = new Map(versions);
   let next = (held?.latestVersion ?? 0) + 1;
-  for (const [variant, { content, hash, message }] of variants) {
+  const inOrder = [...older, ...[...variants].filter((entry) => !older.includes(entry))];
+  for (const [i, [variant, { content, hash, message }]] of inOrder.entries()) {
+    if (i === older.length && isLate)
+      operations.push({ op: "config.put", ...target, schema: finalSchema });
     if (numbers.has(hash)) continue;
     numbers.set(hash, next);
     operations.push({
@@ -695,15 +820,26 @@ export function planConfig(
     next += 1;
   }
 
+  if (isLate && older.length === inOrder.length)
+    operations.push({ op: "config.put", ...target, schema: finalSchema });
+
   if (release !== undefined) {
-    const numberOf = (variant: string): number =>
-      numbers.get((variants.get(variant) as Variant).hash) as number;
+    /** `present`: named so far; it stays when it has that content. */
+    const numberOf = (variant: string, present: number | null | undefined): number => {
+      const { hash } = variants.get(variant) as Variant;
+      const isSame = typeof present === "number" && hashes.get(present) === hash;
+      return isSame ? present : (numbers.get(hash) as number);
+    };
+    const presentOf = (id: string): number | undefined =>
+      held?.rules.find((rule) => rule.id === id)?.version;
     const wanted = {
       rules:
         release.rules === null
           ? (held?.rules ?? [])
-          : release.rules.map((rule) => ruleWith(rule, numberOf(rule.variant), held)),
-      default: release.default === null ? null : numberOf(release.default),
+          : release.rules.map((rule) =>
+              ruleWith(rule, numberOf(rule.variant, presentOf(rule.id)), held),
+            ),
+      default: release.default === null ? null : numberOf(release.default, held?.default),
     };
     const isNew = held === null || held.release === null;
     const newRules = isNew || !isDeepStrictEqual(plain(wanted.rules), plain(held.rules));
@@ -720,7 +856,7 @@ export function planConfig(
       ? undefined
       : variants.get(release.default);
   const before = held?.default ?? null;
-  const isOther = after !== undefined && before !== null && numbers.get(after.hash) !== before;
+  const isOther = after !== undefined && before !== null && hashes.get(before) !== after.hash;
   return {
     kind: "config",
     ...target,
@@ -812,36 +948,53 @@ export interface Applied {
 
 /** How often a tenant is planned anew when somebody else changes it at the same time. */
 const plansMax = 4;
-const operationsAtOnce = 200;
+/** With a condition for each at most, as many as the server takes. */
+const operationsAtOnce = 250;
 /** A transaction is one log entry: kept well below what the server takes. */
-const charsAtOnce = 1024 * 1024;
+const charsAtOnce = 2 * 1024 * 1024;
 
-/**
- * Makes one manifest true.
- * @param onAdminKey hears of the key of a tenant that was created, also when what follows fails: nobody can ask for it again
- */
+export interface ApplyOptions {
+  readonly onProgress?: OnProgress;
+  /**
+   * Hears of every key that was made, also when what follows fails: nobody can ask for it again. Without it no keys are
+   * made but the admin's of a new tenant. `name` null: that one.
+   */
+  readonly onKey?: (tenant: string, name: string | null, token: string) => void;
+  readonly prune?: boolean;
+}
+
+/** Makes one manifest true. */
 export async function applyManifest(
   admin: Admin,
   manifest: Manifest,
-  onProgress: OnProgress = () => undefined,
-  onAdminKey: (tenant: string, token: string) => void = () => undefined,
+  { onProgress = () => undefined, onKey, prune = false }: ApplyOptions = {},
 ): Promise<Applied> {
   let adminKey: Applied["adminKey"] = null;
   let revision: number | null = null;
   // What was changed by an earlier plan of this run is not "unchanged" in the summary.
   const changed = new Map<string, PlanStep>();
   for (let round = 1; ; round += 1) {
-    const plan = await planManifest(admin, manifest, onProgress);
+    const plan = await planManifest(admin, manifest, onProgress, prune);
     const { tenant } = plan;
     try {
       if (plan.create !== null) {
         const { key } = await admin.createTenant(plan.create);
         adminKey = { id: key.id, token: key.token };
-        onAdminKey(tenant, key.token);
+        onKey?.(tenant, null, key.token);
       }
       if (plan.update !== null) await admin.updateTenant(tenant, plan.update);
       for (const step of plan.steps)
         if (step.kind === "tenant" && step.action !== "unchanged") changed.set(keyOf(step), step);
+      for (const { name, kind, namespaces } of onKey === undefined ? [] : plan.keys) {
+        const key = await admin.createKey(tenant, {
+          kind,
+          description: name,
+          ...(namespaces !== undefined && { namespaces: [...namespaces] }),
+        });
+        onKey?.(tenant, name, key.token);
+        const step: PlanStep = { ...nothing, kind: "key", name, action: "create" };
+        changed.set(keyOf(step), step);
+      }
       const steps = plan.steps.filter(({ operations }) => operations.length > 0);
       let done = 0;
       for (const batch of batches(steps)) {
@@ -927,6 +1080,7 @@ export function summaryOf({ tenant, steps }: Pick<Applied, "tenant" | "steps">):
   const count = (action: PlanAction): number =>
     steps.filter((step) => step.kind === "config" && step.action === action).length;
   const isNew = steps.some((step) => step.kind === "tenant" && step.action === "create");
-  const counts = `${count("create")} created, ${count("update")} updated, ${count("unchanged")} unchanged`;
+  const deleted = count("delete");
+  const counts = `${count("create")} created, ${count("update")} updated, ${deleted > 0 ? `${deleted} deleted, ` : ""}${count("unchanged")} unchanged`;
   return `${tenant}${isNew ? " (new)" : ""}: ${counts}`;
 }

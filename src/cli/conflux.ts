@@ -4,6 +4,7 @@
  * errors are the same for all. Exit codes: 0 done, 1 not done, 2 `diff` found differences or `journal` found damage.
  */
 import { readFile } from "node:fs/promises";
+import { join } from "node:path";
 import process from "node:process";
 import { text as textOf } from "node:stream/consumers";
 import { pathToFileURL } from "node:url";
@@ -23,6 +24,7 @@ import type {
 import { Conflux } from "../sdk/mod.ts";
 import { applyManifest, planManifest, readManifests, summaryOf } from "./apply.ts";
 import type { Applied, Plan, PlanStep, Progress } from "./apply.ts";
+import { exportTenant, writeFiles } from "./export.ts";
 import { optionHelp, parseOptions, UsageError } from "./arguments.ts";
 import type { Options, OptionSpecs } from "./arguments.ts";
 import { natsConfigOptions, writeNatsConfig } from "./nats_config.ts";
@@ -142,6 +144,10 @@ const folderOption = {
   file: { type: "string", short: "f", value: "PATH", help: "Folder of manifests, or one manifest" },
 } as const satisfies OptionSpecs;
 
+const pruneOption = {
+  prune: { type: "boolean", help: "Delete configs that a tenant's manifest does not name" },
+} as const satisfies OptionSpecs;
+
 const commands: readonly Command[] = [
   {
     name: "start",
@@ -155,18 +161,26 @@ const commands: readonly Command[] = [
   {
     name: "apply",
     summary: "Make manifests true",
-    usage: "-f PATH",
+    usage: "-f PATH [--prune]",
     words: [0, 0],
-    options: folderOption,
+    options: { ...folderOption, ...pruneOption },
     run: apply,
   },
   {
     name: "diff",
     summary: "What `apply` would change (exit code 2: something)",
-    usage: "-f PATH",
+    usage: "-f PATH [--prune]",
     words: [0, 0],
-    options: folderOption,
+    options: { ...folderOption, ...pruneOption },
     run: diff,
+  },
+  {
+    name: "export",
+    summary: "Write what tenants have as manifests",
+    usage: "[TENANT…] -f FOLDER",
+    words: [0, Number.MAX_SAFE_INTEGER],
+    options: folderOption,
+    run: exportTenants,
   },
   {
     name: "get",
@@ -379,37 +393,59 @@ async function apply(context: Context): Promise<void> {
   const manifests = await manifestsOf(context);
   const line = new ProgressLine();
   const applied: Applied[] = [];
-  // Of tenants that were created and not finished.
-  const adminKeys = new Map<string, string>();
+  const made: { readonly tenant: string; readonly name: string | null; readonly token: string }[] =
+    [];
   try {
     for (const manifest of manifests)
       applied.push(
-        await applyManifest(
-          context.admin,
-          manifest,
-          (now) => line.show(progressText(now)),
-          (tenant, token) => adminKeys.set(tenant, token),
-        ),
+        await applyManifest(context.admin, manifest, {
+          onProgress: (now) => line.show(progressText(now)),
+          onKey: (tenant, name, token) => made.push({ tenant, name, token }),
+          prune: context.options.has("prune"),
+        }),
       );
   } finally {
     line.end();
-    for (const { tenant } of applied) adminKeys.delete(tenant);
-    for (const [tenant, token] of adminKeys)
-      process.stderr.write(`${adminKeyText(tenant, token)}\n`);
+    const done = new Set(applied.map(({ tenant }) => tenant));
+    // Of tenants that were not finished.
+    for (const key of made) if (!done.has(key.tenant)) process.stderr.write(`${keyText(key)}\n`);
     // What was done before an error stays done, and is told.
     if (applied.length > 0)
-      context.show(applied.map(withoutContents), () => {
-        const changes = applied.flatMap(({ tenant, steps }) => stepLines(tenant, steps));
-        const keyTexts = applied.flatMap(({ tenant, adminKey }) =>
-          adminKey === null ? [] : [adminKeyText(tenant, adminKey.token)],
-        );
-        return [...changes, ...keyTexts, ...applied.map(summaryOf)].join("\n");
-      });
+      context.show(
+        applied.map((one) => ({
+          ...withoutContents(one),
+          keys: made.filter(({ tenant }) => tenant === one.tenant),
+        })),
+        () => {
+          const changes = applied.flatMap(({ tenant, steps }) => stepLines(tenant, steps));
+          const keyTexts = made.filter(({ tenant }) => done.has(tenant)).map(keyText);
+          return [...changes, ...keyTexts, ...applied.map(summaryOf)].join("\n");
+        },
+      );
   }
 }
 
-function adminKeyText(tenant: string, token: string): string {
-  return `admin key of ${tenant}, shown this once: ${token}`;
+function keyText(key: { tenant: string; name: string | null; token: string }): string {
+  const { tenant, name, token } = key;
+  const which = name === null ? `admin key of ${tenant}` : `key ${name} of ${tenant}`;
+  return `${which}, shown this once: ${token}`;
+}
+
+async function exportTenants(context: Context): Promise<void> {
+  const { admin, words } = context;
+  const folder = context.options.get("file");
+  if (folder === undefined) throw new UsageError("Name the folder to write to: -f PATH");
+  const tenants =
+    words.length > 0
+      ? words
+      : (await admin.tenants()).filter(({ deletedAt }) => deletedAt === null).map(({ id }) => id);
+  const written: string[] = [];
+  for (const tenant of tenants) {
+    const files = await exportTenant(admin, tenant);
+    await writeFiles(folder, files);
+    written.push(...files.keys());
+  }
+  context.show(written, () => written.map((file) => `wrote ${join(folder, file)}`).join("\n"));
 }
 
 async function diff(context: Context): Promise<number> {
@@ -419,7 +455,12 @@ async function diff(context: Context): Promise<number> {
   const plans: Plan[] = [];
   const lines: string[] = [];
   for (const manifest of manifests) {
-    const plan = await planManifest(admin, manifest, (now) => line.show(progressText(now)));
+    const plan = await planManifest(
+      admin,
+      manifest,
+      (now) => line.show(progressText(now)),
+      context.options.has("prune"),
+    );
     plans.push(plan);
     for (const step of plan.steps) {
       lines.push(...stepLines(plan.tenant, [step]));
@@ -448,9 +489,13 @@ function stepLines(tenant: string, steps: readonly PlanStep[]): string[] {
   return steps
     .filter(({ action }) => action !== "unchanged")
     .map(({ kind, namespace, name, action, reasons }) => {
-      const place = kind === "tenant" ? tenant : `${tenant}/${namespace}${name && `/${name}`}`;
+      const place =
+        kind === "tenant"
+          ? tenant
+          : [tenant, namespace, name].filter((part) => part !== "").join("/");
       const why = reasons.length === 0 ? "" : `: ${reasons.join(", ")}`;
-      return `${action === "create" ? "+" : "~"} ${kind} ${place}${why}`;
+      const sign = action === "create" ? "+" : action === "delete" ? "-" : "~";
+      return `${sign} ${kind} ${place}${why}`;
     });
 }
 

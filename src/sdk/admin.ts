@@ -243,6 +243,10 @@ export class Admin {
 
   // --- configs ------------------------------------------------------------------------------------------------------------
 
+  namespaces(tenant: string): Promise<NamespaceAnswer[]> {
+    return this.#list(`${tenantPath(tenant)}/namespaces`);
+  }
+
   namespace(where: Where): Promise<NamespaceAnswer> {
     return this.#read(namespacePath(where));
   }

@@ -193,8 +193,16 @@ describe("readManifests()", () => {
     ],
     ["a key that comes twice", "tenant: a\ntenant: b", /^a\.yaml:2: Map keys must be unique/],
     ["broken YAML", "tenant: [a", /^a\.yaml:1: /],
-    ["a list", "- a", "a.yaml:1: Give fields: tenant, description, replicas, quotas, namespaces"],
-    ["nothing", "", "a.yaml:1: Give fields: tenant, description, replicas, quotas, namespaces"],
+    [
+      "a list",
+      "- a",
+      "a.yaml:1: Give fields: tenant, description, replicas, quotas, keys, namespaces",
+    ],
+    [
+      "nothing",
+      "",
+      "a.yaml:1: Give fields: tenant, description, replicas, quotas, keys, namespaces",
+    ],
   ])("refuses %s", async (_, text, expected) => {
     const problems = await problemsOf({ "a.yaml": text });
     expect(problems).toHaveLength(1);
@@ -261,11 +269,11 @@ describe("planConfig()", () => {
     deletedAt: null,
     ...more,
   });
-  const versions = new Map([[hashOf("one"), 1]]);
+  const versions = [{ hash: hashOf("one"), version: 1 }];
   const target = { namespace: "x", name: "c" };
 
   test("creates what is not there, on the condition that it is still not there", () => {
-    expect(planConfig("x", single("one"), null, new Map())).toMatchObject({
+    expect(planConfig("x", single("one"), null, [])).toMatchObject({
       action: "create",
       condition: { ...target, absent: true },
       operations: [
@@ -299,7 +307,7 @@ describe("planConfig()", () => {
   });
 
   test("releases an older version again instead of storing it twice", () => {
-    const older = new Map([...versions, [hashOf("two"), 2]]);
+    const older = [...versions, { hash: hashOf("two"), version: 2 }];
     const now = held({ latestVersion: 2, latestHash: hashOf("two"), default: 2 });
     expect(planConfig("x", single("one"), now, older)).toMatchObject({
       reasons: ["default"],
@@ -340,7 +348,7 @@ describe("planConfig()", () => {
       latestHash: hashOf("two"),
       rules: [{ id: "r", match: { t: "g" }, rollout: fixed, version: 2 }],
     });
-    const both = new Map([...versions, [hashOf("two"), 2]]);
+    const both = [...versions, { hash: hashOf("two"), version: 2 }];
     expect(planConfig("x", rollout, now, both)).toMatchObject({
       reasons: ["rules"],
       operations: [{ op: "release.put", rules: [{ rollout: { ...fixed, percentage: 10 } }] }],
