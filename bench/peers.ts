@@ -28,6 +28,7 @@ import { freePorts, startCluster } from "../infra/cluster.mjs";
 import { findNatsServer } from "../infra/nats_server.mjs";
 import { ask, inParallel } from "../test/e2e/api.ts";
 import { load, type LoadRequest, type LoadResult } from "./load.ts";
+import { microsPerRequest, processorSeconds } from "./processes.ts";
 
 const { values } = parseArgs({
   options: {
@@ -130,21 +131,6 @@ function program(name: string, debian: string): string {
       `Cannot find ${name}: install the Debian package ${debian}, or leave it out by --systems`,
     );
   return installed;
-}
-
-/** Seconds of processor time, user and system. */
-function processorSeconds(pids: readonly number[]): number {
-  let ticks = 0;
-  for (const pid of pids) {
-    try {
-      const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-      const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-      ticks += Number(fields[11]) + Number(fields[12]);
-    } catch {
-      // It ended.
-    }
-  }
-  return ticks / 100;
 }
 
 // --- payloads --------------------------------------------------------------------------------------------------------------
@@ -597,7 +583,7 @@ async function measure(system: System, running: Running): Promise<void> {
       { scenario, connections, bytes, tenants: tenants.length },
       {
         ...result,
-        serverMicros: ((processorSeconds(pids) - before) / result.requests) * 1e6,
+        serverMicros: microsPerRequest(processorSeconds(pids) - before, result.requests),
       },
     );
   };

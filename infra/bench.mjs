@@ -13,7 +13,7 @@ import {
 } from "./bootstrap.mjs";
 
 /** What the others use, and what installs other systems and takes an hour: `npm run bench:peers`. */
-const apart = new Set(["load", "peers"]);
+const apart = new Set(["load", "peers", "processes"]);
 
 await runMain(async () => {
   const known = readdirSync(path.join(root, "bench"))

@@ -1,7 +1,7 @@
 /**
  * Composition root: reads the settings, opens the adapters, wires them to the host, starts. The only place that wires.
  */
-import { randomInt } from "node:crypto";
+import { createHash, randomInt } from "node:crypto";
 import { chmodSync, existsSync, readFileSync, renameSync, writeFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
@@ -16,6 +16,7 @@ import { NodeHost } from "./host/node_host.ts";
 import type { Clock, Transport } from "./host/ports.ts";
 import { semanticsNow, type Action } from "./machine/command.ts";
 import { holdMallocThreshold } from "./runtime/memory.ts";
+import { useDigest } from "./model/content.ts";
 import { runtime } from "./runtime/runtime.ts";
 import { ListenError, serve } from "./runtime/serve.ts";
 import { isRootToken, readSettings, SettingsError, type Settings } from "./runtime/settings.ts";
@@ -102,6 +103,7 @@ function natsIdentity(settings: Settings): Pick<NatsOptions, "auth" | "tls"> {
 }
 
 async function main(args: readonly string[]): Promise<void> {
+  useDigest((bytes) => createHash("sha256").update(bytes).digest("hex"));
   await holdMallocThreshold();
   const settings = readSettings({
     args: args[0] === "start" ? args.slice(1) : args,

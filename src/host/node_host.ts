@@ -87,6 +87,8 @@ const READ_TIMEOUT_MS = 5_000;
 const RETRY_MS = 50;
 /** Retries, campaigns and time-outs are looked at this often. */
 const PULSE_MS = 25;
+/** Whether the time of something that waits is up is looked at this often: all of it is gone through. */
+const EXPIRE_MS = 100;
 /** One append to the journal takes up to this; the rest follows in the next. */
 const JOURNAL_WRITE_BYTES = 4 * 1024 * 1024;
 /** Reads that wait for a revision, per group. */
@@ -259,6 +261,7 @@ export class NodeHost implements ConfigService {
   #campaignsDeferred = false;
   readonly #revisionWaiters = new Map<number, RevisionWaiter[]>();
   #checkpoints = 0;
+  #expiredAt = 0;
   #sleptAt = 0;
   #roomMadeAt = 0;
   #fullToldAt = -Infinity;
@@ -625,18 +628,7 @@ export class NodeHost implements ConfigService {
     }
     this.#runCampaigns(now);
     this.#passSchedules(now);
-    this.#rpc.expire(now);
-    this.#snapshots.expire(now);
-    for (const replica of this.#ticking) this.#contained(replica, () => replica.expire(now));
-    for (const [group, waiters] of this.#revisionWaiters) {
-      const left = waiters.filter((waiter) => {
-        if (waiter.deadline > now) return true;
-        waiter.done(false);
-        return false;
-      });
-      if (left.length === 0) this.#revisionWaiters.delete(group);
-      else this.#revisionWaiters.set(group, left);
-    }
+    if (now - this.#expiredAt >= EXPIRE_MS) this.#expire(now);
     if (this.#journalFull) this.#schedule();
     this.#watchDisk();
     if (!this.#swept && this.#systemReady && now - this.#sweptAt > SWEEP_MS) {
@@ -652,6 +644,23 @@ export class NodeHost implements ConfigService {
     if (now - this.#sleptAt > SLEEP_CHECK_MS) {
       this.#sleptAt = now;
       this.#sleep(this.#tuning.sleepAfterMs, Infinity);
+    }
+  }
+
+  /** Ends what waits here and whose time is up. */
+  #expire(now: number): void {
+    this.#expiredAt = now;
+    this.#rpc.expire(now);
+    this.#snapshots.expire(now);
+    for (const replica of this.#ticking) this.#contained(replica, () => replica.expire(now));
+    for (const [group, waiters] of this.#revisionWaiters) {
+      const left = waiters.filter((waiter) => {
+        if (waiter.deadline > now) return true;
+        waiter.done(false);
+        return false;
+      });
+      if (left.length === 0) this.#revisionWaiters.delete(group);
+      else this.#revisionWaiters.set(group, left);
     }
   }
 

@@ -20,7 +20,7 @@ import {
   stringify as stringifyYaml,
   visit,
 } from "yaml";
-import { unreachable } from "../lib/assert.ts";
+import { assert, unreachable } from "../lib/assert.ts";
 import { targetingErrors } from "./flags.ts";
 import { canonicalJson, depthMax, placeOf, scanJson } from "./json.ts";
 import { escapePointer, shown } from "./names.ts";
@@ -104,11 +104,28 @@ export function mediaType(format: ContentFormat): string {
   return mediaTypes[format];
 }
 
+/** SHA-256 as lower-case hex. */
+type Digest = (bytes: Uint8Array) => string;
+
+let digest: Digest = (bytes) => {
+  let hex = "";
+  for (const byte of sha256(bytes)) hex += byte.toString(16).padStart(2, "0");
+  return hex;
+};
+
+/**
+ * Replaces the digest of this floor, which runs everywhere, by the runtime's own, which is several times faster: each
+ * replica hashes for every change. Replicas must agree, so one that is none is refused.
+ */
+export function useDigest(native: Digest): void {
+  const text = utf8Encode("conflux");
+  assert(native(text) === digest(text), "A digest was given that is not SHA-256 in lower-case hex");
+  digest = native;
+}
+
 /** `sha256:<hex>` over the bytes that are served. */
 export function contentHash(text: string): string {
-  let hex = "sha256:";
-  for (const byte of sha256(utf8Encode(text))) hex += byte.toString(16).padStart(2, "0");
-  return hex;
+  return `sha256:${digest(utf8Encode(text))}`;
 }
 
 function failed(...errors: readonly ContentError[]): PreparedContent {

@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import * as fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { contentHash, mediaType, prepareContent } from "../../src/model/content.ts";
+import { contentHash, mediaType, prepareContent, useDigest } from "../../src/model/content.ts";
 import { canonicalJson, scanJson } from "../../src/model/json.ts";
 import {
   checkConfigName,
@@ -513,4 +513,13 @@ describe("schema", () => {
     expect(validateAgainst(proto, JSON.parse('{"__proto__":"x"}'))[0]?.pointer).toBe("/__proto__");
     expect(validateAgainst(proto, {})[0]?.pointer).toBe("");
   });
+});
+
+test("useDigest() takes another SHA-256 and nothing else", () => {
+  const texts = ["", "conflux", "é€😀", "\ud800"];
+  const before = texts.map(contentHash);
+  expect(() => useDigest(() => "abc")).toThrow("not SHA-256");
+  expect(texts.map(contentHash)).toEqual(before);
+  useDigest((bytes) => createHash("sha256").update(bytes).digest("hex"));
+  expect(texts.map(contentHash)).toEqual(before);
 });

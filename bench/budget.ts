@@ -1,0 +1,250 @@
+/**
+ * Where the time of a request goes: a three-node cluster under publishes and reads, processor time per request of every
+ * process, and of each node by stage, from CPU profiles. Writes bench/results/budget.md.
+ *
+ * Estimate beforehand, microseconds of processor time of a publish at 64 connections, warm and on an idle machine: parse
+ * and check 10, command and content 10, journal, frames and NATS 20 over three nodes, apply 3 × 8, checkpoint 3 × 8,
+ * answer 5, client 10: about 100. Beside other work on the same cores everything is several times that, in proportion.
+ *
+ * Run: bun bench/budget.ts [--seconds 5] [--connections 64]
+ */
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpus, tmpdir } from "node:os";
+import { join } from "node:path";
+import { parseArgs } from "node:util";
+import { root } from "../infra/bootstrap.mjs";
+import { startCluster } from "../infra/cluster.mjs";
+import { ask } from "../test/e2e/api.ts";
+import { load, type LoadRequest } from "./load.ts";
+import { microsPerRequest, processorSeconds } from "./processes.ts";
+
+const { values } = parseArgs({
+  options: {
+    seconds: { type: "string", default: "5" },
+    connections: { type: "string", default: "64" },
+  },
+});
+const seconds = Number(values.seconds);
+const connections = Number(values.connections);
+
+// --- stages ----------------------------------------------------------------------------------------------------------------
+
+/** A sample belongs to the first of its frames, from the innermost outwards, that one of these matches. */
+const stages: readonly (readonly [stage: string, url: RegExp, name?: RegExp])[] = [
+  ["respond", /gateway\/gateway\.ts/, /respond/],
+  ["parse and check", /gateway\/(http|route)\.ts|typebox|elysia|runtime\/serve\.ts/],
+  ["authorise and admit", /gateway\/(auth|limits|tokens|access)\.ts/],
+  ["build the command", /gateway\/(changes|contents|configs|values)\.ts|model\//],
+  ["gateway, rest", /gateway\//],
+  ["encode and decode", /host\/codec\.ts|raft\/codec\.ts|lib\/bytes\.ts|host\/rpc\.ts/],
+  ["checkpoint", /store\/environments\.ts|lmdb|ordered-binary|msgpackr/],
+  ["apply", /machine\/|host\/tenant_state\.ts|lib\/sorted_map\.ts/],
+  ["raft", /raft\//],
+  ["journal", /store\//],
+  [
+    "frames and NATS",
+    /transport\/|\/nats\/|nats-base-client|node:net|node:stream|internal:streams|nkeys/,
+  ],
+  ["host", /host\//],
+];
+const loading = /require|\(module\)|evaluate|linkAndEvaluate/;
+
+interface Profile {
+  readonly nodes: readonly {
+    readonly id: number;
+    readonly callFrame: { readonly functionName: string; readonly url: string };
+    readonly children?: readonly number[];
+  }[];
+  readonly samples: readonly number[];
+  readonly timeDeltas: readonly number[];
+}
+
+interface Summary {
+  /** Shares of the samples, by stage. */
+  readonly stages: ReadonlyMap<string, number>;
+  /** Shares of the samples, by the innermost function of ours or a library's. */
+  readonly functions: readonly (readonly [name: string, share: number])[];
+}
+
+function summarise(profile: Profile): Summary {
+  const nodes = new Map(profile.nodes.map((node) => [node.id, node]));
+  const parents = new Map<number, number>();
+  for (const node of profile.nodes)
+    for (const child of node.children ?? []) parents.set(child, node.id);
+  const byStage = new Map<string, number>();
+  const byFunction = new Map<string, number>();
+  let total = 0;
+  profile.samples.forEach((sample, i) => {
+    let stage: string | null = null;
+    let named: string | null = null;
+    for (let at: number | undefined = sample; at !== undefined; at = parents.get(at)) {
+      const { functionName, url } = (nodes.get(at) as Profile["nodes"][0]).callFrame;
+      // Before there is load, modules are loaded.
+      if (loading.test(functionName)) return;
+      named ??=
+        url === ""
+          ? null
+          : `${functionName || "(anonymous)"} ${url.split("/").slice(-2).join("/")}`;
+      stage ??=
+        stages.find(
+          ([, where, name]) => where.test(url) && (name === undefined || name.test(functionName)),
+        )?.[0] ?? null;
+    }
+    const time = profile.timeDeltas[i] ?? 0;
+    total += time;
+    const add = (map: Map<string, number>, key: string): void =>
+      void map.set(key, (map.get(key) ?? 0) + time);
+    add(byStage, stage ?? "runtime");
+    if (named !== null) add(byFunction, named);
+  });
+  return {
+    stages: new Map([...byStage].map(([stage, time]) => [stage, time / total])),
+    functions: [...byFunction]
+      .sort(([, left], [, right]) => right - left)
+      .slice(0, 15)
+      .map(([name, time]) => [name, time / total]),
+  };
+}
+
+// --- one run -----------------------------------------------------------------------------------------------------------------
+
+type Kind = "publish" | "linearizable read";
+interface Run {
+  readonly perSecond: number;
+  readonly p50: number;
+  /** Microseconds per request. */
+  readonly leader: number;
+  readonly followers: readonly number[];
+  readonly nats: number;
+  readonly client: number;
+  /** Of the nodes, leader first; empty without profiles. */
+  readonly summaries: readonly Summary[];
+}
+
+async function run(kind: Kind, profiled: boolean): Promise<Run> {
+  const profiles = mkdtempSync(join(tmpdir(), "conflux-profiles-"));
+  const cluster = await startCluster({
+    nodes: 3,
+    runtimes: ["bun"],
+    env: {
+      CONFLUX_LOG: "error",
+      ...(profiled && {
+        BUN_OPTIONS: `--cpu-prof --cpu-prof-dir=${profiles} --cpu-prof-interval=500`,
+      }),
+    },
+  });
+  const pids = cluster.nodes.map((node) => node.pid as number);
+  try {
+    const urls = cluster.nodes.map((node) => node.url);
+    const made = await ask(`${urls[0]}/v1/tenants`, {
+      token: cluster.rootToken,
+      body: { id: "one" },
+    });
+    const token = made.body.key.token as string;
+    const config = "/v1/tenants/one/namespaces/app";
+    await ask(`${urls[0]}${config}/configs/limits`, {
+      method: "PUT",
+      token,
+      body: { format: "json", content: { n: 0 } },
+    });
+    const group = await ask(`${urls[0]}/v1/tenants/one/group`, { token: cluster.rootToken });
+    const leads = cluster.nodes.findIndex((node) => node.name === group.body.leader);
+    const order = [leads, ...[0, 1, 2].filter((i) => i !== leads)];
+    const request = (number: number): LoadRequest =>
+      kind === "publish"
+        ? {
+            method: "POST",
+            path: `${config}/configs/limits/publish`,
+            token,
+            body: `{"content":{"n":${number},"pad":"${"x".repeat(100)}"}}`,
+          }
+        : { method: "GET", path: `${config}/values/limits`, token };
+    await load({ urls, connections, seconds: Math.max(5, seconds), request });
+    const all = [...pids, natsOf(cluster.dataDir)];
+    const before = all.map((pid) => processorSeconds([pid]));
+    const own = process.cpuUsage();
+    const result = await load({ urls, connections, seconds, request });
+    const client = process.cpuUsage(own);
+    const micros = all.map((pid, i) =>
+      microsPerRequest(processorSeconds([pid]) - (before[i] as number), result.requests),
+    );
+    await cluster.stop();
+    const summaries = profiled
+      ? order.map((i) => {
+          const file = readdirSync(profiles).find((name) => name.includes(`.${pids[i]}.`));
+          return summarise(JSON.parse(readFileSync(join(profiles, file as string), "utf8")));
+        })
+      : [];
+    return {
+      perSecond: result.perSecond,
+      p50: result.p50,
+      leader: micros[order[0] as number] as number,
+      followers: order.slice(1).map((i) => micros[i] as number),
+      nats: micros[3] as number,
+      client: (client.user + client.system) / result.requests,
+      summaries,
+    };
+  } finally {
+    await cluster.stop();
+    rmSync(profiles, { recursive: true, force: true });
+  }
+}
+
+function natsOf(dataDir: string): number {
+  for (const name of readdirSync("/proc")) {
+    if (!/^\d+$/.test(name)) continue;
+    try {
+      const command = readFileSync(`/proc/${name}/cmdline`, "utf8").split("\0");
+      if (command[0]?.endsWith("nats-server") && command.some((word) => word.startsWith(dataDir)))
+        return Number(name);
+    } catch {
+      // It ended meanwhile.
+    }
+  }
+  return 0;
+}
+
+// --- report --------------------------------------------------------------------------------------------------------------------
+
+const lines: string[] = [
+  "# Where the time of a request goes",
+  "",
+  `Made by \`npm run bench -- budget\` on ${new Date().toISOString().slice(0, 10)}: ${cpus().length} × ${cpus()[0]?.model ?? "?"}, three nodes on Bun, nats-server and the client on it, ${connections} connections over all nodes.`,
+  "Microseconds of processor time per request. Stages are shares of a profile, of the time that the node took without one.",
+];
+const names = [...new Set([...stages.map(([stage]) => stage), "runtime"])];
+for (const kind of ["publish", "linearizable read"] as const) {
+  const plain = await run(kind, false);
+  const profiled = await run(kind, true);
+  const follower = (plain.followers[0] as number) / 2 + (plain.followers[1] as number) / 2;
+  const total = plain.leader + follower * 2 + plain.nats + plain.client;
+  const us = (value: number): string => value.toFixed(value < 10 ? 1 : 0);
+  const [ofLeader, ofFollower] = profiled.summaries as [Summary, Summary];
+  lines.push(
+    "",
+    `## ${kind}: ${plain.perSecond.toFixed(0)}/s, p50 ${plain.p50.toFixed(2)} ms, ${us(total)} µs in all`,
+    "",
+    "| stage | leader | each follower |",
+    "| --- | ---: | ---: |",
+    ...names.map(
+      (stage) =>
+        `| ${stage} | ${us((ofLeader.stages.get(stage) ?? 0) * plain.leader)} | ${us((ofFollower.stages.get(stage) ?? 0) * follower)} |`,
+    ),
+    `| **node** | **${us(plain.leader)}** | **${us(follower)}** |`,
+    "",
+    `nats-server ${us(plain.nats)}, client ${us(plain.client)}.`,
+    "",
+    "Functions with most time of their own, leader and a follower:",
+    "",
+    "| leader | | follower | |",
+    "| --- | ---: | --- | ---: |",
+    ...ofLeader.functions.map(([name, share], i) => {
+      const other = ofFollower.functions[i];
+      return `| \`${name}\` | ${(share * 100).toFixed(1)} % | ${other === undefined ? "" : `\`${other[0]}\``} | ${other === undefined ? "" : `${(other[1] * 100).toFixed(1)} %`} |`;
+    }),
+  );
+}
+const text = `${lines.join("\n")}\n`;
+console.log(text);
+mkdirSync(join(root, "bench", "results"), { recursive: true });
+writeFileSync(join(root, "bench", "results", "budget.md"), text);

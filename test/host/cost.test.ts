@@ -1,0 +1,134 @@
+/**
+ * What a change may cost, counted and not timed: the simulated world is the same on every machine. A bound that breaks
+ * is either a mistake or has to be raised here, with a reason in the commit.
+ */
+import { expect, test } from "vitest";
+import { frameItems, ItemKind, parseRaftItem } from "../../src/host/codec.ts";
+import type { Command, Outcome } from "../../src/machine/command.ts";
+import { apply } from "../../src/machine/machine.ts";
+import type { StateTransaction } from "../../src/machine/machine.ts";
+import { MessageType } from "../../src/raft/types.ts";
+import { World, type SimNode } from "../sim/world.ts";
+import { command, createTenant } from "./scripted_node.ts";
+
+function publish(text: string): Command {
+  const content = { text, hash: `sha256:${text}`, bytes: text.length };
+  return command({ op: "publish", namespace: "app", name: "c", content, schemaHash: null });
+}
+
+interface Cost {
+  /** Journal writes of all three nodes. */
+  journalWrites: number;
+  frames: number;
+  /** Messages of Raft by type. */
+  readonly messages: Map<string, number>;
+}
+
+/** Three nodes, a tenant with a config, and what `count` publishes at once cost until the last one is answered. */
+async function costOf(count: number): Promise<Cost> {
+  const world = new World({ seed: 1, nodes: 3 });
+  for (const node of world.nodes) world.start(node);
+  const until = async (condition: () => boolean): Promise<void> => {
+    await world.run(world.now + 10_000, condition);
+    expect(condition()).toBe(true);
+  };
+  await until(() => world.nodes.every((node) => node.host?.ready === true));
+  const change = async (node: SimNode, tenant: string, commands: Command[]): Promise<void> => {
+    const outcomes: Outcome[] = [];
+    for (const one of commands)
+      node.host?.proposeWith(tenant, one, 5_000, (error, outcome) => {
+        expect(error).toBeNull();
+        outcomes.push(outcome as Outcome);
+      });
+    await until(() => outcomes.length === commands.length);
+    expect(outcomes.every(({ ok }) => ok)).toBe(true);
+  };
+  const [first] = world.nodes as [SimNode];
+  await change(first, "_system", [command(createTenant("t"))]);
+  const config = { op: "config.put", namespace: "app", name: "c", format: "text" } as const;
+  await change(first, "t", [command(config), publish("first")]);
+  const leads = (node: SimNode): boolean =>
+    [...(node.host?.replicas() ?? [])].some(
+      (replica) => replica.tenant === "t" && replica.raft.isLeader,
+    );
+  const leader = world.nodes.find(leads) as SimNode;
+  // Elections and followers that catch up are over.
+  await world.run(world.now + 3_000);
+
+  const appends = (): number =>
+    world.nodes.reduce((sum, { host }) => sum + (host?.cluster().journal.appends ?? 0), 0);
+  const before = appends();
+  const cost: Cost = { journalWrites: 0, frames: 0, messages: new Map() };
+  world.onSent = (lane, bytes) => {
+    if (lane !== "append") return;
+    cost.frames += 1;
+    for (const { kind, item } of frameItems(bytes)) {
+      if (kind !== ItemKind.raft) continue;
+      const { type } = parseRaftItem(item).message;
+      const name = Object.entries(MessageType).find(([, value]) => value === type)?.[0] ?? "";
+      cost.messages.set(name, (cost.messages.get(name) ?? 0) + 1);
+    }
+  };
+  await change(
+    leader,
+    "t",
+    Array.from({ length: count }, (_, i) => publish(`text ${i}`)),
+  );
+  // The followers learn that it is committed, and the last heartbeat finds that they did.
+  await world.run(world.now + 500);
+  cost.journalWrites = appends() - before;
+  return cost;
+}
+
+test("a lone publish costs one journal write per node, and two messages and an answer per follower", async () => {
+  const cost = await costOf(1);
+  expect(cost.journalWrites).toBe(3);
+  // The entry, and that it is committed. The second is answered only by whoever was late with its answer to the first.
+  expect(cost.messages.get("appendEntries")).toBe(4);
+  expect(cost.messages.get("appendEntriesResponse")).toBeLessThanOrEqual(3);
+  // One round asks whether they know of the commit.
+  expect(cost.messages.get("heartbeat") ?? 0).toBeLessThanOrEqual(4);
+  expect(cost.frames).toBeLessThanOrEqual(14);
+});
+
+test("publishes of one turn share journal writes and messages", async () => {
+  const lone = await costOf(1);
+  const many = await costOf(200);
+  expect(many.journalWrites).toBeLessThanOrEqual(lone.journalWrites + 1);
+  expect(many.frames).toBeLessThanOrEqual(lone.frames + 4);
+});
+
+test("a publish reads and writes few rows, however many versions there are", () => {
+  const rows = new Map<string, unknown>();
+  const counts = { get: 0, put: 0, delete: 0, range: 0 };
+  const state: StateTransaction = {
+    get: <T>(key: string) => {
+      counts.get += 1;
+      return rows.get(key) as T | undefined;
+    },
+    range: () => {
+      counts.range += 1;
+      return [];
+    },
+    put: (key, row) => {
+      counts.put += 1;
+      rows.set(key, row);
+    },
+    delete: (key) => {
+      counts.delete += 1;
+      rows.delete(key);
+    },
+  };
+  const done = (one: Command): void => expect(apply(state, one).outcome.ok).toBe(true);
+  done(command({ op: "tenant.init", tenant: "t", quotas: {}, keys: [] }));
+  done(command({ op: "config.put", namespace: "app", name: "c", format: "text" }));
+  for (let i = 0; i < 1_100; i++) done(publish(`text ${i}`));
+  Object.assign(counts, { get: 0, put: 0, delete: 0, range: 0 });
+  done(publish("the last"));
+  expect(counts.range).toBe(0);
+  expect(counts.get).toBeLessThanOrEqual(10);
+  // meta, config, version, text, release, history, audit
+  expect(counts.put).toBe(7);
+  // The oldest version with its text, and the oldest release.
+  expect(counts.delete).toBe(3);
+});
