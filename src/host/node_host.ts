@@ -141,6 +141,8 @@ const SCHEDULE_GRACE_MS = 1_000;
 /** A read waits at most so long for a schedule whose time has come. */
 const SCHEDULE_READ_MS = 500;
 const CHECKPOINTS_AT_ONCE = 8;
+/** Of what the journal held at start, so much is applied per pulse: requests are answered in between. */
+const RECOVERY_BYTES_PER_PULSE = 256 * 1024;
 /** Environments kept free of the cap for waking replicas while others are being closed. */
 const ENVIRONMENTS_SPARE = 16;
 /** For want of environments replicas are put to sleep after this long already. */
@@ -1256,8 +1258,14 @@ export class NodeHost implements ConfigService {
     if (journal.status.segments > journalSegments) {
       for (const group of journal.pinning(journalSegments)) this.#checkpointQueue.add(group);
     }
+    let recoveredBytes = 0;
     for (const group of this.#checkpointQueue) {
       if (this.#checkpoints >= CHECKPOINTS_AT_ONCE) return;
+      const records = this.#replicas.has(group) ? undefined : this.#recovered.get(group);
+      if (records !== undefined) {
+        if (recoveredBytes >= RECOVERY_BYTES_PER_PULSE) continue;
+        for (const { payload } of records) recoveredBytes += payload.length;
+      }
       this.#checkpointQueue.delete(group);
       const replica = this.#replicas.get(group) ?? this.#wake(group);
       if (replica === null) {
@@ -1342,6 +1350,8 @@ export class NodeHost implements ConfigService {
   }
 
   #directoryChanged(event: HistoryRow): void {
+    // What a restart applies again is no news: its tenants wake when somebody asks for them.
+    const isNews = (this.#replicas.get(SYSTEM_GROUP)?.raft.lead ?? NONE) !== NONE;
     for (const change of event.changes) {
       if (change.type === "node") this.liveness.add(change.name);
       if (change.type !== "tenant") continue;
@@ -1353,7 +1363,8 @@ export class NodeHost implements ConfigService {
         continue;
       }
       this.#leaveIfMoved(row);
-      if (row.revision === event.revision && row.placement.replicas[0]?.node === this.node) {
+      const isFirst = row.placement.replicas[0]?.node === this.node;
+      if (isNews && isFirst && row.revision === event.revision) {
         // A new tenant's first replica asks for votes at once; its peers wake by being asked.
         const replica = this.#wake(row.group);
         if (replica !== null && replica.raft.lead === NONE) this.#campaignSoon(replica);

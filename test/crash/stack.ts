@@ -14,13 +14,13 @@ import { LmdbEnvironments } from "../../src/store/environments.ts";
 import { NodeJournal } from "../../src/store/journal.ts";
 import { LoopbackNetwork } from "../../src/transport/loopback.ts";
 
-const tuning: Partial<Tuning> = {
+const smallBounds: Partial<Tuning> = {
   checkpointBytes: 24 * 1024,
   journalSegments: 2,
   logKeptEntries: 20,
   sleepAfterMs: 150,
 };
-const segmentBytes = 128 * 1024;
+const smallSegmentBytes = 128 * 1024;
 export const node = "n1";
 const cluster = "crash";
 
@@ -38,13 +38,31 @@ const clock: Clock = {
   },
 };
 
+interface Stack {
+  readonly host: NodeHost;
+  readonly journal: NodeJournal;
+  readonly environments: LmdbEnvironments;
+  readonly close: () => Promise<void>;
+}
+
 /** Ready when it returns. `onError` is told what the host logs as an error. */
 export async function openStack(
   directory: string,
   onFatal: (error: Error) => void,
   onError: (message: string, fields: object) => void = () => undefined,
-): Promise<{ host: NodeHost; close: () => Promise<void> }> {
+  bounds: { tuning: Partial<Tuning>; segmentBytes?: number } = {
+    tuning: smallBounds,
+    segmentBytes: smallSegmentBytes,
+  },
+): Promise<Stack> {
   const data = await openDataDirectory({ directory, cluster, node, peers: [node] });
+  const environments = new LmdbEnvironments({ data: data.path });
+  const journal = new NodeJournal({
+    disk: openJournalDisk(data.journal),
+    salt: randomInt(2 ** 32 - 1),
+    ...(bounds.segmentBytes !== undefined && { segmentBytes: bounds.segmentBytes }),
+    onFatal,
+  });
   const host = new NodeHost({
     cluster,
     node,
@@ -52,25 +70,22 @@ export async function openStack(
     version: "crash",
     peers: [node],
     transportKind: "loopback",
-    journal: new NodeJournal({
-      disk: openJournalDisk(data.journal),
-      salt: randomInt(2 ** 32 - 1),
-      segmentBytes,
-      onFatal,
-    }),
-    environments: new LmdbEnvironments({ data: data.path }),
+    journal,
+    environments,
     transport: new LoopbackNetwork().join({ cluster, node, boot: data.boot }),
     clock,
     seed: randomInt(2 ** 32 - 1),
     log: { ...silent, error: (fields, message) => onError(message, fields) },
     onFatal,
-    tuning,
+    tuning: bounds.tuning,
   });
   await host.start();
   host.registered = true;
   await host.read("_system", { consistency: "linearizable", timeoutMs: 20_000 }, () => null);
   return {
     host,
+    journal,
+    environments,
     close: async () => {
       await host.stop();
       data.close();
