@@ -13,11 +13,11 @@ import { Type } from "@sinclair/typebox";
 import { Problem, type ProblemCode } from "../api/problems.ts";
 import { OfrepBulk, OfrepEvaluation, OfrepFailure } from "../api/schemas.ts";
 import type { TenantView } from "../host/ports.ts";
-import { FlagCall, type FlagContext, type Resolution } from "../model/flags.ts";
+import { FlagCall, type Flag, type FlagContext, type Resolution } from "../model/flags.ts";
 import type { Labels } from "../model/release.ts";
 import { credentialOf } from "./auth.ts";
 import { canonical, json, noneMatch, type Answer, type Call } from "./http.ts";
-import type { Chosen, Member, NamespaceSet } from "./namespace_sets.ts";
+import type { Member, NamespaceSet } from "./namespace_sets.ts";
 import { route, type Route } from "./route.ts";
 import { streamToken, streamWindow } from "./tokens.ts";
 import { labelsOf, snapshotBytesMax } from "./values.ts";
@@ -130,15 +130,16 @@ export const ofrepRoutes: readonly Route[] = [
       const namespace = call.params["namespace"] as string;
       const set = sets.of(view, namespace);
       const labels = labelsOf(call.query);
-      const digest = createHash("sha256").update(set.mark);
+      let chosen = set.mark;
       const flags: string[] = [];
       for (const member of set.members) {
         const content = member.choose(view, labels)?.content;
         if (content?.isFlag !== true) continue;
         flags.push(`${JSON.stringify(member.config.name)}:${content.text}`);
-        digest.update(`/${content.row.version}`);
+        if (member.hasRules) chosen += `/${content.row.version}`;
       }
-      const answer = json(null, { etag: `"${digest.digest("base64url")}"` });
+      const etag = `"${createHash("sha256").update(chosen).digest("base64url")}"`;
+      const answer = json(null, { etag });
       const metadata = JSON.stringify({ flagSetId: namespace });
       const schema = "https://flagd.dev/schema/v0/flags.json";
       return {
@@ -163,6 +164,54 @@ function labelsIn(set: NamespaceSet, context: FlagContext): Labels {
   return labels;
 }
 
+/** Of a set, in order: what is the same for everybody is encoded once, neighbours together. */
+type Part =
+  | { readonly kind: "fixed"; readonly keys: readonly string[]; readonly text: string }
+  | { readonly kind: "flag"; readonly flag: Flag }
+  | { readonly kind: "ruled"; readonly member: Member };
+
+const plans = new WeakMap<NamespaceSet, readonly Part[]>();
+/** Neighbours are joined up to this many characters. */
+const fixedTextMax = 64 * 1024;
+
+function planOf(view: TenantView, set: NamespaceSet): readonly Part[] {
+  let plan = plans.get(set);
+  if (plan === undefined) {
+    plan = newPlan(view, set);
+    plans.set(set, plan);
+  }
+  return plan;
+}
+
+function newPlan(view: TenantView, set: NamespaceSet): readonly Part[] {
+  const parts: Part[] = [];
+  for (const member of set.members) {
+    if (member.hasRules) {
+      parts.push({ kind: "ruled", member });
+      continue;
+    }
+    const content = member.choose(view, {})?.content;
+    if (content === undefined) continue;
+    const resolution = content.isFlag ? content.flag.fixed : content.resolve(nobody, member, null);
+    if (resolution === null) {
+      parts.push({ kind: "flag", flag: content.flag });
+      continue;
+    }
+    const text = encoded(resolution);
+    const last = parts.at(-1);
+    if (last?.kind === "fixed" && last.text.length + text.length < fixedTextMax)
+      parts[parts.length - 1] = {
+        kind: "fixed",
+        keys: [...last.keys, resolution.key],
+        text: `${last.text},${text}`,
+      };
+    else parts.push({ kind: "fixed", keys: [resolution.key], text });
+  }
+  return parts;
+}
+
+const nobody = new FlagCall({}, 0);
+
 function evaluateAll(
   view: TenantView,
   call: Call,
@@ -170,31 +219,35 @@ function evaluateAll(
   context: FlagContext,
   nowMs: number,
 ): Answer {
+  const plan = planOf(view, set);
   const labels = labelsIn(set, context);
-  const chosen: { readonly member: Member; readonly of: Chosen }[] = [];
-  let usesTime = false;
-  for (const member of set.members) {
-    const of = member.choose(view, labels);
-    if (of === null) continue;
-    chosen.push({ member, of });
-    usesTime ||= of.content.isFlag && of.content.flag.usesTime;
-  }
-  const evaluate = (): readonly string[] => {
+  const evaluate = (): string => {
     const one = new FlagCall(context, nowMs);
+    const texts: string[] = [];
     let length = 0;
-    return chosen.map(({ member, of }) => {
-      const resolution = of.content.resolve(one, member, of.rule);
-      const text = encoded(resolution);
+    for (const part of plan) {
+      let text: string;
+      let keys: readonly string[];
+      if (part.kind === "fixed") ({ text, keys } = part);
+      else {
+        const resolution =
+          part.kind === "flag" ? part.flag.evaluate(one) : resolved(view, part.member, labels, one);
+        if (resolution === null) continue;
+        text = encoded(resolution);
+        keys = [resolution.key];
+      }
       length += text.length;
-      return length <= snapshotBytesMax ? text : tooMuch(resolution.key);
-    });
+      if (length <= snapshotBytesMax) texts.push(text);
+      else for (const key of keys) texts.push(tooMuch(key));
+    }
+    return texts.join(",");
   };
   const address = addressOf(view, call, nowMs);
   const digest = createHash("sha256");
   digest.update(`${view.epoch} ${set.mark} ${address ?? ""}\n${canonical(context)}`);
   // No revision stands for the passing of time: where flags look at it, only what they give tells.
-  const early = usesTime ? evaluate() : null;
-  for (const text of early ?? []) digest.update(text);
+  const early = plan.some((part) => usesTime(view, part, labels)) ? evaluate() : null;
+  if (early !== null) digest.update(early);
   const etag = `"${digest.digest("base64url").slice(0, 32)}"`;
   const given = call.request.headers.get("if-none-match");
   if (given !== null && noneMatch(given, etag))
@@ -204,8 +257,25 @@ function evaluateAll(
   const streams = address === null ? "" : `,"eventStreams":[${JSON.stringify(stream)}]`;
   return {
     ...json(null, { etag }),
-    body: `{"flags":[${(early ?? evaluate()).join(",")}],${metadata}${streams}}`,
+    body: `{"flags":[${early ?? evaluate()}],${metadata}${streams}}`,
   };
+}
+
+function resolved(
+  view: TenantView,
+  member: Member,
+  labels: Labels,
+  call: FlagCall,
+): Resolution | null {
+  const chosen = member.choose(view, labels);
+  return chosen === null ? null : chosen.content.resolve(call, member, chosen.rule);
+}
+
+function usesTime(view: TenantView, part: Part, labels: Labels): boolean {
+  if (part.kind === "flag") return part.flag.usesTime;
+  if (part.kind === "fixed") return false;
+  const content = part.member.choose(view, labels)?.content;
+  return content?.isFlag === true && content.flag.usesTime;
 }
 
 /** One evaluation in OFREP's form. */
@@ -236,12 +306,22 @@ function addressOf(view: TenantView, call: Call, nowMs: number): string | null {
   const { tenant, namespace } = call.params as { tenant: string; namespace: string };
   const { epoch } = view;
   const window = streamWindow(nowMs);
+  const key = `${token} ${namespace} ${epoch} ${window}`;
+  const known = addresses.get(key);
+  if (known !== undefined) return known;
   const given = streamToken(
     { tenant, namespace, keyId: principal.keyId, epoch, window },
     credential.hash,
   );
-  return `/v1/tenants/${tenant}/namespaces/${namespace}/ofrep/v1/events?token=${given}`;
+  const address = `/v1/tenants/${tenant}/namespaces/${namespace}/ofrep/v1/events?token=${given}`;
+  if (addresses.size >= addressesMax) addresses.clear();
+  addresses.set(key, address);
+  return address;
 }
+
+/** Made lately: many clients come with one key. */
+const addresses = new Map<string, string>();
+const addressesMax = 10_000;
 
 const errorCodes: Partial<Record<ProblemCode, string>> = {
   "not-found": "FLAG_NOT_FOUND",

@@ -21,6 +21,7 @@ import { mediaType } from "../model/content.ts";
 import { checkLabels } from "../model/names.ts";
 import type { Labels, ReleasedRules, ReleasedVersion } from "../model/release.ts";
 import { invalid, json, type Answer, type Call, type Principal } from "./http.ts";
+import type { NamespaceSet } from "./namespace_sets.ts";
 import { route, type Route } from "./route.ts";
 
 const N = "/v1/tenants/:tenant/namespaces/:namespace";
@@ -131,21 +132,12 @@ export const valueRoutes: readonly Route[] = [
       if (query.rules === true) return releasesAnswer(view, call);
       const labels = labelsOf(call.query);
       const set = sets.of(view, call.params["namespace"] as string);
-      const digest = createHash("sha256").update(set.mark);
-      const values: string[] = [];
-      let bytes = 0;
-      for (const member of set.members) {
-        const content = member.choose(view, labels)?.content;
-        if (content === undefined) continue;
-        digest.update(`/${content.row.version}`);
-        const fits = bytes + content.row.bytes <= snapshotBytesMax;
-        if (fits) bytes += content.row.bytes;
-        values.push(fits ? content.json : content.jsonWithoutText);
-      }
-      const tag = digest.digest("base64url").slice(0, 32);
+      const { chosen, text } =
+        set.labelNames.length > 0 ? allOf(view, set, labels) : fixedOf(view, set);
+      const tag = createHash("sha256").update(chosen).digest("base64url").slice(0, 32);
       return {
         ...json(null, { etag: `"${view.epoch}-${view.revision}-${tag}"` }),
-        body: `{"revision":${view.revision},"values":{${values.join(",")}}}`,
+        body: `{"revision":${view.revision},"values":{${text}}}`,
       };
     },
   }),
@@ -211,6 +203,40 @@ export function refuseRules(query: URLSearchParams, principal: Principal | null)
       throw invalid("Leave out labels: with rules=true whoever asks evaluates them", [
         { pointer: `/query/${parameter}`, detail: "Rules do not depend on labels" },
       ]);
+}
+
+interface Encoded {
+  /** Equal for equal values. */
+  readonly chosen: string;
+  readonly text: string;
+}
+
+const fixed = new WeakMap<NamespaceSet, Encoded>();
+
+/** Of a set in which no rule looks at labels: the same for everybody. */
+function fixedOf(view: TenantView, set: NamespaceSet): Encoded {
+  let encoded = fixed.get(set);
+  if (encoded === undefined) {
+    encoded = allOf(view, set, noLabels);
+    fixed.set(set, encoded);
+  }
+  return encoded;
+}
+
+function allOf(view: TenantView, set: NamespaceSet, labels: Labels): Encoded {
+  // What has no rules is the same as long as the set is.
+  let chosen = set.mark;
+  const values: string[] = [];
+  let bytes = 0;
+  for (const member of set.members) {
+    const content = member.choose(view, labels)?.content;
+    if (content === undefined) continue;
+    if (member.hasRules) chosen += `/${content.row.version}`;
+    const fits = bytes + content.row.bytes <= snapshotBytesMax;
+    if (fits) bytes += content.row.bytes;
+    values.push(fits ? content.json : content.jsonWithoutText);
+  }
+  return { chosen, text: values.join(",") };
 }
 
 /** @param valueBytesMax contents longer than this are left out */

@@ -79,7 +79,7 @@ export class Flag {
   readonly #defaultVariant: string | undefined;
   readonly #run: Run | null;
   /** Given whatever the context. */
-  readonly #fixed: Resolution | null;
+  readonly fixed: Resolution | null;
   readonly #matched = new Map<string, Resolution>();
   readonly #byDefault: Resolution;
 
@@ -105,12 +105,12 @@ export class Flag {
     this.#run = run;
     this.usesTime = usesTime;
     this.#byDefault = this.#variant(this.#defaultVariant, run === null ? "STATIC" : "DEFAULT");
-    if (state === "DISABLED") this.#fixed = this.#made({ reason: "DISABLED" });
-    else this.#fixed = broken ?? (run === null ? this.#byDefault : null);
+    if (state === "DISABLED") this.fixed = this.#made({ reason: "DISABLED" });
+    else this.fixed = broken ?? (run === null ? this.#byDefault : null);
   }
 
   evaluate(call: FlagCall): Resolution {
-    if (this.#fixed !== null) return this.#fixed;
+    if (this.fixed !== null) return this.fixed;
     let result: unknown;
     try {
       call.begin();
@@ -281,6 +281,11 @@ class Compiler {
         const comparison = comparisons.get(name);
         if (comparison !== undefined)
           return comparing(this.#each(listOf(given), isRoot), name.length === 3, comparison);
+        if (name === "sem_ver" && Array.isArray(given) && given.length === 3)
+          return versionCheck(this.#each(given, isRoot));
+        const affix = affixes.get(name);
+        if (affix !== undefined && Array.isArray(given) && given.length === 2)
+          return affixCheck(this.#each(given, isRoot), affix);
         const operator = operators.get(name);
         if (operator === undefined) return fail(`There is no operator ${shown(name)} in flagd`);
         if (Array.isArray(given)) return strict(this.#each(given, isRoot), operator);
@@ -437,6 +442,7 @@ function strict(parts: readonly Part[], operator: Operator): Part {
       parts.map((part) => part.run(data, call)),
       call,
     );
+  // One and two operands are most, so they go without a list in between.
   if (parts.length === 1 && first !== undefined)
     run = (data, call) => operator([first.run(data, call)], call);
   else if (parts.length === 2 && first !== undefined && second !== undefined)
@@ -447,10 +453,11 @@ function strict(parts: readonly Part[], operator: Operator): Part {
 /** Evaluates operands until one ends it, and gives the last that was evaluated. */
 function lazy(parts: readonly Part[], ends: (value: unknown) => boolean): Part {
   const nodes = 1 + parts.reduce((sum, part) => sum + part.nodes, 0);
+  const runs = parts.map((part) => part.run);
   const run: Run = (data, call) => {
     let value: unknown = null;
-    for (const part of parts) {
-      value = part.run(data, call);
+    for (let i = 0; i < runs.length; i++) {
+      value = (runs[i] as Run)(data, call);
       if (ends(value)) break;
     }
     return value;
@@ -463,7 +470,7 @@ function branches(parts: readonly Part[]): Part {
   const [condition, yes, no] = parts;
   let run: Run;
   if (parts.length === 3 && condition !== undefined && yes !== undefined && no !== undefined)
-    run = (data, call) => (truthy(condition.run(data, call)) ? yes : no).run(data, call);
+    run = choice(condition.run, yes, no);
   else
     run = (data, call) => {
       let at = 0;
@@ -473,6 +480,14 @@ function branches(parts: readonly Part[]): Part {
       return parts[at]?.run(data, call) ?? null;
     };
   return folded(parts, { run, constant: null, nodes });
+}
+
+function choice(condition: Run, yes: Part, no: Part): Run {
+  if (yes.constant === null || no.constant === null)
+    return (data, call) => (truthy(condition(data, call)) ? yes : no).run(data, call);
+  const a = yes.constant.value;
+  const b = no.constant.value;
+  return (data, call) => (truthy(condition(data, call)) ? a : b);
 }
 
 /** Of constants it is done now; what fails is left, so that it fails where it is reached. */
@@ -492,6 +507,7 @@ function folded(parts: readonly Part[], part: Part): Part {
 
 /** Empty lists and objects are false, as JsonLogic has it. */
 function truthy(value: unknown): boolean {
+  if (typeof value === "boolean") return value;
   if (typeof value !== "object" || value === null) return Boolean(value);
   return Array.isArray(value) ? value.length > 0 : Object.keys(value).length > 0;
 }
@@ -662,8 +678,8 @@ function comparing(parts: readonly Part[], isStrict: boolean, comparison: Compar
     return strict(parts, (values) =>
       values.every((value, i) => i === 0 || compared(values[i - 1], value, isStrict, comparison)),
     );
-  const run: Run = (data, call) =>
-    compared(first.run(data, call), second.run(data, call), isStrict, comparison);
+  const [a, b] = [first.run, second.run];
+  const run: Run = (data, call) => compared(a(data, call), b(data, call), isStrict, comparison);
   return folded(parts, { run, constant: null, nodes: 1 + first.nodes + second.nodes });
 }
 
@@ -764,18 +780,29 @@ const operators: ReadonlyMap<string, Operator> = new Map<string, Operator>([
       return count < 0 ? tail.slice(0, Math.max(tail.length + count, 0)) : tail.slice(0, count);
     },
   ],
-  ["starts_with", affix((text, part) => text.startsWith(part))],
-  ["ends_with", affix((text, part) => text.endsWith(part))],
+  // With other than two arguments they give null.
+  ["starts_with", () => null],
+  ["ends_with", () => null],
   ["sem_ver", semVer],
 ]);
 
+type Affix = (text: string, part: string) => boolean;
+
+const affixes: ReadonlyMap<string, Affix> = new Map<string, Affix>([
+  ["starts_with", (text, part) => text.startsWith(part)],
+  ["ends_with", (text, part) => text.endsWith(part)],
+]);
+
 /** Null where the arguments are not two texts. */
-function affix(holds: (text: string, part: string) => boolean): Operator {
-  return (values) => {
-    const [text, part] = values;
-    if (values.length !== 2 || typeof text !== "string" || typeof part !== "string") return null;
-    return holds(text, part);
+function affixCheck(parts: readonly Part[], holds: Affix): Part {
+  const [first, second] = parts as readonly [Part, Part];
+  const [a, b] = [first.run, second.run];
+  const run: Run = (data, call) => {
+    const text = a(data, call);
+    const part = b(data, call);
+    return typeof text === "string" && typeof part === "string" ? holds(text, part) : null;
   };
+  return folded(parts, { run, constant: null, nodes: 1 + first.nodes + second.nodes });
 }
 
 // --- sem_ver -------------------------------------------------------------------------------------------------------------
@@ -808,9 +835,21 @@ function parsedVersion(given: string): Version | null {
 /** Null where an argument is not what it should be. */
 function semVer(values: readonly unknown[]): boolean | null {
   const [left, operator, right] = values;
-  if (values.length !== 3) return null;
-  const a = versionOf(left);
-  const b = versionOf(right);
+  return values.length === 3 ? compareBy(operator, versionOf(left), versionOf(right)) : null;
+}
+
+/** The usual form compares with a version that is known beforehand. */
+function versionCheck(parts: readonly Part[]): Part {
+  const [left, operator, right] = parts;
+  if (left === undefined || left.constant !== null || !operator?.constant || !right?.constant)
+    return strict(parts, semVer);
+  const by = operator.constant.value;
+  const version = versionOf(right.constant.value);
+  const run: Run = (data, call) => compareBy(by, versionOf(left.run(data, call)), version);
+  return { run, constant: null, nodes: 3 + left.nodes };
+}
+
+function compareBy(operator: unknown, a: Version | null, b: Version | null): boolean | null {
   if (a === null || b === null) return null;
   const order = compareVersions(a, b);
   switch (operator) {
