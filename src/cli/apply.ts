@@ -894,7 +894,8 @@ function plain(value: unknown): unknown {
   return JSON.parse(JSON.stringify(value)) as unknown;
 }
 
-async function orNull<T>(answer: Promise<T>): Promise<T | null> {
+/** Null for what is not there. */
+export async function orNull<T>(answer: Promise<T>): Promise<T | null> {
   try {
     return await answer;
   } catch (error) {

@@ -13,6 +13,7 @@ import { unifiedDiff } from "../gateway/diff.ts";
 import { AuditChain } from "../model/audit.ts";
 import { contentFormats } from "../model/release.ts";
 import type { ContentFormat } from "../model/release.ts";
+import type { TransactionRequest } from "../api/schemas.ts";
 import { Admin, Problem } from "../sdk/admin.ts";
 import type {
   ConfigDetailAnswer,
@@ -22,7 +23,7 @@ import type {
   Where,
 } from "../sdk/admin.ts";
 import { Conflux } from "../sdk/mod.ts";
-import { applyManifest, planManifest, readManifests, summaryOf } from "./apply.ts";
+import { applyManifest, orNull, planManifest, readManifests, summaryOf } from "./apply.ts";
 import type { Applied, Plan, PlanStep, Progress } from "./apply.ts";
 import { exportTenant, writeFiles } from "./export.ts";
 import { optionHelp, parseOptions, UsageError } from "./arguments.ts";
@@ -216,7 +217,7 @@ const commands: readonly Command[] = [
   {
     name: "publish",
     summary: "A new version, released as default; rules stay",
-    usage: "NAME (-f FILE | --content TEXT)",
+    usage: "NAME (-f FILE | --content TEXT) [--no-release]",
     words: [1, 1],
     options: {
       ...whereOptions,
@@ -228,6 +229,7 @@ const commands: readonly Command[] = [
         help: "File with the content; - reads stdin",
       },
       content: { type: "string", value: "TEXT", help: "The content itself" },
+      "no-release": { type: "boolean", help: "Only the version; `release` says later who gets it" },
       format: {
         type: "string",
         value: "FORMAT",
@@ -250,6 +252,18 @@ const commands: readonly Command[] = [
       "no-rules": { type: "boolean", help: "Take all rules away" },
     },
     run: release,
+  },
+  {
+    name: "promote",
+    summary: "Publish in one namespace what another one has, in one transaction",
+    usage: "[NAME…] --from NAMESPACE -n NAMESPACE",
+    words: [0, Number.MAX_SAFE_INTEGER],
+    options: {
+      ...whereOptions,
+      ...messageOption,
+      from: { type: "string", value: "NAMESPACE", help: "Where it is released as default" },
+    },
+    run: promote,
   },
   {
     name: "rollback",
@@ -286,6 +300,7 @@ const commands: readonly Command[] = [
       values: { type: "boolean", help: "Effective values, as a client without labels gets them" },
       all: { type: "boolean", help: "All namespaces" },
       since: { type: "string", value: "CURSOR", help: "Go on from here (default: now)" },
+      count: { type: "string", value: "N", help: "End after so many" },
     },
     run: watch,
   },
@@ -642,6 +657,12 @@ async function publish(context: Context): Promise<void> {
   if (format !== undefined && !contentFormats.includes(format as ContentFormat))
     throw new UsageError(`Option --format takes ${contentFormats.join(", ")}: got ${format}`);
   try {
+    if (options.has("no-release")) {
+      const made = await admin.createVersion(where, name, { content, ...message });
+      const text = `${where.namespace}/${name} has version ${made.version}; nobody gets it yet`;
+      context.show(made, () => text);
+      return;
+    }
     const done = await admin.publish(where, name, { content, ...message });
     context.show(
       done,
@@ -689,6 +710,48 @@ async function release(context: Context): Promise<void> {
     { ifMatch: `"${config.revision}"` },
   );
   context.show(done, () => releasedText(where, name, done));
+}
+
+/** What changes between reading and publishing, on either side, is refused by the conditions of the transaction. */
+async function promote(context: Context): Promise<void> {
+  const { admin, where, options, words } = context;
+  const namespace = options.get("from");
+  if (namespace === undefined) throw new UsageError("Name the namespace to take from: --from NAME");
+  const source = { ...where, namespace };
+  const names = words.length > 0 ? words : (await admin.configs(source)).map(({ name }) => name);
+  const conditions: NonNullable<TransactionRequest["if"]> = [];
+  const operations: TransactionRequest["then"] = [];
+  const promoted: string[] = [];
+  for (const name of names) {
+    const from = await admin.config(source, name);
+    if (from.default === null) continue;
+    const { content, hash } = await admin.version(source, name, from.default);
+    const to = await orNull(admin.config(where, name));
+    const held = to?.default == null ? null : await admin.version(where, name, to.default);
+    if (held?.hash === hash) continue;
+    const target = { namespace: where.namespace, name };
+    promoted.push(name);
+    conditions.push({ namespace, name, revision: from.revision });
+    if (to !== null) {
+      conditions.push({ ...target, revision: to.revision });
+      operations.push({ op: "publish", ...target, content, ...messageOf(options) });
+      continue;
+    }
+    const { format, description, tags, schema } = from;
+    const shape = { format, description, tags, ...(schema !== null && { schema }) };
+    conditions.push({ ...target, absent: true });
+    operations.push({ op: "config.put", ...target, ...shape, content });
+  }
+  const route = `from ${namespace} to ${where.namespace}`;
+  if (operations.length === 0) {
+    context.show({ promoted }, () => `Nothing to promote ${route}: it is all there`);
+    return;
+  }
+  const { revision } = await admin.transaction(where.tenant, { if: conditions, then: operations });
+  context.show(
+    { revision, promoted },
+    () => `Promoted ${promoted.join(", ")} ${route} in revision ${revision}`,
+  );
 }
 
 async function rollback(context: Context): Promise<void> {
@@ -770,6 +833,7 @@ async function watchChanges(context: Context, signal: AbortSignal): Promise<void
     ...(!options.has("all") && { namespace }),
     ...(only !== undefined && { prefix: only }),
   });
+  let left = options.count("count") ?? Infinity;
   for await (const frame of frames) {
     const { at = "", changes } = frame.data as {
       at?: string;
@@ -788,6 +852,7 @@ async function watchChanges(context: Context, signal: AbortSignal): Promise<void
           ),
         );
     }
+    if (--left <= 0) return;
   }
 }
 
@@ -805,6 +870,7 @@ async function watchValues(context: Context, signal: AbortSignal): Promise<void>
     const changes = conflux.watch({ signal });
     // Rejects when the key is refused; a server that is away is waited for.
     await conflux.ready();
+    let left = options.count("count") ?? Infinity;
     for await (const { name, revision, new: value, entry } of changes) {
       const { version } = entry;
       if (format !== "table") print(JSON.stringify({ name, revision, version, value }));
@@ -813,6 +879,7 @@ async function watchValues(context: Context, signal: AbortSignal): Promise<void>
         const text = typeof value === "string" ? value : JSON.stringify(value);
         print(`${revision}  ${name} version ${version}  ${plainText(text)}`);
       }
+      if (--left <= 0) return;
     }
   } finally {
     await conflux.close();

@@ -1,0 +1,93 @@
+/** The tour of the README, as a reader would follow it: its commands are run, and print what it says they print. */
+import { execFile, spawn, type ChildProcess } from "node:child_process";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { createInterface } from "node:readline";
+import { promisify } from "node:util";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { runCommand } from "../../infra/bootstrap.mjs";
+import { ask, eventually } from "./api.ts";
+
+const root = path.resolve(import.meta.dirname, "../..");
+const end = "--- end of a block ---";
+
+interface Block {
+  readonly commands: string;
+  readonly output: string;
+}
+
+/** Blocks of commands, each with what follows it as output. The first only says how to reach a server. */
+function blocksOf(readme: string): readonly Block[] {
+  const section = /^## A tour$([\s\S]*?)^## /m.exec(readme)?.[1] ?? "";
+  const fences = [...section.matchAll(/^```(sh)?\n([\s\S]*?)^```$/gm)];
+  const blocks: Block[] = [];
+  for (const [i, [, language, commands]] of fences.entries()) {
+    if (i === 0 || language !== "sh") continue;
+    const next = fences[i + 1];
+    blocks.push({
+      commands: commands as string,
+      output: next === undefined || next[1] === "sh" ? "" : (next[2] as string),
+    });
+  }
+  return blocks;
+}
+
+/** Without times, ids, hashes and the widths of columns, which are others each time. */
+function masked(text: string): string {
+  return text
+    .replace(/\d{4}-\d\d-\d\dT[\d:.]+Z/g, "<time>")
+    .replace(/sha256:[0-9a-f]{64}/g, "<hash>")
+    .replace(/\b(?=\w*\d)\w{10,16}\b/g, "<id>")
+    .replace(/ +/g, " ")
+    .replace(/ $/gm, "")
+    .trim();
+}
+
+let server: ChildProcess;
+let data: string;
+let env: NodeJS.ProcessEnv;
+
+beforeAll(async () => {
+  data = await mkdtemp(path.join(tmpdir(), "conflux-tour-"));
+  const { command, args } = runCommand(
+    "bun",
+    "src/main.ts",
+    `start --port 0 --data ${data} --log error`.split(" "),
+  );
+  server = spawn(command, args, { cwd: root, stdio: ["ignore", "pipe", "inherit"] });
+  const lines = createInterface({ input: server.stdout as NodeJS.ReadableStream });
+  const url = await new Promise<string>((resolve) => {
+    lines.on("line", (line) => {
+      const found = /listens on (http:\S+)/.exec(line)?.[1];
+      if (found !== undefined) resolve(found);
+    });
+  });
+  await eventually("ready", async () => (await ask(`${url}/readyz`)).status === 200);
+  const token = (await readFile(path.join(data, "root-token"), "utf8")).trim();
+  env = { ...process.env, CONFLUX_URL: url, CONFLUX_TOKEN: token, CONFLUX_TENANT: "tour" };
+});
+
+afterAll(async () => {
+  const ended = new Promise((resolve) => server.once("exit", resolve));
+  server.kill("SIGTERM");
+  await ended;
+  await rm(data, { recursive: true });
+});
+
+test("the tour's commands print what the README says", async () => {
+  const blocks = blocksOf(await readFile(path.join(root, "README.md"), "utf8"));
+  expect(blocks.length).toBe(5);
+  const { command, args } = runCommand("bun", "src/cli/conflux.ts", []);
+  const words = [command, ...args].map((word) => `'${word}'`).join(" ");
+  const script = [
+    "set -euo pipefail",
+    `conflux() { ${words} "$@"; }`,
+    ...blocks.map(({ commands }) => `${commands}echo '${end}'`),
+  ].join("\n");
+  const run = promisify(execFile);
+  const { stdout } = await run("bash", ["-c", script], { cwd: root, env, timeout: 120_000 });
+  const printed = stdout.split(`${end}\n`);
+  for (const [i, { commands, output }] of blocks.entries())
+    expect(`${commands}\n${masked(printed[i] as string)}`).toBe(`${commands}\n${masked(output)}`);
+});
