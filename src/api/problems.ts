@@ -56,6 +56,7 @@ export const problems = {
   "not-caught-up": { status: 503, title: "Revision is not here yet", retryable: true },
   "not-ready": { status: 503, title: "Node is starting", retryable: true },
   "disk-full": { status: 503, title: "Disk is nearly full", retryable: true },
+  restoring: { status: 503, title: "Tenant is being restored", retryable: true },
   "replica-halted": { status: 503, title: "Replica was stopped by a fault", retryable: true },
   "outcome-unknown": { status: 504, title: "Outcome is not known", retryable: true },
   internal: { status: 500, title: "Internal error", retryable: false },

@@ -137,15 +137,15 @@ const QuotaChangesSchema = request(
   "What is left out stays; null: back to the default",
 );
 
+const ReplicaCount = Type.Unsafe<number>(
+  Type.Union([Type.Literal(1), Type.Literal(3), Type.Literal(5)], {
+    description: "Voters; default 3 where possible",
+  }),
+);
+
 export const TenantCreate = request("TenantCreate", {
   id: TenantName,
-  replicas: Type.Optional(
-    Type.Unsafe<number>(
-      Type.Union([Type.Literal(1), Type.Literal(3), Type.Literal(5)], {
-        description: "Voters; default 3 where possible",
-      }),
-    ),
-  ),
+  replicas: Type.Optional(ReplicaCount),
   quotas: Type.Optional(QuotasSchema),
   description: Type.Optional(Description),
 });
@@ -182,6 +182,89 @@ const keySecret = Type.Object({ id: Type.String(), kind: KeyKindName, token: Tok
 
 export const TenantCreated = answer("TenantCreated", { ...tenantFields, key: keySecret });
 export type TenantCreated = Static<typeof TenantCreated>;
+
+// --- backup and restore ------------------------------------------------------------------------------------------------------
+
+const Whole = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
+const ChainHash = Type.String({ pattern: "^sha256:[0-9a-f]{64}$" });
+const RestoreSource = Type.Object(
+  { tenant: Type.String({ maxLength: 63 }), epoch: Whole, revision: Whole },
+  { additionalProperties: false },
+);
+
+export const RestoreBegin = request("RestoreBegin", {
+  source: RestoreSource,
+  meta: Type.Object(
+    {
+      revision: Whole,
+      historyFrom: Whole,
+      at: Whole,
+      configs: Whole,
+      deleted: Whole,
+      namespaces: Whole,
+      keys: Whole,
+      bytes: Whole,
+      audits: Whole,
+      auditHead: Type.Optional(ChainHash),
+      auditFrom: Type.Optional(Whole),
+      auditAnchor: Type.Optional(
+        Type.Object({ sequence: Whole, hash: ChainHash }, { additionalProperties: false }),
+      ),
+      idempotencyFrom: Whole,
+      idempotencyTo: Whole,
+    },
+    { additionalProperties: false, description: "`meta` of the backup's first line" },
+  ),
+  description: Type.Optional(Description),
+  quotas: Type.Optional(QuotasSchema),
+  replicas: Type.Optional(ReplicaCount),
+  replace: Type.Optional(
+    Type.Boolean({ description: "Purge the tenant that has the name; default: refuse" }),
+  ),
+  adminKey: Type.Optional(
+    Type.Boolean({ description: "Make an admin key; default: the backup's keys only" }),
+  ),
+});
+export type RestoreBegin = Static<typeof RestoreBegin>;
+
+export const RestoreBegun = answer("RestoreBegun", {
+  ...tenantFields,
+  key: Type.Optional(keySecret),
+});
+export type RestoreBegun = Static<typeof RestoreBegun>;
+
+export const RestoreRows = request("RestoreRows", {
+  rows: Type.Array(Type.Tuple([Type.String({ maxLength: 2_048 }), Type.String()]), {
+    maxItems: 10_000,
+    description: "Key and JSON text of each row, in order of keys",
+  }),
+});
+export type RestoreRows = Static<typeof RestoreRows>;
+
+export const RestoreAnswer = answer("Restore", {
+  source: RestoreSource,
+  part: Type.Integer({ description: "The number of the part that is expected next, from 0" }),
+  rows: Type.Integer({ description: "How many are there" }),
+  last: Type.String({ description: "Key of the last of them" }),
+});
+export type RestoreAnswer = Static<typeof RestoreAnswer>;
+
+export const RestoreProgress = answer("RestoreProgress", {
+  part: Type.Integer(),
+  rows: Type.Integer(),
+});
+export type RestoreProgress = Static<typeof RestoreProgress>;
+
+export const RestoreFinish = request("RestoreFinish", { rows: Whole });
+export type RestoreFinish = Static<typeof RestoreFinish>;
+
+export const RestoreFinished = answer("RestoreFinished", {
+  tenant: Type.String(),
+  epoch: Type.Integer({ description: "Cursors of other epochs get a sync" }),
+  revision: Type.Integer(),
+  rows: Type.Integer(),
+});
+export type RestoreFinished = Static<typeof RestoreFinished>;
 
 export const KeyCreate = request("KeyCreate", {
   kind: KeyKindName,

@@ -11,6 +11,7 @@ import { pathToFileURL } from "node:url";
 import { parse as parseYaml } from "yaml";
 import { unifiedDiff } from "../gateway/diff.ts";
 import { AuditChain } from "../model/audit.ts";
+import { isTenantName } from "../model/names.ts";
 import { contentFormats } from "../model/release.ts";
 import type { ContentFormat } from "../model/release.ts";
 import type { TransactionRequest } from "../api/schemas.ts";
@@ -27,6 +28,8 @@ import { applyManifest, orNull, planManifest, readManifests, summaryOf } from ".
 import type { Applied, Plan, PlanStep, Progress } from "./apply.ts";
 import { exportTenant, writeFiles } from "./export.ts";
 import { optionHelp, parseOptions, UsageError } from "./arguments.ts";
+import { backup, drop, restore, sizeText, tenantsIn, verify } from "./backup.ts";
+import type { BackupState } from "./backup.ts";
 import type { Options, OptionSpecs } from "./arguments.ts";
 import { natsConfigOptions, writeNatsConfig } from "./nats_config.ts";
 import { suggestion } from "./nearest.ts";
@@ -373,6 +376,31 @@ const commands: readonly Command[] = [
       },
     },
     run: issuers,
+  },
+  {
+    name: "backup",
+    summary: "Tenants as files, one each; those that did not change are skipped",
+    usage: "--to DIR [TENANT…|--all] | verify DIR",
+    words: [0, Number.MAX_SAFE_INTEGER],
+    options: {
+      ...tenantOption,
+      to: { type: "string", value: "DIR", help: "Folder of the backups" },
+      all: { type: "boolean", help: "All tenants (with a root key)" },
+    },
+    run: runBackup,
+  },
+  {
+    name: "restore",
+    summary: "Make tenants anew from their backups (with a root key)",
+    usage: "--from DIR [TENANT…] [--as NAME] [--replace] | --drop NAME",
+    words: [0, Number.MAX_SAFE_INTEGER],
+    options: {
+      from: { type: "string", value: "DIR", help: "Folder of the backups" },
+      as: { type: "string", value: "NAME", help: "Another name; gets an admin key of its own" },
+      replace: { type: "boolean", help: "Purge a tenant that has the name" },
+      drop: { type: "string", value: "NAME", help: "Give up a restore that was begun" },
+    },
+    run: runRestore,
   },
   {
     name: "cluster",
@@ -1161,6 +1189,83 @@ async function showNatsConfig(context: Context): Promise<void> {
       ),
     ].join("\n"),
   );
+}
+
+async function runBackup(context: Context): Promise<number> {
+  const { options, words } = context;
+  const to = options.get("to");
+  const line = new ProgressLine();
+  const tell = (text: string): void => line.show(text);
+  if (to === undefined) {
+    const [verb, folder, ...rest] = words;
+    if (verb !== "verify" || folder === undefined || rest.length > 0)
+      throw new UsageError("Say where backups go (--to DIR), or which to check (verify DIR)");
+    return showBackups(context, await verify(folder, tell), line);
+  }
+  if (options.has("all") && words.length > 0)
+    throw new UsageError("Name tenants, or take all of them with --all");
+  const { admin } = context;
+  const tenants = options.has("all")
+    ? (await admin.tenants()).map(({ id }) => id)
+    : words.length > 0
+      ? words
+      : [context.tenant];
+  for (const tenant of tenants)
+    if (!isTenantName(tenant)) throw new UsageError(`${tenant} is not the name of a tenant`);
+  return showBackups(context, await backup(admin, to, tenants, tell), line);
+}
+
+async function runRestore(context: Context): Promise<number> {
+  const { options, words, admin } = context;
+  const from = options.get("from");
+  const dropped = options.get("drop");
+  if ((from === undefined) === (dropped === undefined))
+    throw new UsageError("Say where the backups are (--from DIR), or which restore to --drop");
+  if (dropped !== undefined) {
+    await drop(admin, dropped);
+    print(`Dropped the restore of ${dropped}: nothing of it is left`);
+    return 0;
+  }
+  const folder = from as string;
+  const as = options.get("as");
+  const tenants = words.length > 0 ? words : await tenantsIn(folder);
+  if (tenants.length === 0) throw new UsageError(`There are no backups in ${folder}`);
+  if (as !== undefined && tenants.length > 1)
+    throw new UsageError("Name the one tenant that gets another name by --as");
+  const line = new ProgressLine();
+  const states = await restore(
+    admin,
+    folder,
+    tenants,
+    { ...(as !== undefined && { as }), replace: options.has("replace") },
+    (text) => line.show(text),
+  );
+  return showBackups(context, states, line);
+}
+
+/** @returns 1 when one failed */
+function showBackups(context: Context, states: readonly BackupState[], line: ProgressLine): number {
+  line.end();
+  context.show(states, () =>
+    table(
+      ["TENANT", "STATE", "EPOCH", "REVISION", "ROWS", "SIZE"],
+      states.map(({ tenant, state, epoch, revision, rows, bytes }) => [
+        tenant,
+        state,
+        epoch,
+        revision,
+        rows,
+        bytes === null ? null : sizeText(bytes),
+      ]),
+    ),
+  );
+  for (const { tenant, adminKey } of states)
+    if (adminKey !== undefined && context.format === "table")
+      print(keyText({ tenant, name: null, token: adminKey }));
+  const failed = states.filter(({ error }) => error !== undefined);
+  for (const { tenant, error } of failed)
+    process.stderr.write(`error: ${tenant}: ${plainText(error ?? "")}\n`);
+  return failed.length > 0 ? 1 : 0;
 }
 
 // --- pieces --------------------------------------------------------------------------------------------------------------------

@@ -51,18 +51,25 @@ export async function change<Op extends Action["op"]>(
   call: Call,
   context: Context,
   action: ActionOf<Op> | Build<Op>,
+  /** The action itself has effect once, however often it is proposed: its key is not kept. */
+  { isOnce = false }: { readonly isOnce?: boolean } = {},
 ): Promise<Changed<Op>> {
   const tenant = call.params["tenant"] as string;
   // What a dry run foretells is at a revision that another change will have.
   let present: number | null = null;
   const attempt = async (consistency: "stale" | "linearizable"): Promise<Outcome> => {
     const built = typeof action === "function" ? await action(consistency) : action;
-    const command = commandOf(call, built);
+    const { idempotency, ...rest } = commandOf(call, built);
+    const command = isOnce || idempotency === undefined ? rest : { ...rest, idempotency };
     return call.dryRun
-      ? context.service.read(tenant, { consistency: "linearizable" }, (view) => {
-          present = view.revision;
-          return dryRun(view, command);
-        })
+      ? context.service.read(
+          tenant,
+          { consistency: "linearizable", evenRestoring: true },
+          (view) => {
+            present = view.revision;
+            return dryRun(view, command);
+          },
+        )
       : context.service.propose(tenant, command);
   };
   let outcome = await attempt("stale");

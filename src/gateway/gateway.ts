@@ -23,6 +23,7 @@ import {
   unauthorized,
   type Credential,
 } from "./auth.ts";
+import { Backups, backupRoutes } from "./backup.ts";
 import { clusterRoutes } from "./cluster.ts";
 import { configRoutes } from "./configs.ts";
 import { Feedback, feedbackRoutes } from "./feedback.ts";
@@ -99,6 +100,7 @@ export const routes: readonly Route[] = [
   ...ofrepRoutes,
   ...watchRoutes,
   ...feedbackRoutes,
+  ...backupRoutes,
 ];
 
 export function createGateway(options: {
@@ -157,6 +159,7 @@ class Door {
       }),
       sets: new NamespaceSets(),
       feedback: new Feedback(),
+      backups: new Backups(service, peers, settings.version),
       version: settings.version,
       routes,
       metrics: () => this.#metrics.text(this.#context, this.#requests),
@@ -214,6 +217,7 @@ class Door {
   close(reason: string): void {
     for (const timer of this.#timers) clearInterval(timer);
     this.#context.watches.close(reason);
+    this.#context.backups.close();
   }
 
   fetch(given: Request, info: RequestInfo): Response | Promise<Response> {
@@ -432,6 +436,10 @@ class Door {
         ),
       );
     if (this.#context.watches.isWatch(route)) return this.#context.watches.relay(call, nodes);
+    if (route.id === "getBackup") {
+      readQuery(call.query, route.query, route.labels);
+      return this.#context.backups.relay(call, nodes);
+    }
     const body = route.method === "GET" ? null : await bodyBytes(call.request, route.bodyBytesMax);
     return this.#context.peers.forward(call, nodes, body, { safe: !route.change });
   }

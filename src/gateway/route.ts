@@ -6,6 +6,7 @@ import { Type, type Static, type TObject, type TProperties, type TSchema } from 
 import type { ConfigService, TenantView } from "../host/ports.ts";
 import type { Answer, Call } from "./http.ts";
 import type { NamespaceSets } from "./namespace_sets.ts";
+import type { Backups } from "./backup.ts";
 import type { Peers } from "./peers.ts";
 import { accessOf, type Access, type RouteId } from "./access.ts";
 import type { Feedback } from "./feedback.ts";
@@ -27,6 +28,7 @@ export interface Context {
   readonly watches: Watches;
   readonly sets: NamespaceSets;
   readonly feedback: Feedback;
+  readonly backups: Backups;
   readonly version: string;
   readonly routes: readonly Route[];
   /** In Prometheus' text format. */

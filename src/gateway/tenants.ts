@@ -509,7 +509,7 @@ function after(tenant: string): string {
   return `ten/${tenant}\u0000`;
 }
 
-function tenantAnswer(row: TenantInfo): TenantAnswer {
+export function tenantAnswer(row: TenantInfo): TenantAnswer {
   return {
     id: row.tenant,
     description: row.description,
@@ -525,7 +525,7 @@ function tenantAnswer(row: TenantInfo): TenantAnswer {
 
 // --- keys ----------------------------------------------------------------------------------------------------------------
 
-function tokenFor(
+export function tokenFor(
   call: Call,
   tenant: string,
   kind: TenantKeyKind,
@@ -544,7 +544,7 @@ function noKey(id: string): Problem {
 }
 
 /** The token of a repeat is derived from the caller's own; with another one it would be a token that never works. */
-function guardReplayedKey(stored: string, derived: string): void {
+export function guardReplayedKey(stored: string, derived: string): void {
   if (stored !== derived)
     throw new Problem(
       "idempotency-mismatch",

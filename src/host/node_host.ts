@@ -59,6 +59,7 @@ import type {
   Lane,
   ReadOptions,
   ReplicaStatus,
+  TenantSnapshot,
   TenantView,
   Transport,
   WatchListener,
@@ -68,6 +69,7 @@ import {
   Replica,
   TICK_MS,
   type ProposalResult,
+  type ReplicaSnapshot,
   type ReadResult,
   type ReplicaHooks,
 } from "./replica.ts";
@@ -988,9 +990,11 @@ export class NodeHost implements ConfigService {
         tenant: replica.tenant,
         quotas: row?.quotas ?? {},
         keys:
-          row === null
+          row === null || row.restore?.adminKey === false
             ? []
             : [{ ...row.adminKey, kind: "admin", description: "made with the tenant" }],
+        ...(row?.epoch !== undefined && { epoch: row.epoch }),
+        ...(row?.restore !== undefined && { restore: row.restore }),
       },
     };
     const data = encoder.encode(JSON.stringify(command));
@@ -1362,6 +1366,11 @@ export class NodeHost implements ConfigService {
         this.#swept = false;
         continue;
       }
+      // Replaced by a restored one of the same name.
+      if (row.incarnation === event.revision) {
+        this.#forget(change.name, row.group);
+        this.#swept = false;
+      }
       this.#leaveIfMoved(row);
       const isFirst = row.placement.replicas[0]?.node === this.node;
       if (isNews && isFirst && row.revision === event.revision) {
@@ -1375,10 +1384,10 @@ export class NodeHost implements ConfigService {
   }
 
   /** A purged tenant leaves no bytes on this node. */
-  #forget(tenant: string): void {
+  #forget(tenant: string, except = SYSTEM_GROUP): void {
     for (const replica of this.#replicas.values()) {
-      if (replica.tenant === tenant && replica.group !== SYSTEM_GROUP)
-        this.#discard(replica, "tenant-deleted");
+      if (replica.tenant !== tenant || replica.group === SYSTEM_GROUP) continue;
+      if (replica.group !== except) this.#discard(replica, "tenant-deleted");
     }
   }
 
@@ -1676,7 +1685,7 @@ export class NodeHost implements ConfigService {
     const deadline = this.#clock.monotonicMs() + (options.timeoutMs ?? READ_TIMEOUT_MS);
     if (options.consistency === "stale") {
       const replica = this.#replicaNow(tenant, options.evenDeleted);
-      if (replica !== null) return this.#atRevision(replica, options.minRevision, deadline, done);
+      if (replica !== null) return this.#atRevision(replica, options, deadline, done);
     }
     const found: Done<Found> = (error, place) => {
       if (error !== null) return done(error);
@@ -1686,7 +1695,9 @@ export class NodeHost implements ConfigService {
   }
 
   viewNow(tenant: string): TenantView | null {
-    return this.#replicaNow(tenant)?.view ?? null;
+    const view = this.#replicaNow(tenant)?.view;
+    // `read` tells that it is being restored.
+    return view?.get<TenantMeta>("meta")?.restore === undefined ? (view ?? null) : null;
   }
 
   /** The replica here, if it is awake and has a state to show. */
@@ -1724,7 +1735,7 @@ export class NodeHost implements ConfigService {
           return this.#onTime(replica, deadline, () => {
             // It may have gone away while a schedule was waited for.
             if (this.#replicas.get(found.group) !== replica || replica.halted !== null) again();
-            else this.#atRevision(replica, options.minRevision, deadline, done);
+            else this.#atRevision(replica, options, deadline, done);
           });
         case "no-leader":
           return done(noQuorum(found.tenant));
@@ -1757,10 +1768,14 @@ export class NodeHost implements ConfigService {
 
   #atRevision(
     replica: Replica,
-    revision: number | undefined,
+    { minRevision: revision, evenRestoring }: ReadOptions,
     deadline: number,
     done: Done<TenantView>,
   ): void {
+    if (replica.view.get<TenantMeta>("meta")?.restore !== undefined && evenRestoring !== true) {
+      const detail = `Tenant "${replica.tenant}" is being restored from a backup`;
+      return done(new Problem("restoring", detail));
+    }
     const at = replica.view.revision;
     if (revision === undefined || at >= revision) return done(null, replica.view);
     const waiters = this.#revisionWaiters.get(replica.group) ?? [];
@@ -1842,6 +1857,30 @@ export class NodeHost implements ConfigService {
         resolve({ local: false, nodes: [...alive, ...rest] });
       };
       this.#find(tenant, deadline, done, true);
+    });
+  }
+
+  // --- public: snapshots ---------------------------------------------------------------------------------------------------
+
+  snapshot(tenant: string): Promise<TenantSnapshot> {
+    return new Promise((resolve, reject) => {
+      this.readWith(tenant, { consistency: "linearizable" }, (error, view) => {
+        if (error !== null) return reject(error);
+        const { epoch, revision } = view as TenantView;
+        const meta = (view as TenantView).get<TenantMeta>("meta") as TenantMeta;
+        const group =
+          tenant === SYSTEM_TENANT ? SYSTEM_GROUP : this.directory.tenant(tenant)?.group;
+        const replica = group === undefined ? undefined : this.#replicas.get(group);
+        if (replica === undefined) return reject(halted(tenant));
+        let taken: ReplicaSnapshot | null = null;
+        this.#contained(replica, () => {
+          taken = replica.snapshot();
+        });
+        const snapshot = taken as ReplicaSnapshot | null;
+        if (snapshot === null) return reject(halted(tenant));
+        const rows = (): Iterable<readonly [key: string, text: string]> => snapshot.rows();
+        resolve({ epoch, revision, meta, rows, close: () => snapshot.close() });
+      });
     });
   }
 

@@ -4,7 +4,7 @@
  */
 import type { StateView } from "../machine/machine.ts";
 import type { Command, Outcome } from "../machine/command.ts";
-import type { StoredChange } from "../machine/rows.ts";
+import type { StoredChange, TenantMeta } from "../machine/rows.ts";
 
 // --- clock -----------------------------------------------------------------------------------------------------------
 
@@ -195,6 +195,8 @@ export interface ReadOptions {
   readonly timeoutMs?: number;
   /** Also of a tenant that is deleted and can be undeleted: for keys, which are told so. */
   readonly evenDeleted?: boolean;
+  /** Also while its rows come in from a backup; else that is `restoring`. */
+  readonly evenRestoring?: boolean;
 }
 
 /** A tenant's applied state, as of one revision, valid during one synchronous call. */
@@ -271,6 +273,16 @@ export interface ClusterStatus {
   readonly tenants: number;
 }
 
+/** A tenant's rows as of one revision, for as long as it takes to read them. Close it. */
+export interface TenantSnapshot {
+  readonly epoch: number;
+  readonly revision: number;
+  readonly meta: TenantMeta;
+  /** In order of keys, as JSON text. Throws when the replica went away meanwhile. */
+  rows(): Iterable<readonly [key: string, text: string]>;
+  close(): void;
+}
+
 /**
  * The host as the gateway knows it. Tenant `_system` is addressed like any other. All failures are `Problem`s.
  */
@@ -300,6 +312,8 @@ export interface ConfigService {
     start: (view: TenantView) => void,
     listener: WatchListener,
   ): Promise<() => void>;
+  /** The tenant's state as it is after every change that was answered before; writing goes on beside it. */
+  snapshot(tenant: string): Promise<TenantSnapshot>;
   group(tenant: string): Promise<GroupStatus>;
   cluster(): ClusterStatus;
   /**

@@ -3,7 +3,7 @@
  * hashed, checked against its schema), and applied on every replica with the same result. Encoded as JSON text.
  */
 import type { ContentFormat, ReleaseRule } from "../model/release.ts";
-import type { IssuerRow, KeyKind, QuotaChanges, Quotas } from "./rows.ts";
+import type { IssuerRow, KeyKind, QuotaChanges, Quotas, TenantRow } from "./rows.ts";
 
 /** Who asked, as written into history and audit. The machine checks again that the key still holds. */
 export interface Actor {
@@ -29,14 +29,14 @@ export interface Envelope {
   /**
    * Which meaning the command has where that has changed over time; absent: 1. A committed command keeps its meaning on
    * every replica for ever, so a new meaning is a new number here. 2: deleting versions heeds the namespace's protection.
-   * 3: audit rows are chained, with the hashes of what was before and after.
+   * 3: audit rows are chained, with the hashes of what was before and after. 4: the directory gives each tenant its epoch.
    */
   readonly semantics?: number;
   readonly action: Action;
 }
 
 /** What commands that are made now say. */
-export const semanticsNow = 3;
+export const semanticsNow = 4;
 
 export type Command = Envelope;
 
@@ -158,7 +158,19 @@ export type TenantAction =
       readonly tenant: string;
       readonly quotas: Quotas;
       readonly keys: readonly NewKey[];
+      /** As the directory gave it; absent: the time, in seconds. */
+      readonly epoch?: number;
+      /** Its rows follow from a backup; `keys` are made after them. */
+      readonly restore?: NonNullable<TenantRow["restore"]>;
     }
+  /** A bounded part of a backup's rows, in order of keys; parts are numbered from 0. */
+  | {
+      readonly op: "restore.rows";
+      readonly part: number;
+      readonly rows: readonly (readonly [key: string, row: unknown])[];
+    }
+  /** All `rows` are there: from here on it is a tenant. */
+  | { readonly op: "restore.finish"; readonly rows: number }
   | {
       readonly op: "tenant.quotas";
       readonly quotas: Quotas;
@@ -176,6 +188,10 @@ export type SystemAction =
       /** Nodes that get a voter; the machine numbers group and replicas. */
       readonly nodes: readonly string[];
       readonly adminKey: NewKey;
+      /** Made from a backup. */
+      readonly restore?: NonNullable<TenantRow["restore"]>;
+      /** A tenant that has the name is purged in the same moment. */
+      readonly replace?: boolean;
     }
   | ({
       readonly op: "directory.update";
@@ -238,7 +254,8 @@ export type RejectCode =
   | "protected"
   | "forbidden"
   | "unauthorized"
-  | "tenant-deleted";
+  | "tenant-deleted"
+  | "restoring";
 
 export type Outcome =
   | {

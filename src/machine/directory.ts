@@ -21,15 +21,67 @@ import type {
   QuotaChanges,
   Quotas,
   RootKeyRow,
+  RestoredMeta,
   TenantRow,
 } from "./rows.ts";
 
 /** The group of `_system` itself. */
 export const systemGroup = 1;
 export const replicasMax = 16;
+/** How far the epoch of a backup may be ahead of this directory's clock, seconds: epochs are never used up. */
+const epochAheadMax = 366 * 86_400;
 
 const nodePattern = /^[A-Za-z0-9_-]{1,128}$/;
 const hashPattern = /^[0-9a-f]{64}$/;
+
+const restoredCounts = [
+  "revision",
+  "historyFrom",
+  "at",
+  "configs",
+  "deleted",
+  "namespaces",
+  "keys",
+  "bytes",
+  "audits",
+  "idempotencyFrom",
+  "idempotencyTo",
+] as const satisfies readonly (keyof RestoredMeta)[];
+
+/** The fields of a meta row that a restore brings back. */
+export function restoredMeta(meta: RestoredMeta): RestoredMeta {
+  const { auditHead, auditFrom, auditAnchor } = meta;
+  return {
+    ...(Object.fromEntries(restoredCounts.map((field) => [field, meta[field]])) as Pick<
+      RestoredMeta,
+      (typeof restoredCounts)[number]
+    >),
+    ...(auditHead !== undefined && { auditHead }),
+    ...(auditFrom !== undefined && { auditFrom }),
+    ...(auditAnchor !== undefined && { auditAnchor }),
+  };
+}
+
+function isChainHash(hash: unknown): boolean {
+  return typeof hash === "string" && hash.startsWith("sha256:") && isSha256(hash.slice(7));
+}
+
+/** What is wrong with it; null: nothing. */
+export function checkRestoredMeta(
+  meta: Partial<Record<keyof RestoredMeta, unknown>>,
+): string | null {
+  const isCount = (value: unknown): boolean =>
+    Number.isSafeInteger(value) && (value as number) >= 0;
+  const wrong = restoredCounts.find((field) => !isCount(meta[field]));
+  if (wrong !== undefined) return `Give ${wrong} of the backup's meta row as a whole number`;
+  const { auditHead, auditFrom, auditAnchor } = meta;
+  const anchor = auditAnchor as { sequence?: unknown; hash?: unknown } | undefined;
+  const isChain =
+    (auditHead === undefined || isChainHash(auditHead)) &&
+    (auditFrom === undefined || isCount(auditFrom)) &&
+    (anchor === undefined || (isCount(anchor?.sequence) && isChainHash(anchor?.hash)));
+  return isChain ? null : "Give the audit chain of the backup's meta row as it was";
+}
 
 type Of<Op extends SystemAction["op"]> = Extract<SystemAction, { op: Op }>;
 
@@ -136,7 +188,7 @@ function createTenant(draft: Draft, action: Of<"directory.create">): Done<"direc
   const { tenant, nodes } = action;
   if (!isTenantName(tenant)) refuse("invalid", "Name the tenant within its grammar");
   const before = draft.get<TenantRow>(tenantKey(tenant));
-  if (before !== undefined)
+  if (before !== undefined && action.replace !== true)
     refuse(
       "already-exists",
       before.deletedAt === null
@@ -146,9 +198,17 @@ function createTenant(draft: Draft, action: Of<"directory.create">): Done<"direc
   guardNodes(nodes);
   const keyError = checkKeyId(action.adminKey.id);
   if (keyError !== null) refuse("invalid", keyError);
+  // Its group could not begin with it.
+  const wrongMeta = action.restore === undefined ? null : checkRestoredMeta(action.restore.meta);
+  if (wrongMeta !== null) refuse("invalid", wrongMeta);
+  const epoch =
+    draft.semantics >= 4 ? newEpoch(draft, action.restore?.source.epoch ?? 0) : undefined;
   const group = draft.meta.nextGroup ?? systemGroup + 1;
   draft.meta.nextGroup = group + 1;
-  draft.meta.tenants = (draft.meta.tenants ?? 0) + 1;
+  if (before !== undefined) {
+    draft.delete(groupKey(before.group));
+    draft.delete(moveKey(before.group));
+  } else draft.meta.tenants = (draft.meta.tenants ?? 0) + 1;
   draft.put(groupKey(group), tenant);
   const row = putTenant(draft, {
     tenant,
@@ -159,11 +219,26 @@ function createTenant(draft: Draft, action: Of<"directory.create">): Done<"direc
     description: action.description ?? "",
     quotas: action.quotas,
     adminKey: { id: action.adminKey.id, hash: action.adminKey.hash },
+    ...(epoch !== undefined && { epoch }),
+    ...(action.restore !== undefined && { restore: action.restore }),
     createdAt: draft.at,
     deletedAt: null,
     revision: draft.revision,
   });
   return { created: true, result: { tenant: tenantInfo(row) } };
+}
+
+/**
+ * Later than every epoch that this directory gave and than the one restored from, also within a second: a cursor of
+ * another history must never be taken for one of this.
+ */
+function newEpoch(draft: Draft, restored: number): number {
+  const now = Math.floor(draft.at / 1_000);
+  if (!Number.isSafeInteger(restored) || restored < 0 || restored > now + epochAheadMax)
+    refuse("invalid", "Restore a backup whose epoch is a time: this one's lies far ahead");
+  const epoch = Math.max(now, (draft.meta.lastEpoch ?? 0) + 1, restored + 1);
+  draft.meta.lastEpoch = epoch;
+  return epoch;
 }
 
 function updateTenant(draft: Draft, action: Of<"directory.update">): Done<"directory.update"> {

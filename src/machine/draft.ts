@@ -69,7 +69,8 @@ export interface DraftAudit {
 export class Draft implements StateView {
   /** The revision these changes get, if there are any. */
   readonly revision: number;
-  readonly at: number;
+  /** The tenant's time; a restore brings its own. */
+  at: number;
   readonly meta: Writable<TenantMeta>;
   readonly actor: Actor;
   /** See `Envelope.semantics`. */

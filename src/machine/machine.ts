@@ -40,6 +40,7 @@ import {
   metaKey,
 } from "./keys.ts";
 import { earliestDue, passSchedules } from "./schedules.ts";
+import { beginRestore, finishRestore, restoreRows } from "./restore.ts";
 import { keyInfo } from "./results.ts";
 import type { ResultOf } from "./results.ts";
 import { defaultQuotas, sameQuotas } from "./rows.ts";
@@ -133,11 +134,19 @@ function judge(draft: Draft, command: Command): Applied {
 
 // --- who may do what -----------------------------------------------------------------------------------------------------
 
+const whileRestoring: ReadonlySet<Action["op"]> = new Set([
+  "restore.rows",
+  "restore.finish",
+  "tenant.quotas",
+]);
+
 /** Which ops a tenant's state takes at all: the directory's are only for `_system`, which takes no configs. */
 function guardRoom(draft: Draft, action: Action): void {
   const { tenant } = draft.meta;
   if (action.op === "tenant.init") return;
   if (tenant === "") refuse("not-found", "Initialise the tenant first: it is empty");
+  if (draft.meta.restore !== undefined && !whileRestoring.has(action.op))
+    refuse("restoring", `Wait for the end of its restore: ${tenant} takes nothing else until then`);
   if (isSystemAction(action) !== (tenant === systemTenant))
     refuse("invalid", `Send ${action.op} to another tenant: ${tenant} does not take it`);
 }
@@ -231,6 +240,13 @@ function perform(draft: Draft, action: Action, by: string): Done {
       return recordUsage(draft, action);
     case "tenant.init":
       return initialise(draft, action);
+    case "restore.rows":
+      return restoreRows(draft, action);
+    case "restore.finish": {
+      const { keys, ...done } = finishRestore(draft, action);
+      for (const key of keys) addKey(draft, key);
+      return done;
+    }
     case "tenant.quotas":
       return setQuotas(draft, action);
     default:
@@ -409,8 +425,14 @@ function initialise(
   meta.tenant = tenant;
   // Of its own for each history: a tenant made again under its name, or on a wiped disk, counts its revisions anew, and
   // a cursor of before must not be taken for one of now.
-  meta.epoch = Math.max(1, Math.floor(draft.at / 1_000));
+  meta.epoch = action.epoch ?? Math.max(1, Math.floor(draft.at / 1_000));
   meta.quotas = action.quotas;
+  if (action.restore !== undefined) {
+    for (const { id } of action.keys)
+      if (checkKeyId(id) !== null) refuse("invalid", checkKeyId(id) ?? "");
+    beginRestore(draft, action.restore, action.keys);
+    return { created: true, result: { tenant, epoch: meta.epoch } };
+  }
   if (tenant === systemTenant) {
     meta.nextGroup = 2;
     meta.tenants = 0;

@@ -26,7 +26,7 @@ export interface ConfigInfo extends Omit<
 }
 
 export type KeyInfo = Omit<KeyRow, "hash">;
-export type TenantInfo = Omit<TenantRow, "adminKey"> & { readonly adminKeyId: string };
+export type TenantInfo = Omit<TenantRow, "adminKey" | "restore"> & { readonly adminKeyId: string };
 
 export interface ConfigResult {
   readonly config: ConfigInfo;
@@ -75,6 +75,8 @@ export interface ResultByOp {
   "key.rotate": { readonly key: KeyInfo; readonly replaced: KeyInfo };
   "usage.record": { readonly keys: number };
   "tenant.init": { readonly tenant: string; readonly epoch: number };
+  "restore.rows": { readonly part: number; readonly rows: number };
+  "restore.finish": { readonly tenant: string; readonly epoch: number; readonly rows: number };
   "tenant.quotas": { readonly quotas: Required<Quotas> };
   "directory.create": { readonly tenant: TenantInfo };
   "directory.update": { readonly tenant: TenantInfo };
@@ -101,6 +103,6 @@ export function keyInfo(row: KeyRow): KeyInfo {
 }
 
 export function tenantInfo(row: TenantRow): TenantInfo {
-  const { adminKey, ...rest } = row;
+  const { adminKey, restore: _source, ...rest } = row;
   return { ...rest, adminKeyId: adminKey.id };
 }

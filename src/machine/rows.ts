@@ -19,6 +19,7 @@
  *   host/members              Member[] (of the group's configuration, from its first change on)
  */
 import type { ContentFormat, ReleaseRule } from "../model/release.ts";
+import type { NewKey } from "./command.ts";
 
 export type KeyKind = "root" | "admin" | "write" | "read" | "client";
 
@@ -105,9 +106,60 @@ export interface TenantMeta {
   readonly quotasRevision?: number;
   /** As nodes told it; absent: nothing yet. */
   readonly usage?: UsageTotals;
+  /** While rows of a backup come in; the tenant takes nothing else then. */
+  readonly restore?: RestoreState;
   /** `_system` only: the next group number. */
   readonly nextGroup?: number;
   readonly tenants?: number;
+  /** `_system` only: the newest epoch given to a tenant. */
+  readonly lastEpoch?: number;
+}
+
+/** What of a backed-up meta row comes back; the rest is of the place where it is restored. */
+export type RestoredMeta = Pick<
+  TenantMeta,
+  | "revision"
+  | "historyFrom"
+  | "at"
+  | "configs"
+  | "deleted"
+  | "namespaces"
+  | "keys"
+  | "bytes"
+  | "audits"
+  | "auditHead"
+  | "auditFrom"
+  | "auditAnchor"
+  | "idempotencyFrom"
+  | "idempotencyTo"
+>;
+
+/** Where a backup is from: a tenant's state at one revision. */
+export interface RestoreSource {
+  readonly tenant: string;
+  readonly epoch: number;
+  readonly revision: number;
+}
+
+/** What is counted of the rows as they come, and must be what the backup's meta row says. */
+export interface RestoreCounts {
+  readonly configs: number;
+  readonly deleted: number;
+  readonly namespaces: number;
+  readonly keys: number;
+  readonly bytes: number;
+}
+
+export interface RestoreState {
+  readonly source: RestoreSource;
+  /** The part that is expected next. */
+  readonly part: number;
+  readonly rows: number;
+  /** The last key that came. */
+  readonly last: string;
+  readonly counts: RestoreCounts;
+  /** Made when it is finished. */
+  readonly keys: readonly NewKey[];
 }
 
 /** Since the tenant was made. What a node counted and could not tell before it ended is missing. */
@@ -296,6 +348,15 @@ export interface TenantRow {
   readonly description: string;
   readonly quotas: Quotas;
   readonly adminKey: { readonly id: string; readonly hash: string };
+  /** Given by the directory, one to each tenant it ever made; absent: the tenant's own beginning, in seconds. */
+  readonly epoch?: number;
+  /** Made from a backup: what its group begins with. */
+  readonly restore?: {
+    readonly source: RestoreSource;
+    readonly meta: RestoredMeta;
+    /** Whether the key made with it is to be one of the tenant's. */
+    readonly adminKey?: boolean;
+  };
   readonly createdAt: number;
   readonly deletedAt: number | null;
   readonly revision: number;

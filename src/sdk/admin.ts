@@ -31,6 +31,11 @@ import type {
   PublishAnswer,
   ReleaseAnswer,
   ReleasePut,
+  RestoreAnswer,
+  RestoreBegin,
+  RestoreBegun,
+  RestoreFinished,
+  RestoreProgress,
   RollbackRequest,
   TenantAnswer,
   TenantCreate,
@@ -422,6 +427,63 @@ export class Admin {
       this.#at += 1;
       await sleep(backoff.next(), signal);
     }
+  }
+
+  // --- backup and restore -----------------------------------------------------------------------------------------------------
+
+  /**
+   * One part of a backup: part 0 begins it, further ones belong to its session and can be asked for again.
+   * @returns null when nothing changed since `etag`
+   */
+  async backupPart(
+    tenant: string,
+    { session, part, etag }: { session?: string; part: number; etag?: string },
+  ): Promise<{ bytes: Uint8Array; session: string; isLast: boolean } | null> {
+    const target = `${tenantPath(tenant)}/backup`;
+    const headers = etag === undefined ? {} : { "if-none-match": etag };
+    let response: Response;
+    try {
+      response = await this.request("GET", target, { query: { session, part }, headers });
+    } catch (error) {
+      if (error instanceof ServerProblem && error.status === 304) return null;
+      throw error;
+    }
+    const base = this.#urls[this.#at % this.#urls.length] as string;
+    try {
+      return {
+        bytes: new Uint8Array(await response.arrayBuffer()),
+        session: response.headers.get("conflux-backup-session") ?? "",
+        isLast: response.headers.get("conflux-backup-end") !== null,
+      };
+    } catch (error) {
+      throw new Unreachable(base, reasonOf(error), error);
+    }
+  }
+
+  /** Makes a tenant that takes nothing but the rows of a backup until `finishRestore`. */
+  beginRestore(
+    tenant: string,
+    begin: RestoreBegin,
+    options?: ChangeOptions,
+  ): Promise<RestoreBegun> {
+    return this.#change("POST", `${tenantPath(tenant)}/restore`, begin, options);
+  }
+
+  restoreState(tenant: string): Promise<RestoreAnswer> {
+    return this.#read(`${tenantPath(tenant)}/restore`);
+  }
+
+  /** Key and JSON text of each row, in order of keys over all parts, which are numbered from 0. */
+  restoreRows(
+    tenant: string,
+    part: number,
+    rows: readonly (readonly [key: string, text: string])[],
+  ): Promise<RestoreProgress> {
+    return this.#change("PUT", `${tenantPath(tenant)}/restore/rows/${part}`, { rows });
+  }
+
+  finishRestore(tenant: string, rows: number, options?: ChangeOptions): Promise<RestoreFinished> {
+    return this.#change("POST", `${tenantPath(tenant)}/restore/finish`, { rows }, options);
   }
 
   // --- cluster --------------------------------------------------------------------------------------------------------------

@@ -487,3 +487,61 @@ test(
   },
   timeoutMs,
 );
+
+describe("conflux backup and restore", () => {
+  test(
+    "take, skip, verify, give back under another name or over a tenant, and tell what failed by exit codes",
+    async () => {
+      const { harness, env, rootEnv } = await gateway();
+      const to = await folder();
+      await harness.tenant("beta");
+      const put = (tenant: string, content: string) =>
+        harness.call("PUT", `/v1/tenants/${tenant}/namespaces/app/configs/c${content.length}`, {
+          body: { format: "text", content },
+        });
+      await put("acme", "one");
+      const own = await run(["backup", "--to", to], env);
+      expect([own.code, own.err]).toEqual([0, ""]);
+      expect(own.out).toContain("taken");
+      // A tenant's key is not for others, nor for the list of all.
+      expect((await run(["backup", "--to", to, "beta"], env)).code).toBe(1);
+      const all = await run(["backup", "--to", to, "--all", "-o", "json"], rootEnv);
+      expect(all.code).toBe(0);
+      expect(JSON.parse(all.out)).toMatchObject([
+        { tenant: "acme", state: "unchanged" },
+        { tenant: "beta", state: "taken" },
+      ]);
+      expect((await run(["backup", "verify", to])).code).toBe(0);
+
+      const taken = await run(["restore", "--from", to, "acme"], rootEnv);
+      expect([taken.code, taken.err]).toEqual([1, expect.stringContaining("acme exists")]);
+      await put("acme", "after");
+      const replaced = await run(["restore", "--from", to, "acme", "--replace"], rootEnv);
+      expect([replaced.code, replaced.err]).toEqual([0, ""]);
+      expect(
+        (await harness.call("GET", "/v1/tenants/acme/namespaces/app/values")).text,
+      ).not.toContain("c5");
+      // The tenant's own key came back with it.
+      expect((await run(["get", "-n", "app"], env)).out).toContain("c3");
+      const copy = await run(["restore", "--from", to, "acme", "--as", "copy"], rootEnv);
+      const key = /admin key of copy, shown this once: (\S+)/.exec(copy.out)?.[1] as string;
+      const asCopy = { ...env, CONFLUX_TOKEN: key };
+      expect((await run(["get", "-n", "app"], asCopy)).out).toContain("c3");
+
+      const file = path.join(to, "acme.ndjson");
+      const text = await readFile(file, "utf8");
+      await writeFile(file, text.replace('"one"', '"two"'));
+      const damaged = await run(["backup", "verify", to]);
+      expect([damaged.code, damaged.err]).toEqual([
+        1,
+        expect.stringContaining("acme: Its checksum"),
+      ]);
+      expect(damaged.out).toMatch(/beta +good/);
+      expect((await run(["restore", "--from", to, "acme", "--as", "bad"], rootEnv)).code).toBe(1);
+      expect((await harness.call("GET", "/v1/tenants/bad")).status).toBe(404);
+      expect((await run(["backup"], env)).code).toBe(1);
+      expect((await run(["restore", "--from", to, "--drop", "x"], rootEnv)).code).toBe(1);
+    },
+    2 * timeoutMs,
+  );
+});

@@ -14,6 +14,19 @@ const kinds = ["admin", "write", "read", "client"] as const;
 const tenants = ["own", "foreign"] as const;
 const limits = ["none", "inside", "outside"] as const;
 
+const counters = {
+  revision: 1,
+  historyFrom: 1,
+  at: 1,
+  configs: 0,
+  deleted: 0,
+  namespaces: 0,
+  keys: 0,
+  bytes: 0,
+  audits: 0,
+  idempotencyFrom: 1,
+  idempotencyTo: 1,
+};
 /** A request of each route that succeeds when it is let through. */
 const bodies: Record<string, unknown> = {
   createTenant: { id: "new" },
@@ -27,6 +40,13 @@ const bodies: Record<string, unknown> = {
     audience: "conflux",
     rules: [{ tenant: "acme", kind: "read" }],
   },
+  beginRestore: {
+    source: { tenant: "acme", epoch: 1, revision: 1 },
+    meta: counters,
+    replace: true,
+  },
+  putRestoreRows: { rows: [] },
+  finishRestore: { rows: 0 },
   putConfig: { description: "d" },
   createVersion: { content: { a: 9 } },
   deleteVersions: { versions: [2] },
@@ -35,6 +55,12 @@ const bodies: Record<string, unknown> = {
   rollback: {},
   postFeedback: { instance: "pod", values: [{ name: "a", version: 1, state: "applied" }] },
   runTransaction: { then: [{ op: "publish", namespace: "app", name: "cfg", content: { a: 9 } }] },
+};
+/** Who is let in meets a tenant that is not being restored. */
+const lateRefusals: Record<string, number> = {
+  getRestore: 404,
+  putRestoreRows: 409,
+  finishRestore: 409,
 };
 const queries: Record<string, string> = {
   watchTenant: "wait=0s&namespace=app",
@@ -100,6 +126,7 @@ function pathOf(route: Route): string {
     .replace(":version", "1")
     .replace(":key", limitedKeyId)
     .replace(":issuer", "idp")
+    .replace(":part", "0")
     .replace(":code", "not-found");
   // Nothing is changed by a cell, so that the next one meets the same state.
   const query = [queries[route.id], route.change ? "dryRun=true" : undefined].filter(Boolean);
@@ -136,7 +163,8 @@ describe("access", () => {
     const expected: string[] = [];
     for (const [name, { caller, token }] of callers) {
       const { status } = await ask(route, token);
-      seen.push(`${name}: ${status < 300 ? "ok" : status}`);
+      const isIn = status < 300 || (name === "root" && status === lateRefusals[route.id]);
+      seen.push(`${name}: ${isIn ? "ok" : status}`);
       expected.push(`${name}: ${verdict(route.access, caller)}`);
     }
     expect(seen).toEqual(expected);

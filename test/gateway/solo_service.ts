@@ -9,6 +9,7 @@ import type {
   ConfigService,
   GroupStatus,
   ReadOptions,
+  TenantSnapshot,
   TenantView,
   WatchListener,
 } from "../../src/host/ports.ts";
@@ -88,6 +89,7 @@ export const rootToken = "root-token-of-the-tests";
 export class SoloCluster {
   readonly tenants = new Map<string, SoloTenant>();
   readonly services = new Map<string, SoloService>();
+  readonly #incarnations = new Map<string, number>();
   readonly nodes: readonly string[];
 
   constructor(nodes: readonly string[], rootHash: string) {
@@ -136,8 +138,13 @@ export class SoloCluster {
     if (row.deletedAt !== null && !evenDeleted)
       throw new Problem("tenant-deleted", `Tenant "${tenant}" is deleted`);
     let state = this.tenants.get(tenant);
+    // Purged and made again: nothing of the earlier one is left.
+    if (state !== undefined && this.#incarnations.get(tenant) !== row.incarnation)
+      state = undefined;
     if (state === undefined) {
       state = this.#open(tenant);
+      this.#incarnations.set(tenant, row.incarnation);
+      const { restore, epoch } = row;
       state.apply({
         // Epoch 1, so that tests can name cursors.
         at: 1_000,
@@ -147,7 +154,11 @@ export class SoloCluster {
           op: "tenant.init",
           tenant,
           quotas: row.quotas,
-          keys: [{ ...row.adminKey, kind: "admin", description: "made with the tenant" }],
+          keys:
+            restore?.adminKey !== false
+              ? [{ ...row.adminKey, kind: "admin", description: "made with the tenant" }]
+              : [],
+          ...(restore !== undefined && { restore, epoch: epoch as number }),
         },
       });
     }
@@ -168,6 +179,7 @@ export class SoloService implements ConfigService {
   /** Answers `exchange` as if the node were gone. */
   isDown = false;
   readonly exchanges: { node: string; bytes: number }[] = [];
+  openSnapshots = 0;
   readonly proposals: { tenant: string; command: Command }[] = [];
   readonly #cluster: SoloCluster;
   #answer: ((from: string, request: Uint8Array) => Promise<Uint8Array>) | null = null;
@@ -209,11 +221,14 @@ export class SoloService implements ConfigService {
   }
 
   viewNow(tenant: string): TenantView | null {
-    return this.locateNow(tenant)?.local === true ? this.#cluster.state(tenant) : null;
+    if (this.locateNow(tenant)?.local !== true) return null;
+    const state = this.#cluster.state(tenant);
+    return state.get<TenantMeta>("meta")?.restore === undefined ? state : null;
   }
 
   async read<T>(tenant: string, options: ReadOptions, query: (view: TenantView) => T): Promise<T> {
     const state = this.#local(tenant, options.evenDeleted);
+    if (options.evenRestoring !== true) guardRestored(state);
     if (options.minRevision !== undefined && options.minRevision > state.revision)
       throw new Problem("not-caught-up", `Revision ${options.minRevision} is not here yet`);
     return query(state);
@@ -225,9 +240,22 @@ export class SoloService implements ConfigService {
     listener: WatchListener,
   ): Promise<() => void> {
     const state = this.#local(tenant);
+    guardRestored(state);
     start(state);
     state.listeners.add(listener);
     return () => state.listeners.delete(listener);
+  }
+
+  async snapshot(tenant: string): Promise<TenantSnapshot> {
+    const state = this.#local(tenant);
+    guardRestored(state);
+    const rows = [...state.range({ gte: "", lt: "\x7f" })].map(
+      ([key, row]) => [key, JSON.stringify(row)] as const,
+    );
+    this.openSnapshots += 1;
+    const close = (): void => void (this.openSnapshots -= 1);
+    const meta = state.get<TenantMeta>("meta") as TenantMeta;
+    return { epoch: state.epoch, revision: state.revision, meta, rows: () => rows, close };
   }
 
   async group(tenant: string): Promise<GroupStatus> {
@@ -294,4 +322,9 @@ export class SoloService implements ConfigService {
   onExchange(handler: (from: string, request: Uint8Array) => Promise<Uint8Array>): void {
     this.#answer = handler;
   }
+}
+
+function guardRestored(state: SoloTenant): void {
+  if (state.get<TenantMeta>("meta")?.restore !== undefined)
+    throw new Problem("restoring", `Tenant "${state.tenant}" is being restored`);
 }

@@ -1,0 +1,470 @@
+/**
+ * A tenant's state as one document, taken at one revision while writing goes on, and its way back.
+ *
+ * The document is NDJSON: a head, one line per row in order of keys, and an end with the number of rows and the sha256 of
+ * every byte before it. It comes as one stream, or in parts that can be asked for again: these also pass through a node
+ * without a replica, whose frames are bounded, and survive a lost connection.
+ *
+ *   {"format":"conflux-backup","version":1,"tenant":…,"epoch":…,"revision":…,"takenAt":…,"directory":{…},"meta":{…}}
+ *   ["cfg/default/name",{…}]
+ *   {"end":{"rows":12,"sha256":"…"}}
+ */
+import { createHash, type Hash } from "node:crypto";
+import { Type } from "@sinclair/typebox";
+import { Problem } from "../api/problems.ts";
+import {
+  RestoreAnswer,
+  RestoreBegin,
+  RestoreBegun,
+  RestoreFinish,
+  RestoreFinished,
+  RestoreProgress,
+  RestoreRows,
+} from "../api/schemas.ts";
+import type { ConfigService, TenantSnapshot } from "../host/ports.ts";
+import { membersKey, metaKey, tenantKey } from "../machine/keys.ts";
+import { getMeta } from "../machine/queries.ts";
+import { restoredMeta } from "../machine/directory.ts";
+import type { TenantRow } from "../machine/rows.ts";
+import { checkTenantName } from "../model/names.ts";
+import { change, changeDirectory, changedAnswer } from "./changes.ts";
+import { invalid, json, noneMatch, revisionTag, time, type Answer, type Call } from "./http.ts";
+import type { Peers } from "./peers.ts";
+import { route, type Context, type Route } from "./route.ts";
+import { guardReplayedKey, tenantAnswer, tokenFor } from "./tenants.ts";
+import { hashToken } from "./tokens.ts";
+
+const T = "/v1/tenants/:tenant";
+
+/** Being read on this node at once; each holds a view of its tenant. */
+const readersMax = 8;
+/** A reader that nobody asks for this long ends: its view keeps space of the tenant's environment. */
+const idleMsMax = 60_000;
+/** What is made within one turn. */
+const sliceBytes = 128 * 1024;
+const partBytes = 1024 * 1024;
+/** One row may be a content of some MiB, escaped twice. */
+const restoreBodyBytesMax = 10 * 1024 * 1024;
+
+const sessionHeader = "conflux-backup-session";
+const endHeader = "conflux-backup-end";
+const mediaType = "application/x-ndjson";
+
+const encoder = new TextEncoder();
+
+// --- reading -------------------------------------------------------------------------------------------------------------
+
+/** The document of one snapshot, drawn piece by piece. */
+class Reader {
+  readonly etag: string;
+  readonly #snapshot: TenantSnapshot;
+  readonly #head: string;
+  readonly #rows: Iterator<readonly [key: string, text: string]>;
+  readonly #hash: Hash = createHash("sha256");
+  readonly #closed: () => void;
+  #begun = false;
+  #count = 0;
+  ended = false;
+  isClosed = false;
+  #idle: ReturnType<typeof setTimeout> | undefined;
+
+  constructor(snapshot: TenantSnapshot, row: TenantRow, software: string, closed: () => void) {
+    const { epoch, revision, meta } = snapshot;
+    this.etag = `"${epoch}-${revision}-${row.revision}"`;
+    this.#snapshot = snapshot;
+    this.#rows = snapshot.rows()[Symbol.iterator]();
+    this.#closed = closed;
+    this.#head = JSON.stringify({
+      format: "conflux-backup",
+      version: 1,
+      tenant: row.tenant,
+      epoch,
+      revision,
+      etag: this.etag,
+      takenAt: time(Date.now()),
+      software,
+      directory: {
+        description: row.description,
+        quotas: row.quotas,
+        replicas: row.placement.replicas.length,
+      },
+      meta: restoredMeta(meta),
+    });
+    this.#touch();
+  }
+
+  #touch(): void {
+    clearTimeout(this.#idle);
+    this.#idle = setTimeout(() => this.close(), idleMsMax);
+    // A test's process may end before.
+    (this.#idle as { unref?: () => void }).unref?.();
+  }
+
+  /** At most about a slice; synchronous. */
+  #slice(): string {
+    const lines: string[] = [];
+    let size = 0;
+    if (!this.#begun) {
+      this.#begun = true;
+      lines.push(this.#head, "\n");
+    }
+    while (size < sliceBytes) {
+      const next = this.#rows.next();
+      if (next.done === true) {
+        this.ended = true;
+        break;
+      }
+      const [key, text] = next.value;
+      // What is of the place where it is does not come along; the counters are in the head.
+      if (key === metaKey || key === membersKey) continue;
+      this.#count += 1;
+      size += key.length + text.length;
+      lines.push("[", JSON.stringify(key), ",", text, "]\n");
+    }
+    return lines.join("");
+  }
+
+  /** The next piece of about `bytesMax`, made over several turns. Null after the end. @throws Problem when it is closed */
+  async next(bytesMax: number): Promise<Uint8Array<ArrayBuffer> | null> {
+    if (this.ended) return null;
+    const chunks: Uint8Array[] = [];
+    let size = 0;
+    while (size < bytesMax && !this.ended) {
+      if (this.isClosed) throw over();
+      const bytes = encoder.encode(this.#slice());
+      this.#hash.update(bytes);
+      chunks.push(bytes);
+      size += bytes.length;
+      if (size < bytesMax && !this.ended) await nextTurn();
+    }
+    if (this.ended) {
+      const end = { rows: this.#count, sha256: this.#hash.digest("hex") };
+      chunks.push(encoder.encode(`${JSON.stringify({ end })}\n`));
+    }
+    this.#touch();
+    return new Uint8Array(Buffer.concat(chunks));
+  }
+
+  close(): void {
+    if (this.isClosed) return;
+    this.isClosed = true;
+    clearTimeout(this.#idle);
+    this.#snapshot.close();
+    this.#closed();
+  }
+}
+
+function nextTurn(): Promise<void> {
+  return new Promise((resolve) => {
+    setImmediate(resolve);
+  });
+}
+
+function over(): Problem {
+  return new Problem("not-found", "This backup is over: begin another one");
+}
+
+/** A backup that is taken in parts. The last part is kept, for whoever did not get it. */
+interface Session {
+  readonly tenant: string;
+  readonly reader: Reader;
+  part: number;
+  bytes: Promise<Uint8Array<ArrayBuffer>>;
+}
+
+/** All backups that are being taken through this node. */
+export class Backups {
+  readonly #service: ConfigService;
+  readonly #peers: Peers;
+  readonly #software: string;
+  readonly #readers = new Set<Reader>();
+  readonly #sessions = new Map<string, Session>();
+
+  constructor(service: ConfigService, peers: Peers, software: string) {
+    this.#service = service;
+    this.#peers = peers;
+    this.#software = software;
+  }
+
+  get count(): number {
+    return this.#readers.size;
+  }
+
+  close(): void {
+    for (const reader of this.#readers) reader.close();
+    this.#sessions.clear();
+  }
+
+  async #open(call: Call): Promise<Reader> {
+    if (this.#readers.size >= readersMax)
+      throw new Problem("overloaded", `${readersMax} backups are being taken on this node`);
+    const tenant = call.params["tenant"] as string;
+    const row = await this.#peers.systemRow<TenantRow>(tenantKey(tenant), "stale");
+    if (row === undefined) throw new Problem("not-found", `There is no tenant ${tenant}`);
+    const snapshot = await this.#service.snapshot(tenant);
+    call.revision = snapshot.revision;
+    const reader = new Reader(snapshot, row, this.#software, () => this.#readers.delete(reader));
+    this.#readers.add(reader);
+    return reader;
+  }
+
+  /** On a node that holds the tenant. */
+  async answer(call: Call, query: { session?: string; part?: number }): Promise<Answer> {
+    if (query.session !== undefined) return this.#part(call, query.session, query.part ?? 0);
+    const reader = await this.#open(call);
+    const headers: Record<string, string> = {
+      "content-type": mediaType,
+      "cache-control": "no-store",
+      etag: reader.etag,
+    };
+    const known = call.request.headers.get("if-none-match");
+    if (call.head || (known !== null && noneMatch(known, reader.etag))) {
+      reader.close();
+      return { status: call.head ? 200 : 304, headers, body: null };
+    }
+    if (query.part === undefined) return { status: 200, headers, body: streamOf(reader) };
+    if (query.part !== 0) {
+      reader.close();
+      throw invalid("Begin with part 0; further parts belong to its session");
+    }
+    const id = crypto.randomUUID();
+    const session: Session = {
+      tenant: call.params["tenant"] as string,
+      reader,
+      part: 0,
+      bytes: partOf(reader),
+    };
+    this.#sessions.set(id, session);
+    this.#dropEnded();
+    return this.#sessionAnswer(session, `${this.#service.node}.${id}`, headers);
+  }
+
+  async #part(call: Call, name: string, part: number): Promise<Answer> {
+    const dot = name.lastIndexOf(".");
+    const node = name.slice(0, Math.max(0, dot));
+    if (node !== this.#service.node) {
+      // Whichever node was asked, the view is where it was opened.
+      if (call.info.forwardedBy !== undefined) throw over();
+      return this.#peers.forward(call, [node], null);
+    }
+    const session = this.#sessions.get(name.slice(dot + 1));
+    if (session === undefined || session.tenant !== call.params["tenant"]) throw over();
+    if (part === session.part + 1 && !session.reader.ended) {
+      await session.bytes;
+      // Asked twice at once: the second gets what the first made.
+      if (part === session.part + 1) {
+        session.part = part;
+        session.bytes = partOf(session.reader);
+      }
+    }
+    if (part !== session.part) throw invalid(`Ask for part ${session.part}, or for the next`);
+    return this.#sessionAnswer(session, name, {
+      "content-type": mediaType,
+      "cache-control": "no-store",
+    });
+  }
+
+  async #sessionAnswer(
+    session: Session,
+    name: string,
+    headers: Record<string, string>,
+  ): Promise<Answer> {
+    const body = await session.bytes;
+    headers[sessionHeader] = name;
+    if (session.reader.ended) headers[endHeader] = "true";
+    return { status: 200, headers, body };
+  }
+
+  #dropEnded(): void {
+    for (const [id, { reader }] of this.#sessions) if (reader.isClosed) this.#sessions.delete(id);
+  }
+
+  /** On a node that does not: part by part, since frames between nodes are bounded. */
+  async relay(call: Call, nodes: readonly string[]): Promise<Answer> {
+    const target = call.target.split("?", 1)[0] as string;
+    const session = call.query.get("session");
+    if (session !== null) {
+      const node = session.slice(0, Math.max(0, session.lastIndexOf(".")));
+      return this.#peers.forward(call, [node], null);
+    }
+    if (call.query.has("part")) return this.#peers.forward(call, nodes, null);
+    const first = await this.#peers.forward(call, nodes, null, { target: `${target}?part=0` });
+    const name = first.headers[sessionHeader];
+    if (first.status !== 200 || name === undefined) return first;
+    const { [sessionHeader]: _session, [endHeader]: _end, ...headers } = first.headers;
+    const node = name.slice(0, name.lastIndexOf("."));
+    let answer = first;
+    let part = 0;
+    const body = new ReadableStream<Uint8Array>(
+      {
+        pull: async (controller) => {
+          if (answer.body instanceof Uint8Array) controller.enqueue(answer.body);
+          if (answer.headers[endHeader] !== undefined) return controller.close();
+          part += 1;
+          const next = `${target}?session=${encodeURIComponent(name)}&part=${part}`;
+          answer = await this.#peers.forward(call, [node], null, {
+            target: next,
+            without: "if-none-match",
+          });
+          if (answer.status !== 200) controller.error(new Error("The backup broke off"));
+        },
+      },
+      { highWaterMark: 0 },
+    );
+    return { status: 200, headers, body };
+  }
+}
+
+async function partOf(reader: Reader): Promise<Uint8Array<ArrayBuffer>> {
+  const bytes = await reader.next(partBytes);
+  return bytes ?? new Uint8Array(0);
+}
+
+/** Reads on as the client takes it; a client that goes away closes the view. */
+function streamOf(reader: Reader): ReadableStream<Uint8Array> {
+  return new ReadableStream<Uint8Array>(
+    {
+      async pull(controller) {
+        const bytes = await reader.next(sliceBytes);
+        if (bytes !== null) return controller.enqueue(bytes);
+        reader.close();
+        controller.close();
+      },
+      cancel: () => reader.close(),
+    },
+    { highWaterMark: 0 },
+  );
+}
+
+// --- routes --------------------------------------------------------------------------------------------------------------
+
+export const backupRoutes: readonly Route[] = [
+  route({
+    method: "GET",
+    path: `${T}/backup`,
+    id: "getBackup",
+    tag: "backup",
+    summary:
+      "The whole tenant at one revision, as NDJSON; its end line has the sha256 of all before",
+    query: {
+      part: Type.Optional(
+        Type.Integer({
+          minimum: 0,
+          description: "0: take it in parts, each of which can be repeated",
+        }),
+      ),
+      session: Type.Optional(
+        Type.String({
+          maxLength: 256,
+          description: "Of the first part's Conflux-Backup-Session, with the next part's number",
+        }),
+      ),
+    },
+    responses: {
+      200: { description: "The backup, or a part of it", media: mediaType, schema: Type.String() },
+    },
+    handle: (call, { query }, { backups }) => backups.answer(call, query),
+  }),
+  route({
+    method: "POST",
+    path: `${T}/restore`,
+    id: "beginRestore",
+    tag: "backup",
+    summary: "Make a tenant whose rows follow from a backup; it answers 503 until it is finished",
+    byDirectory: true,
+    body: RestoreBegin,
+    responses: {
+      201: { description: "Begun; a token is shown this once", schema: RestoreBegun },
+      200: { description: "What would be made", schema: RestoreBegun },
+    },
+    handle: async (call, { body }, context) => {
+      const tenant = call.params["tenant"] as string;
+      const wrongName = checkTenantName(tenant);
+      if (wrongName !== null) throw new Problem("invalid-name", wrongName);
+      const { keyId, token } = tokenFor(call, tenant, "admin");
+      const changed = await changeDirectory<"directory.create">(call, context, {
+        op: "directory.create",
+        tenant,
+        quotas: body.quotas ?? {},
+        nodes: context.service.place(tenant, body.replicas),
+        adminKey: { id: keyId, kind: "admin", hash: hashToken(token) },
+        restore: { source: body.source, meta: body.meta, adminKey: body.adminKey === true },
+        ...(body.description !== undefined && { description: body.description }),
+        ...(body.replace === true && { replace: true }),
+      });
+      const made = changed.result.tenant;
+      guardReplayedKey(made.adminKeyId, keyId);
+      const key = { id: keyId, kind: "admin", ...(!call.dryRun && { token }) };
+      return changedAnswer(
+        changed,
+        { ...tenantAnswer(made), ...(body.adminKey === true && { key }) },
+        { etag: revisionTag(made.revision), location: `/v1/tenants/${tenant}/restore` },
+      );
+    },
+  }),
+  route({
+    method: "GET",
+    path: `${T}/restore`,
+    id: "getRestore",
+    tag: "backup",
+    summary: "How far a restore is, to go on with it",
+    responses: { 200: { description: "What is there", schema: RestoreAnswer } },
+    handle: async (call, _input, { service }) => {
+      const tenant = call.params["tenant"] as string;
+      const options = { consistency: "linearizable", evenRestoring: true } as const;
+      const state = await service.read(tenant, options, (view) => getMeta(view).restore);
+      if (state === undefined)
+        throw new Problem("not-found", `Tenant ${tenant} is not being restored`);
+      const { source, part, rows, last } = state;
+      return json({ source, part, rows, last });
+    },
+  }),
+  route({
+    method: "PUT",
+    path: `${T}/restore/rows/:part`,
+    id: "putRestoreRows",
+    tag: "backup",
+    summary: "The next rows of a backup; a part that is repeated has effect once",
+    body: RestoreRows,
+    bodyBytesMax: restoreBodyBytesMax,
+    responses: { 200: { description: "How far it is", schema: RestoreProgress } },
+    handle: async (call, { body }, context) => {
+      const part = call.params["part"] as string;
+      if (!/^\d{1,9}$/.test(part)) throw invalid("Number parts with whole numbers from 0");
+      const rows = body.rows.map(([key, text], at) => [key, rowOf(text, at)] as const);
+      const action = { op: "restore.rows", part: Number(part), rows } as const;
+      // Its number makes it repeatable; a record for each of thousands would push out those of clients.
+      const changed = await change<"restore.rows">(call, context, action, { isOnce: true });
+      return changedAnswer(changed, changed.result);
+    },
+  }),
+  route({
+    method: "POST",
+    path: `${T}/restore/finish`,
+    id: "finishRestore",
+    tag: "backup",
+    summary: "All rows are there: check them against the backup's counters and open the tenant",
+    body: RestoreFinish,
+    responses: {
+      201: { description: "It is a tenant now", schema: RestoreFinished },
+      200: { description: "What would be answered", schema: RestoreFinished },
+    },
+    handle: async (call, { body }, context: Context) => {
+      const action = { op: "restore.finish", rows: body.rows } as const;
+      const changed = await change<"restore.finish">(call, context, action);
+      return changedAnswer(changed, { ...changed.result, revision: changed.revision });
+    },
+  }),
+];
+
+function rowOf(text: string, at: number): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    const detail = "Give each row as JSON text";
+    throw new Problem("invalid", detail, {
+      errors: [{ pointer: `/rows/${at}/1`, detail }],
+      cause: error,
+    });
+  }
+}
