@@ -3,7 +3,7 @@
  * The `conflux` command. A table of commands, each a few lines over the management client; parsing, help, output and
  * errors are the same for all. Exit codes: 0 done, 1 not done, 2 `diff` found differences or `journal` found damage.
  */
-import { readFile } from "node:fs/promises";
+import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import process from "node:process";
 import { text as textOf } from "node:stream/consumers";
@@ -26,6 +26,8 @@ import type {
 import { Conflux } from "../sdk/mod.ts";
 import { applyManifest, orNull, planManifest, readManifests, summaryOf } from "./apply.ts";
 import type { Applied, Plan, PlanStep, Progress } from "./apply.ts";
+import { typesDocument } from "./gen_types.ts";
+import type { TypedConfig } from "./gen_types.ts";
 import { exportTenant, writeFiles } from "./export.ts";
 import { optionHelp, parseOptions, UsageError } from "./arguments.ts";
 import { backup, drop, restore, sizeText, tenantsIn, verify } from "./backup.ts";
@@ -291,6 +293,17 @@ const commands: readonly Command[] = [
       explain: { type: "boolean", help: "Rule by rule, why" },
     },
     run: evaluate,
+  },
+  {
+    name: "gen",
+    summary: "Write TypeScript types of a namespace's configs",
+    usage: "types [-f FILE]",
+    words: [1, 1],
+    options: {
+      ...whereOptions,
+      file: { type: "string", short: "f", value: "FILE", help: "Where to (default: printed)" },
+    },
+    run: generate,
   },
   {
     name: "watch",
@@ -823,6 +836,32 @@ async function evaluate(context: Context): Promise<void> {
   const value = await admin.value(where, context.name, labels);
   if (context.format === "table") printContent(value.content);
   else context.show(value, () => "");
+}
+
+async function generate(context: Context): Promise<void> {
+  const { admin, where, options } = context;
+  if (context.name !== "types")
+    throw new UsageError(`Nothing to generate as ${context.name}: types`);
+  const { values } = await admin.values(where);
+  const own = await admin.configs(where);
+  const names = new Set([...own.map((config) => config.name), ...Object.keys(values)]);
+  const configs: TypedConfig[] = [];
+  for (const name of [...names].sort()) {
+    const value = values[name];
+    // What is inherited has its schema elsewhere; its content says enough.
+    const detail = own.some((one) => one.name === name) ? await admin.config(where, name) : null;
+    configs.push({
+      name,
+      format: detail?.format ?? value?.format ?? "json",
+      schema: detail?.schema ?? null,
+      content: value?.content ?? null,
+    });
+  }
+  const document = typesDocument(configs, `${where.tenant}/${where.namespace}`);
+  const file = options.get("file");
+  if (file === undefined) return printContent(document);
+  await writeFile(file, document);
+  print(`Wrote types of ${configs.length} configs to ${file}`);
 }
 
 function explanation(explained: Awaited<ReturnType<Admin["explain"]>>): string {
