@@ -151,6 +151,11 @@ export const TenantCreate = request("TenantCreate", {
 });
 export type TenantCreate = Static<typeof TenantCreate>;
 
+export const TenantsCreate = request("TenantsCreate", {
+  tenants: Type.Array(TenantCreate, { minItems: 1, maxItems: 500 }),
+});
+export type TenantsCreate = Static<typeof TenantsCreate>;
+
 export const TenantUpdate = request("TenantUpdate", {
   quotas: Type.Optional(QuotaChangesSchema),
   description: Type.Optional(Description),
@@ -182,6 +187,21 @@ const keySecret = Type.Object({ id: Type.String(), kind: KeyKindName, token: Tok
 
 export const TenantCreated = answer("TenantCreated", { ...tenantFields, key: keySecret });
 export type TenantCreated = Static<typeof TenantCreated>;
+
+export const TenantsCreated = answer(
+  "TenantsCreated",
+  {
+    items: Type.Array(
+      Type.Object({
+        id: TenantName,
+        group: Count,
+        replicas: Type.Array(Type.String(), { description: "Names of the nodes" }),
+        key: keySecret,
+      }),
+    ),
+  },
+  "In the order asked for; the tokens are shown this once",
+);
 
 // --- backup and restore ------------------------------------------------------------------------------------------------------
 

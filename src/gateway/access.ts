@@ -58,6 +58,7 @@ export const accessTable = {
   getIssuer: cluster,
   deleteIssuer: cluster,
   createTenant: cluster,
+  createTenants: cluster,
   listTenants: cluster,
 
   getTenant: tenant(readers, "filtered"),

@@ -18,10 +18,13 @@ import {
   TenantAnswer,
   TenantCreate,
   TenantCreated,
+  TenantsCreate,
+  TenantsCreated,
   TenantUpdate,
   TransferRequest,
   UsageAnswer,
 } from "../api/schemas.ts";
+import type { NewTenant } from "../machine/command.ts";
 import { tenantKey, under } from "../machine/keys.ts";
 import {
   getKey,
@@ -46,7 +49,14 @@ import {
 } from "./changes.ts";
 import { invalid, json, revisionTag, time, type Answer, type Call } from "./http.ts";
 import type { ConfigService } from "../host/ports.ts";
-import { listLimitDefault, listQuery, route, type Context, type Route } from "./route.ts";
+import {
+  contentBodyBytesMax,
+  listLimitDefault,
+  listQuery,
+  route,
+  type Context,
+  type Route,
+} from "./route.ts";
 import { hashToken, newToken, type TenantKeyKind } from "./tokens.ts";
 
 /** Long enough to bring the new key to everybody within a deployment or two. */
@@ -71,19 +81,10 @@ const directoryRoutes: readonly Route[] = [
       201: { description: "Created; the token is shown this once", schema: TenantCreated },
     },
     handle: async (call, { body }, context) => {
-      const wrongName = checkTenantName(body.id);
-      if (wrongName !== null)
-        throw new Problem("invalid-name", wrongName, {
-          errors: [{ pointer: "/id", detail: wrongName }],
-        });
-      const { keyId, token } = tokenFor(call, body.id, "admin");
+      const { keyId, token, command } = newTenant(call, context, body, "");
       const changed = await changeDirectory<"directory.create">(call, context, {
         op: "directory.create",
-        tenant: body.id,
-        quotas: body.quotas ?? {},
-        nodes: context.service.place(body.id, body.replicas),
-        adminKey: { id: keyId, kind: "admin", hash: hashToken(token) },
-        ...(body.description !== undefined && { description: body.description }),
+        ...command,
       });
       const { tenant } = changed.result;
       guardReplayedKey(tenant.adminKeyId, keyId);
@@ -96,6 +97,33 @@ const directoryRoutes: readonly Route[] = [
         },
         { etag: revisionTag(tenant.revision), location: `/v1/tenants/${tenant.tenant}` },
       );
+    },
+  }),
+  route({
+    method: "POST",
+    path: "/v1/tenants/batch",
+    id: "createTenants",
+    tag: "tenants",
+    summary:
+      "Create many tenants, all or none of them, each as one alone; they cost nothing until they are used",
+    body: TenantsCreate,
+    bodyBytesMax: contentBodyBytesMax,
+    responses: {
+      201: { description: "Created; the tokens are shown this once", schema: TenantsCreated },
+    },
+    handle: async (call, { body }, context) => {
+      const made = body.tenants.map((one, at) => newTenant(call, context, one, `/tenants/${at}`));
+      const changed = await changeDirectory<"directory.createMany">(call, context, {
+        op: "directory.createMany",
+        tenants: made.map(({ command }) => command),
+      });
+      const items = changed.result.tenants.map(({ tenant, group, adminKeyId, nodes }, at) => {
+        const { keyId, token } = made[at] as (typeof made)[number];
+        guardReplayedKey(adminKeyId, keyId);
+        const key = { id: keyId, kind: "admin", ...(!call.dryRun && { token }) };
+        return { id: tenant, group, replicas: nodes, key };
+      });
+      return changedAnswer(changed, { items });
     },
   }),
   route({
@@ -537,6 +565,30 @@ export function tokenFor(
     ...(idempotencyKey !== null &&
       call.token !== null && { repeatable: { callerToken: call.token, idempotencyKey } }),
   });
+}
+
+/** What the directory is told of a tenant to be made, and the token that only the caller is told. */
+function newTenant(
+  call: Call,
+  context: Context,
+  wanted: TenantCreate,
+  pointer: string,
+): { readonly keyId: string; readonly token: string; readonly command: NewTenant } {
+  const { id, quotas = {}, description } = wanted;
+  const wrongName = checkTenantName(id);
+  if (wrongName !== null)
+    throw new Problem("invalid-name", wrongName, {
+      errors: [{ pointer: `${pointer}/id`, detail: wrongName }],
+    });
+  const { keyId, token } = tokenFor(call, id, "admin");
+  const command: NewTenant = {
+    tenant: id,
+    quotas,
+    nodes: context.service.place(id, wanted.replicas),
+    adminKey: { id: keyId, kind: "admin", hash: hashToken(token) },
+    ...(description !== undefined && { description }),
+  };
+  return { keyId, token, command };
 }
 
 function noKey(id: string): Problem {

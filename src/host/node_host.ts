@@ -1372,9 +1372,11 @@ export class NodeHost implements ConfigService {
         this.#swept = false;
       }
       this.#leaveIfMoved(row);
+      // A new tenant's first replica asks for votes at once; its peers wake by being asked. Of many at a time each group
+      // begins when it is used.
+      const isAlone = event.changes.length === 1;
       const isFirst = row.placement.replicas[0]?.node === this.node;
-      if (isNews && isFirst && row.revision === event.revision) {
-        // A new tenant's first replica asks for votes at once; its peers wake by being asked.
+      if (isNews && isAlone && isFirst && row.revision === event.revision) {
         const replica = this.#wake(row.group);
         if (replica !== null && replica.raft.lead === NONE) this.#campaignSoon(replica);
       }

@@ -178,20 +178,29 @@ export type TenantAction =
       readonly revision?: number;
     };
 
+/** A tenant for the directory. */
+export interface NewTenant {
+  readonly tenant: string;
+  readonly description?: string;
+  readonly quotas: Quotas;
+  /** Nodes that get a voter; the machine numbers group and replicas. */
+  readonly nodes: readonly string[];
+  readonly adminKey: NewKey;
+}
+
 /** Only in the group of `_system`. */
 export type SystemAction =
-  | {
+  | ({
       readonly op: "directory.create";
-      readonly tenant: string;
-      readonly description?: string;
-      readonly quotas: Quotas;
-      /** Nodes that get a voter; the machine numbers group and replicas. */
-      readonly nodes: readonly string[];
-      readonly adminKey: NewKey;
       /** Made from a backup. */
       readonly restore?: NonNullable<TenantRow["restore"]>;
       /** A tenant that has the name is purged in the same moment. */
       readonly replace?: boolean;
+    } & NewTenant)
+  | {
+      /** All or none of them. Their groups begin when they are first used. */
+      readonly op: "directory.createMany";
+      readonly tenants: readonly NewTenant[];
     }
   | ({
       readonly op: "directory.update";

@@ -28,6 +28,7 @@ import type {
 /** The group of `_system` itself. */
 export const systemGroup = 1;
 export const replicasMax = 16;
+export const tenantsPerCommandMax = 500;
 /** How far the epoch of a backup may be ahead of this directory's clock, seconds: epochs are never used up. */
 const epochAheadMax = 366 * 86_400;
 
@@ -92,6 +93,7 @@ interface Done<Op extends SystemAction["op"]> {
 
 const systemOps: ReadonlySet<string> = new Set<SystemAction["op"]>([
   "directory.create",
+  "directory.createMany",
   "directory.update",
   "directory.delete",
   "directory.undelete",
@@ -111,13 +113,24 @@ export function applySystemAction(draft: Draft, action: SystemAction): Done<Syst
   const changesBefore = draft.changes.length;
   const done = dispatch(draft, action);
   if (draft.changes.length > changesBefore) {
-    const { target, key } = targetOf(action);
-    draft.audits.push({ action: action.op, target, key });
+    for (const { target, key } of targetsOf(action))
+      draft.audits.push({ action: action.op, target, key });
   }
   return done;
 }
 
-function targetOf(action: SystemAction): { readonly target: string; readonly key: string } {
+interface AuditTarget {
+  readonly target: string;
+  readonly key: string;
+}
+
+function targetsOf(action: SystemAction): readonly AuditTarget[] {
+  if (action.op === "directory.createMany")
+    return action.tenants.map(({ tenant }) => ({ target: tenant, key: tenantKey(tenant) }));
+  return [targetOf(action)];
+}
+
+function targetOf(action: Exclude<SystemAction, Of<"directory.createMany">>): AuditTarget {
   if ("tenant" in action) return { target: action.tenant, key: tenantKey(action.tenant) };
   if ("node" in action) return { target: action.node, key: nodeKey(action.node) };
   const name = action.op === "issuer.put" ? action.issuer.name : action.name;
@@ -128,6 +141,8 @@ function dispatch(draft: Draft, action: SystemAction): Done<SystemAction["op"]> 
   switch (action.op) {
     case "directory.create":
       return createTenant(draft, action);
+    case "directory.createMany":
+      return createTenants(draft, action);
     case "directory.update":
       return updateTenant(draft, action);
     case "directory.delete":
@@ -184,7 +199,23 @@ function putTenant(draft: Draft, row: TenantRow): TenantRow {
   return next;
 }
 
-function createTenant(draft: Draft, action: Of<"directory.create">): Done<"directory.create"> {
+function createTenants(
+  draft: Draft,
+  action: Of<"directory.createMany">,
+): Done<"directory.createMany"> {
+  if (action.tenants.length === 0 || action.tenants.length > tenantsPerCommandMax)
+    refuse("invalid", `Create 1 to ${tenantsPerCommandMax} tenants at once`);
+  const tenants = action.tenants.map((one) => {
+    const { tenant, group, adminKeyId, placement } = createTenant(draft, one).result.tenant;
+    return { tenant, group, adminKeyId, nodes: placement.replicas.map(({ node }) => node) };
+  });
+  return { created: true, result: { tenants } };
+}
+
+function createTenant(
+  draft: Draft,
+  action: Omit<Of<"directory.create">, "op">,
+): Done<"directory.create"> {
   const { tenant, nodes } = action;
   if (!isTenantName(tenant)) refuse("invalid", "Name the tenant within its grammar");
   const before = draft.get<TenantRow>(tenantKey(tenant));

@@ -79,6 +79,14 @@ export interface ResultByOp {
   "restore.finish": { readonly tenant: string; readonly epoch: number; readonly rows: number };
   "tenant.quotas": { readonly quotas: Required<Quotas> };
   "directory.create": { readonly tenant: TenantInfo };
+  "directory.createMany": {
+    readonly tenants: readonly {
+      readonly tenant: string;
+      readonly group: number;
+      readonly adminKeyId: string;
+      readonly nodes: readonly string[];
+    }[];
+  };
   "directory.update": { readonly tenant: TenantInfo };
   "directory.delete": { readonly tenant: TenantInfo; readonly purged: boolean };
   "directory.undelete": { readonly tenant: TenantInfo };

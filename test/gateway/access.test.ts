@@ -30,6 +30,7 @@ const counters = {
 /** A request of each route that succeeds when it is let through. */
 const bodies: Record<string, unknown> = {
   createTenant: { id: "new" },
+  createTenants: { tenants: [{ id: "many" }] },
   updateTenant: { description: "d" },
   createKey: { kind: "read", namespaces: ["app"] },
   putNamespace: { protected: false },

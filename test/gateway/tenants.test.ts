@@ -41,6 +41,31 @@ describe("tenants", () => {
     expect(answer.body.errors[0].pointer).toBe(pointer);
   });
 
+  test("many are created at once, all or none, each with a key that works", async () => {
+    const ids = Array.from({ length: 20 }, (_, at) => `many-${at}`);
+    const body = { tenants: ids.map((id) => ({ id })) };
+    const headers = { "idempotency-key": "many" };
+    const made = await h.call("POST", "/v1/tenants/batch", { body, headers });
+    expect([made.status, made.body.items.map(({ id }: { id: string }) => id)]).toEqual([201, ids]);
+    const { token } = made.body.items[7].key;
+    const put = await h.call("PUT", "/v1/tenants/many-7/namespaces/a/configs/b", {
+      token,
+      body: { format: "text", content: "x" },
+    });
+    expect(put.status).toBe(201);
+    const again = await h.call("POST", "/v1/tenants/batch", { body, headers });
+    expect([again.headers.get("idempotent-replay"), again.body]).toEqual(["true", made.body]);
+    const clash = await h.call("POST", "/v1/tenants/batch", {
+      body: { tenants: [{ id: "not-yet" }, { id: "many-3" }] },
+    });
+    expect([clash.status, clash.body.code]).toEqual([409, "already-exists"]);
+    const wrong = await h.call("POST", "/v1/tenants/batch", {
+      body: { tenants: [{ id: "not-yet" }, { id: "Not" }] },
+    });
+    expect([wrong.status, wrong.body.errors[0].pointer]).toEqual([400, "/tenants/1/id"]);
+    expect((await h.call("GET", "/v1/tenants/not-yet")).status).toBe(404);
+  });
+
   test("an admin changes the description, only root the quotas", async () => {
     const token = await h.tenant("own");
     const described = await h.call("PATCH", "/v1/tenants/own", {

@@ -743,6 +743,24 @@ describe("the directory", () => {
   const create = (tenant: string, nodes: readonly string[] = ["n1", "n2", "n3"]) =>
     ({ op: "directory.create", tenant, quotas: {}, nodes, adminKey: key("k1", "admin") }) as const;
 
+  test("takes many tenants at once, all or none", () => {
+    const directory = new Tenant("_system");
+    const { op: _one, ...beta } = create("beta", ["n2"]);
+    const { op: _two, ...acme } = create("acme");
+    const made = directory.ok({ op: "directory.createMany", tenants: [acme, beta] });
+    expect(made.result.tenants).toEqual([
+      { tenant: "acme", group: 2, adminKeyId: "k1", nodes: ["n1", "n2", "n3"] },
+      { tenant: "beta", group: 3, adminKeyId: "k1", nodes: ["n2"] },
+    ]);
+    const { op: _three, ...gamma } = create("gamma");
+    const revision = queries.getMeta(directory.state).revision;
+    directory.no("already-exists", { op: "directory.createMany", tenants: [gamma, acme] });
+    directory.no("already-exists", { op: "directory.createMany", tenants: [gamma, gamma] });
+    directory.no("invalid", { op: "directory.createMany", tenants: [] });
+    expect(queries.getTenant(directory.state, "gamma")).toBe(null);
+    expect(queries.getMeta(directory.state)).toMatchObject({ revision, tenants: 2 });
+  });
+
   test("numbers groups and replicas, and never gives a number twice", () => {
     const directory = new Tenant("_system");
     const { state } = directory;
