@@ -13,7 +13,7 @@ afterEach(() => {
 async function setup(nodes: readonly string[] = ["n1"]): Promise<Harness> {
   const h = new Harness({ nodes });
   open.push(h);
-  await h.tenant("acme");
+  await h.tenant("acme", { replicas: Math.min(nodes.length, 3) });
   await h.call("PUT", `${N}/configs/a`, { body: { content: 1 } });
   return h;
 }
@@ -61,6 +61,31 @@ describe("apply feedback", () => {
     });
     expect((await h.call("GET", `${N}/configs/a/feedback`, { token })).status).toBe(403);
     expect((await h.call("GET", `${N}/configs/b/feedback`)).body.versions).toEqual([]);
+  });
+
+  test("is gathered from the nodes that were told, each instance's last word", async () => {
+    const h = await setup(["n1", "n2", "n3", "n4"]);
+    await tell(h, "pod-1", 1, undefined, { node: "n1" });
+    await tell(h, "pod-2", 1, undefined, { node: "n2" });
+    // The clock's resolution decides between words of one instance.
+    await new Promise((resolve) => setTimeout(resolve, 5));
+    await tell(h, "pod-1", 2, "no", { node: "n2" });
+    for (const node of ["n3", "n4"]) {
+      const { body } = await h.call("GET", `${N}/configs/a/feedback`, { node });
+      expect(body).toMatchObject({
+        instances: 2,
+        versions: [
+          { version: 2, applied: 0, rejected: 1 },
+          { version: 1, applied: 1, rejected: 0 },
+        ],
+        missing: [],
+      });
+    }
+    const local = await h.call("GET", `${N}/configs/a/feedback?local=true`, { node: "n1" });
+    expect(local.body.items).toMatchObject([{ instance: "pod-1", version: 1, state: "applied" }]);
+    h.cluster.service("n2").isDown = true;
+    const { body } = await h.call("GET", `${N}/configs/a/feedback`, { node: "n3" });
+    expect([body.missing, body.instances]).toEqual([["n2"], 1]);
   });
 
   test("a dry run and what is not valid change nothing", async () => {

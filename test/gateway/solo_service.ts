@@ -269,7 +269,13 @@ export class SoloService implements ConfigService {
       applied: revision,
       revision,
       epoch,
-      replicas: [{ node: this.node, id: 1, role: "leader", match: revision, state: "self" }],
+      replicas: (this.#holders(tenant) ?? []).map((node, i) => ({
+        node,
+        id: i + 1,
+        role: node === this.node ? "leader" : "voter",
+        match: revision,
+        state: node === this.node ? "self" : "replicate",
+      })),
     };
   }
 
