@@ -11,6 +11,7 @@ export const doors = {
   ".": "mod",
   "./server": "server",
   "./react": "react",
+  "./openfeature": "openfeature",
   "./file": "file",
   "./testing": "testing",
   "./admin": "admin",

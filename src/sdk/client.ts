@@ -185,6 +185,7 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
   readonly #stop = new AbortController();
   readonly #queues = new Set<ChangeQueue>();
   readonly #callbacks = new Set<(change: Change) => unknown>();
+  readonly #stateCallbacks = new Set<(status: Status) => unknown>();
   readonly #waiting = new Set<() => void>();
   /** What is served: of each name the latest that could be read. */
   readonly #good = new Map<string, Good>();
@@ -400,12 +401,25 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
     };
   }
 
+  /**
+   * Calls `callback` whenever the state of the connection becomes another one.
+   * @returns a function that ends it
+   */
+  onState(callback: (status: Status) => unknown): () => void {
+    const own = (status: Status): unknown => callback(status);
+    this.#stateCallbacks.add(own);
+    return () => {
+      this.#stateCallbacks.delete(own);
+    };
+  }
+
   /** Ends the connection and all iterators. Values stay readable. */
   async close(): Promise<void> {
     this.#setState("closed");
     this.#stop.abort();
     for (const queue of this.#queues) queue.end();
     this.#callbacks.clear();
+    this.#stateCallbacks.clear();
     this.#reports?.close();
     await this.#save();
     await this.#done;
@@ -728,8 +742,10 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
 
   #setState(state: State): void {
     if (this.#state === "closed") return;
+    const isNew = state !== this.#state;
     this.#state = state;
     for (const check of this.#waiting) check();
+    if (isNew) this.#call(this.#stateCallbacks, this.status);
   }
 
   #swappedLive(changes: readonly HeldChange[], revision: number): void {
@@ -745,15 +761,17 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
     if (changes.length === 0) return;
     for (const queue of this.#queues) for (const change of changes) queue.push(change, revision);
     if (this.#callbacks.size === 0) return;
-    for (const change of changes) {
-      const told = this.#change(change, revision);
-      for (const callback of this.#callbacks) {
-        try {
-          const result = callback(told);
-          if (result instanceof Promise) result.catch((error: unknown) => this.#report(error));
-        } catch (error) {
-          this.#report(error);
-        }
+    for (const change of changes) this.#call(this.#callbacks, this.#change(change, revision));
+  }
+
+  /** One that throws or rejects keeps nobody else from being called. */
+  #call<A>(callbacks: ReadonlySet<(told: A) => unknown>, told: A): void {
+    for (const callback of callbacks) {
+      try {
+        const result = callback(told);
+        if (result instanceof Promise) result.catch((error: unknown) => this.#report(error));
+      } catch (error) {
+        this.#report(error);
       }
     }
   }
