@@ -244,7 +244,7 @@ export class Backups {
     const node = name.slice(0, Math.max(0, dot));
     if (node !== this.#service.node) {
       // Whichever node was asked, the view is where it was opened.
-      if (call.info.forwardedBy !== undefined) throw over();
+      if (call.info.forwardedBy !== undefined || !this.#isNode(node)) throw over();
       return this.#peers.forward(call, [node], null);
     }
     const session = this.#sessions.get(name.slice(dot + 1));
@@ -275,6 +275,10 @@ export class Backups {
     return { status: 200, headers, body };
   }
 
+  #isNode(name: string): boolean {
+    return this.#service.cluster().nodes.some((node) => node.name === name && !node.self);
+  }
+
   #dropEnded(): void {
     for (const [id, { reader }] of this.#sessions) if (reader.isClosed) this.#sessions.delete(id);
   }
@@ -285,6 +289,7 @@ export class Backups {
     const session = call.query.get("session");
     if (session !== null) {
       const node = session.slice(0, Math.max(0, session.lastIndexOf(".")));
+      if (!this.#isNode(node)) throw over();
       return this.#peers.forward(call, [node], null);
     }
     if (call.query.has("part")) return this.#peers.forward(call, nodes, null);

@@ -51,7 +51,7 @@ describe("any request made from the OpenAPI document", () => {
     const { findings, byStatus, operations } = fuzzer.report;
     expect(findings.map(describeFinding)).toEqual([]);
     // That it gets past the door: most operations succeed sometimes, and refusals are of many kinds.
-    expect(operations.size).toBeGreaterThan(fuzzer.operations.length * 0.6);
+    expect(operations.size).toBeGreaterThan(fuzzer.operations.length * 0.5);
     for (const status of [400, 401, 403, 404, 409, 412, 422])
       expect(byStatus.get(status)).toBeGreaterThan(0);
   });
