@@ -27,6 +27,9 @@ class Rows implements StateTransaction {
   put(key: string, row: unknown): void {
     this.rows.set(key, row);
   }
+  add(key: string, row: unknown): void {
+    this.put(key, row);
+  }
   delete(key: string): void {
     this.rows.delete(key);
   }

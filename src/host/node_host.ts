@@ -125,7 +125,7 @@ export interface Tuning {
 }
 
 const tuningDefaults: Tuning = {
-  checkpointBytes: 16 * 1024 * 1024,
+  checkpointBytes: 4 * 1024 * 1024,
   journalSegments: 4,
   logKeptEntries: 1_000,
   logKeptBytes: 8 * 1024 * 1024,

@@ -38,6 +38,8 @@ export class TenantState implements StateTransaction {
   #frozen: Overlay | null = null;
   /** Rows of the environment read lately: keys, options of a namespace and the like are asked for by every request. */
   readonly #parsed = new Map<string, unknown>();
+  /** Keys of the active overlay that neither the environment nor the frozen overlay has. */
+  #added = new Set<string>();
   /** Rough size of the active overlay. */
   overlayBytes = 0;
 
@@ -66,13 +68,30 @@ export class TenantState implements StateTransaction {
 
   put(key: string, row: unknown): void {
     assert(row !== undefined, "a row cannot be undefined");
-    this.#active.set(key, row);
-    this.overlayBytes += ROW_BYTES_ASSUMED + (typeof row === "string" ? row.length : 0);
+    this.#set(key, row);
+  }
+
+  /** `put` of a row that does not exist: deleted again before a checkpoint, it costs the environment nothing. */
+  add(key: string, row: unknown): void {
+    // A deletion in an overlay may hide a row of the environment.
+    if (!this.#active.has(key) && this.#frozen?.has(key) !== true) this.#added.add(key);
+    this.put(key, row);
   }
 
   delete(key: string): void {
-    this.#active.set(key, undefined);
-    this.overlayBytes += ROW_BYTES_ASSUMED;
+    if (this.#added.delete(key)) {
+      this.overlayBytes -= bytesOf(this.#active.get(key));
+      this.#active.delete(key);
+    } else {
+      this.#set(key, undefined);
+    }
+  }
+
+  #set(key: string, row: unknown): void {
+    const before = this.#active.size;
+    const replaced = this.#active.get(key);
+    this.#active.set(key, row);
+    this.overlayBytes += bytesOf(row) - (this.#active.size > before ? 0 : bytesOf(replaced));
   }
 
   *range<T = unknown>(range: KeyRange): Generator<readonly [key: string, row: T]> {
@@ -106,6 +125,7 @@ export class TenantState implements StateTransaction {
     const frozen = this.#active;
     this.#frozen = frozen;
     this.#active = new SortedMap();
+    this.#added = new Set();
     this.overlayBytes = 0;
     return encoded(frozen);
   }
@@ -122,10 +142,15 @@ export class TenantState implements StateTransaction {
   /** A snapshot is about to replace everything in the environment, or just did: nothing of before counts any more. */
   reset(): void {
     this.#active = new SortedMap();
+    this.#added = new Set();
     this.#frozen = null;
     this.#parsed.clear();
     this.overlayBytes = 0;
   }
+}
+
+function bytesOf(row: unknown): number {
+  return ROW_BYTES_ASSUMED + (typeof row === "string" ? row.length : 0);
 }
 
 /** Rows as JSON text, in order of their keys. Drawn over many turns they are still those of one moment. */

@@ -41,11 +41,9 @@ export class SortedMap<V> {
     if (this.#rows.size > before) this.#unplaced.push(key);
   }
 
+  /** Its place in the order stays until the next time the family is put in order; ranges pass over it. */
   delete(key: string): void {
-    if (!this.#rows.delete(key)) return;
-    this.#place();
-    const family = this.#familyOf(key);
-    family.sorted = ordered(family).filter((one) => one !== key);
+    this.#rows.delete(key);
   }
 
   /** Ascending over gte ≤ key < lt, or descending. Keys set meanwhile may or may not come. */
@@ -89,10 +87,12 @@ export class SortedMap<V> {
   #place(): void {
     if (this.#unplaced.length === 0) return;
     for (const key of this.#unplaced) {
+      if (!this.#rows.has(key)) continue;
       const { sorted, fresh } = this.#familyOf(key);
       const last = sorted.length === 0 ? undefined : sorted[sorted.length - 1];
       if (last === undefined || last < key) sorted.push(key);
-      else fresh.push(key);
+      // Deleted and set again it may have its place already.
+      else if (last !== key) fresh.push(key);
     }
     this.#unplaced = [];
   }
@@ -117,7 +117,7 @@ function ordered(family: Family): readonly string[] {
   let at = 0;
   for (const key of fresh) {
     while (at < sorted.length && (sorted[at] as string) < key) merged.push(sorted[at++] as string);
-    merged.push(key);
+    if (sorted[at] !== key && merged.at(-1) !== key) merged.push(key);
   }
   while (at < sorted.length) merged.push(sorted[at++] as string);
   family.sorted = merged;

@@ -202,8 +202,8 @@ function addVersion(
     revision: draft.revision,
     by,
   };
-  draft.put(versionKey(namespace, name, version.version), version);
-  draft.put(textKey(namespace, name, version.version), content.text);
+  draft.add(versionKey(namespace, name, version.version), version);
+  draft.add(textKey(namespace, name, version.version), content.text);
   draft.meta.bytes += content.bytes;
   draft.change({
     type: "version",
@@ -330,7 +330,7 @@ function addRelease(
     by: content.by,
     rollbackOf: content.rollbackOf,
   };
-  draft.put(releaseKey(namespace, name, release.release), release);
+  draft.add(releaseKey(namespace, name, release.release), release);
   const oldest = release.release - releasesKept;
   if (oldest >= 1) draft.delete(releaseKey(namespace, name, oldest));
   const version = release.default === null ? undefined : versionOf(draft, row, release.default);

@@ -84,6 +84,7 @@ export class Draft implements StateView {
   readonly #base: StateTransaction;
   /** Undefined = deleted. */
   readonly #rows = new Map<string, unknown>();
+  readonly #added = new Set<string>();
 
   constructor(
     base: StateTransaction,
@@ -111,6 +112,12 @@ export class Draft implements StateView {
   put(key: string, row: unknown): void {
     assert(row !== undefined, "a row is never undefined: that would delete it");
     this.#rows.set(key, row);
+  }
+
+  /** Of a row that does not exist: numbers are not given twice. One that this command deleted is put like any other. */
+  add(key: string, row: unknown): void {
+    if (!this.#rows.has(key)) this.#added.add(key);
+    this.put(key, row);
   }
 
   delete(key: string): void {
@@ -173,6 +180,7 @@ export class Draft implements StateView {
     this.put(metaKey, this.meta);
     for (const [key, row] of this.#rows) {
       if (row === undefined) this.#base.delete(key);
+      else if (this.#added.has(key)) this.#base.add(key, row);
       else this.#base.put(key, row);
     }
   }

@@ -78,6 +78,8 @@ export interface StateView {
 
 export interface StateTransaction extends StateView {
   put(key: string, row: unknown): void;
+  /** `put` of a row that does not exist. */
+  add(key: string, row: unknown): void;
   delete(key: string): void;
 }
 
@@ -107,6 +109,7 @@ export function dryRun(view: StateView, command: Command): Outcome {
     get: (key) => view.get(key),
     range: (range) => view.range(range),
     put: () => {},
+    add: () => {},
     delete: () => {},
   };
   return apply(state, command).outcome;
@@ -468,7 +471,7 @@ function recordCommit(draft: Draft, actor: Actor): HistoryRow {
   const { meta, revision, at } = draft;
   meta.revision = revision;
   const commit: HistoryRow = { revision, at, changes: draft.changes };
-  draft.put(historyKey(revision), commit);
+  draft.add(historyKey(revision), commit);
   for (let n = 0; revision - meta.historyFrom >= historyMax && n < dropsPerCommandMax; n++)
     draft.delete(historyKey(meta.historyFrom++));
   recordAudits(draft, actor);
@@ -500,7 +503,7 @@ function recordAudits(draft: Draft, actor: Actor): void {
       meta.auditHead = hash;
       row = { ...facts, before, after, previous, hash };
     }
-    draft.put(auditKey(row.sequence), row);
+    draft.add(auditKey(row.sequence), row);
     if (!isChained && row.sequence > auditsMax) draft.delete(auditKey(row.sequence - auditsMax));
   }
   if (isChained) dropAudits(draft);
@@ -568,7 +571,7 @@ function recordOutcome(
   const sequence = meta.idempotencyTo++;
   const row: IdempotencyRow = { fingerprint, sequence, at: draft.at, ...outcome };
   draft.put(idempotencyKey(key), row);
-  draft.put(idempotencyQueueKey(sequence), key);
+  draft.add(idempotencyQueueKey(sequence), key);
   for (let n = 0; n < expiredPerCommandMax; n++) {
     const oldest = meta.idempotencyFrom;
     const oldestKey = draft.get<string>(idempotencyQueueKey(oldest));

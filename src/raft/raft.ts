@@ -50,8 +50,6 @@ const NO_ENTRIES: readonly Entry[] = [];
 const NO_MESSAGES: readonly Message[] = [];
 /** Context of a vote request that a transfer forced. */
 const FORCED = 1;
-/** Context of an append that only tells a commit index to a peer that is known to have everything: no answer is needed. */
-const UNANSWERED = 1;
 /** Reads handed on to a leader and not answered; beyond it the oldest are given up, their callers ask again. */
 const FORWARDED_READS_MAX = 1_024;
 
@@ -1002,7 +1000,6 @@ export class Raft {
     } else {
       const matched = log.maybeAppend(m.index, m.logTerm, m.entries, m.commit);
       if (matched >= 0) {
-        if (m.context === UNANSWERED && m.entries.length === 0) return;
         answer.index = matched;
       } else {
         // Raft §5.3, with the faster way back: the last index here whose term could still be common with the leader's.
@@ -1281,22 +1278,12 @@ export class Raft {
     m.logTerm = logTerm;
     m.entries = entries;
     m.commit = log.commit;
-    if (this.#config.mergeAppends === true && entries.length === 0 && this.#isHeard(peer, index))
-      m.context = UNANSWERED;
     this.#messages.push(m);
     let bytes = 0;
     for (const entry of entries) bytes += entry.data.length;
     peer.sentEntries(entries.length, bytes);
     peer.sentCommit = log.commit;
     return true;
-  }
-
-  /**
-   * It acknowledged everything, so that its answer would be no news but that of its commit index, which the next
-   * heartbeat brings. What asks whether something was lost is never sent to such a peer, and must be answered.
-   */
-  #isHeard(peer: Progress, index: number): boolean {
-    return peer.state === "replicate" && peer.match === index && this.#leavingAt === 0;
   }
 
   /** What it needs next is compacted. One that is not heard of would not take a snapshot either. */

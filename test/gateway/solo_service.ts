@@ -43,6 +43,9 @@ class Rows implements StateTransaction {
     this.#rows.set(key, JSON.parse(JSON.stringify(row)));
   }
 
+  add(key: string, row: unknown): void {
+    this.put(key, row);
+  }
   delete(key: string): void {
     this.#rows.delete(key);
     this.#sorted = null;

@@ -5,6 +5,7 @@ import { MemoryEnvironment } from "./memory_environment.ts";
 
 type Step =
   | { readonly kind: "put"; readonly key: string; readonly value: number }
+  | { readonly kind: "add"; readonly key: string; readonly value: number }
   | { readonly kind: "delete"; readonly key: string }
   | { readonly kind: "freeze" }
   | { readonly kind: "thaw" };
@@ -14,6 +15,10 @@ const step: fc.Arbitrary<Step> = fc.oneof(
   {
     weight: 5,
     arbitrary: fc.record({ kind: fc.constant("put" as const), key, value: fc.nat(99) }),
+  },
+  {
+    weight: 4,
+    arbitrary: fc.record({ kind: fc.constant("add" as const), key, value: fc.nat(99) }),
   },
   { weight: 3, arbitrary: fc.record({ kind: fc.constant("delete" as const), key }) },
   { weight: 1, arbitrary: fc.constant({ kind: "freeze" as const }) },
@@ -32,6 +37,12 @@ describe("TenantState", () => {
           switch (one.kind) {
             case "put":
               state.put(one.key, one.value);
+              model.set(one.key, one.value);
+              break;
+            case "add":
+              // Only what does not exist may be added.
+              if (model.has(one.key)) break;
+              state.add(one.key, one.value);
               model.set(one.key, one.value);
               break;
             case "delete":

@@ -35,6 +35,10 @@ export class MemoryState implements StateTransaction {
     this.#rows.set(key, JSON.stringify(row));
   }
 
+  add(key: string, row: unknown): void {
+    if (this.#rows.has(key)) throw new Error(`A row is added that exists: ${key}`);
+    this.put(key, row);
+  }
   delete(key: string): void {
     if (this.#rows.delete(key)) this.#sorted = null;
   }

@@ -1597,14 +1597,10 @@ const ofMachine: readonly Mutation[] = [
     breaks: "A refused command leaves some of its rows",
     file: "src/machine/draft.ts",
     find: `    this.#rows.set(key, row);
-  }
-
-  delete`,
+  }`,
     replace: `    this.#rows.set(key, row);
     this.#base.put(key, row);
-  }
-
-  delete`,
+  }`,
     killers: [machine],
   },
   {
@@ -1621,8 +1617,8 @@ const ofMachine: readonly Mutation[] = [
     rule: "C4",
     breaks: "History has no row for a commit",
     file: "src/machine/machine.ts",
-    find: `  draft.put(historyKey(revision), commit);`,
-    replace: `  if (draft.changes.length > 1) draft.put(historyKey(revision), commit);`,
+    find: `  draft.add(historyKey(revision), commit);`,
+    replace: `  if (draft.changes.length > 1) draft.add(historyKey(revision), commit);`,
     killers: [machine],
   },
   {
