@@ -306,6 +306,14 @@ const commands: readonly Command[] = [
     run: generate,
   },
   {
+    name: "feedback",
+    summary: "Which instances took or refused which version",
+    usage: "NAME",
+    words: [1, 1],
+    options: whereOptions,
+    run: feedback,
+  },
+  {
     name: "watch",
     summary: "Follow changes until interrupted",
     usage: "[NAME] [--label K=V]… | [--all] [--since CURSOR]",
@@ -836,6 +844,21 @@ async function evaluate(context: Context): Promise<void> {
   const value = await admin.value(where, context.name, labels);
   if (context.format === "table") printContent(value.content);
   else context.show(value, () => "");
+}
+
+async function feedback(context: Context): Promise<void> {
+  const told = await context.admin.feedback(context.where, context.name);
+  context.show(told, () =>
+    table(
+      ["VERSION", "APPLIED", "REJECTED", "LAST REASON"],
+      told.versions.map(({ version, applied, rejected, rejections }) => [
+        version,
+        applied,
+        rejected,
+        rejections[0] === undefined ? "" : `${rejections[0].instance}: ${rejections[0].reason}`,
+      ]),
+    ),
+  );
 }
 
 async function generate(context: Context): Promise<void> {

@@ -18,6 +18,7 @@ import type {
   ContentPut,
   DiffAnswer,
   ExplainAnswer,
+  FeedbackAnswer,
   GroupAnswer,
   IssuerAnswer,
   IssuerPut,
@@ -341,6 +342,11 @@ export class Admin {
   /** Releases, newest first. */
   history(where: Where, name: string): Promise<ReleaseAnswer[]> {
     return this.#list(`${configPath(where, name)}/history`);
+  }
+
+  /** Which instances took or refused which version, as far as they told in the last quarter of an hour. */
+  feedback(where: Where, name: string): Promise<FeedbackAnswer> {
+    return this.#read(`${configPath(where, name)}/feedback`);
   }
 
   diff(where: Where, name: string, from: number, to: number): Promise<DiffAnswer> {

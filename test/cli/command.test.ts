@@ -109,7 +109,7 @@ describe("help and errors", () => {
       const all = await run(["--help"]);
       expect(all).toMatchObject({ code: 0, err: "" });
       const names = [...all.out.matchAll(/^ {2}([a-z]+) /gm)].map(([, name]) => name as string);
-      for (const name of "start apply diff get describe delete publish release rollback eval watch history keys audit tenants issuers cluster journal".split(
+      for (const name of "start apply diff get describe delete publish release rollback eval gen feedback watch history keys audit tenants issuers cluster journal".split(
         " ",
       ))
         expect(names).toContain(name);
@@ -545,3 +545,34 @@ describe("conflux backup and restore", () => {
     2 * timeoutMs,
   );
 });
+
+test(
+  "gen types writes what programs compile against; feedback shows what instances told",
+  async () => {
+    const { harness, env } = await gateway();
+    const schema = { type: "object", required: ["max"], properties: { max: { type: "integer" } } };
+    await harness.call("PUT", "/v1/tenants/acme/namespaces/default/configs/limits", {
+      body: { content: { max: 1 }, schema },
+    });
+    const types = await run(["gen", "types"], env);
+    expect([types.code, types.err]).toEqual([0, ""]);
+    expect(types.out).toContain(
+      "export interface Configs {\n  readonly limits: {\n    readonly max: number;\n  };\n}\n",
+    );
+    expect((await run(["gen", "tips"], env)).err).toContain("Nothing to generate as tips: types");
+    await harness.call("POST", "/v1/tenants/acme/namespaces/default/feedback", {
+      body: {
+        instance: "pod-1",
+        values: [{ name: "limits", version: 1, state: "rejected", reason: "too low" }],
+      },
+    });
+    const told = await run(["feedback", "limits"], env);
+    expect(told.out.trim().split("\n").at(-1)?.split(/ {2,}/)).toEqual([
+      "1",
+      "0",
+      "1",
+      "pod-1: too low",
+    ]);
+  },
+  timeoutMs,
+);
