@@ -279,6 +279,8 @@ export class NodeHost implements ConfigService {
   #swept = false;
   #sweptAt = -Infinity;
   #checkpointQueue = new Set<number>();
+  /** In which term a leader proposed its tenant's first command. */
+  readonly #initialising = new WeakMap<Replica, number>();
   /** Groups whose replica here could not be opened; until the next start nothing of them runs here. */
   readonly #unreadable = new Set<number>();
   /** Groups about which the directory's leader is being asked. */
@@ -998,6 +1000,7 @@ export class NodeHost implements ConfigService {
       },
     };
     const data = encoder.encode(JSON.stringify(command));
+    this.#initialising.set(replica, replica.raft.term);
     replica.propose(data, this.#clock.monotonicMs() + PROPOSE_TIMEOUT_MS, (result) => {
       if (result.kind !== "applied" && replica.raft.isLeader && !replica.initialised) {
         this.#initialise(replica);
@@ -1641,6 +1644,9 @@ export class NodeHost implements ConfigService {
     done: (result: ProposalResult) => void,
   ): void {
     if (this.#journalFull) return done({ kind: "overloaded" });
+    // A leader of this very turn: what it has to say first is not in its log yet.
+    if (!replica.initialised && this.#initialising.get(replica) !== replica.raft.term)
+      return done({ kind: "not-leader" });
     const { disk } = this.#options;
     if (disk !== undefined && disk.level !== "free" && takesRoom(data)) {
       const [free, reserve] = [disk.freeBytes, disk.reserveBytes].map(mebibytes);
