@@ -78,6 +78,37 @@ function run(
   };
 }
 
+/** Stands for a browser: opens the page's program, and prints what it shows. */
+function page(url: string, token: string): string {
+  return `import { EventSource } from "eventsource";
+import { Window } from "happy-dom";
+const window = new Window({ url: ${JSON.stringify(url)} });
+window.document.head.innerHTML = '<meta name="conflux-key" content="${token}">';
+window.document.body.innerHTML = '<div id="root"></div>';
+Object.assign(globalThis, { window, document: window.document, localStorage: window.localStorage, EventSource });
+let shown = "";
+new window.MutationObserver(() => {
+  const text = window.document.body.textContent ?? "";
+  if (text !== shown) console.log((shown = text));
+}).observe(window.document.body, { childList: true, subtree: true, characterData: true });
+await import("./app.tsx");
+`;
+}
+
+function flag(): Record<string, unknown> {
+  const readme = readFileSync(path.join(root, "README.md"), "utf8");
+  const block = /```json new-checkout\n([\s\S]*?)```/.exec(readme)?.[1];
+  return JSON.parse(block ?? "") as Record<string, unknown>;
+}
+
+async function startWithFlag() {
+  const started = await start("client");
+  const body = { format: "flag", content: flag() };
+  const { status } = await started.harness.call("PUT", `${N}/configs/new-checkout`, { body });
+  expect(status).toBe(201);
+  return started;
+}
+
 describe("the README", () => {
   test.each(["node", "bun"])(
     "its service runs on %s",
@@ -108,6 +139,43 @@ describe("the README", () => {
     timeoutMs,
   );
 
+  test.each(["node", "bun"])(
+    "its flags are evaluated on %s",
+    async (runtime) => {
+      const { url, token } = await startWithFlag();
+      const next = run(runtime, { "main.ts": program("flags") }, "main.ts", {
+        CONFLUX_URL: url,
+        CONFLUX_TOKEN: token,
+        NODE_NO_WARNINGS: "1",
+        NO_COLOR: "1",
+      });
+      let text = "";
+      while (!text.endsWith("}")) text += await next();
+      expect(text).toContain("value: true");
+      expect(text).toMatch(/reason: ['"]TARGETING_MATCH['"]/);
+    },
+    timeoutMs,
+  );
+
+  test(
+    "its page follows a flag",
+    async () => {
+      const { url, token, publish } = await startWithFlag();
+      const next = run(
+        "bun",
+        { "app.tsx": program("flags-app"), "main.ts": page(url, token) },
+        "main.ts",
+        {},
+      );
+      let line = await next();
+      if (line === "The checkout") line = await next();
+      expect(line).toBe("The new checkout");
+      await publish("new-checkout", { ...flag(), state: "DISABLED" });
+      expect(await next()).toBe("The checkout");
+    },
+    timeoutMs,
+  );
+
   test(
     "its app shows what is published",
     async () => {
@@ -116,18 +184,7 @@ describe("the README", () => {
         "bun",
         {
           "app.tsx": program("app"),
-          "main.ts": `import { Window } from "happy-dom";
-const window = new Window({ url: ${JSON.stringify(url)} });
-window.document.head.innerHTML = '<meta name="conflux-key" content="${token}">';
-window.document.body.innerHTML = '<div id="root"></div>';
-Object.assign(globalThis, { window, document: window.document });
-let shown = "";
-new window.MutationObserver(() => {
-  const text = window.document.body.textContent ?? "";
-  if (text !== shown) console.log((shown = text));
-}).observe(window.document.body, { childList: true, subtree: true, characterData: true });
-await import("./app.tsx");
-`,
+          "main.ts": page(url, token),
         },
         "main.ts",
         {},
