@@ -833,7 +833,10 @@ class Batch {
  */
 const sliceWatchers = 128;
 /** After a round a broadcast rests for as long as the round took, at most this; what comes meanwhile goes together. */
-const restMsMax = 20;
+const restMsMax = 10;
+/** What may gather between two rounds. Beyond it all are told at once, into their own bounded queues. */
+const roundFramesMax = 1_024;
+const roundBytesMax = 4 * 1024 * 1024;
 
 /**
  * Tells all watchers of one feed, in rounds: each takes what has gathered and walks the watchers in slices of time. The
@@ -842,6 +845,7 @@ const restMsMax = 20;
 class Broadcast {
   readonly watchers = new Set<Watcher>();
   #waiting: Frame[] = [];
+  #waitingBytes = 0;
   #batch: Batch | null = null;
   #round: Iterator<Watcher> | null = null;
   #isScheduled = false;
@@ -850,6 +854,9 @@ class Broadcast {
   send(frame: Frame): void {
     if (this.watchers.size === 0) return;
     this.#waiting.push(frame);
+    this.#waitingBytes += frame.data.length;
+    if (this.#waiting.length > roundFramesMax || this.#waitingBytes > roundBytesMax)
+      this.#tellNow();
     if (this.#isScheduled) return;
     this.#isScheduled = true;
     // After this turn: a burst is applied in one.
@@ -863,10 +870,26 @@ class Broadcast {
     if (this.#waiting.length > 0) tell(watcher, new Batch(this.#waiting));
   }
 
+  /** Ends the round under way, and makes the next, in this turn. */
+  #tellNow(): void {
+    for (let next = this.#round?.next(); next?.done === false; next = this.#round?.next())
+      tell(next.value, this.#batch as Batch);
+    const batch = this.#take();
+    for (const watcher of this.watchers) tell(watcher, batch);
+    this.#round = null;
+    this.#batch = null;
+  }
+
+  #take(): Batch {
+    const batch = new Batch(this.#waiting);
+    this.#waiting = [];
+    this.#waitingBytes = 0;
+    return batch;
+  }
+
   #slice(): void {
     if (this.#round === null) {
-      this.#batch = new Batch(this.#waiting);
-      this.#waiting = [];
+      this.#batch = this.#take();
       this.#round = this.watchers.values();
       this.#roundAt = performance.now();
     }

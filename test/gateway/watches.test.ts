@@ -397,6 +397,19 @@ describe("bookmarks and goodbyes", () => {
     expect((await slow.next())?.data.changes).toMatchObject([{ version: 22 }]);
   });
 
+  test("a burst of more than a round may gather is told whole and in order", async () => {
+    const h = await setup();
+    await put(h, "a", 0);
+    const readers = [await subscribe(h, `${N}/watch`), await subscribe(h, `${T}/watch`)];
+    for (const reader of readers) await reader.next();
+    const count = 1_100;
+    // Without a turn of the event loop in between: what is told must wait, or be told at once.
+    await Promise.all(Array.from({ length: count }, (_, i) => publish(h, "a", i + 1)));
+    for (const reader of readers)
+      for (let i = 0; i < count; i++)
+        expect((await reader.nextNews())?.data.changes[0].version).toBe(i + 2);
+  });
+
   test("one who is too slow for the history that is kept gets a sync that says why", async () => {
     const h = await setup({ queueFramesMax: 3 });
     await put(h, "a", 0);
