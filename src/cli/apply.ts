@@ -12,6 +12,7 @@ import { basename, dirname, isAbsolute, join, normalize, relative } from "node:p
 import { isDeepStrictEqual } from "node:util";
 import { isAlias, isMap, isScalar, LineCounter, parseDocument, stringify, visit } from "yaml";
 import { Problem } from "../api/problems.ts";
+import { QuotasSchema } from "../api/schemas.ts";
 import type {
   ConfigDetailAnswer,
   KeyCreate,
@@ -287,15 +288,7 @@ class ManifestReader {
   #quotas(value: unknown): Manifest["quotas"] {
     if (value === undefined) return undefined;
     const path = ["quotas"];
-    const known = [
-      "configs",
-      "contentBytes",
-      "rulesPerRelease",
-      "versionsPerConfig",
-      "keys",
-      "bytes",
-    ];
-    const fields = this.#fields(value, path, known);
+    const fields = this.#fields(value, path, Object.keys(QuotasSchema.properties));
     for (const [name, quota] of Object.entries(fields ?? {}))
       if (!Number.isSafeInteger(quota) || (quota as number) < 0)
         this.#tell([...path, name], "Give a whole number from 0");

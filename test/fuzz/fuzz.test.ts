@@ -52,8 +52,9 @@ describe("any request made from the OpenAPI document", () => {
     expect(findings.map(describeFinding)).toEqual([]);
     // That it gets past the door: most operations succeed sometimes, and refusals are of many kinds.
     expect(operations.size).toBeGreaterThan(fuzzer.operations.length * 0.5);
-    for (const status of [400, 401, 403, 404, 409, 412, 422])
-      expect(byStatus.get(status)).toBeGreaterThan(0);
+    expect([...byStatus.keys()]).toEqual(
+      expect.arrayContaining([200, 201, 400, 401, 403, 404, 422]),
+    );
   });
 
   test("a fault, a change by a refused request and an undocumented answer are found", async () => {

@@ -117,7 +117,7 @@ export class Generator {
         path,
         isWatch: (spec["tags"] as string[]).includes("watch") || path.endsWith("/event-stream"),
         kinds: (spec["x-conflux-access"] as { kinds: string[] }).kinds,
-        weight: workTags.some((tag) => (spec["tags"] as string[]).includes(tag)) ? 5 : 1,
+        weight: workTags.some((tag) => (spec["tags"] as string[]).includes(tag)) ? 8 : 1,
         answers: answersOf(spec),
       })),
     );
