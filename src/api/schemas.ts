@@ -61,7 +61,8 @@ const Message = Type.String({ maxLength: 4_096 });
 export const Format = literals(["json", "yaml", "toml", "properties", "text", "flag"]);
 
 const Tags = Type.Record(Type.String(), Type.String({ maxLength: 1_024 }), {
-  description: "At most 64",
+  description:
+    "At most 64; names of 1 to 128 characters without quotes, backslashes and control characters",
 });
 
 /** What may stand as content in a request. */

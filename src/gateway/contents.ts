@@ -7,7 +7,13 @@ import type { TransactionOperation } from "../api/schemas.ts";
 import type { ConfigAction, Content } from "../machine/command.ts";
 import type { ConfigRow } from "../machine/rows.ts";
 import { contentHash, prepareContent, type ContentError } from "../model/content.ts";
-import { checkConfigName, checkNamespaceName, tagsMax } from "../model/names.ts";
+import {
+  checkConfigName,
+  checkNamespaceName,
+  checkTagName,
+  escapePointer,
+  tagsMax,
+} from "../model/names.ts";
 import { defaultFormat, type ContentFormat } from "../model/release.ts";
 import { validateRules } from "../model/rules.ts";
 import { checkSchema, validateAgainst } from "../model/schema.ts";
@@ -104,6 +110,11 @@ function buildPut(operation: PutOperation, known: Known, pointer: string): Confi
     throw invalid(`Give at most ${tagsMax} tags`, [
       { pointer: `${pointer}/tags`, detail: `There are ${Object.keys(tags).length}` },
     ]);
+  for (const tag of Object.keys(tags ?? {})) {
+    const detail = checkTagName(tag);
+    if (detail !== null)
+      throw invalid(detail, [{ pointer: `${pointer}/tags/${escapePointer(tag)}`, detail }]);
+  }
   const shape = resultingShape(operation, known, pointer);
   return {
     op: "config.put",

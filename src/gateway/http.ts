@@ -8,6 +8,7 @@ import type { Static, TObject, TSchema } from "@sinclair/typebox";
 import { TypeCompiler, type TypeCheck } from "@sinclair/typebox/compiler";
 import { Problem, problems, type ProblemBody, type ProblemDetailError } from "../api/problems.ts";
 import type { KeyKind } from "../machine/rows.ts";
+import { parseJsonText } from "../model/json.ts";
 import { escapePointer, shown } from "../model/names.ts";
 
 export interface RequestInfo {
@@ -255,7 +256,7 @@ export function parseJson(bytes: Uint8Array): unknown {
       `Send ${shown(inexact)} within a string, or the whole content as text: as a JSON number it would lose digits`,
     );
   try {
-    return JSON.parse(text);
+    return parseJsonText(text);
   } catch (error) {
     throw new Problem("malformed-json", `The body is not JSON: ${positionOf(error)}`, {
       cause: error,

@@ -22,7 +22,7 @@ import {
 } from "yaml";
 import { assert, unreachable } from "../lib/assert.ts";
 import { targetingErrors } from "./flags.ts";
-import { canonicalJson, depthMax, placeOf, scanJson } from "./json.ts";
+import { canonicalJson, depthMax, parseJsonText, placeOf, scanJson } from "./json.ts";
 import { escapePointer, shown } from "./names.ts";
 import type { ContentFormat } from "./release.ts";
 import { loneSurrogateAt, utf8Encode } from "./utf8.ts";
@@ -143,7 +143,7 @@ function prepareStructure(format: ContentFormat, input: unknown): PreparedConten
   const canonical = canonicalJson(input);
   if (!canonical.ok) return failed({ pointer: canonical.pointer, detail: canonical.detail });
   // Parsed again, so that the value is what a reader of the text will see, and nothing of the caller's.
-  const value: unknown = JSON.parse(canonical.text);
+  const value: unknown = parseJsonText(canonical.text);
   if (format === "yaml") {
     if (countValues(value) > yamlValuesMax)
       return failed({
@@ -169,7 +169,7 @@ function countValues(value: unknown): number {
 function prepareJson(text: string): PreparedContent {
   const error = scanJson(text);
   if (error !== null) return failed({ pointer: "", ...error });
-  return { text, value: JSON.parse(text), errors: [] };
+  return { text, value: parseJsonText(text), errors: [] };
 }
 
 function isObject(value: unknown): value is Readonly<Record<string, unknown>> {
@@ -300,7 +300,7 @@ function prepareYaml(text: string): PreparedContent {
     // YAML knows .nan and .inf, cycles through anchors, and depth that JSON's consumers do not expect.
     const canonical = canonicalJson(value);
     if (!canonical.ok) return failed({ pointer: canonical.pointer, detail: canonical.detail });
-    return { text, value: JSON.parse(canonical.text), errors: [] };
+    return { text, value: parseJsonText(canonical.text), errors: [] };
   } catch (error) {
     if (error instanceof RangeError) return failed(tooDeep);
     // The library's sign for too many aliases.
@@ -345,7 +345,7 @@ function prepareToml(text: string): PreparedContent {
     const table: unknown = parseToml(text, { maxDepth: depthMax, unsafeKeyBehaviour: "keep" });
     const canonical = canonicalJson(plain(table, 0));
     if (!canonical.ok) return failed({ pointer: canonical.pointer, detail: canonical.detail });
-    return { text, value: JSON.parse(canonical.text), errors: [] };
+    return { text, value: parseJsonText(canonical.text), errors: [] };
   } catch (error) {
     if (error instanceof TomlError)
       return failed({

@@ -70,6 +70,16 @@ export function checkIdempotencyKey(key: string): string | null {
     : "Give an idempotency key of 1 to 255 printable ASCII characters without spaces";
 }
 
+/** Without what JSON escapes: tags are names in replicated rows, which every engine must read alike (see json.ts). */
+// oxlint-disable-next-line no-control-regex -- these are what is not allowed
+const tagNamePattern = /^[^\u0000-\u001f"\\\ud800-\udfff]{1,128}$/u;
+
+export function checkTagName(name: string): string | null {
+  return tagNamePattern.test(name)
+    ? null
+    : `Name the tag with 1 to 128 characters without quotes, backslashes and control characters: got ${shown(name)}`;
+}
+
 export function checkLabelName(name: string): string | null {
   return labelNamePattern.test(name)
     ? null

@@ -8,7 +8,7 @@
  * function, and `patternProperties` becomes lists of those names of the content that match.
  */
 import { dereference, format, validate } from "@cfworker/json-schema";
-import { depthMax, scanJson } from "./json.ts";
+import { depthMax, parseJsonText, scanJson } from "./json.ts";
 import { escapePointer, shown } from "./names.ts";
 import { Pattern } from "./pattern.ts";
 import { utf8Length } from "./utf8.ts";
@@ -131,7 +131,7 @@ function compile(
   const broken = scanJson(text);
   if (broken !== null)
     return fail(`${broken.detail} (line ${broken.line}, column ${broken.column} of the schema)`);
-  const parsed: unknown = JSON.parse(text);
+  const parsed: unknown = parseJsonText(text);
   if (typeof parsed !== "boolean" && !isNode(parsed))
     return fail("Give the schema as an object, true or false");
   const reader = new SchemaReader(names);

@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import * as fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { contentHash, mediaType, prepareContent, useDigest } from "../../src/model/content.ts";
-import { canonicalJson, scanJson } from "../../src/model/json.ts";
+import { canonicalJson, parseJsonText, scanJson } from "../../src/model/json.ts";
 import {
   checkConfigName,
   checkLabelName,
@@ -91,6 +91,34 @@ describe("canonicalJson()", () => {
         expect(JSON.parse(once.text)).toEqual(JSON.parse(text));
       }),
     );
+  });
+});
+
+describe("parseJsonText()", () => {
+  test("reads what JSON.parse should, whatever names came before", () => {
+    const names = fc.constantFrom('"', "\\", "\n", "é", "a", '"a', "__proto__", "");
+    const value = fc.letrec((tie) => ({
+      any: fc.oneof(
+        { depthSize: "small" },
+        fc.jsonValue({ maxDepth: 0 }),
+        tie("list"),
+        tie("object"),
+      ),
+      list: fc.array(tie("any"), { maxLength: 3 }),
+      object: fc.array(fc.tuple(names, tie("any")), { maxLength: 3 }).map(Object.fromEntries),
+    })).any;
+    fc.assert(
+      fc.property(value, fc.constantFrom(0, 1, "\t"), (given, indent) => {
+        // What poisons the engine.
+        for (const name of ["h", ""]) JSON.parse(`{"${name}":0,"\\\\":0}`);
+        const text = JSON.stringify(given, null, indent);
+        const parsed = parseJsonText(text);
+        expect(JSON.stringify(parsed, null, indent)).toBe(text);
+      }),
+      { numRuns: 500 },
+    );
+    expect(parseJsonText('{ "\\u0022" : 1 , "x" : [ ] }')).toEqual({ '"': 1, x: [] });
+    expect(() => parseJsonText('{"\\"":1')).toThrow(SyntaxError);
   });
 });
 
