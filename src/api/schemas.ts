@@ -238,7 +238,13 @@ export const RestoreBegin = request("RestoreBegin", {
   ),
   description: Type.Optional(Description),
   quotas: Type.Optional(QuotasSchema),
-  replicas: Type.Optional(ReplicaCount),
+  replicas: Type.Optional(
+    Type.Unsafe<number>(
+      Type.Union([Type.Literal(1), Type.Literal(3), Type.Literal(5)], {
+        description: "As it had; where there are fewer nodes, as a new tenant gets",
+      }),
+    ),
+  ),
   replace: Type.Optional(
     Type.Boolean({ description: "Purge the tenant that has the name; default: refuse" }),
   ),

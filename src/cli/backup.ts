@@ -371,7 +371,6 @@ function beginOf(head: Head, options: RestoreOptions): RestoreBegin {
     meta,
     ...(description !== undefined && { description }),
     ...(quotas !== undefined && { quotas }),
-    // Fewer nodes than where it was taken: as many replicas as there is room for.
     ...((replicas === 1 || replicas === 3 || replicas === 5) && { replicas }),
     ...(options.replace === true && { replace: true }),
     ...(options.as !== undefined && { adminKey: true }),

@@ -391,7 +391,7 @@ export const backupRoutes: readonly Route[] = [
         op: "directory.create",
         tenant,
         quotas: body.quotas ?? {},
-        nodes: context.service.place(tenant, body.replicas),
+        nodes: placed(context, tenant, body.replicas),
         adminKey: { id: keyId, kind: "admin", hash: hashToken(token) },
         restore: { source: body.source, meta: body.meta, adminKey: body.adminKey === true },
         ...(body.description !== undefined && { description: body.description }),
@@ -461,6 +461,12 @@ export const backupRoutes: readonly Route[] = [
     },
   }),
 ];
+
+/** As many replicas as it had; where there are fewer nodes, as a new tenant gets. */
+function placed({ service }: Context, tenant: string, replicas?: number): readonly string[] {
+  const isRoom = replicas === undefined || replicas <= service.cluster().nodes.length;
+  return service.place(tenant, isRoom ? replicas : undefined);
+}
 
 function rowOf(text: string, at: number): unknown {
   try {
