@@ -17,6 +17,11 @@ export class Directory {
     this.#view = view;
   }
 
+  /** Of what is known here; null while nothing is. */
+  get revision(): number | null {
+    return this.#view()?.revision ?? null;
+  }
+
   tenant(name: string): TenantRow | undefined {
     const view = this.#view();
     return view === null ? undefined : (getTenant(view, name) ?? undefined);

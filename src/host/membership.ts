@@ -155,6 +155,8 @@ export class Membership {
   readonly #settling = new Set<number>();
   /** Where the last round ended. */
   #cursor = 0;
+  /** The directory's revision at which nothing moved; looking through it costs more than all the rest of a round. */
+  #stillAt: number | null = null;
 
   constructor(node: string, directory: Directory, hooks: MembershipHooks) {
     this.#node = node;
@@ -164,7 +166,10 @@ export class Membership {
 
   /** Call a few times a second. */
   round(): void {
+    const { revision } = this.#directory;
+    if (revision !== null && revision === this.#stillAt) return;
     const rows = this.#directory.moving(this.#cursor, GROUPS_PER_ROUND);
+    this.#stillAt = this.#cursor === 0 && rows.length === 0 ? revision : null;
     this.#cursor = rows.length < GROUPS_PER_ROUND ? 0 : (rows.at(-1)?.group ?? 0);
     for (const row of rows) this.#advance(row);
   }

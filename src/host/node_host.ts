@@ -89,7 +89,7 @@ const READ_TIMEOUT_MS = 5_000;
 const RETRY_MS = 50;
 /** Retries, campaigns and time-outs are looked at this often. */
 const PULSE_MS = 25;
-/** Whether the time of something that waits is up is looked at this often: all of it is gone through. */
+/** All that waits and all replicas that are busy are gone through this often: whose time is up, and who holds too much. */
 const EXPIRE_MS = 100;
 /** One append to the journal takes up to this; the rest follows in the next. */
 const JOURNAL_WRITE_BYTES = 4 * 1024 * 1024;
@@ -634,7 +634,14 @@ export class NodeHost implements ConfigService {
     }
     this.#runCampaigns(now);
     this.#passSchedules(now);
-    if (now - this.#expiredAt >= EXPIRE_MS) this.#expire(now);
+    if (now - this.#expiredAt >= EXPIRE_MS) {
+      this.#expiredAt = now;
+      this.#expire(now);
+      for (const replica of this.#ticking) {
+        if (replica.checkpointBytes > this.#tuning.checkpointBytes)
+          this.#checkpointQueue.add(replica.group);
+      }
+    }
     if (this.#journalFull) this.#schedule();
     this.#watchDisk();
     if (!this.#swept && this.#systemReady && now - this.#sweptAt > SWEEP_MS) {
@@ -655,7 +662,6 @@ export class NodeHost implements ConfigService {
 
   /** Ends what waits here and whose time is up. */
   #expire(now: number): void {
-    this.#expiredAt = now;
     this.#rpc.expire(now);
     this.#snapshots.expire(now);
     for (const replica of this.#ticking) this.#contained(replica, () => replica.expire(now));
@@ -1257,10 +1263,6 @@ export class NodeHost implements ConfigService {
 
   #runCheckpoints(): void {
     const { journal } = this.#options;
-    for (const replica of this.#ticking) {
-      if (replica.checkpointBytes > this.#tuning.checkpointBytes)
-        this.#checkpointQueue.add(replica.group);
-    }
     const { journalSegments } = this.#tuning;
     if (journal.status.segments > journalSegments) {
       for (const group of journal.pinning(journalSegments)) this.#checkpointQueue.add(group);
