@@ -1,6 +1,7 @@
 /**
  * Composition root: reads the settings, opens the adapters, wires them to the host, starts. The only place that wires.
  */
+import { execFileSync } from "node:child_process";
 import { createHash, randomInt } from "node:crypto";
 import { chmodSync, existsSync, readFileSync, renameSync, writeFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
@@ -10,6 +11,7 @@ import { pino } from "pino";
 import { Problem } from "./api/problems.ts";
 import { applyDirectory, ManifestError, readManifests } from "./cli/apply.ts";
 import { createGateway, type Gateway } from "./gateway/gateway.ts";
+import { readSecretKeys, type SecretKey } from "./gateway/secrets.ts";
 import { hashToken, makeRootToken } from "./gateway/tokens.ts";
 import { SYSTEM_TENANT } from "./host/directory.ts";
 import { NodeHost } from "./host/node_host.ts";
@@ -34,6 +36,7 @@ const version = "0.1.0";
 /** How long requests under way may take to end when the node stops. */
 const STOP_GRACE_MS = 2_000;
 const DAY_MS = 86_400_000;
+const SECRET_COMMAND_MS = 30_000;
 const WAITING_NOTICE_MS = 5_000;
 const REGISTER_RETRY_MS = 200;
 
@@ -55,6 +58,35 @@ function systemClock(): Clock {
       return () => clearInterval(timer);
     },
   };
+}
+
+/** Before anything is started: a node without the keys that it was promised must not serve. */
+function readSecretKeysOf(settings: Settings): readonly SecretKey[] {
+  const { secretKeyFile: file, secretKeyCommand: command } = settings;
+  if (file === null && command === null) return [];
+  const name = file === null ? "CONFLUX_SECRET_KEY_COMMAND" : "CONFLUX_SECRET_KEY_FILE";
+  let text: string;
+  try {
+    text =
+      file === null
+        ? execFileSync(command as string, {
+            encoding: "utf8",
+            timeout: SECRET_COMMAND_MS,
+            stdio: ["ignore", "pipe", "inherit"],
+          })
+        : readFileSync(file, "utf8");
+  } catch (error) {
+    // Not the error itself: that of a command holds what it printed.
+    const { code } = error as NodeJS.ErrnoException;
+    throw new SettingsError(
+      `${name} is "${file ?? command}": it cannot be read (${code ?? "it failed"})`,
+    );
+  }
+  try {
+    return readSecretKeys(text);
+  } catch (error) {
+    throw new SettingsError(`${name} is "${file ?? command}": ${(error as Error).message}`);
+  }
 }
 
 /** The operator's token: given, or kept beside the data from the first start on. */
@@ -111,6 +143,7 @@ async function main(args: readonly string[]): Promise<void> {
     readFile: (path) => readFileSync(path, "utf8"),
   });
   if (settings.tenants !== null) await checkTenants(settings.tenants);
+  const secretKeys = readSecretKeysOf(settings);
   // Standard output is for people; the log goes beside it.
   const log = pino({ level: settings.log, base: { node: settings.node } }, pino.destination(2));
   const peers = settings.peers ?? [settings.node];
@@ -186,6 +219,7 @@ async function main(args: readonly string[]): Promise<void> {
       ...(Number.isFinite(settings.tenantRetention) && {
         retentionMs: settings.tenantRetention * DAY_MS,
       }),
+      secretKeys,
     },
   });
   await host.start();

@@ -46,6 +46,11 @@ export const problems = {
   },
   "quota-exceeded": { status: 429, title: "Quota is used up", retryable: false },
   "too-many-requests": { status: 429, title: "Too many requests", retryable: true },
+  "secrets-unavailable": {
+    status: 503,
+    title: "Secrets cannot be sealed or opened here",
+    retryable: false,
+  },
   "issuer-unavailable": {
     status: 503,
     title: "Keys of the token's issuer cannot be read",

@@ -292,6 +292,7 @@ export const RestoreFinished = answer("RestoreFinished", {
   rows: Type.Integer(),
 });
 export type RestoreFinished = Static<typeof RestoreFinished>;
+const KeyScope = literals(["secrets"]);
 
 export const KeyCreate = request("KeyCreate", {
   kind: KeyKindName,
@@ -304,6 +305,12 @@ export const KeyCreate = request("KeyCreate", {
     }),
   ),
   expiresAt: Type.Optional(Type.String({ description: "RFC 3339, in the future" })),
+  scopes: Type.Optional(
+    Type.Array(KeyScope, {
+      maxItems: 1,
+      description: "secrets: reads the values of secret configs",
+    }),
+  ),
   description: Type.Optional(Description),
 });
 export type KeyCreate = Static<typeof KeyCreate>;
@@ -313,6 +320,7 @@ const keyFields = {
   kind: KeyKindName,
   namespaces: orNull(Type.Array(Name)),
   expiresAt: orNull(Time),
+  scopes: Type.Array(KeyScope),
   description: Type.String(),
   createdAt: Time,
   lastUsedAt: orNull(
@@ -347,6 +355,14 @@ export const KeyRotated = answer("KeyRotated", {
   replaces: Type.Object({ id: Type.String(), expiresAt: orNull(Time) }),
 });
 export type KeyRotated = Static<typeof KeyRotated>;
+
+export const SecretsRotate = request("SecretsRotate", {});
+export const SecretsRotated = answer("SecretsRotated", {
+  rotated: Type.Integer({ description: "Versions that were wrapped anew" }),
+  key: orNull(Type.String({ description: "Id of the active key" })),
+  more: Type.Boolean({ description: "Whether there are more: repeat it" }),
+});
+export type SecretsRotated = Static<typeof SecretsRotated>;
 
 export const UsageAnswer = answer("Usage", {
   revision: Count,
@@ -593,6 +609,12 @@ const configPutFields = {
   format: Type.Optional(Format),
   content: Type.Optional(ContentInput),
   schema: Type.Optional(SchemaInput),
+  secret: Type.Optional(
+    Type.Boolean({
+      description:
+        "Contents are sealed, and shown to keys with the scope secrets only; said at creation, and never changed",
+    }),
+  ),
   description: Type.Optional(Description),
   tags: Type.Optional(Tags),
 };
@@ -634,6 +656,7 @@ const configFields = {
   format: Format,
   description: Type.String(),
   tags: Type.Record(Type.String(), Type.String()),
+  secret: Type.Boolean(),
   schemaHash: orNull(Hash),
   revision: Type.Integer({ description: "Revision of its last change: its ETag" }),
   createdAt: Time,

@@ -240,6 +240,7 @@ const commands: readonly Command[] = [
         value: "FORMAT",
         help: `Create the config if there is none: ${contentFormats.join(", ")}`,
       },
+      secret: { type: "boolean", help: "Create it as a secret, sealed for good (with --format)" },
     },
     run: publish,
   },
@@ -346,6 +347,7 @@ const commands: readonly Command[] = [
       kind: { type: "string", value: "KIND", help: "admin, write, read or client" },
       only: { type: "string", multiple: true, value: "NAMESPACE", help: "Limit it; repeatable" },
       expires: { type: "string", value: "TIME", help: "When it ends, RFC 3339" },
+      scope: { type: "string", value: "NAME", help: "secrets: reads secret values (create)" },
       overlap: {
         type: "string",
         value: "SECONDS",
@@ -382,6 +384,14 @@ const commands: readonly Command[] = [
       purge: { type: "boolean", help: "Delete for good, with all data" },
     },
     run: tenants,
+  },
+  {
+    name: "secrets",
+    summary: "Wrap what is sealed with the newest key of CONFLUX_SECRET_KEY_FILE",
+    usage: "rotate",
+    words: [1, 1],
+    options: tenantOption,
+    run: secrets,
   },
   {
     name: "issuers",
@@ -725,7 +735,8 @@ async function publish(context: Context): Promise<void> {
       throw new UsageError(
         `There is no config ${where.namespace}/${name}; give its --format to create it`,
       );
-    const body = { format: format as ContentFormat, content };
+    const secret = options.has("secret");
+    const body = { format: format as ContentFormat, content, ...(secret && { secret }) };
     const done = await admin.putConfig(where, name, body, { ifNoneMatch: "*" });
     context.show(done, () => `Created ${where.namespace}/${name} with version 1, released`);
   }
@@ -1021,11 +1032,15 @@ async function keys(context: Context): Promise<void> {
     if (kind === undefined || !keyKinds.includes(kind))
       throw new UsageError(`Give the key's kind: --kind ${keyKinds.join(" | ")}`);
     const only = options.all("only");
+    const scope = options.get("scope");
+    if (scope !== undefined && scope !== "secrets")
+      throw new UsageError(`Option --scope takes secrets: got ${scope}`);
     const expiresAt = options.get("expires");
     const description = options.get("description");
     const key = await admin.createKey(tenant, {
       kind,
       ...(only.length > 0 && { namespaces: [...only] }),
+      ...(scope !== undefined && { scopes: [scope] }),
       ...(expiresAt !== undefined && { expiresAt }),
       ...(description !== undefined && { description }),
     });
@@ -1098,6 +1113,23 @@ async function verifyAudit(context: Context): Promise<number> {
       : `Tampered with: ${wrong}`,
   );
   return wrong === null ? 0 : 1;
+}
+
+async function secrets(context: Context): Promise<void> {
+  const { admin, tenant } = context;
+  verbOf(context, { rotate: 0 });
+  const line = new ProgressLine();
+  let rotated = 0;
+  let key: string | null;
+  for (;;) {
+    const done = await admin.rotateSecrets(tenant);
+    rotated += done.rotated;
+    key = done.key;
+    if (!done.more) break;
+    line.show(`${tenant}: ${rotated} versions`);
+  }
+  line.end();
+  context.show({ rotated, key }, () => `Wrapped ${rotated} versions with key ${key}`);
 }
 
 async function issuers(context: Context): Promise<void> {

@@ -75,6 +75,7 @@ export const accessTable = {
   listAudit: tenant(admins, "refused"),
   getGroup: tenant(readers, "refused"),
 
+  rotateSecrets: tenant(admins, "refused"),
   createKey: tenant(admins, "named"),
   listKeys: tenant(admins, "filtered"),
   getKey: tenant(admins, "hidden"),

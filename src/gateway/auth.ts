@@ -73,8 +73,8 @@ export function principalIn(
   const { keyId } = isStream ? credential.token : credential.key;
   const row = view.get<KeyRow>(keyKey(keyId));
   if (row === undefined || (row.expiresAt !== null && row.expiresAt <= nowMs)) return null;
-  const { kind, id, namespaces, expiresAt } = row;
-  const principal = { kind, keyId: id, namespaces, expiresAt };
+  const { kind, id, namespaces, expiresAt, scopes = [] } = row;
+  const principal = { kind, keyId: id, namespaces, expiresAt, scopes };
   if (!isStream) return equalHashes(row.hash, credential.hash) ? principal : null;
   const { token } = credential;
   const made = { ...token, tenant: view.tenant };

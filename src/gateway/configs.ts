@@ -42,6 +42,7 @@ import { authorizeNamespace } from "./auth.ts";
 import { change, changedAnswer, precondition, type Build, type Changed } from "./changes.ts";
 import { buildAction, resultingShape, shapeOf, type Known, type Shape } from "./contents.ts";
 import { unifiedDiff } from "./diff.ts";
+import { authorizeSecrets, openText } from "./secrets.ts";
 import { check, invalid, json, revisionTag, time, type Answer, type Call } from "./http.ts";
 import {
   contentBodyBytesMax,
@@ -175,11 +176,12 @@ const versionRoutes: readonly Route[] = [
     tag: "versions",
     summary: "A version with its content, by number or by sha256:…",
     responses: { 200: { description: "The version", schema: VersionContentAnswer } },
-    read: (view, call) => {
+    read: (view, call, _input, { secrets }) => {
       const given = call.params["version"] as string;
       const row = configOf(view, call);
       const version = versionOf(view, row, given);
-      const content = getText(view, row.namespace, row.name, version.version);
+      if (version.secret === true) authorizeSecrets(call.principal);
+      const content = openText(view, secrets, row, version);
       if (content === null) throw new Error("A version has no text");
       return json(
         { ...versionAnswer(version), content },
@@ -187,7 +189,10 @@ const versionRoutes: readonly Route[] = [
           etag: `"${row.uid}-${version.version}"`,
           headers: {
             // By hash it is the same for ever; a number may be given again once the config was made anew.
-            "cache-control": `private, max-age=${given.startsWith("sha256:") ? 31_536_000 : 86_400}, immutable`,
+            "cache-control":
+              version.secret === true
+                ? "no-store"
+                : `private, max-age=${given.startsWith("sha256:") ? 31_536_000 : 86_400}, immutable`,
             vary: "Authorization, X-API-Key",
           },
         },
@@ -367,7 +372,7 @@ function changeConfig<Op extends ConfigOp>(
   const build = async (consistency: "stale" | "linearizable"): Promise<ConfigAction> => {
     const action = needsState(whole)
       ? await known(call, context, consistency, (state) => buildAction(whole, state, ""))
-      : buildAction(whole, nothingKnown, "");
+      : buildAction(whole, { ...nothingKnown, secrets: context.secrets, tenant: "" }, "");
     return { ...action, ...guard };
   };
   return change<Op>(call, context, build as unknown as Build<Op>);
@@ -378,14 +383,14 @@ function needsState(operation: TransactionOperation): boolean {
   return "content" in operation && operation.content !== undefined;
 }
 
-const nothingKnown: Known = { shape: () => null, contentBytesMax: Number.POSITIVE_INFINITY };
+const nothingKnown = { shape: () => null, contentBytesMax: Number.POSITIVE_INFINITY };
 
 /**
  * Runs `build` over the tenant's state: as it is known here, and if that lacks something, once more over the newest.
  */
 async function known<T>(
   call: Call,
-  { service }: Context,
+  { service, secrets }: Context,
   consistency: "stale" | "linearizable",
   build: (state: Known) => T | Promise<T>,
 ): Promise<T> {
@@ -400,6 +405,8 @@ async function known<T>(
     const state =
       view !== null ? known(view) : await service.read(tenant, { consistency: with_ }, known);
     return build({
+      tenant,
+      secrets,
       contentBytesMax: state.contentBytesMax,
       shape: (namespace, name) => state.shapes.get(`${namespace}/${name}`) ?? null,
     });
@@ -467,7 +474,7 @@ async function buildAll(
 ): Promise<ConfigAction[]> {
   const made = new Map<string, Shape | null>();
   const present: Known = {
-    contentBytesMax: state.contentBytesMax,
+    ...state,
     shape: (namespace, name) => {
       const key = `${namespace}/${name}`;
       return made.has(key) ? (made.get(key) ?? null) : state.shape(namespace, name);
@@ -481,7 +488,8 @@ async function buildAll(
       turnFrom = performance.now();
     }
     const pointer = `/then/${i}`;
-    actions.push(buildAction(operation, present, pointer));
+    const action = buildAction(operation, present, pointer);
+    actions.push(action);
     if (operation.op === "config.put")
       made.set(
         `${operation.namespace}/${operation.name}`,
@@ -489,6 +497,13 @@ async function buildAll(
       );
     if (operation.op === "config.delete")
       made.set(`${operation.namespace}/${operation.name}`, null);
+    const content = "content" in action ? action.content : undefined;
+    if (content?.secret === undefined || action.op === "namespace.put") continue;
+    const { namespace, name } = action;
+    const shape = present.shape(namespace, name);
+    if (shape === null || shape.latestHash === content.hash) continue;
+    const { version: latestVersion } = content.secret;
+    made.set(`${namespace}/${name}`, { ...shape, latestVersion, latestHash: content.hash });
   }
   return actions;
 }
@@ -531,8 +546,9 @@ function diffAnswer(
       : row.default === null
         ? to
         : versionOf(view, row, String(row.default));
-  const text = (version: VersionRow): string =>
-    getText(view, row.namespace, row.name, version.version) ?? "";
+  // Of secrets only whether they are equal is told.
+  const text = ({ version, secret }: VersionRow): string =>
+    secret === true ? "" : (getText(view, row.namespace, row.name, version) ?? "");
   return json({
     from: versionAnswer(from),
     to: versionAnswer(to),
@@ -603,6 +619,7 @@ export function configAnswer(info: ConfigInfo): ConfigAnswer {
   return {
     ...rest,
     tags: { ...rest.tags },
+    secret: rest.secret ?? false,
     release: release === 0 ? null : release,
     ruleCount: rules,
     createdAt: time(createdAt),

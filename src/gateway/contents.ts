@@ -19,15 +19,21 @@ import { validateRules } from "../model/rules.ts";
 import { checkSchema, validateAgainst } from "../model/schema.ts";
 import { utf8Length } from "../model/utf8.ts";
 import { invalid } from "./http.ts";
+import { secretBytesMax, type Secrets } from "./secrets.ts";
 
 /** What a change of a config depends on. */
 export interface Shape {
   readonly format: ContentFormat;
   readonly schema: { readonly text: string; readonly hash: string } | null;
+  readonly secret: boolean;
+  readonly latestVersion: number;
+  readonly latestHash: string | null;
 }
 
 export function shapeOf(row: ConfigRow | null): Shape | null {
-  return row === null ? null : { format: row.format, schema: row.schema };
+  if (row === null) return null;
+  const { format, schema, secret = false, latestVersion, latestHash } = row;
+  return { format, schema, secret, latestVersion, latestHash };
 }
 
 /** What may be found out about the state while actions are built. */
@@ -35,6 +41,8 @@ export interface Known {
   /** Of a config that exists, and is not deleted. */
   shape(namespace: string, name: string): Shape | null;
   readonly contentBytesMax: number;
+  readonly tenant: string;
+  readonly secrets: Secrets;
 }
 
 /**
@@ -59,7 +67,7 @@ export function buildAction(
         op: operation.op,
         namespace,
         name,
-        content: buildContent(shape, operation.content, known, `${pointer}/content`),
+        content: buildContent(shape, operation, known, `${pointer}/content`),
         schemaHash: shape.schema?.hash ?? null,
         format: shape.format,
         ...(message !== undefined && { message }),
@@ -105,7 +113,7 @@ function checkNames(operation: TransactionOperation, pointer: string): void {
 type PutOperation = TransactionOperation & { readonly op: "config.put" };
 
 function buildPut(operation: PutOperation, known: Known, pointer: string): ConfigAction {
-  const { namespace, name, format, content, schema, description, tags } = operation;
+  const { namespace, name, format, content, schema, description, tags, secret } = operation;
   if (tags !== undefined && Object.keys(tags).length > tagsMax)
     throw invalid(`Give at most ${tagsMax} tags`, [
       { pointer: `${pointer}/tags`, detail: `There are ${Object.keys(tags).length}` },
@@ -116,6 +124,13 @@ function buildPut(operation: PutOperation, known: Known, pointer: string): Confi
       throw invalid(detail, [{ pointer: `${pointer}/tags/${escapePointer(tag)}`, detail }]);
   }
   const shape = resultingShape(operation, known, pointer);
+  if (secret === true) {
+    known.secrets.needKey();
+    if (shape.format === "flag")
+      throw invalid("Flags cannot be secret: whoever evaluates them would learn them", [
+        { pointer: `${pointer}/secret`, detail: "Not with the format flag" },
+      ]);
+  }
   return {
     op: "config.put",
     namespace,
@@ -124,8 +139,9 @@ function buildPut(operation: PutOperation, known: Known, pointer: string): Confi
     ...(description !== undefined && { description }),
     ...(tags !== undefined && { tags }),
     ...(schema !== undefined && { schema: shape.schema }),
+    ...(secret !== undefined && { secret }),
     ...(content !== undefined && {
-      content: buildContent(shape, content, known, `${pointer}/content`),
+      content: buildContent(shape, { namespace, name, content }, known, `${pointer}/content`),
     }),
   };
 }
@@ -135,6 +151,9 @@ export function resultingShape(operation: PutOperation, known: Known, pointer: s
   const { namespace, name, format, schema } = operation;
   const before = known.shape(namespace, name);
   return {
+    secret: before?.secret ?? operation.secret ?? false,
+    latestVersion: before?.latestVersion ?? 0,
+    latestHash: before?.latestHash ?? null,
     format: format ?? before?.format ?? defaultFormat,
     schema:
       schema === undefined
@@ -152,7 +171,13 @@ function buildSchema(input: unknown, pointer: string): NonNullable<Shape["schema
   return { text, hash: contentHash(text) };
 }
 
-function buildContent(shape: Shape, input: unknown, known: Known, pointer: string): Content {
+function buildContent(
+  shape: Shape,
+  of: { readonly namespace: string; readonly name: string; readonly content?: unknown },
+  known: Known,
+  pointer: string,
+): Content {
+  const input = of.content;
   // Before it is parsed: parsers are bounded by the quota.
   if (typeof input === "string") guardBytes(utf8Length(input), known, pointer);
   const { text, value, errors } = prepareContent(shape.format, input);
@@ -165,7 +190,25 @@ function buildContent(shape: Shape, input: unknown, known: Known, pointer: strin
     if (broken.length > 0)
       throw invalidContent("The content does not fit the config's schema", broken, pointer);
   }
-  return { text, hash: contentHash(text), bytes };
+  return shape.secret
+    ? sealed(shape, of, known, { text, bytes, pointer })
+    : { text, hash: contentHash(text), bytes };
+}
+
+function sealed(
+  shape: Shape,
+  { namespace, name }: { readonly namespace: string; readonly name: string },
+  { secrets, tenant }: Known,
+  plain: { readonly text: string; readonly bytes: number; readonly pointer: string },
+): Content {
+  const { text, bytes, pointer } = plain;
+  if (bytes > secretBytesMax)
+    throw new Problem("body-too-large", `Keep secrets within ${secretBytesMax} bytes`, {
+      errors: [{ pointer, detail: `Has ${bytes} bytes` }],
+    });
+  const place = { tenant, namespace, name, version: shape.latestVersion + 1 };
+  const hash = secrets.hash(place, text);
+  return { text: secrets.seal(place, text), hash, bytes, secret: { version: place.version } };
 }
 
 function guardBytes(bytes: number, known: Known, pointer: string): void {

@@ -48,6 +48,7 @@ import { NamespaceSets } from "./namespace_sets.ts";
 import { ofrepFailure, ofrepRoutes } from "./ofrep.ts";
 import { notHereAnswer, Peers } from "./peers.ts";
 import type { Context, Route } from "./route.ts";
+import { secretRoutes, Secrets, type SecretKey } from "./secrets.ts";
 import { purgeExpired } from "./retention.ts";
 import { tenantRoutes } from "./tenants.ts";
 import { base62 } from "./tokens.ts";
@@ -74,6 +75,8 @@ export interface GatewaySettings {
   readonly usageMs?: number;
   /** How long a deleted tenant can be undeleted before it is purged; absent: for ever. */
   readonly retentionMs?: number;
+  /** For secret configs; absent: there can be none. */
+  readonly secretKeys?: readonly SecretKey[];
 }
 
 export interface Gateway {
@@ -94,6 +97,7 @@ const retentionCheckMs = 3_600_000;
 export const routes: readonly Route[] = [
   ...clusterRoutes,
   ...issuerRoutes,
+  ...secretRoutes,
   ...tenantRoutes,
   ...configRoutes,
   ...valueRoutes,
@@ -148,10 +152,13 @@ class Door {
     this.#isVerbose = log.isLevelEnabled?.("debug") ?? false;
     this.#requestsMax = settings.requestsMax ?? requestsMaxDefault;
     const peers = new Peers(service, (request, info) => this.fetch(request, info));
+    const secrets = new Secrets(settings.secretKeys ?? []);
     this.#context = {
       service,
       peers,
+      secrets,
       watches: new Watches({
+        secrets,
         service,
         peers,
         settings: settings.watch ?? {},

@@ -24,6 +24,8 @@ export interface Principal {
   /** Null: all of them. */
   readonly namespaces: readonly string[] | null;
   readonly expiresAt: number | null;
+  /** What it may beside what its kind may. */
+  readonly scopes?: readonly "secrets"[];
   /** Whose token it is, when it is none of ours. */
   readonly issuer?: string;
 }

@@ -157,7 +157,10 @@ export class NamespaceSet {
   /** It shows this revision, and those before down to its last change. */
   revision: number;
   readonly chain: readonly string[];
+  /** Those that are not secret. */
   readonly members: readonly Member[];
+  /** Their contents are sealed, and never kept here in plain. */
+  readonly secrets: readonly ConfigRow[];
   readonly #byName: ReadonlyMap<string, Member>;
   /** Labels that some rule looks at. */
   readonly labelNames: readonly string[];
@@ -180,7 +183,9 @@ export class NamespaceSet {
     this.epoch = view.epoch;
     this.revision = view.revision;
     this.chain = namespaceChain(view, namespace);
-    const configs = effectiveConfigs(view, namespace);
+    const all = effectiveConfigs(view, namespace);
+    const configs = all.filter((config) => config.secret !== true);
+    this.secrets = all.filter((config) => config.secret === true);
     took(configs.length * memberBytesAssumed);
     this.members = configs.map((config) => {
       const known = before?.find(config.name);
@@ -198,7 +203,7 @@ export class NamespaceSet {
     this.#byName = new Map(this.members.map((member) => [member.config.name, member]));
     const names = new Set<string>();
     const digest = createHash("sha256").update(this.chain.join("/"));
-    for (const { config } of this.members) {
+    for (const config of all) {
       for (const rule of config.rules) {
         for (const name of Object.keys(rule.match)) names.add(name);
         if (rule.rollout !== undefined) names.add(rule.rollout.by);

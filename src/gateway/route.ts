@@ -10,6 +10,7 @@ import type { Backups } from "./backup.ts";
 import type { Peers } from "./peers.ts";
 import { accessOf, type Access, type RouteId } from "./access.ts";
 import type { Feedback } from "./feedback.ts";
+import type { Secrets } from "./secrets.ts";
 import type { Watches } from "./watches.ts";
 
 export type Method = "GET" | "PUT" | "POST" | "PATCH" | "DELETE";
@@ -26,6 +27,7 @@ export interface Context {
   readonly service: ConfigService;
   readonly peers: Peers;
   readonly watches: Watches;
+  readonly secrets: Secrets;
   readonly sets: NamespaceSets;
   readonly feedback: Feedback;
   readonly backups: Backups;

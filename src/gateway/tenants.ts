@@ -247,6 +247,7 @@ const keyRoutes: readonly Route[] = [
           ...(body.namespaces !== undefined && { namespaces: body.namespaces }),
           ...(body.expiresAt !== undefined && { expiresAt: expiry(body.expiresAt) }),
           ...(body.description !== undefined && { description: body.description }),
+          ...(body.scopes !== undefined && { scopes: body.scopes }),
         },
       });
       guardReplayedKey(changed.result.key.id, keyId);
@@ -631,6 +632,7 @@ function keyAnswer(row: KeyInfo): KeyAnswer {
     kind: row.kind,
     namespaces: row.namespaces === null ? null : [...row.namespaces],
     expiresAt: time(row.expiresAt),
+    scopes: [...(row.scopes ?? [])],
     description: row.description,
     createdAt: time(row.createdAt),
     lastUsedAt: time(row.lastUsedAt ?? null),

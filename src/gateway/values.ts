@@ -8,10 +8,9 @@ import { ExplainAnswer, ValuesAnswer, type EffectiveValue } from "../api/schemas
 import type { TenantView } from "../host/ports.ts";
 import { versionKey } from "../machine/keys.ts";
 import {
-  effective,
-  effectiveAll,
   effectiveConfig,
   effectiveConfigs,
+  effectiveOf,
   explainEffective,
   getText,
 } from "../machine/queries.ts";
@@ -22,6 +21,7 @@ import { checkLabels } from "../model/names.ts";
 import type { Labels, ReleasedRules, ReleasedVersion } from "../model/release.ts";
 import { invalid, json, type Answer, type Call, type Principal } from "./http.ts";
 import type { NamespaceSet } from "./namespace_sets.ts";
+import { authorizeSecrets, openedText, openText, readsSecrets, type Secrets } from "./secrets.ts";
 import { route, type Route } from "./route.ts";
 
 const N = "/v1/tenants/:tenant/namespaces/:namespace";
@@ -89,21 +89,23 @@ export const valueRoutes: readonly Route[] = [
         schema: Type.Union([Type.String(), ExplainAnswer]),
       },
     },
-    read: (view, call, { query }) => {
+    read: (view, call, { query }, { secrets }) => {
       const { namespace, name } = call.params as { namespace: string; name: string };
       if (query.rules === true) return releaseAnswer(view, namespace, name, call);
       const labels = labelsOf(call.query);
       if (query.explain === true)
         return explainAnswer(view, namespace, name, labels, call.principal);
-      const value = effective(view, namespace, name, labels);
-      if (value === null)
+      const config = effectiveConfig(view, namespace, name);
+      const value = config === null ? null : effectiveOf(view, config, labels);
+      const text = value === null ? null : secretText(view, secrets, config, value, call);
+      if (value === null || text === null)
         throw new Problem(
           "not-found",
           `Nothing is released for these labels as ${namespace}/${name}`,
         );
       const headers: Record<string, string> = {
         "content-type": mediaType(value.format),
-        "cache-control": "no-cache",
+        "cache-control": config?.secret === true ? "no-store" : "no-cache",
         // Content is the tenant's: a browser must never take it for a page.
         "x-content-type-options": "nosniff",
         // Over version and content: whatever changes what these labels get changes it.
@@ -111,7 +113,7 @@ export const valueRoutes: readonly Route[] = [
         "conflux-version": String(value.version),
       };
       if (value.rule !== null) headers["conflux-rule"] = value.rule;
-      return { status: 200, headers, body: value.text };
+      return { status: 200, headers, body: text };
     },
   }),
   route({
@@ -128,12 +130,15 @@ export const valueRoutes: readonly Route[] = [
         schema: ValuesAnswer,
       },
     },
-    read: (view, call, { query }, { sets }) => {
+    read: (view, call, { query }, { sets, secrets }) => {
       if (query.rules === true) return releasesAnswer(view, call);
       const labels = labelsOf(call.query);
       const set = sets.of(view, call.params["namespace"] as string);
+      const open = set.labelNames.length > 0 ? allOf(view, set, labels) : fixedOf(view, set);
       const { chosen, text } =
-        set.labelNames.length > 0 ? allOf(view, set, labels) : fixedOf(view, set);
+        readsSecrets(call.principal) && set.secrets.length > 0
+          ? withSecrets(view, set, labels, secrets, open)
+          : open;
       const tag = createHash("sha256").update(chosen).digest("base64url").slice(0, 32);
       return {
         ...json(null, { etag: `"${view.epoch}-${view.revision}-${tag}"` }),
@@ -185,6 +190,8 @@ export function releasesOf(
   const values: Record<string, EffectiveValue> = {};
   let bytes = 0;
   for (const config of effectiveConfigs(view, namespace)) {
+    // What is evaluated elsewhere is kept there: secrets are not given away so.
+    if (config.secret === true) continue;
     const { content, ...value } = releaseOf(view, config);
     const length = Buffer.byteLength(content);
     const fits = length <= valueBytesMax && bytes + length <= bytesMax;
@@ -239,26 +246,77 @@ function allOf(view: TenantView, set: NamespaceSet, labels: Labels): Encoded {
   return { chosen, text: values.join(",") };
 }
 
-/** @param valueBytesMax contents longer than this are left out */
+/** Never kept: they are opened for each request. */
+function withSecrets(
+  view: TenantView,
+  set: NamespaceSet,
+  labels: Labels,
+  secrets: Secrets,
+  open: Encoded,
+): Encoded {
+  let { chosen } = open;
+  const values = open.text === "" ? [] : [open.text];
+  let bytes = open.text.length;
+  for (const config of set.secrets) {
+    const value = effectiveOf(view, config, labels);
+    if (value === null) continue;
+    const { version } = value;
+    chosen += `/secret ${config.name} ${version}`;
+    const fits = bytes + value.bytes <= snapshotBytesMax;
+    const content = fits ? openText(view, secrets, config, { version, secret: true }) : null;
+    if (fits) bytes += value.bytes;
+    values.push(`${JSON.stringify(config.name)}:${JSON.stringify(valueAnswer(value, content))}`);
+  }
+  return { chosen, text: values.join(",") };
+}
+
+function secretText(
+  view: TenantView,
+  secrets: Secrets,
+  config: ConfigRow | null,
+  value: { readonly namespace: string; readonly name: string; readonly version: number },
+  call: Call,
+): string | null {
+  const secret = config?.secret === true;
+  if (secret) authorizeSecrets(call.principal);
+  return openText(view, secrets, value, { version: value.version, secret });
+}
+
+/** A value as clients get it; without its content when that is null. */
+export function valueAnswer(
+  { version, hash, format }: Pick<EffectiveValue, "version" | "hash" | "format">,
+  content: string | null,
+): EffectiveValue {
+  return { version, hash, format, ...(content !== null && { content }) };
+}
+
+/**
+ * @param secrets opens the values of secret configs; null: they are not there
+ * @param valueBytesMax contents longer than this are left out
+ */
 export function snapshotOf(
   view: TenantView,
   namespace: string,
   labels: Labels,
-  bytesMax: number,
-  valueBytesMax = Number.POSITIVE_INFINITY,
+  secrets: Secrets | null,
+  { bytesMax, valueBytesMax }: { readonly bytesMax: number; readonly valueBytesMax: number },
 ): Record<string, EffectiveValue> {
   const values: Record<string, EffectiveValue> = {};
   let bytes = 0;
-  for (const value of effectiveAll(view, namespace, labels)) {
+  for (const config of effectiveConfigs(view, namespace)) {
+    const secret = config.secret === true;
+    if (secret && secrets === null) continue;
+    const value = effectiveOf(view, config, labels);
+    if (value === null) continue;
     const fits = value.bytes <= valueBytesMax && bytes + value.bytes <= bytesMax;
-    const content = fits ? getText(view, value.namespace, value.name, value.version) : null;
+    const { version } = value;
+    const content = !fits
+      ? null
+      : secret && secrets !== null
+        ? openedText(view, secrets, value, { version, secret })
+        : getText(view, value.namespace, value.name, version);
     if (content !== null) bytes += value.bytes;
-    values[value.name] = {
-      version: value.version,
-      hash: value.hash,
-      format: value.format,
-      ...(content !== null && { content }),
-    };
+    values[value.name] = valueAnswer(value, content);
   }
   return values;
 }
@@ -278,6 +336,8 @@ function releaseAnswer(view: TenantView, namespace: string, name: string, call: 
   const config = effectiveConfig(view, namespace, name);
   if (config === null)
     throw new Problem("not-found", `Nothing is released as ${namespace}/${name}`);
+  if (config.secret === true)
+    throw new Problem("forbidden", "Ask for the value: secrets are not given with their rules");
   const { version, hash, content } = releaseOf(view, config);
   return {
     status: 200,

@@ -10,7 +10,7 @@
  */
 import { Type } from "@sinclair/typebox";
 import { Problem } from "../api/problems.ts";
-import { WatchPoll, type EffectiveValue } from "../api/schemas.ts";
+import { WatchPoll } from "../api/schemas.ts";
 import type { CommitEvent, ConfigService, TenantView } from "../host/ports.ts";
 import { rootKeyKey, tenantKey } from "../machine/keys.ts";
 import {
@@ -21,6 +21,7 @@ import {
   getHistoryRow,
   getText,
   getQuotas,
+  getVersion,
   historyAfter,
   namespaceChain,
 } from "../machine/queries.ts";
@@ -53,6 +54,7 @@ import {
 import type { Peers } from "./peers.ts";
 import { route, type Route } from "./route.ts";
 import { concernsChain } from "./namespace_sets.ts";
+import { openedText, readsSecrets, type Secrets } from "./secrets.ts";
 import {
   labelsOf,
   refuseRules,
@@ -61,6 +63,7 @@ import {
   rulesQuery,
   snapshotBytesMax,
   snapshotOf,
+  valueAnswer,
 } from "./values.ts";
 
 export interface WatchSettings {
@@ -226,6 +229,8 @@ interface EffectiveFilter {
   readonly name: string | null;
   /** Whether rules are shown instead of what they give. */
   readonly rules: boolean;
+  /** Whether secret configs are there at all. */
+  readonly secrets: boolean;
 }
 
 /** All that may change what flags of a namespace give, whatever the context. */
@@ -357,11 +362,14 @@ class TenantSource implements Source {
   #withContent(change: StoredChange, view: TenantView): unknown {
     const { type, namespace, name, version } = change;
     if (!this.#filter.content || version === undefined || type === "version-delete") return change;
+    // Whoever manages secrets sees that they change, and not to what.
+    if (getVersion(view, namespace, name, version)?.secret === true) return change;
     const text = getText(view, namespace, name, version);
     return text === null || !fitsFrame(text) ? change : { ...change, content: text };
   }
 
   #latestText(view: TenantView, row: ConfigRow): string | null {
+    if (row.secret === true) return null;
     const text = getText(view, row.namespace, row.name, row.latestVersion);
     return text === null || !fitsFrame(text) ? null : text;
   }
@@ -384,8 +392,11 @@ class EffectiveSource implements Source {
   /** All frames after this revision are among the recent ones. */
   #recentFrom = 0;
 
-  constructor(filter: EffectiveFilter) {
+  readonly #secrets: Secrets;
+
+  constructor(filter: EffectiveFilter, secrets: Secrets) {
     this.#filter = filter;
+    this.#secrets = secrets;
   }
 
   begin(view: TenantView): void {
@@ -395,9 +406,13 @@ class EffectiveSource implements Source {
 
   snapshot(view: TenantView, reason: SyncReason): Frame {
     const { namespace, labels, name, rules } = this.#filter;
+    const secrets = this.#filter.secrets ? this.#secrets : null;
     const all = rules
       ? releasesOf(view, namespace, snapshotBytesMax, frameValueBytesMax)
-      : snapshotOf(view, namespace, labels, snapshotBytesMax, frameValueBytesMax);
+      : snapshotOf(view, namespace, labels, secrets, {
+          bytesMax: snapshotBytesMax,
+          valueBytesMax: frameValueBytesMax,
+        });
     const mine = name === null ? null : all[name];
     const values = name === null ? all : mine === undefined ? {} : { [name]: mine };
     return frame("sync", view, { revision: view.revision, reason, values });
@@ -502,6 +517,7 @@ class EffectiveSource implements Source {
   }
 
   #evaluateConfig(view: TenantView, config: ConfigRow): void {
+    if (!this.#shows(config)) return;
     if (this.#filter.rules) {
       this.#marks.set(config.name, `${config.uid} ${config.release} ${judgedAt(config)}`);
       return;
@@ -510,27 +526,24 @@ class EffectiveSource implements Source {
     if (value !== null) this.#marks.set(config.name, `${value.uid} ${value.version} ${value.hash}`);
   }
 
+  #shows(config: ConfigRow): boolean {
+    return config.secret !== true || (this.#filter.secrets && !this.#filter.rules);
+  }
+
   #describe(view: TenantView, name: string): unknown {
     const { namespace, labels, rules } = this.#filter;
     const config = effectiveConfig(view, namespace, name);
-    if (rules && config !== null) {
+    const isShown = config !== null && this.#shows(config);
+    if (rules && isShown) {
       const { content, ...released } = releaseOf(view, config);
       return { type: "put", name, ...released, ...(fitsFrame(content) && { content }) };
     }
-    const value = config === null ? null : effectiveOf(view, config, labels);
+    const value = isShown ? effectiveOf(view, config, labels) : null;
     if (value === null) return { type: "delete", name };
-    const { version, hash, format } = value;
+    const version = { version: value.version, secret: config?.secret === true };
     const text =
-      value.bytes <= frameValueBytesMax
-        ? getText(view, value.namespace, value.name, value.version)
-        : null;
-    const described: EffectiveValue = {
-      version,
-      hash,
-      format,
-      ...(text !== null && { content: text }),
-    };
-    return { type: "put", name, ...described };
+      value.bytes <= frameValueBytesMax ? openedText(view, this.#secrets, value, version) : null;
+    return { type: "put", name, ...valueAnswer(value, text) };
   }
 
   #remember(made: Frame): void {
@@ -592,12 +605,12 @@ class FlagSource implements Source {
   }
 }
 
-function sourceOf(filter: Filter): Source {
+function sourceOf(filter: Filter, secrets: Secrets): Source {
   switch (filter.kind) {
     case "tenant":
       return new TenantSource(filter);
     case "effective":
-      return new EffectiveSource(filter);
+      return new EffectiveSource(filter, secrets);
     case "flags":
       return new FlagSource(filter);
     default:
@@ -952,10 +965,10 @@ class Feed {
   /** Made for one watcher, good for all that come with it; kept until the next tick. */
   #snapshots = new Map<string, Frame>();
 
-  constructor(key: string, filter: Filter) {
+  constructor(key: string, filter: Filter, secrets: Secrets) {
     this.key = key;
     this.filter = filter;
-    this.source = sourceOf(filter);
+    this.source = sourceOf(filter, secrets);
   }
 
   begin(view: TenantView): void {
@@ -1073,6 +1086,7 @@ class Feed {
 }
 
 export interface WatchesOptions {
+  readonly secrets: Secrets;
   readonly service: ConfigService;
   readonly peers: Peers;
   readonly settings: Partial<WatchSettings>;
@@ -1087,6 +1101,7 @@ interface Caller {
 export class Watches {
   readonly #service: ConfigService;
   readonly #peers: Peers;
+  readonly #secrets: Secrets;
   readonly #settings: WatchSettings;
   readonly #failed: (error: unknown) => void;
   readonly #feeds = new Map<string, Promise<Feed>>();
@@ -1101,6 +1116,7 @@ export class Watches {
 
   constructor(options: WatchesOptions) {
     this.#service = options.service;
+    this.#secrets = options.secrets;
     this.#peers = options.peers;
     this.#settings = { ...settingsDefault, ...options.settings };
     this.#failed = options.failed;
@@ -1289,7 +1305,7 @@ export class Watches {
 
   async #openFeed(key: string, filter: Filter): Promise<Feed> {
     this.#followDirectory();
-    const feed = new Feed(key, filter);
+    const feed = new Feed(key, filter, this.#secrets);
     feed.unsubscribe = await this.#service.watch(filter.tenant, (view) => feed.begin(view), {
       commit: (event, view) =>
         // Another history: cursors of the old one get a sync when they come back.
@@ -1703,6 +1719,7 @@ export const watchRoutes: readonly Route[] = [
         labels: labelsOf(call.query),
         name,
         rules,
+        secrets: readsSecrets(call.principal),
       };
       return wait === undefined
         ? watches.stream(call, filter, valuesAccess)

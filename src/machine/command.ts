@@ -45,6 +45,8 @@ export interface Content {
   readonly text: string;
   readonly hash: string;
   readonly bytes: number;
+  /** Sealed before it was proposed, as this version and no other. */
+  readonly secret?: { readonly version: number };
 }
 
 /** HTTP's preconditions, judged where the change is applied. `ifMatch`: revisions of the ETag, or "*" for any existing. */
@@ -78,6 +80,7 @@ export type ConfigAction =
       readonly schema?: { readonly text: string; readonly hash: string } | null;
       /** At creation only: version 1, released as default. On an existing config it must be its latest content. */
       readonly content?: Content;
+      readonly secret?: boolean;
     } & Target)
   | ({ readonly op: "config.delete" } & Target)
   | ({ readonly op: "config.undelete" } & Target)
@@ -122,6 +125,7 @@ export interface NewKey {
   readonly namespaces?: readonly string[];
   readonly expiresAt?: number;
   readonly description?: string;
+  readonly scopes?: readonly "secrets"[];
 }
 
 export type TenantAction =
@@ -134,6 +138,18 @@ export type TenantAction =
   /** Rules whose time has come by this command's time begin or end. Proposed by the group's leader, by its clock. */
   | { readonly op: "schedule.pass" }
   | { readonly op: "key.create"; readonly key: NewKey }
+  /** Sealed texts with their data keys wrapped by another key: the contents stay as they are. */
+  | {
+      readonly op: "secrets.rewrap";
+      readonly items: readonly {
+        readonly namespace: string;
+        readonly name: string;
+        readonly version: number;
+        /** Of the version, lest it be another of the same number. */
+        readonly hash: string;
+        readonly text: string;
+      }[];
+    }
   | { readonly op: "key.delete"; readonly id: string }
   /** A new key in the place of another, which holds on for the overlap; 0 ends it at once. */
   | {

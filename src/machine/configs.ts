@@ -181,10 +181,18 @@ function addVersion(
       "quota-exceeded",
       `Shorten the content to ${bytesMax} bytes of UTF-8: it has ${content.bytes}`,
     );
+  // A config was made anew meanwhile: plain text must not come into one that is secret, nor the other way round.
+  if ((content.secret !== undefined) !== (row.secret === true))
+    refuse(
+      "conflict",
+      "Check the content again: whether the config is secret has changed meanwhile",
+    );
   if (row.latestHash === content.hash) {
     const latest = versionOf(draft, row, row.latestVersion);
     if (latest !== undefined) return { row, version: latest };
   }
+  if (content.secret !== undefined && content.secret.version !== row.latestVersion + 1)
+    refuse("conflict", "Seal the content again: another version came first");
   const { pruned, pruneFrom } = pruneVersions(draft, row);
   if (draft.meta.bytes + content.bytes > draft.quota("bytes"))
     refuse(
@@ -201,6 +209,7 @@ function addVersion(
     at: draft.at,
     revision: draft.revision,
     by,
+    ...(content.secret !== undefined && { secret: true }),
   };
   draft.add(versionKey(namespace, name, version.version), version);
   draft.add(textKey(namespace, name, version.version), content.text);
@@ -470,6 +479,7 @@ function createConfig(draft: Draft, action: Of<"config.put">, by: string): Done<
     description: action.description ?? "",
     tags: action.tags ?? {},
     schema: action.schema ?? null,
+    ...(action.secret === true && { secret: true }),
     revision: draft.revision,
     createdAt: draft.at,
     updatedAt: draft.at,
@@ -515,6 +525,11 @@ function changeConfig(draft: Draft, action: Of<"config.put">, row: ConfigRow): D
     refuse(
       "conflict",
       `Publish the content instead: ${row.namespace}/${row.name} exists with other content`,
+    );
+  if (action.secret !== undefined && action.secret !== (row.secret === true))
+    refuse(
+      "conflict",
+      `Create another config instead: ${row.namespace}/${row.name} ${row.secret === true ? "is secret" : "is not secret"}, and stays so`,
     );
   const change: { -readonly [K in keyof ConfigRow]?: ConfigRow[K] } = {};
   if (action.format !== undefined && action.format !== row.format) {

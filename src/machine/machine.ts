@@ -38,6 +38,8 @@ import {
   idempotencyQueueKey,
   keyKey,
   metaKey,
+  textKey,
+  versionKey,
 } from "./keys.ts";
 import { earliestDue, passSchedules } from "./schedules.ts";
 import { beginRestore, finishRestore, restoreRows } from "./restore.ts";
@@ -51,6 +53,7 @@ import type {
   IdempotencyRow,
   KeyRow,
   TenantMeta,
+  VersionRow,
 } from "./rows.ts";
 
 export const historyMax = 10_000;
@@ -158,6 +161,10 @@ function authorize(draft: Draft, actor: Actor, action: Action): void {
   if (actor.kind === "system" || actor.kind === "root") return;
   const key = rightsOf(draft, actor);
   if (isConfigAction(action)) return guardConfigAction(key, action);
+  if (action.op === "secrets.rewrap") {
+    guardKind(key, "admin", action.op);
+    return guardKeyScope(key, null);
+  }
   if (action.op === "transaction") {
     for (const condition of action.if) guardScope(key, condition.namespace);
     for (const one of action.then) guardConfigAction(key, one);
@@ -235,6 +242,8 @@ function perform(draft: Draft, action: Action, by: string): Done {
       return passSchedules(draft);
     case "key.create":
       return createKey(draft, action.key);
+    case "secrets.rewrap":
+      return rewrapSecrets(draft, action);
     case "key.delete":
       return deleteKey(draft, action.id);
     case "key.rotate":
@@ -347,6 +356,7 @@ function rotateKey(
     kind,
     ...(namespaces !== null && { namespaces }),
     ...(end !== null && { expiresAt: end }),
+    ...(old.scopes !== undefined && { scopes: old.scopes }),
     description,
   });
   if (action.overlapMs > 0) {
@@ -357,6 +367,23 @@ function rotateKey(
   }
   draft.audits.push({ action: "key.rotate", target: old.id, key: keyKey(old.id) });
   return { created: true, result: { key: keyInfo(key), replaced: keyInfo(replaced) } };
+}
+
+/** No revision: nothing that anybody can read has changed. */
+function rewrapSecrets(
+  draft: Draft,
+  { items }: Extract<Action, { op: "secrets.rewrap" }>,
+): { created: false; result: ResultOf<"secrets.rewrap"> } {
+  let rewrapped = 0;
+  for (const { namespace, name, version, hash, text } of items) {
+    if (!isName(namespace) || !isName(name) || !Number.isSafeInteger(version)) continue;
+    const row = draft.get<VersionRow>(versionKey(namespace, name, version));
+    if (row?.secret !== true || row.hash !== hash) continue;
+    draft.put(textKey(namespace, name, version), text);
+    draft.isTouched = true;
+    rewrapped++;
+  }
+  return { created: false, result: { rewrapped } };
 }
 
 /** Keys a node tells of at once. */
@@ -393,6 +420,7 @@ function addKey(draft: Draft, key: NewKey): KeyRow {
     expiresAt: key.expiresAt ?? null,
     description: key.description ?? "",
     createdAt: draft.at,
+    ...(key.scopes !== undefined && key.scopes.length > 0 && { scopes: key.scopes }),
   };
   draft.meta.keys++;
   draft.put(keyKey(key.id), row);

@@ -71,6 +71,7 @@ export interface ResultByOp {
   /** How many configs' rules were judged anew. */
   "schedule.pass": { readonly passed: number };
   "key.create": { readonly key: KeyInfo };
+  "secrets.rewrap": { readonly rewrapped: number };
   "key.delete": { readonly id: string };
   "key.rotate": { readonly key: KeyInfo; readonly replaced: KeyInfo };
   "usage.record": { readonly keys: number };

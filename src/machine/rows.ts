@@ -186,6 +186,8 @@ export interface ConfigRow {
   readonly description: string;
   readonly tags: Readonly<Record<string, string>>;
   readonly schema: { readonly text: string; readonly hash: string } | null;
+  /** Its contents are sealed: what txt/ holds says nothing without the operator's keys. */
+  readonly secret?: true;
   /** Revision of the last change of anything about it: its ETag. */
   readonly revision: number;
   readonly createdAt: number;
@@ -213,6 +215,8 @@ export interface ConfigRow {
 }
 
 export interface VersionRow {
+  /** Sealed; `hash` is keyed then, and `bytes` of the plain content. */
+  readonly secret?: true;
   readonly version: number;
   readonly hash: string;
   readonly bytes: number;
@@ -245,6 +249,8 @@ export interface KeyRow {
   readonly expiresAt: number | null;
   readonly description: string;
   readonly createdAt: number;
+  /** What it may beside what its kind may. */
+  readonly scopes?: readonly "secrets"[];
   /** About, and never too late; absent: not yet. */
   readonly lastUsedAt?: number;
   /** The key that takes its place; it holds on until it expires. */

@@ -33,6 +33,9 @@ export interface Settings {
   readonly tenantRetention: number;
   /** Seconds after which a watch is told to come back, give or take a fifth. */
   readonly watchAge: number;
+  /** Keys for secret configs; both null: there are none. */
+  readonly secretKeyFile: string | null;
+  readonly secretKeyCommand: string | null;
   readonly log: LogLevel;
   /** Mebibytes of the disk that writes leave free; 0 = none. */
   readonly diskReserveMib: number;
@@ -245,6 +248,27 @@ export const settingsTable: readonly Setting[] = [
     },
   },
   {
+    name: "secretKeyFile",
+    env: "CONFLUX_SECRET_KEY_FILE",
+    flag: "--secret-key-file",
+    default: null,
+    allowed: "a file with a line <id>:<32 bytes in base64> for each key",
+    meaning:
+      "keys that seal secret configs, the same on every node; the first seals, the others still open; without it there are no secrets",
+    secret: false,
+    read: readText,
+  },
+  {
+    name: "secretKeyCommand",
+    env: "CONFLUX_SECRET_KEY_COMMAND",
+    flag: "--secret-key-command",
+    default: null,
+    allowed: "an executable that prints such a file within 30 s",
+    meaning: "asked for the keys once at the start, instead of a file: the door to a KMS",
+    secret: false,
+    read: readText,
+  },
+  {
     name: "log",
     env: "CONFLUX_LOG",
     flag: "--log",
@@ -321,6 +345,10 @@ export function readSettings(sources: SettingsSources): Settings {
 }
 
 function refuseContradictions(settings: Settings, givenBy: ReadonlyMap<string, string>): void {
+  if (settings.secretKeyFile !== null && settings.secretKeyCommand !== null)
+    throw new SettingsError(
+      `${givenBy.get("secretKeyCommand")} is set beside ${givenBy.get("secretKeyFile")}: set one of them`,
+    );
   if (settings.peers !== null && settings.nats === null)
     throw new SettingsError(
       `${givenBy.get("peers")} is ${JSON.stringify(settings.peers.join(","))} but CONFLUX_NATS is not set: peers are reached over NATS, so set both or neither`,

@@ -38,6 +38,7 @@ import type {
   RestoreFinished,
   RestoreProgress,
   RollbackRequest,
+  SecretsRotated,
   TenantAnswer,
   TenantCreate,
   TenantCreated,
@@ -227,6 +228,11 @@ export class Admin {
 
   deleteKey(tenant: string, id: string, options?: ChangeOptions): Promise<unknown> {
     return this.#change("DELETE", `${tenantPath(tenant)}/keys${path(id)}`, undefined, options);
+  }
+
+  /** Wraps what is sealed with the active key, some at a time: repeat it while there are more. */
+  rotateSecrets(tenant: string, options?: ChangeOptions): Promise<SecretsRotated> {
+    return this.#change("POST", `${tenantPath(tenant)}/secrets/rotate`, {}, options);
   }
 
   // --- issuers (with a root key) --------------------------------------------------------------------------------------

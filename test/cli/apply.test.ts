@@ -254,6 +254,7 @@ describe("planConfig()", () => {
     format: "text",
     description: "",
     tags: {},
+    secret: false,
     schema: null,
     schemaHash: null,
     revision: 7,

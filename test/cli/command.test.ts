@@ -109,7 +109,7 @@ describe("help and errors", () => {
       const all = await run(["--help"]);
       expect(all).toMatchObject({ code: 0, err: "" });
       const names = [...all.out.matchAll(/^ {2}([a-z]+) /gm)].map(([, name]) => name as string);
-      for (const name of "start apply diff get describe delete publish release rollback eval gen feedback watch history keys audit tenants issuers cluster journal".split(
+      for (const name of "start apply diff get describe delete publish release rollback eval gen feedback watch history keys audit tenants secrets issuers cluster journal".split(
         " ",
       ))
         expect(names).toContain(name);

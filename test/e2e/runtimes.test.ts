@@ -1,4 +1,11 @@
 /** One cluster of three nodes, one on each runtime: the same sources, the same smoke test through every node. */
+import { randomBytes } from "node:crypto";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { exportJWK, generateKeyPair, SignJWT } from "jose";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { startCluster } from "../../infra/cluster.mjs";
 import { attack } from "../fuzz/attacks.ts";
@@ -10,10 +17,17 @@ describe("Bun, Deno and Node in one cluster", () => {
   let cluster: Cluster;
   let urls: string[];
   let token: string;
+  let keyFile: string;
   const base = "/v1/tenants/shop/namespaces/app";
 
   beforeAll(async () => {
-    cluster = await startCluster({ nodes: 3, runtimes: ["bun", "deno", "node"] });
+    keyFile = path.join(mkdtempSync(path.join(tmpdir(), "conflux-e2e-")), "keys");
+    writeFileSync(keyFile, `k1:${randomBytes(32).toString("base64")}\n`, { mode: 0o600 });
+    cluster = await startCluster({
+      nodes: 3,
+      runtimes: ["bun", "deno", "node"],
+      env: { CONFLUX_SECRET_KEY_FILE: keyFile },
+    });
     urls = cluster.nodes.map((node) => node.url);
     const made = await persist(urls, "/v1/tenants", {
       token: cluster.rootToken,
@@ -26,6 +40,7 @@ describe("Bun, Deno and Node in one cluster", () => {
 
   afterAll(async () => {
     await cluster?.stop();
+    rmSync(path.dirname(keyFile), { recursive: true });
   });
 
   test("different labels get different versions, through every node", async () => {
@@ -95,6 +110,94 @@ describe("Bun, Deno and Node in one cluster", () => {
   test("what no HTTP client would send is refused, cut or harmless on each", async () => {
     for (const node of cluster.nodes)
       expect([node.runtime, await attack(node.url, token)]).toEqual([node.runtime, []]);
+  });
+
+  test("a secret is opened by each of them, and is on no disk", async () => {
+    const secret = `secret-${randomBytes(16).toString("hex")}`;
+    const reader = await ask(`${urls[0]}/v1/tenants/shop/keys`, {
+      token,
+      body: { kind: "client", scopes: ["secrets"] },
+    });
+    for (const [index, url] of urls.entries()) {
+      const made = await ask(`${url}${base}/configs/secret-${index}`, {
+        method: "PUT",
+        token,
+        body: { format: "text", secret: true, content: secret },
+      });
+      expect(made.status, JSON.stringify(made.body)).toBe(201);
+      for (const other of urls) {
+        const read = await ask(`${other}${base}/values/secret-${index}`, {
+          token: reader.body.token,
+        });
+        expect(read.body).toBe(secret);
+      }
+    }
+    const rotated = await ask(`${urls[1]}/v1/tenants/shop/secrets/rotate`, { token, body: {} });
+    expect(rotated.body).toEqual({ rotated: 0, key: "k1", more: false });
+    const files = cluster.nodes.flatMap((node) =>
+      readdirSync(node.dataDir, { recursive: true, withFileTypes: true })
+        .filter((entry) => entry.isFile())
+        .map((entry) => path.join(entry.parentPath, entry.name)),
+    );
+    expect(files.length).toBeGreaterThan(cluster.nodes.length);
+    let sealed = 0;
+    for (const file of files) {
+      const bytes = readFileSync(file);
+      expect(bytes.includes(secret), file).toBe(false);
+      if (bytes.includes('"sealed')) sealed++;
+      else if (bytes.includes('\\"sealed')) sealed++;
+    }
+    expect(sealed).toBeGreaterThan(0);
+    for (const node of cluster.nodes) expect(node.lines.join("\n")).not.toContain(secret);
+  });
+
+  test("an identity provider's tokens are checked by each of them", async () => {
+    const { privateKey, publicKey } = await generateKeyPair("RS256", { extractable: true });
+    const jwk = { ...(await exportJWK(publicKey)), kid: "k1", alg: "RS256" };
+    const provider = createServer((request, response) => {
+      response.end(JSON.stringify(request.url === "/keys" ? { keys: [jwk] } : {}));
+    });
+    await new Promise<void>((resolve) => provider.listen(0, "127.0.0.1", resolve));
+    const issuer = `http://127.0.0.1:${(provider.address() as AddressInfo).port}`;
+    try {
+      const named = await ask(`${urls[0]}/v1/issuers/idp`, {
+        method: "PUT",
+        token: cluster.rootToken,
+        body: {
+          issuer,
+          audience: "conflux",
+          jwksUri: `${issuer}/keys`,
+          insecureHttp: true,
+          rules: [{ match: { groups: "ops" }, tenant: "shop", kind: "write" }],
+        },
+      });
+      expect(named.status, JSON.stringify(named.body)).toBe(201);
+      const jwt = (groups: string[], expires: number): Promise<string> =>
+        new SignJWT({ sub: "ann", groups })
+          .setProtectedHeader({ alg: "RS256", kid: "k1" })
+          .setIssuer(issuer)
+          .setAudience("conflux")
+          .setExpirationTime(Math.floor(Date.now() / 1_000) + expires)
+          .sign(privateKey);
+      const [ann, bob, late] = [await jwt(["ops"], 60), await jwt([], 60), await jwt(["ops"], -60)];
+      for (const url of urls) {
+        const published = await ask(`${url}${base}/configs/limits/publish`, {
+          token: ann,
+          body: { content: { by: url } },
+        });
+        expect(published.status, JSON.stringify(published.body)).toBe(201);
+        expect(published.body.by).toBe("idp:ann");
+        for (const [refused, status] of [
+          [bob, 403],
+          [late, 401],
+        ] as const)
+          expect((await ask(`${url}${base}/values/limits`, { token: refused })).status).toBe(
+            status,
+          );
+      }
+    } finally {
+      await new Promise((resolve) => provider.close(resolve));
+    }
   });
 
   test("each node's death is survived, and it comes back", async () => {

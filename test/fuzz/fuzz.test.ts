@@ -6,7 +6,7 @@ import { rootToken } from "../gateway/solo_service.ts";
 import type { OpenApi } from "./requests.ts";
 import { describeFinding, Fuzzer, prepare, type Sent, type Target } from "./run.ts";
 
-const h = new Harness();
+const h = new Harness({ settings: { secretKeys: [{ id: "k1", key: new Uint8Array(32) }] } });
 let fuzzer: Fuzzer;
 
 async function send(request: Request, isStream: boolean): Promise<Sent> {

@@ -3,6 +3,10 @@
  * from their OpenAPI document to all of them in turn, with attacks over plain sockets in between. `--seed N` begins with
  * that batch (each batch is told by its seed), `--batches N` ends after so many. What it finds goes to standard output.
  */
+import { randomBytes } from "node:crypto";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import { startCluster } from "../../infra/cluster.mjs";
@@ -20,7 +24,16 @@ const { values } = parseArgs({
 });
 const attackEveryBatches = 50;
 
-const cluster = await startCluster({ nodes: 3, runtimes: ["bun", "deno", "node"] });
+const folder = mkdtempSync(path.join(tmpdir(), "conflux-fuzz-"));
+process.on("exit", () => rmSync(folder, { recursive: true }));
+const keyFile = path.join(folder, "keys");
+writeFileSync(keyFile, `k1:${randomBytes(32).toString("base64")}\n`);
+
+const cluster = await startCluster({
+  nodes: 3,
+  runtimes: ["bun", "deno", "node"],
+  env: { CONFLUX_SECRET_KEY_FILE: keyFile },
+});
 const { rootToken } = cluster;
 const urls = cluster.nodes.map((node) => node.url);
 let turn = 0;

@@ -69,7 +69,7 @@ const queries: Record<string, string> = {
   watchFlags: "wait=0s",
 };
 
-const h = new Harness();
+const h = new Harness({ settings: { secretKeys: [{ id: "k1", key: new Uint8Array(32) }] } });
 /** Who calls, by name. */
 const callers = new Map<string, { caller: Caller; token: string | null | undefined }>();
 let limitedKeyId = "";

@@ -72,9 +72,12 @@ export class Harness {
       nodes?: readonly string[];
       settings?: Partial<GatewaySettings>;
       isDebug?: boolean;
+      /** Gateways with other settings over the same state. */
+      cluster?: SoloCluster;
     } = {},
   ) {
-    this.cluster = new SoloCluster(options.nodes ?? ["n1"], hashToken(rootToken));
+    this.cluster =
+      options.cluster ?? new SoloCluster(options.nodes ?? ["n1"], hashToken(rootToken));
     const line =
       (level: string) =>
       (fields: object, event: string): void => {

@@ -1020,6 +1020,51 @@ describe("the audit's chain", () => {
   });
 });
 
+describe("sealed contents", () => {
+  const sealed = (text: string, version: number): Content => ({
+    ...content(text),
+    secret: { version },
+  });
+  const publish = (of: Content) =>
+    ({ op: "publish", ...target("s"), content: of, schemaHash: null }) as const;
+
+  test("come only into secret configs, as the version they were sealed for", () => {
+    const tenant = new Tenant();
+    tenant.put("open");
+    tenant.no("conflict", { ...publish(sealed("x", 1)), ...target("open") });
+    tenant.no("conflict", {
+      op: "config.put",
+      ...target("s"),
+      secret: true,
+      content: content("x"),
+    });
+    tenant.ok({ op: "config.put", ...target("s"), secret: true, content: sealed("x", 1) });
+    tenant.no("conflict", publish(content("plain")));
+    tenant.no("conflict", publish(sealed("y", 3)));
+    const { result } = tenant.ok(publish(sealed("y", 2)));
+    expect(result.version).toMatchObject({ version: 2, secret: true });
+    // The same content is the same version, whatever it was sealed for.
+    expect(tenant.ok(publish(sealed("y", 3))).commit).toBeNull();
+    tenant.no("conflict", { op: "config.put", ...target("s"), secret: false });
+    expect(queries.getConfig(tenant.state, "app", "s")?.secret).toBe(true);
+  });
+
+  test("are wrapped anew without a revision, and only where they are meant", () => {
+    const tenant = new Tenant("acme", [key("k1", "admin"), key("k2", "write")]);
+    tenant.ok({ op: "config.put", ...target("s"), secret: true, content: sealed("x", 1) });
+    const { revision } = queries.getMeta(tenant.state);
+    const rewrap = (hash: string, text: string) =>
+      ({ op: "secrets.rewrap", items: [{ ...target("s"), version: 1, hash, text }] }) as const;
+    expect(tenant.ok(rewrap("sha256:other", "no")).result.rewrapped).toBe(0);
+    const actor = { kind: "admin", keyId: "k1" } as const;
+    expect(tenant.ok(rewrap("sha256:x", "new"), { actor }).result.rewrapped).toBe(1);
+    expect(queries.getText(tenant.state, "app", "s", 1)).toBe("new");
+    expect(queries.getMeta(tenant.state).revision).toBe(revision);
+    const weak = { kind: "write", keyId: "k2" } as const;
+    tenant.no("forbidden", rewrap("sha256:x", "weak"), { actor: weak });
+  });
+});
+
 describe("what nodes tell", () => {
   test("of usage adds up without a revision", () => {
     const tenant = new Tenant("acme", [key("k1", "read")]);

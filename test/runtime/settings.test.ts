@@ -47,6 +47,8 @@ describe("settings", () => {
       tenants: null,
       watchAge: 3600,
       tenantRetention: 30,
+      secretKeyFile: null,
+      secretKeyCommand: null,
       log: "info",
       diskReserveMib: 256,
     });
