@@ -374,3 +374,32 @@ describe("snapshot()", () => {
     expect(() => [...left.range(everything)]).toThrow("closed");
   });
 });
+
+describe("an environment that is closed", () => {
+  // Skipped where the system does not tell what a process holds.
+  test.skipIf(!fs.existsSync("/proc/self/fd"))(
+    "gives back its descriptors: hundreds of cycles hold none",
+    async () => {
+      const environments = new LmdbEnvironments({ data: temporary() });
+      const names = Array.from({ length: 20 }, (_, n) => `t${n}`);
+      const cycle = async (count: number): Promise<number> => {
+        for (let n = 0; n < count; n++) {
+          const environment = environments.open(names[n % names.length] as string);
+          environment.get("meta");
+          await environment.close();
+        }
+        // Those of environments only: runners open and close others meanwhile.
+        return fs.readdirSync("/proc/self/fd").filter((descriptor) => {
+          try {
+            return fs.readlinkSync(`/proc/self/fd/${descriptor}`).includes("data.mdb");
+          } catch {
+            return false;
+          }
+        }).length;
+      };
+      expect(await cycle(40)).toBe(0);
+      expect(await cycle(120)).toBe(0);
+      expect(environments.open_count).toBe(0);
+    },
+  );
+});
