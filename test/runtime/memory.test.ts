@@ -16,7 +16,7 @@ describe.skipIf(process.platform !== "linux")("memory of closed environments", (
       const { MALLOC_MMAP_THRESHOLD_: _, ...env } = process.env;
       const child = spawn(
         path.join(root, "node_modules/.bin", runtime),
-        [...args, path.join(root, "test/runtime/memory_fixture.ts")],
+        [...args, path.join(root, "test/runtime/child.ts")],
         { env, stdio: ["ignore", "pipe", "inherit"] },
       );
       const [first, last] = (await text(child.stdout)).trim().split(" ").map(Number);
