@@ -46,6 +46,9 @@ const partBytes = 1024 * 1024;
 /** One row may be a content of some MiB, escaped twice. */
 const restoreBodyBytesMax = 10 * 1024 * 1024;
 
+/** Sessions remembered, each with its last part; the oldest are forgotten first. */
+const sessionsMax = 64;
+
 const sessionHeader = "conflux-backup-session";
 const endHeader = "conflux-backup-end";
 const mediaType = "application/x-ndjson";
@@ -140,8 +143,9 @@ class Reader {
     if (this.ended) {
       const end = { rows: this.#count, sha256: this.#hash.digest("hex") };
       chunks.push(encoder.encode(`${JSON.stringify({ end })}\n`));
-    }
-    this.#touch();
+      // The view is of no more use, and others wait for a place.
+      this.close();
+    } else this.#touch();
     return new Uint8Array(Buffer.concat(chunks));
   }
 
@@ -178,6 +182,7 @@ export class Backups {
   readonly #peers: Peers;
   readonly #software: string;
   readonly #readers = new Set<Reader>();
+  #opening = 0;
   readonly #sessions = new Map<string, Session>();
 
   constructor(service: ConfigService, peers: Peers, software: string) {
@@ -196,8 +201,17 @@ export class Backups {
   }
 
   async #open(call: Call): Promise<Reader> {
-    if (this.#readers.size >= readersMax)
+    if (this.#readers.size + this.#opening >= readersMax)
       throw new Problem("overloaded", `${readersMax} backups are being taken on this node`);
+    this.#opening += 1;
+    try {
+      return await this.#opened(call);
+    } finally {
+      this.#opening -= 1;
+    }
+  }
+
+  async #opened(call: Call): Promise<Reader> {
     const tenant = call.params["tenant"] as string;
     const row = await this.#peers.systemRow<TenantRow>(tenantKey(tenant), "stale");
     if (row === undefined) throw new Problem("not-found", `There is no tenant ${tenant}`);
@@ -235,7 +249,7 @@ export class Backups {
       bytes: partOf(reader),
     };
     this.#sessions.set(id, session);
-    this.#dropEnded();
+    this.#dropOldest();
     return this.#sessionAnswer(session, `${this.#service.node}.${id}`, headers);
   }
 
@@ -279,8 +293,15 @@ export class Backups {
     return this.#service.cluster().nodes.some((node) => node.name === name && !node.self);
   }
 
-  #dropEnded(): void {
-    for (const [id, { reader }] of this.#sessions) if (reader.isClosed) this.#sessions.delete(id);
+  #dropOldest(): void {
+    for (const [id, { reader }] of this.#sessions) {
+      // One that was left alone in the middle is over; of one that ended the last part may be asked for again.
+      const isOver = reader.isClosed && !reader.ended;
+      if (isOver || this.#sessions.size > sessionsMax) {
+        reader.close();
+        this.#sessions.delete(id);
+      }
+    }
   }
 
   /** On a node that does not: part by part, since frames between nodes are bounded. */

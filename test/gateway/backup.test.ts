@@ -163,6 +163,28 @@ describe("GET backup", () => {
     parse((await h.call("GET", "/v1/tenants/acme/backup")).text);
   });
 
+  test("in parts gives its place back with the last of them, and still has that one", async () => {
+    const h = await world();
+    await fill(h, 2, 100);
+    const sessions: string[] = [];
+    for (let n = 0; n < 20; n++) {
+      const only = await h.call("GET", "/v1/tenants/acme/backup?part=0");
+      expect([only.status, only.headers.get("conflux-backup-end")]).toEqual([200, "true"]);
+      sessions.push(only.headers.get("conflux-backup-session") as string);
+    }
+    expect(h.cluster.service("n1").openSnapshots).toBe(0);
+    const again = await h.call("GET", `/v1/tenants/acme/backup?session=${sessions[3]}&part=0`);
+    parse(again.text);
+    // Asked for at once they do not slip past the bound.
+    const many = await Promise.all(
+      Array.from({ length: 20 }, () =>
+        h.gateway().fetch(h.request("GET", "/v1/tenants/acme/backup")),
+      ),
+    );
+    expect(many.filter(({ status }) => status === 200)).toHaveLength(8);
+    for (const response of many) await response.body?.cancel();
+  });
+
   test("in parts keeps to its order, its tenant and its session", async () => {
     const h = await world();
     await h.tenant("other");
