@@ -785,8 +785,10 @@ async function promote(context: Context): Promise<void> {
   for (const name of names) {
     const from = await admin.config(source, name);
     if (from.default === null) continue;
-    const { content, hash } = await admin.version(source, name, from.default);
     const to = await orNull(admin.config(where, name));
+    if (from.secret && to !== null && !to.secret)
+      throw new UsageError(`${namespace}/${name} is secret and ${where.namespace}/${name} is not`);
+    const { content, hash } = await admin.version(source, name, from.default);
     const held = to?.default == null ? null : await admin.version(where, name, to.default);
     if (held?.hash === hash) continue;
     const target = { namespace: where.namespace, name };
@@ -798,7 +800,14 @@ async function promote(context: Context): Promise<void> {
       continue;
     }
     const { format, description, tags, schema } = from;
-    const shape = { format, description, tags, ...(schema !== null && { schema }) };
+    const secret = from.secret;
+    const shape = {
+      format,
+      description,
+      tags,
+      ...(schema !== null && { schema }),
+      ...(secret && { secret }),
+    };
     conditions.push({ ...target, absent: true });
     operations.push({ op: "config.put", ...target, ...shape, content });
   }

@@ -275,3 +275,16 @@ describe("applyManifest()", () => {
     h.close();
   });
 });
+
+test("secrets are left out: files are read by more people than keys with the scope", async () => {
+  const h = new Harness({ settings: { secretKeys: [{ id: "k1", key: new Uint8Array(32) }] } });
+  await h.tenant("acme");
+  const N = "/v1/tenants/acme/namespaces/app/configs";
+  const of = (secret: boolean, content: string) => ({ format: "text", secret, content });
+  await h.call("PUT", `${N}/open`, { body: of(false, "for everybody") });
+  await h.call("PUT", `${N}/password`, { body: of(true, "hunter2") });
+  const files = JSON.stringify([...(await exportTenant(adminOf(h), "acme"))]);
+  expect(files).toContain("for everybody");
+  expect(files).not.toMatch(/hunter2|password|sealed/);
+  h.close();
+});
