@@ -42,7 +42,10 @@ export class NodeProcess {
       cwd: root,
       stdio: ["ignore", "pipe", "pipe"],
       env: {
-        ...process.env,
+        // Nothing that the tests themselves are told by.
+        ...Object.fromEntries(
+          Object.entries(process.env).filter(([name]) => !name.startsWith("CONFLUX_")),
+        ),
         CONFLUX_ROOT_TOKEN: rootToken,
         CONFLUX_PORT: "0",
         CONFLUX_LOG: "warn",
