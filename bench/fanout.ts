@@ -16,7 +16,7 @@
 import { spawn, type ChildProcess } from "node:child_process";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { connect, type Socket } from "node:net";
-import { cpus } from "node:os";
+import { cpus, loadavg } from "node:os";
 import path from "node:path";
 import process from "node:process";
 import { createInterface } from "node:readline";
@@ -317,6 +317,8 @@ async function measure(args: readonly string[]): Promise<void> {
     Number(values.seconds),
   ] as const;
   const rows: Row[] = [];
+  // Whatever else the machine does is in the figures.
+  const [load = 0] = loadavg();
   const curves: { readonly name: string; readonly curve: readonly number[] }[] = [];
   const row = (what: string, figure: string, wanted = ""): void => {
     rows.push({ what, figure, wanted });
@@ -503,7 +505,7 @@ async function measure(args: readonly string[]): Promise<void> {
     watchers.stop();
     publisher.stop();
   }
-  if (values.write) write(rows, curves, args);
+  if (values.write) write(rows, curves, args, load);
 }
 
 function isInOrder(seen: readonly string[]): boolean {
@@ -548,6 +550,7 @@ function write(
   rows: readonly Row[],
   curves: readonly { readonly name: string; readonly curve: readonly number[] }[],
   args: readonly string[],
+  load: number,
 ): void {
   const folder = path.join(import.meta.dirname, "results");
   mkdirSync(folder, { recursive: true });
@@ -556,7 +559,7 @@ function write(
     path.join(folder, "fanout.md"),
     `# Fan-out
 
-\`bun bench/fanout.ts ${args.join(" ")}\`, ${new Date().toISOString().slice(0, 10)}, ${cpus().length} × ${cpus()[0]?.model}, node, subscribers and publisher on one machine.
+\`bun bench/fanout.ts ${args.join(" ")}\`, ${new Date().toISOString().slice(0, 10)}, ${cpus().length} × ${cpus()[0]?.model}, node, subscribers and publisher on one machine, whose load average was ${load.toFixed(1)} before.
 Latency is from the request to publish being sent to a subscriber having the frame, so it holds the write itself.
 
 | what | measured | wanted |
