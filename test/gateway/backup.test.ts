@@ -177,7 +177,7 @@ describe("GET backup", () => {
     parse(again.text);
     // Asked for at once they do not slip past the bound.
     const many = await Promise.all(
-      Array.from({ length: 20 }, () =>
+      Array.from({ length: 20 }, async () =>
         h.gateway().fetch(h.request("GET", "/v1/tenants/acme/backup")),
       ),
     );
