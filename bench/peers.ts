@@ -18,7 +18,7 @@
  */
 import { spawn, spawnSync, type ChildProcess } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { cpus, tmpdir, totalmem } from "node:os";
+import { cpus, loadavg, tmpdir, totalmem } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
@@ -46,6 +46,8 @@ const seconds = Number(values.seconds ?? (isQuick ? 2 : 5));
 const warmSeconds = isQuick ? 5 : 10;
 const tenantCounts = (values.tenants ?? (isQuick ? "100" : "100,1000")).split(",").map(Number);
 const wanted = new Set(values.scenarios.split(","));
+/** What else the machine was doing: above a few tenths, figures are to be compared with each other only. */
+const loadBefore = Math.round((loadavg()[0] ?? 0) * 10) / 10;
 
 // --- what a system can do ------------------------------------------------------------------------------------------------
 
@@ -613,7 +615,7 @@ async function measure(system: System, running: Running): Promise<void> {
     const fresh = Array.from({ length: count - made }, (_, i) => `t${made + i}`);
     const took: number[] = [];
     const startedAt = performance.now();
-    const at = system.name === "jetstream" ? 10 : 4;
+    const at = 10;
     await inParallel(fresh, at, async (tenant) => {
       const sentAt = performance.now();
       await running.create(tenant);
@@ -749,6 +751,7 @@ function write(names: readonly string[]): void {
     command: `npm run bench:peers -- ${process.argv.slice(2).join(" ")}`.trim(),
     at: new Date().toISOString(),
     machine,
+    loadBefore,
     rounds,
     seconds,
     systems: chosen.map(({ name, durability, version }) => ({
@@ -771,7 +774,7 @@ function write(names: readonly string[]): void {
     .trim();
   writeFileSync(
     `${base}.md`,
-    `# Conflux and its peers\n\nMade by \`${about.command}\` on ${about.at.slice(0, 10)}: ${machine}; servers and client share it.\n` +
+    `# Conflux and its peers\n\nMade by \`${about.command}\` on ${about.at.slice(0, 10)}: ${machine}; servers and client share it. Load average before: ${about.loadBefore}.\n` +
       `Medians of ${rounds} rounds of ${seconds} s (spread), latencies, and processor time of all servers per request.\n\n` +
       about.systems
         .map((one) => `- **${one.name}**: ${one.version}; ${one.durability}`)
