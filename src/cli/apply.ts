@@ -707,8 +707,9 @@ async function planPrune(admin: Admin, { tenant, namespaces }: Manifest): Promis
   );
   const steps: PlanStep[] = [];
   for (const { namespace } of await admin.namespaces(tenant))
-    for (const { name, revision } of await admin.configs({ tenant, namespace })) {
-      if (kept.has(`${namespace}/${name}`)) continue;
+    for (const { name, revision, secret } of await admin.configs({ tenant, namespace })) {
+      // Secret configs never stand in manifests, so that one is not named means nothing.
+      if (secret || kept.has(`${namespace}/${name}`)) continue;
       const target = { namespace, name };
       steps.push({
         ...nothing,

@@ -1,5 +1,6 @@
 /** A tenant, exported and applied to an empty cluster, gives every client what it got before. */
 import * as fc from "fast-check";
+import { randomBytes } from "node:crypto";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -255,6 +256,21 @@ describe("applyManifest()", () => {
     await h.call("PUT", "/v1/tenants/acme/namespaces/old", { body: { protected: false } });
     await applyManifest(adminOf(h), kept, { prune: true });
     expect((await h.call("GET", "/v1/tenants/acme/usage")).body.configs).toBe(1);
+    h.close();
+  });
+
+  test("leaves secret configs out of manifests, and alone when it prunes", async () => {
+    const h = new Harness({ settings: { secretKeys: [{ id: "k1", key: randomBytes(32) }] } });
+    await h.tenant("acme");
+    const at = "/v1/tenants/acme/namespaces/app/configs";
+    await h.call("PUT", `${at}/open`, { body: { content: 1 } });
+    const put = await h.call("PUT", `${at}/hidden`, {
+      body: { secret: true, content: { a: "hidden" } },
+    });
+    const { files, manifest: exportedOne } = await exported(h);
+    expect([...files.values()].join()).not.toContain("hidden");
+    await applyManifest(adminOf(h), exportedOne, { prune: true });
+    expect([put.status, (await h.call("GET", `${at}/hidden`)).status]).toEqual([201, 200]);
     h.close();
   });
 
