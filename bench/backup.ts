@@ -249,11 +249,16 @@ async function backups(): Promise<void> {
   }
 }
 
+function tell(): void {
+  const width = Math.max(...lines.map(([what]) => what.length));
+  for (const [what, figure] of lines.splice(0)) console.log(`${what.padEnd(width)}  ${figure}`);
+}
+
 try {
   await snapshot();
+  tell();
   await backups();
-  const width = Math.max(...lines.map(([what]) => what.length));
-  for (const [what, figure] of lines) console.log(`${what.padEnd(width)}  ${figure}`);
+  tell();
 } finally {
   fs.rmSync(directory, { recursive: true, force: true });
 }
