@@ -2,9 +2,9 @@
  * The directory: which tenants there are, under which group, on which nodes. It is the applied state of the tenant
  * `_system` on this node, read in place; there is no second copy to fall out of step with it.
  */
-import { moveKey, under } from "../machine/keys.ts";
+import { moveKey, nodeKey, systemKey, under } from "../machine/keys.ts";
 import { getTenant, listNodes, tenantOfGroup } from "../machine/queries.ts";
-import type { NodeRow, TenantRow } from "../machine/rows.ts";
+import type { NodeRow, SystemRow, TenantRow } from "../machine/rows.ts";
 import type { TenantView } from "./ports.ts";
 
 export const SYSTEM_TENANT = "_system";
@@ -42,6 +42,27 @@ export class Directory {
     for (const [, name] of view.range<string>({ gte: moveKey(after + 1), lt })) {
       const row = this.tenant(name);
       if (row !== undefined) rows.push(row);
+      if (rows.length === limit) break;
+    }
+    return rows;
+  }
+
+  /** Where the group of `_system` is; undefined until the first node registered. */
+  system(): SystemRow | undefined {
+    return this.#view()?.get<SystemRow>(systemKey);
+  }
+
+  node(name: string): NodeRow | undefined {
+    return this.#view()?.get<NodeRow>(nodeKey(name));
+  }
+
+  /** By name, from the one after `after`. */
+  tenants(after: string, limit: number): readonly TenantRow[] {
+    const rows: TenantRow[] = [];
+    const { lt } = under("ten");
+    // Names hold no zero byte.
+    for (const [, row] of this.#view()?.range<TenantRow>({ gte: `ten/${after}\u0000`, lt }) ?? []) {
+      rows.push(row);
       if (rows.length === limit) break;
     }
     return rows;

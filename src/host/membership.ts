@@ -23,7 +23,7 @@ import {
   type ConfState,
   type ReplicaId,
 } from "../raft/types.ts";
-import type { Directory } from "./directory.ts";
+import { SYSTEM_GROUP, type Directory } from "./directory.ts";
 import type { Replica } from "./replica.ts";
 
 /** A learner this close to the leader's log is promoted: what is left takes no longer than one more turn or two. */
@@ -52,8 +52,8 @@ const wait: Step = { kind: "wait" };
 
 export function targetOf({ replicas }: StoredPlacement): Target {
   return {
-    voters: replicas.filter((replica) => !isLeaving(replica)),
-    learners: [],
+    voters: replicas.filter((replica) => !isLeaving(replica) && replica.state !== "learner"),
+    learners: replicas.filter(({ state }) => state === "learner"),
     leaving: replicas.filter(isLeaving).map(({ id }) => id),
   };
 }
@@ -172,6 +172,24 @@ export class Membership {
     this.#stillAt = this.#cursor === 0 && rows.length === 0 ? revision : null;
     this.#cursor = rows.length < GROUPS_PER_ROUND ? 0 : (rows.at(-1)?.group ?? 0);
     for (const row of rows) this.#advance(row);
+    this.#advanceSystem();
+  }
+
+  #advanceSystem(): void {
+    const placement = this.#directory.system()?.placement;
+    const replica = this.#hooks.wake(SYSTEM_GROUP);
+    if (placement === undefined || replica?.raft.isLeader !== true) return;
+    const { replicas, generation = 0 } = placement;
+    takeStep(replica, targetOf(placement), this.#hooks, () => {
+      if (!replicas.some((each) => each.state === "joining" || isLeaving(each))) return;
+      this.#whenKnown(replica, generation, { op: "system.settle", generation });
+    });
+  }
+
+  #whenKnown(replica: Replica, generation: number, action: SystemAction): void {
+    const { group } = replica;
+    if (this.#settling.has(group)) return;
+    if (this.#isKnown(replica, generation)) this.#settle(group, action);
   }
 
   #advance(row: TenantRow): void {
@@ -183,9 +201,10 @@ export class Membership {
       if (replica.isVoter && replica.leaderNode === null) this.#hooks.leaderless(replica);
       return;
     }
-    takeStep(replica, targetOf(row.placement), this.#hooks, () => {
-      if (this.#settling.has(row.group)) return;
-      if (this.#isKnown(replica, row.placement.generation ?? 0)) this.#settle(row);
+    const { tenant, placement } = row;
+    const { generation = 0 } = placement;
+    takeStep(replica, targetOf(placement), this.#hooks, () => {
+      this.#whenKnown(replica, generation, { op: "directory.settle", tenant, generation });
     });
   }
 
@@ -210,10 +229,9 @@ export class Membership {
     return false;
   }
 
-  #settle({ tenant, group, placement }: TenantRow): void {
+  #settle(group: number, action: SystemAction): void {
     this.#settling.add(group);
-    const { generation = 0 } = placement;
-    this.#hooks.propose({ op: "directory.settle", tenant, generation }, SETTLE_TIMEOUT_MS, () => {
+    this.#hooks.propose(action, SETTLE_TIMEOUT_MS, () => {
       this.#settling.delete(group);
     });
   }

@@ -20,9 +20,11 @@ import {
   type SystemAction,
 } from "../machine/command.ts";
 import {
+  isLeaving,
   sameQuotas,
   type HistoryRow,
   type Member,
+  type PlacedReplica,
   type TenantMeta,
   type TenantRow,
 } from "../machine/rows.ts";
@@ -46,7 +48,15 @@ import {
 import { Directory, SYSTEM_GROUP, SYSTEM_TENANT } from "./directory.ts";
 import { GroupLog, type ReplicaMeta } from "./group_log.ts";
 import { HEARTBEAT_MS, Liveness } from "./liveness.ts";
+import {
+  Entry,
+  initialMembers,
+  type Acquaintance,
+  type EntryHooks,
+  type SystemIdentity,
+} from "./entry.ts";
 import { Membership, replicaOn } from "./membership.ts";
+import { chooseNodes, isLost, Reconciler, type Candidate } from "./reconciler.ts";
 import type {
   Clock,
   ClusterStatus,
@@ -120,6 +130,8 @@ export interface Tuning {
   readonly snapshotPartBytes: number;
   /** Replicas that nobody used for this long go to sleep (decision D4). */
   readonly sleepAfterMs: number;
+  /** Replicas of a node that was not heard of for this long get a place elsewhere. */
+  readonly replaceAfterMs: number;
   /** Replicas in memory beyond this many sleep as soon as they are unused for SLEEP_FOR_ROOM_MS. */
   readonly awakeMax: number;
 }
@@ -132,6 +144,7 @@ const tuningDefaults: Tuning = {
   logKeptBytesForLagging: 64 * 1024 * 1024,
   snapshotPartBytes: 128 * 1024,
   sleepAfterMs: 10 * 60_000,
+  replaceAfterMs: 5 * 60_000,
   // Each costs about 100 KB (`npm run bench -- density`).
   awakeMax: 2_000,
 };
@@ -175,6 +188,9 @@ export interface NodeHostOptions {
   readonly version: string;
   /** Names of the initial nodes, this one among them; each gets a voter of the system group. */
   readonly peers: readonly string[];
+  /** Names the data directory; absent: it is taken for the one that was always there. */
+  readonly diskId?: string;
+  readonly zone?: string;
   readonly transportKind: "loopback" | "nats";
   readonly journal: Journal;
   readonly environments: Environments;
@@ -242,6 +258,10 @@ export class NodeHost implements ConfigService {
   readonly #snapshots: SnapshotExchange;
   readonly #schedules = new Schedules();
   readonly #membership: Membership;
+  readonly #reconciler: Reconciler;
+  /** While it is not decided as which replica of `_system` this node comes in. */
+  #entry: Entry | null = null;
+  #identity: SystemIdentity | null = null;
   readonly #replicas = new Map<number, Replica>();
   /** Replicas whose environment is being closed; they wake again only after that. */
   readonly #closing = new Map<number, Promise<void>>();
@@ -371,6 +391,14 @@ export class NodeHost implements ConfigService {
       act: (replica, run) => this.#guarded(replica, run),
       propose: (action, timeoutMs, done) => this.#proposeSystem(action, timeoutMs, done),
     });
+    this.#reconciler = new Reconciler(this.directory, this.#tuning.replaceAfterMs, {
+      leads: () => {
+        const raft = this.#systemReady ? this.#replicas.get(SYSTEM_GROUP)?.raft : undefined;
+        return raft?.isLeader === true && raft.appliedIndex === raft.commitIndex;
+      },
+      supports: (node) => this.liveness.supports(node),
+      propose: (action, timeoutMs, done) => this.#proposeSystem(action, timeoutMs, done),
+    });
     const recovery = options.journal.recovery();
     for (const [group, records] of recovery.groups) this.#recovered.set(group, records);
     this.#directoryIsCurrent =
@@ -386,18 +414,73 @@ export class NodeHost implements ConfigService {
     for (const peer of this.#options.peers) this.liveness.add(peer);
     const { transport, clock } = this.#options;
     await transport.start((from, boot, lane, bytes) => this.#onFrame(from, boot, lane, bytes));
-    const system = this.#wake(SYSTEM_GROUP);
-    assert(system !== null, "the system group did not wake");
-    for (const { node } of this.directory.nodes()) this.liveness.add(node);
+    this.#identity = this.#storedIdentity();
+    if (this.#identity === null) {
+      const { node, peers } = this.#options;
+      this.#entry = new Entry(node, peers, clock.monotonicMs(), this.#entryHooks());
+    } else {
+      this.#enterSystem();
+    }
     this.#timers.push(
       clock.every(TICK_MS, () => this.#tick()),
       clock.every(PULSE_MS, () => this.#pulse()),
       clock.every(HEARTBEAT_MS, () => this.#heartbeat()),
     );
     this.#heartbeat();
-    if (this.#options.peers.length === 1) this.#campaignSoon(system);
     // What the journal still holds is brought up one replica at a time, so that its space becomes free.
     for (const group of this.#recovered.keys()) this.#checkpointQueue.add(group);
+  }
+
+  /** Who this node is in the group of `_system`: by what is on its disk, or by its name where that is beyond doubt. */
+  #storedIdentity(): SystemIdentity | null {
+    const { node, peers, diskId, environments } = this.#options;
+    const initial = initialMembers(peers);
+    for (const name of environments.names()) {
+      const named = replicaNamed(name);
+      if (named?.group === SYSTEM_GROUP) return { id: named.id, initial };
+    }
+    const own = initial.find((member) => member.node === node);
+    const isAlone = diskId === undefined || peers.length === 1 || this.#recovered.has(SYSTEM_GROUP);
+    return own !== undefined && isAlone ? { id: own.id, initial } : null;
+  }
+
+  #enterSystem(): void {
+    const system = this.#wake(SYSTEM_GROUP);
+    assert(system !== null, "the system group did not wake");
+    for (const { node } of this.directory.nodes()) this.liveness.add(node);
+    if (this.#options.peers.length === 1) this.#campaignSoon(system);
+  }
+
+  #entryHooks(): EntryHooks {
+    const { node, diskId, zone } = this.#options;
+    const ask = <T>(to: string, method: Method, done: (answer: T | null) => void): void => {
+      const deadline = this.#clock.monotonicMs() + PROPOSE_TIMEOUT_MS;
+      this.#rpc.call(to, method, encodeJson({ node, disk: diskId, zone }), deadline, (result) => {
+        done(result.kind === "ok" ? (JSON.parse(decoder.decode(result.bytes)) as T | null) : null);
+      });
+    };
+    return {
+      alive: (peer) => this.liveness.supports(peer),
+      ask: (peer, done) => ask<Acquaintance>(peer, Method.acquaintance, done),
+      join: (peer, done) => ask<SystemIdentity>(peer, Method.join, done),
+      enter: (identity) => {
+        this.#log.info({ replica: identity.id }, "node.entered");
+        this.#entry = null;
+        this.#identity = identity;
+        this.#enterSystem();
+      },
+    };
+  }
+
+  #acquaintanceOf(node: string, disk: string): Acquaintance {
+    const system = this.#replicas.get(SYSTEM_GROUP);
+    if (system === undefined || system.raft.lastIndex === 0) return "nothing";
+    return this.directory.node(node)?.disk === disk ? "known" : "other";
+  }
+
+  /** Members of the group of `_system` before its first log entry, for who registers. */
+  get systemInitial(): readonly Member[] {
+    return this.#identity?.initial ?? [];
   }
 
   /** Set once this node and its root key are in the directory: before that its operator could not be known. */
@@ -652,7 +735,9 @@ export class NodeHost implements ConfigService {
     this.#runCheckpoints();
     if (now - this.#movedAt > MEMBERSHIP_MS) {
       this.#movedAt = now;
+      this.#entry?.round(now);
       this.#membership.round();
+      this.#reconciler.round(now);
     }
     if (now - this.#sleptAt > SLEEP_CHECK_MS) {
       this.#sleptAt = now;
@@ -1195,22 +1280,29 @@ export class NodeHost implements ConfigService {
   }
 
   #systemMeta(): ReplicaMeta | null {
-    const peers = [...this.#options.peers].sort();
-    const members = peers.map((node, position) => ({ node, id: position + 1 }));
-    const own = members.find(({ node }) => node === this.node);
-    if (own === undefined) return null;
+    if (this.#identity === null) return null;
     const system = { tenant: SYSTEM_TENANT, group: SYSTEM_GROUP, incarnation: 1 };
-    return freshMeta(system, own.id, members);
+    return freshMeta(system, this.#identity.id, this.#identity.initial);
   }
 
   #directoryMeta(group: number): ReplicaMeta | null {
     const row = this.directory.byGroup(group);
     if (row === undefined) return null;
     const own = replicaOn(row.placement, this.node);
-    if (own === undefined) return null;
+    if (own === undefined || !this.#isOwn(own, row)) return null;
     const initial = row.initial ?? row.placement.replicas;
     const members = initial.map(({ node, id }) => ({ node, id }));
     return freshMeta({ tenant: row.tenant, group, incarnation: row.incarnation }, own.id, members);
+  }
+
+  /** It was placed on this disk, and not on one that was here before (invariant 9). */
+  #isOwn(replica: PlacedReplica, row: TenantRow): boolean {
+    const { diskId } = this.#options;
+    if (diskId === undefined) return true;
+    const known = this.directory.node(this.node);
+    const isInitial = this.systemInitial.some(({ id }) => id === this.#identity?.id);
+    if (known === undefined) return isInitial;
+    return (known.disk === undefined || known.disk === diskId) && !isLost(replica, row, known);
   }
 
   /** Beyond `awakeMax`, or near the cap, the longest unused replicas sleep early. */
@@ -1507,6 +1599,23 @@ export class NodeHost implements ConfigService {
       const replica = this.#replicas.get(group);
       respond(encodeJson(replica === undefined ? false : this.#transferHere(replica, to)));
     });
+    this.#rpc.serve(Method.acquaintance, (_from, payload, respond) => {
+      const { node, disk } = JSON.parse(decoder.decode(payload)) as { node: string; disk: string };
+      respond(encodeJson(this.#acquaintanceOf(node, disk)));
+    });
+    this.#rpc.serve(Method.join, (from, payload, respond) => {
+      const { disk, zone } = JSON.parse(decoder.decode(payload)) as { disk: string; zone?: string };
+      // Nobody joins under another name than its own.
+      const action: SystemAction = {
+        op: "node.join",
+        node: from,
+        disk,
+        ...(zone !== undefined && { zone }),
+      };
+      this.#proposeSystem(action, PROPOSE_TIMEOUT_MS, (error, outcome) => {
+        respond(encodeJson(error === null && outcome?.ok === true ? outcome.result : null));
+      });
+    });
     this.#rpc.serve(Method.exchange, (from, payload, respond) => {
       if (this.#exchangeHandler === null) return;
       this.#exchangeHandler(from, payload.slice())
@@ -1546,7 +1655,7 @@ export class NodeHost implements ConfigService {
   }
 
   /** A change of the directory by this node itself. */
-  #proposeSystem(action: SystemAction, timeoutMs: number, done: () => void): void {
+  #proposeSystem(action: SystemAction, timeoutMs: number, done: Done<Outcome>): void {
     const at = this.#clock.wallMs();
     const actor = { kind: "system", keyId: this.node } as const;
     const command: Command = { at, actor, semantics: semanticsNow, action };
@@ -2038,23 +2147,38 @@ export class NodeHost implements ConfigService {
     };
   }
 
-  place(tenant: string, replicas: number | undefined): readonly string[] {
-    const names = new Set<string>(this.#options.peers);
-    for (const node of this.directory.nodes()) names.add(node.node);
-    const wanted = replicas ?? (names.size >= 3 ? 3 : 1);
-    if (wanted > names.size) {
+  place(
+    tenant: string,
+    replicas: number | undefined,
+    keep: readonly string[] = [],
+  ): readonly string[] {
+    const candidates = this.#candidates();
+    const count = candidates.length;
+    const wanted = replicas ?? (count >= 3 ? 3 : 1);
+    if (wanted > count) {
       throw new Problem(
         "invalid",
-        `Cannot place ${wanted} replicas: the cluster has ${names.size} ${names.size === 1 ? "node" : "nodes"}`,
-        { errors: [{ pointer: "/replicas", detail: `must be at most ${names.size}` }] },
+        `Cannot place ${wanted} replicas: the cluster has ${count} ${count === 1 ? "node" : "nodes"}`,
+        { errors: [{ pointer: "/replicas", detail: `must be at most ${count}` }] },
       );
     }
-    // Rendezvous hashing: each tenant has its own order of nodes, and a node more or less moves few tenants.
-    const order = [...names].sort((left, right) => {
-      const alive = Number(this.liveness.supports(right)) - Number(this.liveness.supports(left));
-      return alive !== 0 ? alive : hash32(`${tenant}/${right}`) - hash32(`${tenant}/${left}`);
-    });
-    return order.slice(0, wanted);
+    const alive = candidates.filter(({ node }) => this.liveness.supports(node));
+    const chosen = chooseNodes(tenant, wanted, alive, keep);
+    // Rather on nodes that are away just now than fewer than was asked for.
+    return chosen.length === wanted ? chosen : chooseNodes(tenant, wanted, candidates, chosen);
+  }
+
+  /** Nodes that may get replicas: registered ones and members that are about to, unless they are drained or leave. */
+  #candidates(): readonly Candidate[] {
+    const system = this.directory.system()?.placement.replicas.filter((one) => !isLeaving(one));
+    const names = new Set(system?.map(({ node }) => node) ?? this.#options.peers);
+    const rows = this.directory.nodes();
+    for (const { node } of rows) names.add(node);
+    return [...names]
+      .map(
+        (node) => rows.find((row) => row.node === node) ?? { node, zone: null, phase: undefined },
+      )
+      .filter(({ phase }) => phase === undefined);
   }
 
   async transfer(tenant: string, toNode: string): Promise<void> {
@@ -2306,14 +2430,4 @@ function outcomeUnknown(): Problem {
     "outcome-unknown",
     "The change may or may not have been made: repeat it with the same Idempotency-Key to find out",
   );
-}
-
-/** FNV-1a with a final mix: spreads names that differ in one character. */
-function hash32(text: string): number {
-  let hash = 0x811c9dc5;
-  for (let index = 0; index < text.length; index++) {
-    hash = Math.imul(hash ^ text.charCodeAt(index), 0x01000193);
-  }
-  hash = Math.imul(hash ^ (hash >>> 16), 0x85ebca6b);
-  return (hash ^ (hash >>> 13)) >>> 0;
 }

@@ -319,8 +319,9 @@ export interface ConfigService {
   /**
    * Nodes for a new tenant's replicas, best first, alive ones before others. `replicas` undefined: 3 where there are
    * three nodes, else 1. Throws `invalid` when there are fewer nodes than replicas were asked for.
+   * Those of `keep` come first.
    */
-  place(tenant: string, replicas: number | undefined): readonly string[];
+  place(tenant: string, replicas: number | undefined, keep?: readonly string[]): readonly string[];
   /** Asks the leadership of the tenant's group to move to this node's replica. */
   transfer(tenant: string, toNode: string): Promise<void>;
   /** Sends a request of the gateway to the gateway of another node, and its answer back. */

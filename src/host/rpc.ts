@@ -7,7 +7,14 @@ import { ByteReader, ByteWriter } from "../lib/bytes.ts";
 /** Calls in flight from this node; more are refused at once. */
 export const CALLS_MAX = 20_000;
 
-export const Method = { propose: 1, exchange: 2, status: 3, transfer: 4 } as const;
+export const Method = {
+  propose: 1,
+  exchange: 2,
+  status: 3,
+  transfer: 4,
+  acquaintance: 5,
+  join: 6,
+} as const;
 export type Method = (typeof Method)[keyof typeof Method];
 
 export type CallResult =

@@ -3,7 +3,7 @@
  * hashed, checked against its schema), and applied on every replica with the same result. Encoded as JSON text.
  */
 import type { ContentFormat, ReleaseRule } from "../model/release.ts";
-import type { IssuerRow, KeyKind, QuotaChanges, Quotas, TenantRow } from "./rows.ts";
+import type { IssuerRow, KeyKind, Member, QuotaChanges, Quotas, TenantRow } from "./rows.ts";
 
 /** Who asked, as written into history and audit. The machine checks again that the key still holds. */
 export interface Actor {
@@ -250,7 +250,33 @@ export type SystemAction =
       readonly node: string;
       readonly boot: number;
       readonly zone?: string;
+      /** Refused when the node is known with another: it has to join. */
+      readonly disk?: string;
+      /** Members of the group of `_system` before its first log entry; the first to register says so. */
+      readonly initial?: readonly Member[];
     }
+  /** A node that is new, or whose disk is: it gets a replica of `_system` under a new id. */
+  | {
+      readonly op: "node.join";
+      readonly node: string;
+      readonly disk: string;
+      readonly zone?: string;
+    }
+  | {
+      readonly op: "node.phase";
+      readonly node: string;
+      readonly phase: "active" | "draining" | "leaving";
+      readonly zone?: string;
+    }
+  /** It holds nothing any more: it leaves the directory and the group of `_system`. */
+  | { readonly op: "node.remove"; readonly node: string }
+  /** Which replicas of `_system` shall have a vote; the others learn. */
+  | {
+      readonly op: "system.place";
+      readonly voters: readonly number[];
+      readonly generation: number;
+    }
+  | { readonly op: "system.settle"; readonly generation: number }
   | ({
       readonly op: "issuer.put";
       readonly issuer: Omit<IssuerRow, "createdAt" | "revision">;

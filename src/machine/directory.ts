@@ -10,7 +10,16 @@ import { checkKeyId, isName, isTenantName } from "../model/names.ts";
 import type { Action, SystemAction } from "./command.ts";
 import { guardPrecondition, refuse } from "./draft.ts";
 import type { Draft } from "./draft.ts";
-import { groupKey, issuerKey, moveKey, nodeKey, rootKeyKey, tenantKey, under } from "./keys.ts";
+import {
+  groupKey,
+  issuerKey,
+  moveKey,
+  nodeKey,
+  rootKeyKey,
+  systemKey,
+  tenantKey,
+  under,
+} from "./keys.ts";
 import { tenantInfo } from "./results.ts";
 import type { ResultOf } from "./results.ts";
 import { defaultQuotas, isLeaving, sameQuotas } from "./rows.ts";
@@ -22,6 +31,7 @@ import type {
   Quotas,
   RootKeyRow,
   RestoredMeta,
+  SystemRow,
   TenantRow,
 } from "./rows.ts";
 
@@ -31,6 +41,8 @@ export const replicasMax = 16;
 export const tenantsPerCommandMax = 500;
 /** How far the epoch of a backup may be ahead of this directory's clock, seconds: epochs are never used up. */
 const epochAheadMax = 366 * 86_400;
+/** Nodes, and those that are just leaving. */
+const systemReplicasMax = 256;
 
 const nodePattern = /^[A-Za-z0-9_-]{1,128}$/;
 const hashPattern = /^[0-9a-f]{64}$/;
@@ -100,6 +112,11 @@ const systemOps: ReadonlySet<string> = new Set<SystemAction["op"]>([
   "directory.move",
   "directory.settle",
   "node.register",
+  "node.join",
+  "node.phase",
+  "node.remove",
+  "system.place",
+  "system.settle",
   "issuer.put",
   "issuer.delete",
   "rootKey.put",
@@ -133,6 +150,8 @@ function targetsOf(action: SystemAction): readonly AuditTarget[] {
 function targetOf(action: Exclude<SystemAction, Of<"directory.createMany">>): AuditTarget {
   if ("tenant" in action) return { target: action.tenant, key: tenantKey(action.tenant) };
   if ("node" in action) return { target: action.node, key: nodeKey(action.node) };
+  if (action.op === "system.place" || action.op === "system.settle")
+    return { target: "_system", key: systemKey };
   const name = action.op === "issuer.put" ? action.issuer.name : action.name;
   return { target: name, key: issuerKey(name) };
 }
@@ -155,6 +174,16 @@ function dispatch(draft: Draft, action: SystemAction): Done<SystemAction["op"]> 
       return settleTenant(draft, action);
     case "node.register":
       return registerNode(draft, action);
+    case "node.join":
+      return joinNode(draft, action);
+    case "node.phase":
+      return setPhase(draft, action);
+    case "node.remove":
+      return removeNode(draft, action);
+    case "system.place":
+      return placeSystem(draft, action);
+    case "system.settle":
+      return settleSystem(draft, action);
     case "issuer.put":
       return putIssuer(draft, action);
     case "issuer.delete":
@@ -324,7 +353,8 @@ function undeleteTenant(
 
 function moveTenant(draft: Draft, action: Of<"directory.move">): Done<"directory.move"> {
   const { nodes, lost = [], generation } = action;
-  const before = liveTenantOf(draft, action.tenant);
+  // A deleted one moves too: its node may have to go.
+  const before = tenantOf(draft, action.tenant);
   const current = before.placement.generation ?? 0;
   if (generation !== current)
     refuse("conflict", `Look again: the placement is of generation ${current}, not ${generation}`);
@@ -380,17 +410,158 @@ function registerNode(draft: Draft, action: Of<"node.register">): Done<"node.reg
   guardNode(action.node);
   const before = draft.get<NodeRow>(nodeKey(action.node));
   const zone = action.zone ?? before?.zone ?? null;
-  if (before !== undefined && before.boot === action.boot && before.zone === zone)
+  const disk = before?.disk ?? action.disk;
+  if (action.disk !== undefined && disk !== action.disk)
+    refuse("conflict", `Let it join: node ${action.node} is known with another disk`);
+  const system = draft.get<SystemRow>(systemKey);
+  const { initial } = action;
+  if (system === undefined && initial !== undefined) {
+    const replicas = initial.map(({ node, id }) => ({ node, id }));
+    const nextReplica = Math.max(0, ...replicas.map(({ id }) => id)) + 1;
+    draft.put(systemKey, { placement: { replicas }, initial: replicas, nextReplica });
+  }
+  if (system !== undefined && systemReplicaOf(system, action.node) === undefined)
+    refuse("conflict", `Let it join: node ${action.node} is not a member, or has left`);
+  if (
+    before !== undefined &&
+    before.boot === action.boot &&
+    before.zone === zone &&
+    before.disk === disk
+  )
     return { created: false, result: { node: before } };
   const row: NodeRow = {
+    ...before,
     node: action.node,
     zone,
     boot: action.boot,
     registeredAt: before?.registeredAt ?? draft.at,
+    ...(disk !== undefined && { disk }),
   };
-  draft.put(nodeKey(action.node), row);
-  draft.change({ type: "node", namespace: "", name: action.node });
-  return { created: before === undefined, result: { node: row } };
+  return { created: before === undefined, result: { node: putNode(draft, row) } };
+}
+
+function putNode(draft: Draft, row: NodeRow): NodeRow {
+  draft.put(nodeKey(row.node), row);
+  draft.change({ type: "node", namespace: "", name: row.node });
+  return row;
+}
+
+function systemReplicaOf({ placement }: SystemRow, node: string): PlacedReplica | undefined {
+  return placement.replicas.find((replica) => replica.node === node && !isLeaving(replica));
+}
+
+function joinNode(draft: Draft, action: Of<"node.join">): Done<"node.join"> {
+  const { node, disk } = action;
+  guardNode(node);
+  const before = draft.get<NodeRow>(nodeKey(node));
+  const system = systemOf(draft);
+  const { placement, nextReplica } = system;
+  const present = systemReplicaOf(system, node);
+  // Asked again, its answer having been lost.
+  if (present !== undefined && before?.disk === disk)
+    return { created: false, result: { id: present.id, initial: system.initial } };
+  const replicas = placement.replicas.map((replica): PlacedReplica =>
+    replica.node === node ? { ...replica, state: "lost" } : replica,
+  );
+  if (replicas.length >= systemReplicasMax)
+    refuse("conflict", `Let others leave first: at most ${systemReplicasMax} nodes`);
+  replicas.push({ node, id: nextReplica, state: "learner", since: draft.revision });
+  draft.put(systemKey, {
+    ...system,
+    placement: { replicas, generation: (placement.generation ?? 0) + 1 },
+    nextReplica: nextReplica + 1,
+  });
+  putNode(draft, {
+    node,
+    zone: action.zone ?? before?.zone ?? null,
+    boot: before?.boot ?? 0,
+    registeredAt: before?.registeredAt ?? draft.at,
+    disk,
+    diskSince: draft.revision,
+  });
+  return { created: true, result: { id: nextReplica, initial: system.initial } };
+}
+
+function nodeOf(draft: Draft, node: string): NodeRow {
+  const row = isNodeName(node) ? draft.get<NodeRow>(nodeKey(node)) : undefined;
+  if (row === undefined) refuse("not-found", `There is no node ${node}`);
+  return row;
+}
+
+function setPhase(draft: Draft, action: Of<"node.phase">): Done<"node.phase"> {
+  const before = nodeOf(draft, action.node);
+  const { phase: _before, ...rest } = before;
+  const { phase } = action;
+  const row: NodeRow = {
+    ...rest,
+    zone: action.zone ?? before.zone,
+    ...(phase !== "active" && { phase }),
+  };
+  const isSame = row.phase === before.phase && row.zone === before.zone;
+  return { created: false, result: { node: isSame ? before : putNode(draft, row) } };
+}
+
+function removeNode(draft: Draft, action: Of<"node.remove">): Done<"node.remove"> {
+  const { node } = nodeOf(draft, action.node);
+  const system = systemOf(draft);
+  const { placement } = system;
+  if (placement.replicas.every((replica) => replica.node === node || isLeaving(replica)))
+    refuse("conflict", `Node ${node} is the last one`);
+  const replicas = placement.replicas.map((replica) =>
+    replica.node === node && !isLeaving(replica)
+      ? { ...replica, state: "leaving" as const }
+      : replica,
+  );
+  draft.put(systemKey, {
+    ...system,
+    placement: { replicas, generation: (placement.generation ?? 0) + 1 },
+  });
+  draft.delete(nodeKey(node));
+  draft.change({ type: "node", namespace: "", name: node });
+  return { created: false, result: { node } };
+}
+
+function placeSystem(draft: Draft, action: Of<"system.place">): Done<"system.place"> {
+  const system = systemOf(draft, action.generation);
+  const { replicas } = system.placement;
+  const { voters } = action;
+  const known = replicas.filter((replica) => !isLeaving(replica)).map(({ id }) => id);
+  if (voters.length === 0 || !voters.every((id) => known.includes(id)))
+    refuse("invalid", "Name replicas that are there and not leaving");
+  const next = replicas.map((replica): PlacedReplica => {
+    if (isLeaving(replica)) return replica;
+    const { state, ...rest } = replica;
+    if (!voters.includes(replica.id)) return { ...rest, state: "learner" };
+    return state === "learner" ? { ...rest, state: "joining" } : replica;
+  });
+  const generation = action.generation + 1;
+  draft.put(systemKey, { ...system, placement: { replicas: next, generation } });
+  draft.change({ type: "tenant", namespace: "", name: "_system" });
+  return { created: false, result: { generation } };
+}
+
+function settleSystem(draft: Draft, action: Of<"system.settle">): Done<"system.settle"> {
+  const { generation } = action;
+  const system = systemOf(draft, generation);
+  const replicas = system.placement.replicas
+    .filter((replica) => !isLeaving(replica))
+    .map((replica): PlacedReplica => {
+      if (replica.state !== "joining") return replica;
+      const { state: _settled, ...rest } = replica;
+      return rest;
+    });
+  draft.put(systemKey, { ...system, placement: { replicas, generation } });
+  draft.change({ type: "tenant", namespace: "", name: "_system" });
+  return { created: false, result: { generation } };
+}
+
+function systemOf(draft: Draft, generation?: number): SystemRow {
+  const row = draft.get<SystemRow>(systemKey);
+  if (row === undefined) refuse("conflict", "Let the first nodes register before");
+  const current = row.placement.generation ?? 0;
+  if (generation !== undefined && generation !== current)
+    refuse("conflict", `Look again: the placement is of generation ${current}, not ${generation}`);
+  return row;
 }
 
 function putRootKey(draft: Draft, action: Of<"rootKey.put">): Done<"rootKey.put"> {

@@ -56,6 +56,8 @@ export function tenantKey(tenant: string): string {
 export function groupKey(group: number): string {
   return `grp/${padded(group)}`;
 }
+export const systemKey = "system";
+
 export function moveKey(group: number): string {
   return `move/${padded(group)}`;
 }

@@ -6,6 +6,7 @@ import type {
   ConfigRow,
   IssuerRow,
   KeyRow,
+  Member,
   NamespaceRow,
   NodeRow,
   Quotas,
@@ -94,6 +95,11 @@ export interface ResultByOp {
   "directory.move": { readonly tenant: TenantInfo };
   "directory.settle": { readonly tenant: TenantInfo };
   "node.register": { readonly node: NodeRow };
+  "node.join": { readonly id: number; readonly initial: readonly Member[] };
+  "node.phase": { readonly node: NodeRow };
+  "node.remove": { readonly node: string };
+  "system.place": { readonly generation: number };
+  "system.settle": { readonly generation: number };
   "issuer.put": { readonly issuer: IssuerRow };
   "issuer.delete": { readonly name: string };
   "rootKey.put": { readonly keyId: string; readonly node: string };

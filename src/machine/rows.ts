@@ -14,6 +14,7 @@
  *   ten/<tenant>              TenantRow             grp/<group>                 string (tenant)
  *   node/<node>               NodeRow               root/<sha256 of the token>  RootKeyRow
  *   iss/<name>                IssuerRow
+ *   system                    SystemRow
  *   move/<group>              string (a tenant some of whose replicas are joining or leaving)
  * and, written by the replica itself and not by a command:
  *   host/members              Member[] (of the group's configuration, from its first change on)
@@ -322,9 +323,10 @@ export interface Member {
 export interface PlacedReplica extends Member {
   /**
    * Absent: a voter. `joining`: shall be one, and may not be yet. `leaving`: shall be none, and may still be one. `lost`:
-   * the same, and it can never come back. All until the group's leader settles the move.
+   * the same, and it can never come back. All until the group's leader settles the move. `learner` (of `_system` only):
+   * has everything and no vote.
    */
-  readonly state?: "joining" | "leaving" | "lost";
+  readonly state?: "joining" | "leaving" | "lost" | "learner";
   /** Revision of the directory that placed it; absent: the tenant's incarnation. */
   readonly since?: number;
 }
@@ -337,6 +339,13 @@ export interface StoredPlacement {
   readonly replicas: readonly PlacedReplica[];
   /** Grows with each move, so that what was meant for an earlier one is told apart; absent: never moved. */
   readonly generation?: number;
+}
+
+/** Where the group of `_system` is; there from the first node on that joined. */
+export interface SystemRow {
+  readonly placement: StoredPlacement;
+  readonly initial: readonly Member[];
+  readonly nextReplica: number;
 }
 
 export interface TenantRow {
@@ -373,6 +382,12 @@ export interface NodeRow {
   readonly zone: string | null;
   readonly boot: number;
   readonly registeredAt: number;
+  /** Names its data directory; absent until it said so. */
+  readonly disk?: string;
+  /** Revision at which this disk took the place of another, or of none: replicas placed here before are lost. */
+  readonly diskSince?: number;
+  /** Draining: gets no replicas, and those it has go elsewhere. Leaving: the same, and it is removed when it has none. */
+  readonly phase?: "draining" | "leaving";
 }
 
 export interface RootKeyRow {

@@ -17,7 +17,7 @@ describe("a leader that was frozen longer than an election takes", () => {
     await cluster.change(cluster.node(0), "acme", publish("old"));
     const frozen = cluster.leader("acme") as SimNode;
     const other = cluster.world.nodes.find((node) => node !== frozen) as SimNode;
-    cluster.world.freeze(frozen, 6_000);
+    cluster.world.freeze(frozen, 4_000);
     await cluster.until("another leads", () => cluster.leader("acme") !== frozen, 5_000);
     await cluster.change(other, "acme", publish("new"));
     // Asked while it is still frozen: the first thing it does when it goes on.
@@ -410,7 +410,7 @@ describe("quotas", () => {
         )
       ).ok,
     ).toBe(true);
-    const put = command({ op: "config.put", namespace: "app", name: "d", format: "text" });
+    const put = command({ op: "config.put", namespace: "app", name: "d", format: "text" }, "d");
     await cluster.change(other, "acme", put);
     await cluster.until("in force at the successor", () => quotas() === 6);
   });

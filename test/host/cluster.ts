@@ -13,10 +13,15 @@ export class Cluster {
   readonly world: World;
 
   constructor(
-    options: { nodes?: number; environmentsMax?: number; tuning?: Partial<Tuning> } = {},
+    options: {
+      nodes?: number;
+      spares?: number;
+      environmentsMax?: number;
+      tuning?: Partial<Tuning>;
+    } = {},
   ) {
     this.world = new World({ seed: 1, nodes: 3, ...options });
-    for (const node of this.world.nodes) this.world.start(node);
+    for (const node of this.world.nodes.slice(0, options.nodes ?? 3)) this.world.start(node);
   }
 
   node(at: number): SimNode {
@@ -33,7 +38,7 @@ export class Cluster {
   }
 
   async ready(): Promise<void> {
-    await this.until("ready", () => this.world.nodes.every((node) => node.host?.ready === true));
+    await this.until("ready", () => this.world.alive.every((node) => node.host?.ready === true));
   }
 
   propose(

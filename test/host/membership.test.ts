@@ -292,3 +292,133 @@ describe("a replica that was removed", () => {
     expect(cluster.leader("acme")).toBe(led);
   });
 });
+
+/** `_system` as its leader has it: nodes of its voters, and whether the directory agrees. */
+function systemVoters(cluster: Cluster): string[] | null {
+  const leader = cluster.leader("_system");
+  const row = leader?.host?.directory.system();
+  const replica = cluster.replicas("_system").find(({ node }) => node === leader)?.replica;
+  if (row === undefined || replica === undefined) return null;
+  const isSettled = row.placement.replicas.every(
+    ({ state }) => state === undefined || state === "learner",
+  );
+  const { voters, votersOutgoing } = replica.conf;
+  const wanted = row.placement.replicas.filter(({ state }) => state === undefined);
+  const agrees = wanted.map(({ id }) => id).join() === voters.join();
+  if (!isSettled || votersOutgoing.length > 0 || !agrees) return null;
+  return [...replica.voters()].map(([, node]) => node).sort();
+}
+
+function phase(node: string, to: "active" | "draining" | "leaving") {
+  return command({ op: "node.phase", node, phase: to });
+}
+
+describe("a cluster", () => {
+  test("grows from one node to five while it serves, and back to three", async () => {
+    const cluster = await ready({ nodes: 1, spares: 4 });
+    await cluster.create("acme", ["n1"]);
+    let written = 0;
+    const write = async (): Promise<void> => {
+      const text = `w${++written}`;
+      const node = cluster.world.alive[written % cluster.world.alive.length] as SimNode;
+      expect((await cluster.change(node, "acme", publish(text, text))).ok).toBe(true);
+    };
+    await write();
+    for (let at = 1; at < 5; at++) {
+      cluster.world.start(cluster.node(at));
+      await write();
+      await cluster.until(
+        `${at + 1} nodes`,
+        () =>
+          cluster.node(at).host?.ready === true &&
+          systemVoters(cluster)?.length === (at % 2 === 0 ? at + 1 : at),
+        20_000,
+      );
+    }
+    await move(cluster, "acme", ["n1", "n2", "n3"]);
+    await settled(cluster, "acme", ["n1", "n2", "n3"]);
+    for (const name of ["n1", "n2"]) {
+      await cluster.change(cluster.node(4), "_system", phase(name, "leaving"));
+      await write();
+      await cluster.until(
+        `${name} is gone`,
+        () => cluster.node(4).host?.directory.node(name) === undefined,
+        30_000,
+      );
+      const node = cluster.world.nodes.find((one) => one.name === name) as SimNode;
+      await cluster.until("without it", () => {
+        const voters = systemVoters(cluster);
+        return voters !== null && !voters.includes(name);
+      });
+      cluster.world.crash(node);
+      await write();
+    }
+    await cluster.until("three voters", () => systemVoters(cluster)?.length === 3);
+    await settled(cluster, "acme", ["n3", "n4", "n5"]);
+    for (const node of cluster.world.alive)
+      expect(await cluster.read(node, "acme", versions)).toBe(written);
+  });
+
+  test("gives replicas of a node that stays away another place, and lets a drained one go", async () => {
+    const cluster = await ready({ nodes: 4, tuning: { replaceAfterMs: 3_000 } });
+    await cluster.pass(2_000);
+    await cluster.create("acme", ["n1", "n2", "n3"]);
+    await cluster.change(cluster.node(0), "acme", publish("kept"));
+    cluster.world.crash(cluster.node(2));
+    const on = (): string =>
+      cluster
+        .node(0)
+        .host?.directory.tenant("acme")
+        ?.placement.replicas.map(({ node, state }) => node + (state ?? ""))
+        .sort()
+        .join() ?? "";
+    await cluster.until("elsewhere", () => on() === "n1,n2,n4", 20_000);
+    cluster.world.start(cluster.node(2));
+    await settled(cluster, "acme", ["n1", "n2", "n4"]);
+    await cluster.change(cluster.node(0), "_system", phase("n2", "draining"));
+    await settled(cluster, "acme", ["n1", "n3", "n4"]);
+    expect(cluster.node(0).host?.place("beta", 3)).not.toContain("n2");
+    await cluster.change(cluster.node(0), "_system", phase("n2", "active"));
+    expect(cluster.node(0).host?.place("beta", 4)).toContain("n2");
+    expect(await cluster.read(cluster.node(2), "acme", latest)).toBe("kept");
+  });
+});
+
+describe("a node whose disk was lost", () => {
+  test("comes back as another replica everywhere, and the old one never votes again", async () => {
+    const cluster = await ready();
+    await cluster.pass(2_000);
+    await cluster.create("acme");
+    await cluster.change(cluster.node(0), "acme", publish("kept"));
+    const lost = cluster.node(2);
+    cluster.world.crash(lost);
+    cluster.world.wipe(lost);
+    await cluster.pass(3_000);
+    cluster.world.start(lost);
+    const idOf = (tenant: string): number | undefined =>
+      cluster.replicas(tenant).find(({ node }) => node === lost)?.replica.id;
+    await cluster.until("in again", () => idOf("_system") === 4 && idOf("acme") === 4, 20_000);
+    await cluster.until("three voters", () => systemVoters(cluster)?.join() === "n1,n2,n3", 20_000);
+    await settled(cluster, "acme", ["n1", "n2", "n3"]);
+    expect(await cluster.read(lost, "acme", latest)).toBe("kept");
+    expect(cluster.node(0).host?.directory.system()?.placement.replicas).toMatchObject([
+      { node: "n1", id: 1 },
+      { node: "n2", id: 2 },
+      { node: "n3", id: 4 },
+    ]);
+  });
+
+  test("begins a new cluster only with a majority that has nothing", async () => {
+    const cluster = await ready();
+    await cluster.pass(2_000);
+    for (const node of [cluster.node(1), cluster.node(2)]) {
+      cluster.world.crash(node);
+      cluster.world.wipe(node);
+      cluster.world.start(node);
+    }
+    // One still knows: nobody is elected with votes that were forgotten.
+    await cluster.pass(15_000);
+    expect(cluster.node(1).host?.ready).toBe(false);
+    expect(cluster.leader("_system")).toBe(null);
+  });
+});

@@ -1239,8 +1239,8 @@ const ofHost: readonly Mutation[] = [
     rule: "M11",
     breaks: "Old members are gone before those who stay know, durably, that they need not be asked",
     file: "src/host/membership.ts",
-    find: `      if (this.#isKnown(replica, row.placement.generation ?? 0)) this.#settle(row);`,
-    replace: `      this.#settle(row);`,
+    find: `    if (this.#isKnown(replica, generation)) this.#settle(group, action);`,
+    replace: `    this.#settle(group, action);`,
     killers: [host, sim],
   },
   {

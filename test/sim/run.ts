@@ -54,7 +54,8 @@ interface Swarm {
   readonly rot: boolean;
   readonly singleVoter: boolean;
   readonly segmentBytes: number;
-  readonly tuning: Tuning;
+  readonly tuning: Omit<Tuning, "replaceAfterMs">;
+  readonly replaceAfterMs: number;
 }
 
 /** The seed draws what kind of run it is, so that a thousand seeds are a thousand kinds (swarm testing). */
@@ -94,6 +95,7 @@ function drawSwarm(prng: Prng, stormMs: number): Swarm {
       sleepAfterMs: prng.pick([300, 2_000, 600_000]),
     },
     // Drawn last, so that the seeds of before kept their kind.
+    replaceAfterMs: prng.pick([2_500, 20_000, 300_000]),
     moveEveryMs: prng.pick([0, 700, 2_000, 5_000]),
   };
   // Where none sleep for want of use they sleep for want of room.
@@ -145,7 +147,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
     environmentsMax: swarm.environmentsMax,
     clockSkew: swarm.clockSkew,
     segmentBytes: swarm.segmentBytes,
-    tuning: swarm.tuning,
+    tuning: { ...swarm.tuning, replaceAfterMs: swarm.replaceAfterMs },
     log,
   });
   world.trace = options.trace ?? null;

@@ -196,8 +196,8 @@ export interface SimNode {
   readonly name: string;
   /** Null while the process is down. */
   host: NodeHost | null;
-  readonly disk: SimDisk;
-  readonly environments: SimEnvironments;
+  disk: SimDisk;
+  environments: SimEnvironments;
   /** What its host is told of the room on its disk. */
   readonly room: {
     level: DiskSpace["level"];
@@ -224,7 +224,10 @@ export interface SimNode {
 
 export interface WorldOptions {
   readonly seed: number;
+  /** Initial ones. */
   readonly nodes: number;
+  /** That may be started later, and join. */
+  readonly spares?: number;
   readonly environmentsMax?: number;
   readonly clockSkew?: boolean;
   readonly segmentBytes?: number;
@@ -235,6 +238,8 @@ export interface WorldOptions {
 const silent: Log = { debug() {}, info() {}, warn() {}, error() {} };
 
 const PROMISES_EVERY = 64;
+/** A registration that failed is repeated after this long. */
+const REGISTER_MS = 200;
 
 export class World {
   readonly prng: Prng;
@@ -255,7 +260,7 @@ export class World {
   constructor(options: WorldOptions) {
     this.#options = options;
     this.prng = new Prng(options.seed);
-    for (let index = 1; index <= options.nodes; index++) {
+    for (let index = 1; index <= options.nodes + (options.spares ?? 0); index++) {
       const prng = this.prng.fork();
       const node: SimNode = {
         name: `n${index}`,
@@ -448,7 +453,8 @@ export class World {
       node: node.name,
       boot: node.boot,
       version: "sim",
-      peers: this.nodes.map((peer) => peer.name),
+      peers: this.nodes.slice(0, this.#options.nodes).map((peer) => peer.name),
+      diskId: node.diskName,
       transportKind: "loopback",
       journal,
       environments: node.environments,
@@ -469,6 +475,38 @@ export class World {
     void host.start();
     this.settle();
     this.#pumpDisk(node);
+    this.#register(node, host);
+  }
+
+  /** What main does, until it is done. */
+  #register(node: SimNode, host: NodeHost): void {
+    const again = (): void => this.#inLife(node, REGISTER_MS, () => this.#register(node, host));
+    const initial = host.systemInitial;
+    if (initial.length === 0) return again();
+    const { name, boot, diskName } = node;
+    const action = { op: "node.register", node: name, boot, disk: diskName, initial } as const;
+    const at = 1_700_000_000_000 + Math.floor(this.now);
+    const actor = { kind: "system", keyId: name } as const;
+    host.proposeWith("_system", { at, actor, action }, 3_000, (error, outcome) => {
+      if (error !== null || outcome?.ok !== true) again();
+    });
+  }
+
+  /** Another disk, empty, takes the place of this one. Only while the process is down. */
+  wipe(node: SimNode): void {
+    node.diskName = `${node.name}/${Number(node.diskName.split("/")[1]) + 1}`;
+    this.note(`wipe ${node.diskName}`);
+    node.disk = new SimDisk({ seed: this.prng.uint32() });
+    node.environments = this.#environments(node);
+  }
+
+  #environments(node: SimNode): SimEnvironments {
+    return new SimEnvironments(
+      this.prng.fork(),
+      this.#options.environmentsMax ?? 1_000,
+      (run) => this.#inLife(node, this.#diskDelay() * 3, run),
+      () => this.settle(),
+    );
   }
 
   /** Ends what said that it cannot go on. @returns whom */

@@ -1,0 +1,107 @@
+/**
+ * How a node with an empty disk comes into the group of `_system`: as one of its first members, or as a new replica.
+ *
+ * Its name says little: the disk that voted under it may be another one (invariant 9). So one of the initial nodes that
+ * has nothing asks the others first. It is itself only if a majority of them (this one among them) has nothing either, or
+ * knows this very disk; if anybody has a directory that does not know it, it joins under a new id, like a node that is
+ * not among the initial ones. Until then it neither votes nor answers.
+ */
+import type { Member } from "../machine/rows.ts";
+
+/** A node that starts first gives the others this long to be heard of, so that all begin as initial members. */
+const GRACE_MS = 2_000;
+const ASK_EVERY_MS = 250;
+
+/** What a node knows of another one that begins with an empty disk. */
+export type Acquaintance =
+  /** It has nothing itself. */
+  | "nothing"
+  /** The directory has this very disk. */
+  | "known"
+  /** There is a directory, and the disk is not in it. */
+  | "other";
+
+export interface SystemIdentity {
+  readonly id: number;
+  /** Members of the group before its first log entry. */
+  readonly initial: readonly Member[];
+}
+
+export interface EntryHooks {
+  alive(node: string): boolean;
+  ask(node: string, done: (answer: Acquaintance | null) => void): void;
+  join(node: string, done: (identity: SystemIdentity | null) => void): void;
+  /** It is decided. */
+  enter(identity: SystemIdentity): void;
+}
+
+/** Ids of the group's first members are given by their names' order. */
+export function initialMembers(peers: readonly string[]): readonly Member[] {
+  return [...peers].sort().map((node, position) => ({ node, id: position + 1 }));
+}
+
+export class Entry {
+  readonly #node: string;
+  readonly #peers: readonly string[];
+  readonly #hooks: EntryHooks;
+  readonly #startedAt: number;
+  readonly #answers = new Map<string, Acquaintance>();
+  #joins: boolean;
+  #asking = false;
+  #askedAt = -Infinity;
+  #turn = 0;
+  #done = false;
+
+  constructor(node: string, peers: readonly string[], now: number, hooks: EntryHooks) {
+    this.#node = node;
+    this.#peers = peers.filter((peer) => peer !== node);
+    this.#joins = !peers.includes(node);
+    this.#startedAt = now;
+    this.#hooks = hooks;
+  }
+
+  /** Call a few times a second until `enter` was called. */
+  round(now: number): void {
+    if (this.#done) return;
+    if (!this.#joins) this.#decide(now);
+    if (this.#done || now - this.#askedAt < ASK_EVERY_MS) return;
+    this.#askedAt = now;
+    if (this.#joins) return this.#join();
+    for (const peer of this.#peers) {
+      if (!this.#hooks.alive(peer)) continue;
+      this.#hooks.ask(peer, (answer) => {
+        if (answer !== null) this.#answers.set(peer, answer);
+      });
+    }
+  }
+
+  #decide(now: number): void {
+    const answers = [...this.#answers.values()];
+    if (answers.includes("other")) {
+      this.#joins = true;
+      return;
+    }
+    const hasMajority = (answers.length + 1) * 2 > this.#peers.length + 1;
+    const isPatient = answers.length < this.#peers.length && now - this.#startedAt < GRACE_MS;
+    if (!hasMajority || isPatient) return;
+    const initial = initialMembers([...this.#peers, this.#node]);
+    const own = initial.find(({ node }) => node === this.#node);
+    if (own !== undefined) this.#enter({ id: own.id, initial });
+  }
+
+  #join(): void {
+    const alive = this.#peers.filter((peer) => this.#hooks.alive(peer));
+    const peer = alive[this.#turn++ % alive.length];
+    if (peer === undefined || this.#asking) return;
+    this.#asking = true;
+    this.#hooks.join(peer, (identity) => {
+      this.#asking = false;
+      if (identity !== null && !this.#done) this.#enter(identity);
+    });
+  }
+
+  #enter(identity: SystemIdentity): void {
+    this.#done = true;
+    this.#hooks.enter(identity);
+  }
+}

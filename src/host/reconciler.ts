@@ -1,0 +1,241 @@
+/**
+ * Keeps the cluster as the directory wants it: replicas of nodes that are gone, drained, leaving or have a new disk go
+ * elsewhere, `_system` has as many voters as it should, and a node that holds nothing any more leaves. Runs where
+ * `_system` is led, one bounded step at a time, each a replicated command, so that any successor goes on.
+ */
+import type { SystemAction } from "../machine/command.ts";
+import { isLeaving, type NodeRow, type PlacedReplica, type TenantRow } from "../machine/rows.ts";
+import type { Directory } from "./directory.ts";
+
+/** Tenants that move at once by what is decided here. */
+const MOVES_MAX = 16;
+/** Rows looked at in one step. */
+const ROWS_PER_STEP = 256;
+const SYSTEM_VOTERS_MAX = 5;
+const PROPOSE_TIMEOUT_MS = 3_000;
+/** With nothing to do, all rows are looked at again after this long, ms. */
+const REST_MS = 30_000;
+
+export interface Candidate {
+  readonly node: string;
+  readonly zone: string | null;
+}
+
+/**
+ * Nodes for a tenant's replicas, best first: `keep` as long as they are candidates, then by rendezvous hashing (each
+ * tenant has its own order of nodes, and a node more or less moves few tenants), another zone before the same one.
+ */
+export function chooseNodes(
+  tenant: string,
+  count: number,
+  candidates: readonly Candidate[],
+  keep: readonly string[] = [],
+): string[] {
+  const order = [...candidates].sort(
+    (left, right) =>
+      Number(keep.includes(right.node)) - Number(keep.includes(left.node)) ||
+      hash32(`${tenant}/${right.node}`) - hash32(`${tenant}/${left.node}`) ||
+      (left.node < right.node ? -1 : 1),
+  );
+  const chosen: Candidate[] = [];
+  while (chosen.length < count && order.length > 0) {
+    const isOtherZone = ({ zone }: Candidate): boolean =>
+      zone === null || !chosen.some((other) => other.zone === zone);
+    const next = order.find((one) => keep.includes(one.node) || isOtherZone(one)) ?? order[0];
+    if (next === undefined) break;
+    chosen.push(next);
+    order.splice(order.indexOf(next), 1);
+  }
+  return chosen.map(({ node }) => node);
+}
+
+/** Of a placement, those that did not lose their disk since. */
+export function isLost(
+  replica: PlacedReplica,
+  row: Pick<TenantRow, "incarnation">,
+  node: NodeRow | undefined,
+): boolean {
+  return node?.diskSince !== undefined && (replica.since ?? row.incarnation) < node.diskSince;
+}
+
+export interface ReconcilerHooks {
+  /** This node leads `_system`, and applied all of it. */
+  leads(): boolean;
+  supports(node: string): boolean;
+  propose(action: SystemAction, timeoutMs: number, done: () => void): void;
+}
+
+export class Reconciler {
+  readonly #directory: Directory;
+  readonly #hooks: ReconcilerHooks;
+  readonly #replaceAfterMs: number;
+  /** Since when nodes are not heard of, as the leader here saw it. */
+  readonly #silentSince = new Map<string, number>();
+  #proposing = false;
+  #led = false;
+  /** Where the pass over the tenants is; null: at rest. */
+  #cursor: string | null = null;
+  /** Nodes that a tenant was seen on in this pass. */
+  #seenOn = new Set<string>();
+  /** Why the last pass was made; another reason begins another one. */
+  #reason = "";
+  #restedAt = -Infinity;
+
+  constructor(directory: Directory, replaceAfterMs: number, hooks: ReconcilerHooks) {
+    this.#directory = directory;
+    this.#replaceAfterMs = replaceAfterMs;
+    this.#hooks = hooks;
+  }
+
+  /** Call a few times a second. `now` is host time, ms. */
+  round(now: number): void {
+    if (!this.#hooks.leads()) {
+      this.#led = false;
+      return;
+    }
+    if (!this.#led) {
+      this.#led = true;
+      this.#silentSince.clear();
+      this.#reason = "";
+    }
+    const nodes = this.#directory.nodes();
+    for (const { node } of nodes) {
+      if (this.#hooks.supports(node)) this.#silentSince.delete(node);
+      else if (!this.#silentSince.has(node)) this.#silentSince.set(node, now);
+    }
+    if (this.#proposing) return;
+    const isGone = ({ node }: NodeRow): boolean =>
+      now - (this.#silentSince.get(node) ?? now) > this.#replaceAfterMs;
+    const action = this.#system(nodes, isGone) ?? this.#tenants(nodes, isGone, now);
+    if (action === null) return;
+    this.#proposing = true;
+    this.#hooks.propose(action, PROPOSE_TIMEOUT_MS, () => {
+      this.#proposing = false;
+    });
+  }
+
+  /** The largest odd number of voters up to five that there are good nodes for, who has a vote already first. */
+  #system(nodes: readonly NodeRow[], isGone: (node: NodeRow) => boolean): SystemAction | null {
+    const placement = this.#directory.system()?.placement;
+    if (placement === undefined) return null;
+    const { replicas, generation = 0 } = placement;
+    if (replicas.some((replica) => replica.state === "joining" || isLeaving(replica))) return null;
+    const isGood = ({ node }: PlacedReplica): boolean => {
+      const row = nodes.find((other) => other.node === node);
+      return row !== undefined && row.phase === undefined && !isGone(row);
+    };
+    const good = replicas.filter(isGood);
+    // Who is just away keeps a vote; a learner that is away gets none.
+    const able = good.filter(
+      ({ node, state }) => state !== "learner" || this.#hooks.supports(node),
+    );
+    const count = Math.min(SYSTEM_VOTERS_MAX, able.length);
+    const odd = count - (count % 2 === 0 ? 1 : 0);
+    if (odd < 1) return null;
+    const zoneOf = (node: string): string | null =>
+      nodes.find((other) => other.node === node)?.zone ?? null;
+    const voting = replicas.filter(({ state }) => state !== "learner");
+    const chosen = chooseNodes(
+      "_system",
+      odd,
+      able.map(({ node }) => ({ node, zone: zoneOf(node) })),
+      voting.map(({ node }) => node),
+    );
+    const voters = able.filter(({ node }) => chosen.includes(node)).map(({ id }) => id);
+    const isSame = voters.length === voting.length && voting.every(({ id }) => voters.includes(id));
+    return isSame ? null : { op: "system.place", voters, generation };
+  }
+
+  /** A node to be left alone, one at a time, and what was on it found places elsewhere. */
+  #tenants(
+    nodes: readonly NodeRow[],
+    isGone: (node: NodeRow) => boolean,
+    now: number,
+  ): SystemAction | null {
+    const bad = nodes.filter((row) => row.phase !== undefined || isGone(row));
+    const changed = nodes.filter(({ diskSince }) => diskSince !== undefined);
+    const reason = [
+      ...bad.map(({ node, phase }) => `${node} ${phase ?? "gone"}`),
+      ...changed.map(({ node, diskSince }) => `${node} ${diskSince}`),
+      nodes.length,
+    ].join();
+    if (reason !== this.#reason || (this.#cursor === null && now - this.#restedAt > REST_MS)) {
+      this.#reason = reason;
+      this.#begin();
+    }
+    if (this.#cursor === null || bad.length + changed.length === 0) return null;
+    if (this.#directory.moving(0, MOVES_MAX).length >= MOVES_MAX) return null;
+    const rows = this.#directory.tenants(this.#cursor, ROWS_PER_STEP);
+    for (const row of rows) {
+      this.#cursor = row.tenant;
+      for (const { node } of row.placement.replicas) this.#seenOn.add(node);
+      const action = this.#move(row, nodes, isGone);
+      if (action !== null) return action;
+    }
+    if (rows.length === ROWS_PER_STEP) return null;
+    // The pass is over. Where nobody was seen is nothing left.
+    const left = bad.find(({ node, phase }) => phase === "leaving" && !this.#seenOn.has(node));
+    if (left !== undefined && nodes.length > 1) {
+      this.#begin();
+      return this.#hasVote(left.node) ? null : { op: "node.remove", node: left.node };
+    }
+    if (bad.some(({ phase }) => phase === "leaving")) this.#begin();
+    else this.#cursor = null;
+    this.#restedAt = now;
+    return null;
+  }
+
+  #begin(): void {
+    this.#cursor = "";
+    this.#seenOn = new Set();
+  }
+
+  #hasVote(node: string): boolean {
+    const replicas = this.#directory.system()?.placement.replicas ?? [];
+    return replicas.some((replica) => replica.node === node && replica.state !== "learner");
+  }
+
+  #move(
+    row: TenantRow,
+    nodes: readonly NodeRow[],
+    isGone: (node: NodeRow) => boolean,
+  ): SystemAction | null {
+    const { replicas, generation = 0 } = row.placement;
+    const rowOf = (node: string): NodeRow | undefined => nodes.find((one) => one.node === node);
+    const wanted = replicas.filter((replica) => !isLeaving(replica));
+    const lost = wanted.filter((replica) => isLost(replica, row, rowOf(replica.node)));
+    const isGood = (node: string): boolean => {
+      const known = rowOf(node);
+      return known !== undefined && known.phase === undefined && !isGone(known);
+    };
+    const stay = wanted.filter(({ node }) => isGood(node)).map(({ node }) => node);
+    if (stay.length === wanted.length && lost.length === 0) return null;
+    // New replicas go where somebody is.
+    const candidates = nodes.filter(
+      (one) => isGood(one.node) && (stay.includes(one.node) || this.#hooks.supports(one.node)),
+    );
+    const chosen = chooseNodes(row.tenant, wanted.length, candidates, stay);
+    // Without enough good nodes the others are kept rather than given up for nothing.
+    const rest = wanted.filter(({ node }) => !chosen.includes(node)).map(({ node }) => node);
+    const target = [...chosen, ...rest.slice(0, wanted.length - chosen.length)];
+    const same = target.every((node) => wanted.some((replica) => replica.node === node));
+    if (same && lost.length === 0) return null;
+    return {
+      op: "directory.move",
+      tenant: row.tenant,
+      nodes: target,
+      lost: lost.map(({ id }) => id),
+      generation,
+    };
+  }
+}
+
+/** FNV-1a with a final mix: spreads names that differ in one character. */
+function hash32(text: string): number {
+  let hash = 0x811c9dc5;
+  for (let index = 0; index < text.length; index++) {
+    hash = Math.imul(hash ^ text.charCodeAt(index), 0x01000193);
+  }
+  hash = Math.imul(hash ^ (hash >>> 16), 0x85ebca6b);
+  return (hash ^ (hash >>> 13)) >>> 0;
+}
