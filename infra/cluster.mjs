@@ -38,6 +38,7 @@ import {
 /**
  * @typedef {object} ClusterOptions
  * @property {number} [nodes] how many; 3 unless told
+ * @property {number} [initial] so many of them are the initial nodes and are started; the others join when `start`ed
  * @property {number} [basePort] node i listens on basePort + i; 0 (the default) picks free ports
  * @property {readonly number[]} [ports] one port for each node, instead of basePort
  * @property {string} [dataDir] node n1 keeps its data in dataDir/n1; without it a temporary one, removed by stop()
@@ -274,6 +275,7 @@ export async function startCluster(options = {}) {
     main = "src/main.ts",
   } = options;
   const count = options.ports?.length ?? options.nodes ?? 3;
+  const initial = options.initial ?? count;
   const names = Array.from({ length: count }, (_, i) => `n${i + 1}`);
   await ensureRuntimes(runtimes);
   const ports =
@@ -311,7 +313,7 @@ export async function startCluster(options = {}) {
         CONFLUX_DATA: path.join(dataDir, name),
         CONFLUX_NODE: name,
         CONFLUX_NATS: nats.url,
-        CONFLUX_PEERS: names.join(","),
+        CONFLUX_PEERS: names.slice(0, initial).join(","),
         CONFLUX_ROOT_TOKEN: rootToken,
         ...(options.tenants !== undefined && i === 0 && { CONFLUX_TENANTS: options.tenants }),
         ...options.env,
@@ -329,8 +331,9 @@ export async function startCluster(options = {}) {
     if (temporary) rmSync(dataDir, { recursive: true, force: true });
   };
   try {
-    for (const node of nodes) node.start();
-    await Promise.all(nodes.map((node) => node.ready()));
+    const first = nodes.slice(0, initial);
+    for (const node of first) node.start();
+    await Promise.all(first.map((node) => node.ready()));
   } catch (error) {
     await stop();
     throw error;

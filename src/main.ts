@@ -147,10 +147,6 @@ async function main(args: readonly string[]): Promise<void> {
   // Standard output is for people; the log goes beside it.
   const log = pino({ level: settings.log, base: { node: settings.node } }, pino.destination(2));
   const peers = settings.peers ?? [settings.node];
-  if (!peers.includes(settings.node))
-    throw new SettingsError(
-      `CONFLUX_NODE is "${settings.node}" but CONFLUX_PEERS is "${peers.join(",")}": allowed is one of them (joining a running cluster as a new node is not built yet)`,
-    );
   const directory = await openDataDirectory({
     directory: settings.data,
     node: settings.node,
@@ -200,6 +196,9 @@ async function main(args: readonly string[]): Promise<void> {
     boot: directory.boot,
     version,
     peers,
+    diskId: directory.disk,
+    ...(settings.zone !== null && { zone: settings.zone }),
+    tuning: { replaceAfterMs: settings.replaceAfter * 1_000 },
     transportKind: settings.nats === null ? "loopback" : "nats",
     journal,
     environments,
@@ -255,7 +254,16 @@ async function main(args: readonly string[]): Promise<void> {
     });
     if (!outcome.ok) throw new Problem(outcome.code, outcome.detail);
   };
-  await untilDone(() => change({ op: "node.register", node, boot: directory.boot }));
+  await untilDone(() =>
+    change({
+      op: "node.register",
+      node,
+      boot: directory.boot,
+      disk: directory.disk,
+      initial: host.systemInitial,
+      ...(settings.zone !== null && { zone: settings.zone }),
+    }),
+  );
   const keyId = hashToken(root.token).slice(0, 13);
   await untilDone(() => change({ op: "rootKey.put", node, keyId, hash: hashToken(root.token) }));
   host.registered = true;
@@ -284,7 +292,7 @@ async function whenReady(host: NodeHost, log: pino.Logger, settings: Settings): 
         .map((peer) => peer.name);
       const hint =
         (heard.length + 1) * 2 > (settings.peers?.length ?? 1)
-          ? "Enough nodes are heard, but no leader answers: a node whose data directory was lost or replaced by an older one is not taken back under its name"
+          ? "Enough nodes are heard, but no leader answers: look whether they are ready themselves"
           : "Too few nodes are heard: start the others, or correct CONFLUX_NATS and CONFLUX_PEERS";
       log.warn(
         { peers: settings.peers, heard, waitedMs: waited + WAITING_NOTICE_MS, hint },

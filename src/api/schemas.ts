@@ -160,6 +160,7 @@ export type TenantsCreate = Static<typeof TenantsCreate>;
 export const TenantUpdate = request("TenantUpdate", {
   quotas: Type.Optional(QuotaChangesSchema),
   description: Type.Optional(Description),
+  replicas: Type.Optional(ReplicaCount),
 });
 export type TenantUpdate = Static<typeof TenantUpdate>;
 
@@ -965,6 +966,25 @@ export const ClusterMember = answer("ClusterMember", {
   heardMsAgo: orNull(Type.Number()),
   boot: orNull(Type.Number()),
   registeredAt: orNull(Time),
+  phase: literals(["active", "draining", "leaving"]),
+  system: orNull(literals(["voter", "learner", "joining", "leaving"])),
+});
+
+export const NodeRequest = request("NodeRequest", {
+  node: Type.String({ maxLength: 128, description: "Name of a node" }),
+});
+
+export const JoinRequest = request("JoinRequest", {
+  node: Type.String({ maxLength: 128, description: "Name of a node" }),
+  zone: Type.Optional(
+    Type.String({ maxLength: 128, pattern: "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$" }),
+  ),
+});
+
+export const NodeAnswer = answer("Node", {
+  node: Type.String(),
+  zone: orNull(Type.String()),
+  phase: literals(["active", "draining", "leaving"]),
 });
 
 export const tenantStates = ["leaderless", "under-replicated"] as const;

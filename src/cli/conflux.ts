@@ -436,8 +436,9 @@ const commands: readonly Command[] = [
   {
     name: "cluster",
     summary: "The nodes (with a root key)",
-    usage: "status | nats-config --nodes N1,N2,…",
-    words: [1, 1],
+    usage:
+      "status | members | join N | leave N | drain N | undrain N | nats-config --nodes N1,N2,…",
+    words: [1, 2],
     options: natsConfigOptions,
     run: cluster,
   },
@@ -1235,8 +1236,25 @@ async function tenants(context: Context): Promise<void> {
 }
 
 async function cluster(context: Context): Promise<void> {
-  const [verb] = verbOf(context, { status: 0, "nats-config": 0 });
+  const [verb, node] = verbOf(context, {
+    status: 0,
+    members: 0,
+    join: 1,
+    leave: 1,
+    drain: 1,
+    undrain: 1,
+    "nats-config": 0,
+  });
   if (verb === "nats-config") return showNatsConfig(context);
+  if (verb === "members") return showMembers(context);
+  if (verb !== "status") {
+    const member = await context.admin.setMember(
+      node as string,
+      verb as "join" | "leave" | "drain" | "undrain",
+    );
+    context.show(member, () => `Node ${member.node} is ${member.phase}`);
+    return;
+  }
   const status = await context.admin.clusterStatus();
   context.show(status, () =>
     [
@@ -1276,6 +1294,22 @@ async function cluster(context: Context): Promise<void> {
             ),
           ]),
     ].join("\n"),
+  );
+}
+
+async function showMembers(context: Context): Promise<void> {
+  const members = await context.admin.members();
+  context.show(members, () =>
+    table(
+      ["NODE", "ZONE", "ALIVE", "PHASE", "SYSTEM"],
+      members.items.map(({ node, zone, alive, phase, system }) => [
+        node,
+        zone,
+        alive ? "yes" : "no",
+        phase,
+        system,
+      ]),
+    ),
   );
 }
 

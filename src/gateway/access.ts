@@ -52,6 +52,10 @@ export const accessTable = {
 
   getClusterStatus: cluster,
   listMembers: cluster,
+  joinNode: cluster,
+  leaveNode: cluster,
+  drainNode: cluster,
+  undrainNode: cluster,
   listClusterTenants: cluster,
   putIssuer: cluster,
   listIssuers: cluster,

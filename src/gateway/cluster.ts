@@ -7,15 +7,19 @@ import {
   ClusterStatusAnswer,
   ClusterTenant,
   HealthAnswer,
+  JoinRequest,
   listOf,
+  NodeAnswer,
+  NodeRequest,
   ProblemTypeAnswer,
   tenantStates,
 } from "../api/schemas.ts";
 import { Problem, problems, type ProblemCode } from "../api/problems.ts";
 import type { ClusterStatus } from "../host/ports.ts";
-import { under } from "../machine/keys.ts";
-import type { NodeRow, TenantRow } from "../machine/rows.ts";
-import { json, time } from "./http.ts";
+import { systemKey, under } from "../machine/keys.ts";
+import { isLeaving, type NodeRow, type SystemRow, type TenantRow } from "../machine/rows.ts";
+import { changeDirectory, changedAnswer } from "./changes.ts";
+import { json, time, type Answer, type Call } from "./http.ts";
 import { openApi } from "./openapi.ts";
 import { listLimitDefault, listQuery, route, type Context, type Route } from "./route.ts";
 
@@ -111,9 +115,63 @@ export const clusterRoutes: readonly Route[] = [
     summary: "Nodes of the cluster, and which of them this node hears",
     responses: { 200: { description: "Members", schema: listOf(ClusterMember) } },
     handle: async (_call, _input, context) => {
-      const rows = await context.peers.systemRows<NodeRow>({ ...under("node"), limit: nodesMax });
-      return json({ items: membersOf(context.service.cluster(), rows) });
+      const system = await context.peers.systemRow<SystemRow>(systemKey, "linearizable");
+      return json({
+        items: membersOf(context.service.cluster(), await nodeRows(context), system),
+      });
     },
+  }),
+  route({
+    method: "POST",
+    path: "/v1/cluster/join",
+    id: "joinNode",
+    tag: "cluster",
+    summary:
+      "Take a node that was leaving, or is drained, as a full member again, and say its zone",
+    body: JoinRequest,
+    responses: { 200: { description: "The node as it is now", schema: NodeAnswer } },
+    handle: async (call, { body }, context) => {
+      const rows = await nodeRows(context);
+      if (!rows.some((row) => row.node === body.node))
+        throw new Problem(
+          "not-found",
+          `Start node "${body.node}" with CONFLUX_PEERS naming the initial nodes: it joins by itself`,
+        );
+      return await setPhase(call, context, body.node, "active", body.zone);
+    },
+  }),
+  route({
+    method: "POST",
+    path: "/v1/cluster/leave",
+    id: "leaveNode",
+    tag: "cluster",
+    summary: "Move everything off a node, then remove it from the cluster",
+    body: NodeRequest,
+    responses: { 200: { description: "The node as it is now", schema: NodeAnswer } },
+    handle: async (call, { body }, context) => {
+      await guardLeave(body.node, context);
+      return await setPhase(call, context, body.node, "leaving");
+    },
+  }),
+  route({
+    method: "POST",
+    path: "/v1/cluster/nodes/:node/drain",
+    id: "drainNode",
+    tag: "cluster",
+    summary: "Move the replicas of a node elsewhere, and place none on it",
+    responses: { 200: { description: "The node as it is now", schema: NodeAnswer } },
+    handle: (call, _input, context) =>
+      setPhase(call, context, call.params["node"] as string, "draining"),
+  }),
+  route({
+    method: "POST",
+    path: "/v1/cluster/nodes/:node/undrain",
+    id: "undrainNode",
+    tag: "cluster",
+    summary: "Place replicas on a node again",
+    responses: { 200: { description: "The node as it is now", schema: NodeAnswer } },
+    handle: (call, _input, context) =>
+      setPhase(call, context, call.params["node"] as string, "active"),
   }),
   route({
     method: "GET",
@@ -144,15 +202,81 @@ function statusOf(status: ClusterStatus, now: number): object {
   return { ...status, absences };
 }
 
+async function nodeRows({ peers }: Context): Promise<NodeRow[]> {
+  const rows = await peers.systemRows<NodeRow>({ ...under("node"), limit: nodesMax });
+  return rows.map(([, row]) => row);
+}
+
+async function setPhase(
+  call: Call,
+  context: Context,
+  node: string,
+  phase: "active" | "draining" | "leaving",
+  zone?: string,
+): Promise<Answer> {
+  const changed = await changeDirectory<"node.phase">(call, context, {
+    op: "node.phase",
+    node,
+    phase,
+    ...(zone !== undefined && { zone }),
+  });
+  const row = changed.result.node;
+  return changedAnswer(changed, {
+    node: row.node,
+    zone: row.zone,
+    phase: row.phase ?? "active",
+  });
+}
+
+/** What could never end, or would end the cluster, is not begun. */
+async function guardLeave(node: string, context: Context): Promise<void> {
+  const rows = await nodeRows(context);
+  if (!rows.some((row) => row.node === node))
+    throw new Problem("not-found", `There is no node "${node}"`);
+  const stay = rows.filter((row) => row.node !== node && row.phase === undefined);
+  if (stay.length === 0)
+    throw new Problem("conflict", `Node "${node}" is the last one that is not drained or leaving`);
+  const { nodes } = context.service.cluster();
+  const isAlive = (name: string): boolean =>
+    nodes.some((one) => one.name === name && (one.alive || one.self));
+  const system = await context.peers.systemRow<SystemRow>(systemKey, "linearizable");
+  const voters = (system?.placement.replicas ?? []).filter(({ state }) => state === undefined);
+  const left = voters.filter((voter) => voter.node !== node && isAlive(voter.node));
+  if (voters.length > 1 && left.length * 2 < voters.length)
+    throw new Problem(
+      "conflict",
+      `Without node "${node}" too few voters of the system group are up: bring back ${voters
+        .filter((voter) => !isAlive(voter.node))
+        .map((voter) => voter.node)
+        .join(", ")} first`,
+    );
+  const tenants = await context.peers.systemRows<TenantRow>({
+    ...under("ten"),
+    limit: tenantsLookedAtMax,
+  });
+  const wide = tenants.find(([, row]) => {
+    const wanted = row.placement.replicas.filter((replica) => !isLeaving(replica));
+    return wanted.length > stay.length && wanted.some((replica) => replica.node === node);
+  });
+  if (wide !== undefined)
+    throw new Problem(
+      "conflict",
+      `Tenant "${wide[1].tenant}" has more replicas than nodes would be left: PATCH its replicas, or add a node first`,
+    );
+}
+
 function membersOf(
   cluster: ClusterStatus,
-  rows: readonly (readonly [string, NodeRow])[],
+  rows: readonly NodeRow[],
+  system: SystemRow | undefined,
 ): unknown[] {
-  const registered = new Map(rows.map(([, row]) => [row.node, row]));
+  const registered = new Map(rows.map((row) => [row.node, row]));
+  const replicas = (system?.placement.replicas ?? []).filter(({ state }) => state !== "lost");
   const names = new Set([...cluster.nodes.map((node) => node.name), ...registered.keys()]);
   return [...names].sort().map((name) => {
     const seen = cluster.nodes.find((node) => node.name === name);
     const row = registered.get(name);
+    const replica = replicas.find((one) => one.node === name);
     return {
       node: name,
       zone: row?.zone ?? null,
@@ -161,6 +285,8 @@ function membersOf(
       heardMsAgo: seen?.heardMsAgo ?? null,
       boot: seen?.boot ?? row?.boot ?? null,
       registeredAt: time(row?.registeredAt ?? null),
+      phase: row?.phase ?? "active",
+      system: replica === undefined ? null : (replica.state ?? "voter"),
     };
   });
 }

@@ -36,13 +36,20 @@ import {
   listNamespaces,
 } from "../machine/queries.ts";
 import { keyInfo, tenantInfo, type KeyInfo, type TenantInfo } from "../machine/results.ts";
-import type { AuditRow, KeyRow, NamespaceRow, TenantRow } from "../machine/rows.ts";
+import {
+  isLeaving,
+  type AuditRow,
+  type KeyRow,
+  type NamespaceRow,
+  type TenantRow,
+} from "../machine/rows.ts";
 import { checkNamespaceName, checkTenantName } from "../model/names.ts";
 import { parseTime } from "../model/time.ts";
 import { authorizeNamespace, covers } from "./auth.ts";
 import {
   change,
   changeDirectory,
+  type ActionOf,
   changedAnswer,
   idempotencyKeyOf,
   precondition,
@@ -160,7 +167,8 @@ const directoryRoutes: readonly Route[] = [
     path: T,
     id: "updateTenant",
     tag: "tenants",
-    summary: "Change a tenant's description or, with a root key, its quotas",
+    summary:
+      "Change a tenant's description or, with a root key, its quotas and how many replicas it has",
     byDirectory: true,
     guarded: true,
     body: TenantUpdate,
@@ -168,6 +176,8 @@ const directoryRoutes: readonly Route[] = [
     handle: async (call, { body }, context) => {
       if (body.quotas !== undefined && call.principal?.kind !== "root")
         throw new Problem("forbidden", "Only root keys may change quotas");
+      const moves =
+        body.replicas === undefined ? null : await resizing(call, context, body.replicas);
       const changed = await changeDirectory<"directory.update">(call, context, {
         op: "directory.update",
         tenant: call.params["tenant"] as string,
@@ -175,6 +185,12 @@ const directoryRoutes: readonly Route[] = [
         ...(body.quotas !== undefined && { quotaChanges: body.quotas }),
         ...precondition(call),
       });
+      if (moves !== null) {
+        const moved = await changeDirectory<"directory.move">(call, context, moves);
+        return changedAnswer(moved, tenantAnswer(moved.result.tenant), {
+          etag: revisionTag(moved.result.tenant.revision),
+        });
+      }
       const { tenant } = changed.result;
       return changedAnswer(changed, tenantAnswer(tenant), { etag: revisionTag(tenant.revision) });
     },
@@ -511,6 +527,21 @@ async function tenantRow(call: Call, { peers }: Context): Promise<TenantRow> {
   const row = await peers.systemRow<TenantRow>(tenantKey(tenant), "linearizable");
   if (row === undefined) throw new Problem("not-found", `There is no tenant ${tenant}`);
   return row;
+}
+
+/** Other replicas are added or taken away by the group's leader; that it is asked for is what is answered. */
+async function resizing(
+  call: Call,
+  context: Context,
+  replicas: number,
+): Promise<ActionOf<"directory.move">> {
+  if (call.principal?.kind !== "root")
+    throw new Problem("forbidden", "Only root keys may change how many replicas a tenant has");
+  const { tenant, placement } = await tenantRow(call, context);
+  const present = placement.replicas.filter((replica) => !isLeaving(replica));
+  const keep = present.map(({ node }) => node);
+  const nodes = context.service.place(tenant, replicas, keep);
+  return { op: "directory.move", tenant, nodes, generation: placement.generation ?? 0 };
 }
 
 async function listTenants(

@@ -2,9 +2,9 @@
  * How a node with an empty disk comes into the group of `_system`: as one of its first members, or as a new replica.
  *
  * Its name says little: the disk that voted under it may be another one (invariant 9). So one of the initial nodes that
- * has nothing asks the others first. It is itself only if a majority of them (this one among them) has nothing either, or
- * knows this very disk; if anybody has a directory that does not know it, it joins under a new id, like a node that is
- * not among the initial ones. Until then it neither votes nor answers.
+ * has nothing asks the others first. It is itself only if a majority of them (this one among them) has nothing either; if
+ * anybody has a directory, it joins under a new id, like a node that is not among the initial ones. Until then it neither
+ * votes nor answers.
  */
 import type { Member } from "../machine/rows.ts";
 
@@ -12,14 +12,12 @@ import type { Member } from "../machine/rows.ts";
 const GRACE_MS = 2_000;
 const ASK_EVERY_MS = 250;
 
-/** What a node knows of another one that begins with an empty disk. */
+/** What a node has to say to another one that begins with an empty disk. */
 export type Acquaintance =
   /** It has nothing itself. */
   | "nothing"
-  /** The directory has this very disk. */
-  | "known"
-  /** There is a directory, and the disk is not in it. */
-  | "other";
+  /** There is a directory: whoever has none can only be new to it. */
+  | "directory";
 
 export interface SystemIdentity {
   readonly id: number;
@@ -77,7 +75,7 @@ export class Entry {
 
   #decide(now: number): void {
     const answers = [...this.#answers.values()];
-    if (answers.includes("other")) {
+    if (answers.includes("directory")) {
       this.#joins = true;
       return;
     }

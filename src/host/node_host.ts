@@ -472,10 +472,13 @@ export class NodeHost implements ConfigService {
     };
   }
 
-  #acquaintanceOf(node: string, disk: string): Acquaintance {
+  /** Null: it cannot be said yet. */
+  #acquaintance(): Acquaintance | null {
+    if (this.#entry !== null) return "nothing";
+    // One that just starts has heard the question before it looked at its own disk (simulation, seed 50129).
     const system = this.#replicas.get(SYSTEM_GROUP);
-    if (system === undefined || system.raft.lastIndex === 0) return "nothing";
-    return this.directory.node(node)?.disk === disk ? "known" : "other";
+    if (system === undefined) return null;
+    return system.raft.lastIndex === 0 ? "nothing" : "directory";
   }
 
   /** Members of the group of `_system` before its first log entry, for who registers. */
@@ -1599,9 +1602,9 @@ export class NodeHost implements ConfigService {
       const replica = this.#replicas.get(group);
       respond(encodeJson(replica === undefined ? false : this.#transferHere(replica, to)));
     });
-    this.#rpc.serve(Method.acquaintance, (_from, payload, respond) => {
-      const { node, disk } = JSON.parse(decoder.decode(payload)) as { node: string; disk: string };
-      respond(encodeJson(this.#acquaintanceOf(node, disk)));
+    this.#rpc.serve(Method.acquaintance, (_from, _payload, respond) => {
+      const answer = this.#acquaintance();
+      if (answer !== null) respond(encodeJson(answer));
     });
     this.#rpc.serve(Method.join, (from, payload, respond) => {
       const { disk, zone } = JSON.parse(decoder.decode(payload)) as { disk: string; zone?: string };

@@ -122,7 +122,7 @@ export class Reconciler {
     if (replicas.some((replica) => replica.state === "joining" || isLeaving(replica))) return null;
     const isGood = ({ node }: PlacedReplica): boolean => {
       const row = nodes.find((other) => other.node === node);
-      return row !== undefined && row.phase === undefined && !isGone(row);
+      return row !== undefined && row.phase !== "leaving" && !isGone(row);
     };
     const good = replicas.filter(isGood);
     // Who is just away keeps a vote; a learner that is away gets none.
@@ -135,12 +135,19 @@ export class Reconciler {
     const zoneOf = (node: string): string | null =>
       nodes.find((other) => other.node === node)?.zone ?? null;
     const voting = replicas.filter(({ state }) => state !== "learner");
-    const chosen = chooseNodes(
+    const candidates = able.map(({ node }) => ({ node, zone: zoneOf(node) }));
+    const isDraining = ({ node }: Candidate): boolean =>
+      nodes.find((other) => other.node === node)?.phase === "draining";
+    const keep = voting.map(({ node }) => node);
+    const best = chooseNodes(
       "_system",
       odd,
-      able.map(({ node }) => ({ node, zone: zoneOf(node) })),
-      voting.map(({ node }) => node),
+      candidates.filter((one) => !isDraining(one)),
+      keep,
     );
+    // A drained node votes only where somebody has to.
+    const rest = candidates.filter(isDraining);
+    const chosen = [...best, ...chooseNodes("_system", odd - best.length, rest, keep)];
     const voters = able.filter(({ node }) => chosen.includes(node)).map(({ id }) => id);
     const isSame = voters.length === voting.length && voting.every(({ id }) => voters.includes(id));
     return isSame ? null : { op: "system.place", voters, generation };

@@ -457,8 +457,8 @@ function joinNode(draft: Draft, action: Of<"node.join">): Done<"node.join"> {
   const system = systemOf(draft);
   const { placement, nextReplica } = system;
   const present = systemReplicaOf(system, node);
-  // Asked again, its answer having been lost.
-  if (present !== undefined && before?.disk === disk)
+  // Asked again, its answer having been lost. One that was there from the beginning would not ask with its memory.
+  if (present !== undefined && before?.disk === disk && before.diskSince !== undefined)
     return { created: false, result: { id: present.id, initial: system.initial } };
   const replicas = placement.replicas.map((replica): PlacedReplica =>
     replica.node === node ? { ...replica, state: "lost" } : replica,

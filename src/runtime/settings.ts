@@ -27,6 +27,10 @@ export interface Settings {
   readonly natsKey: string | null;
   /** Names of the initial nodes; null outside cluster mode. */
   readonly peers: readonly string[] | null;
+  /** Where this node is: replicas of a tenant go to different zones where they can. */
+  readonly zone: string | null;
+  /** Seconds after which the replicas of a node that is not heard of get a place elsewhere. */
+  readonly replaceAfter: number;
   /** Folder of manifests applied at start. */
   readonly tenants: string | null;
   /** Days that a deleted tenant is kept; Infinity: until somebody purges it. */
@@ -94,6 +98,9 @@ const refused = Symbol("refused");
 
 const readName = (text: string): unknown => (name.test(text) ? text : refused);
 const readText = (text: string): unknown => (text.trim() === "" ? refused : text);
+
+const readSeconds = (text: string): unknown =>
+  /^\d{1,6}$/.test(text) && Number(text) >= 10 && Number(text) <= 604_800 ? Number(text) : refused;
 
 const readList =
   (item: RegExp) =>
@@ -209,6 +216,26 @@ export const settingsTable: readonly Setting[] = [
     read: readList(name),
   },
   {
+    name: "zone",
+    env: "CONFLUX_ZONE",
+    flag: "--zone",
+    default: null,
+    allowed: "lower-case letters, digits and dashes, at most 63",
+    meaning: "where this node is; a tenant's replicas go to different zones where they can",
+    secret: false,
+    read: readName,
+  },
+  {
+    name: "replaceAfter",
+    env: "CONFLUX_REPLACE_AFTER",
+    flag: "--replace-after",
+    default: "300",
+    allowed: "a whole number of seconds from 10 to 604800",
+    meaning: "how long a node may be away before its replicas get a place elsewhere",
+    secret: false,
+    read: readSeconds,
+  },
+  {
     name: "tenants",
     env: "CONFLUX_TENANTS",
     flag: "--tenants",
@@ -227,10 +254,7 @@ export const settingsTable: readonly Setting[] = [
     meaning:
       "how long a watch may stay on one connection, give or take a fifth; then it comes back, to any node",
     secret: false,
-    read: (text) =>
-      /^\d{1,6}$/.test(text) && Number(text) >= 10 && Number(text) <= 604_800
-        ? Number(text)
-        : refused,
+    read: readSeconds,
   },
   {
     name: "tenantRetention",

@@ -10,6 +10,7 @@ import { Problem } from "../api/problems.ts";
 import type {
   AuditPage,
   AuditRecord,
+  ClusterMember,
   ClusterStatusAnswer,
   ConfigAnswer,
   ConfigDetailAnswer,
@@ -29,6 +30,7 @@ import type {
   KeyRotated,
   NamespaceAnswer,
   NamespacePut,
+  NodeAnswer,
   PublishAnswer,
   ReleaseAnswer,
   ReleasePut,
@@ -502,6 +504,20 @@ export class Admin {
 
   clusterStatus(): Promise<Static<typeof ClusterStatusAnswer>> {
     return this.#read("/v1/cluster/status");
+  }
+
+  members(): Promise<{ readonly items: readonly Static<typeof ClusterMember>[] }> {
+    return this.#read("/v1/cluster/members");
+  }
+
+  /** `join` takes back a node that leaves; a new one joins by itself when it is started. `leave` moves everything off. */
+  setMember(
+    node: string,
+    to: "join" | "leave" | "drain" | "undrain",
+  ): Promise<Static<typeof NodeAnswer>> {
+    return to === "join" || to === "leave"
+      ? this.#change("POST", `/v1/cluster/${to}`, { node })
+      : this.#change("POST", `/v1/cluster/nodes/${encodeURIComponent(node)}/${to}`, undefined);
   }
 
   // --- requests -------------------------------------------------------------------------------------------------------------

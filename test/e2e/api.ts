@@ -129,3 +129,49 @@ export async function eventually(
   }
   throw new Error(`Did not come true within ${ms} ms: ${what}`);
 }
+
+/** Follows a tenant over any nodes, resuming with the last cursor, and keeps every commit it was told. */
+export class Follower {
+  readonly commits: Frame[] = [];
+  readonly syncs: Frame[] = [];
+  cursor: string | null = null;
+  resumes = 0;
+  readonly #abort = new AbortController();
+  readonly done: Promise<void>;
+
+  constructor(urls: readonly string[], path: string, token: string, start: number) {
+    this.done = this.#follow(urls, path, token, start);
+  }
+
+  async #follow(
+    urls: readonly string[],
+    path: string,
+    token: string,
+    start: number,
+  ): Promise<void> {
+    for (let turn = start; !this.#abort.signal.aborted; turn++) {
+      try {
+        const headers: Record<string, string> = { authorization: `Bearer ${token}` };
+        if (this.cursor !== null) headers["last-event-id"] = this.cursor;
+        for await (const frame of frames(
+          `${urls[turn % urls.length]}${path}`,
+          headers,
+          this.#abort.signal,
+        )) {
+          if (frame.event === "commit") this.commits.push(frame);
+          if (frame.event === "sync") this.syncs.push(frame);
+          if (frame.id !== null) this.cursor = frame.id;
+        }
+      } catch {
+        // The node died, or is not up yet: go on elsewhere with the cursor.
+      }
+      this.resumes += 1;
+      if (!this.#abort.signal.aborted) await sleep(20);
+    }
+  }
+
+  async stop(): Promise<void> {
+    this.#abort.abort();
+    await this.done;
+  }
+}

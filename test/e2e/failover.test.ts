@@ -2,10 +2,9 @@
  * The promise the whole system stands on, on real processes: nodes are killed with SIGKILL under writes, service goes on,
  * every acknowledged write is there afterwards exactly once, and watchers miss nothing and see nothing twice.
  */
-import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { startCluster } from "../../infra/cluster.mjs";
-import { ask, eventually, frames, inParallel, persist, type Frame } from "./api.ts";
+import { ask, eventually, Follower, inParallel, persist } from "./api.ts";
 
 const TENANTS = 200;
 const WRITES = 5_000;
@@ -19,52 +18,6 @@ interface Written {
   readonly text: string;
   readonly revision: number;
   readonly version: number;
-}
-
-/** Follows a tenant over any nodes, resuming with the last cursor, and keeps every commit it was told. */
-class Follower {
-  readonly commits: Frame[] = [];
-  readonly syncs: Frame[] = [];
-  cursor: string | null = null;
-  resumes = 0;
-  readonly #abort = new AbortController();
-  readonly done: Promise<void>;
-
-  constructor(urls: readonly string[], path: string, token: string, start: number) {
-    this.done = this.#follow(urls, path, token, start);
-  }
-
-  async #follow(
-    urls: readonly string[],
-    path: string,
-    token: string,
-    start: number,
-  ): Promise<void> {
-    for (let turn = start; !this.#abort.signal.aborted; turn++) {
-      try {
-        const headers: Record<string, string> = { authorization: `Bearer ${token}` };
-        if (this.cursor !== null) headers["last-event-id"] = this.cursor;
-        for await (const frame of frames(
-          `${urls[turn % urls.length]}${path}`,
-          headers,
-          this.#abort.signal,
-        )) {
-          if (frame.event === "commit") this.commits.push(frame);
-          if (frame.event === "sync") this.syncs.push(frame);
-          if (frame.id !== null) this.cursor = frame.id;
-        }
-      } catch {
-        // The node died, or is not up yet: go on elsewhere with the cursor.
-      }
-      this.resumes += 1;
-      if (!this.#abort.signal.aborted) await sleep(20);
-    }
-  }
-
-  async stop(): Promise<void> {
-    this.#abort.abort();
-    await this.done;
-  }
 }
 
 describe("three nodes, each killed once under writes", () => {

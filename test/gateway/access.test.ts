@@ -35,6 +35,8 @@ const bodies: Record<string, unknown> = {
   createKey: { kind: "read", namespaces: ["app"] },
   putNamespace: { protected: false },
   transferGroup: { to: "n1" },
+  joinNode: { node: "n2" },
+  leaveNode: { node: "n2" },
   rotateKey: { overlapSeconds: 60 },
   putIssuer: {
     issuer: "https://id.example",
@@ -69,7 +71,10 @@ const queries: Record<string, string> = {
   watchFlags: "wait=0s",
 };
 
-const h = new Harness({ settings: { secretKeys: [{ id: "k1", key: new Uint8Array(32) }] } });
+const h = new Harness({
+  nodes: ["n1", "n2"],
+  settings: { secretKeys: [{ id: "k1", key: new Uint8Array(32) }] },
+});
 /** Who calls, by name. */
 const callers = new Map<string, { caller: Caller; token: string | null | undefined }>();
 let limitedKeyId = "";
@@ -122,6 +127,7 @@ function pathOf(route: Route): string {
   const path = route.path
     .replace(":tenant", "acme")
     .replace(":namespace", "app")
+    .replace(":node", "n2")
     .replace(":name", "cfg")
     .replace(":flag", "cfg")
     .replace(":version", "1")

@@ -44,6 +44,8 @@ describe("settings", () => {
       natsCert: null,
       natsKey: null,
       peers: null,
+      zone: null,
+      replaceAfter: 300,
       tenants: null,
       watchAge: 3600,
       tenantRetention: 30,

@@ -49,6 +49,11 @@ interface Swarm {
   readonly churnEveryMs: number;
   /** Tenants get other nodes, more or fewer of them. */
   readonly moveEveryMs: number;
+  /** One node comes back with an empty disk, once. */
+  readonly wipes: boolean;
+  readonly drainEveryMs: number;
+  /** Nodes that join while it storms. */
+  readonly spares: number;
   readonly clockSkew: boolean;
   /** One bit of one node's journal rots at one of its crashes. */
   readonly rot: boolean;
@@ -96,6 +101,9 @@ function drawSwarm(prng: Prng, stormMs: number): Swarm {
     },
     // Drawn last, so that the seeds of before kept their kind.
     replaceAfterMs: prng.pick([2_500, 20_000, 300_000]),
+    wipes: prng.chance(0.3),
+    drainEveryMs: prng.pick([0, 0, 4_000]),
+    spares: prng.pick([0, 0, 0, 1, 2]),
     moveEveryMs: prng.pick([0, 700, 2_000, 5_000]),
   };
   // Where none sleep for want of use they sleep for want of room.
@@ -144,6 +152,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
   const world = new World({
     seed: prng.uint32(),
     nodes: swarm.nodes,
+    spares: swarm.spares,
     environmentsMax: swarm.environmentsMax,
     clockSkew: swarm.clockSkew,
     segmentBytes: swarm.segmentBytes,
@@ -162,7 +171,8 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
     if (node.host === null) world.start(node);
   };
 
-  for (const node of world.nodes) world.start(node);
+  const initial = world.nodes.slice(0, swarm.nodes);
+  for (const node of initial) world.start(node);
   /** Revision of each config when it was made. */
   const created = new Map<string, number>();
   const tenants = Array.from({ length: swarm.tenants }, (_, index) => `t${index + 1}`);
@@ -202,9 +212,9 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
   };
   await world.run(
     world.now + 20_000,
-    () => check() || world.nodes.every((node) => node.host?.ready === true),
+    () => check() || initial.every((node) => node.host?.ready === true),
   );
-  if (!world.nodes.every((node) => node.host?.ready === true) && violations.length === 0) {
+  if (!initial.every((node) => node.host?.ready === true) && violations.length === 0) {
     violations.push("the cluster did not become ready in calm weather");
   }
   for (const [index, tenant] of tenants.entries()) {
@@ -214,7 +224,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
       op: "directory.create",
       tenant,
       quotas: {},
-      nodes: world.nodes.slice(0, nodes).map((node) => node.name),
+      nodes: initial.slice(0, nodes).map((node) => node.name),
       adminKey: { id: `k${tenant}`, kind: "admin", hash: "0".repeat(64) },
     });
     if (outcome?.ok !== true && outcome?.code !== "already-exists") {
@@ -378,6 +388,8 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
       nemesis.pick(world.nodes).wallOffset = nemesis.between(-3_600_000, 3_600_000);
     });
   }
+  // What a wiped disk was the only one to have would be lost, and with rot elsewhere that can be more.
+  const wipes = swarm.wipes && !swarm.rot && !swarm.singleVoter;
   /** Tenants that come and go beside the others. */
   let passing = 0;
   every(swarm.churnEveryMs, () => {
@@ -388,7 +400,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
         if (error === null && storming) world.after(nemesis.between(1, 400), then);
       });
     };
-    const nodes = world.nodes.slice(0, nemesis.pick([1, 3])).map((node) => node.name);
+    const nodes = world.nodes.slice(0, nemesis.pick(wipes ? [3] : [1, 3])).map((node) => node.name);
     const adminKey = { id: `k${name}`, kind: "admin" as const, hash: "0".repeat(64) };
     tell("_system", { op: "directory.create", tenant: name, quotas: {}, nodes, adminKey }, () => {
       tell(name, { op: "config.put", namespace: "default", name: "c", format: "text" }, () => {
@@ -406,8 +418,9 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
     const row = node?.host?.directory.tenant(tenant);
     if (row === undefined) return;
     // What is only on the node whose journal rots is gone with it.
-    const sizes = swarm.rot ? [3, swarm.nodes] : [1, 2, 3, 3, swarm.nodes];
-    if (swarm.rot && row.placement.replicas.length === 1) return;
+    const isFragile = swarm.rot || wipes;
+    const sizes = isFragile ? [3, swarm.nodes] : [1, 2, 3, 3, swarm.nodes];
+    if (isFragile && row.placement.replicas.length === 1) return;
     const nodes = shuffled(world.nodes, nemesis)
       .map(({ name }) => name)
       .slice(0, nemesis.pick(sizes));
@@ -417,6 +430,25 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
       if (error === null && outcome?.ok === true) moves += 1;
     });
   });
+  if (wipes) {
+    world.after(nemesis.between(1_000, swarm.stormMs), () => {
+      const node = nemesis.pick(initial);
+      if (!storming) return;
+      if (node.host !== null) world.crash(node);
+      world.wipe(node);
+      world.after(nemesis.between(10, 3_000), () => restart(node));
+    });
+  }
+  every(swarm.drainEveryMs, () => {
+    const phase = nemesis.pick(["draining", "active"] as const);
+    const { name } = nemesis.pick(world.nodes);
+    const at = world.alive.length === 0 ? null : nemesis.pick(world.alive);
+    const action = { op: "node.phase", node: name, phase } as const;
+    at?.host?.proposeWith("_system", proposal(action), 2_000, () => {});
+  });
+  for (const spare of world.nodes.slice(swarm.nodes)) {
+    world.after(nemesis.between(100, swarm.stormMs), () => restart(spare));
+  }
   every(swarm.freezeEveryMs, () => {
     world.freeze(nemesis.pick(world.nodes), nemesis.between(100, 4_000));
   });
@@ -641,7 +673,7 @@ function shuffled<T>(items: readonly T[], prng: Prng): T[] {
 /** What is not where the directory wants it; null when everything is. */
 function placed(nodes: readonly SimNode[]): string | null {
   const directory = nodes[0]?.host?.directory;
-  const [moving] = directory?.moving(0, 1) ?? [];
+  const moving = directory?.moving(0, 100).find(({ tenant }) => !tenant.startsWith("e"));
   if (moving !== undefined) return `${moving.tenant} moves: ${JSON.stringify(moving.placement)}`;
   for (const node of nodes) {
     for (const name of node.environments.names()) {
