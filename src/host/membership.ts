@@ -166,13 +166,13 @@ export class Membership {
 
   /** Call a few times a second. */
   round(): void {
+    this.#advanceSystem();
     const { revision } = this.#directory;
     if (revision !== null && revision === this.#stillAt) return;
     const rows = this.#directory.moving(this.#cursor, GROUPS_PER_ROUND);
     this.#stillAt = this.#cursor === 0 && rows.length === 0 ? revision : null;
     this.#cursor = rows.length < GROUPS_PER_ROUND ? 0 : (rows.at(-1)?.group ?? 0);
     for (const row of rows) this.#advance(row);
-    this.#advanceSystem();
   }
 
   #advanceSystem(): void {
