@@ -1,6 +1,7 @@
 /** A node as people run it, in a process of its own: started on any runtime, also under another program; ended hard. */
 import { spawn } from "node:child_process";
 import type { ChildProcess } from "node:child_process";
+import { closeSync, openSync, readFileSync, rmSync } from "node:fs";
 import { join, resolve } from "node:path";
 import process from "node:process";
 import { runCommand } from "../../infra/bootstrap.mjs";
@@ -28,8 +29,9 @@ process.on("exit", () => {
 export class NodeProcess {
   readonly process: ChildProcess;
   readonly data: string;
-  /** Everything it said on standard error: its log and its last line. */
-  errors = "";
+  /** A file: of a pipe, what a process wrote just before it was killed is sometimes lost under load. */
+  readonly #log: string;
+  #said: string | null = null;
   /** Resolves to the exit code, or null when a signal ended it. */
   readonly ended: Promise<number | null>;
   readonly #ready: Promise<string>;
@@ -38,9 +40,11 @@ export class NodeProcess {
     this.data = data;
     const node = runCommand(runtime, "src/main.ts", ["start", "--data", data, ...args]);
     const [program, ...words] = [...under, node.command, ...node.args] as [string, ...string[]];
+    this.#log = `${data}.stderr`;
+    const log = openSync(this.#log, "w");
     this.process = spawn(program, words, {
       cwd: root,
-      stdio: ["ignore", "pipe", "pipe"],
+      stdio: ["ignore", "pipe", log],
       env: {
         // Nothing that the tests themselves are told by.
         ...Object.fromEntries(
@@ -52,11 +56,13 @@ export class NodeProcess {
         ...env,
       },
     });
+    closeSync(log);
     running.add(this.process);
-    this.process.stderr?.setEncoding("utf8").on("data", (text: string) => (this.errors += text));
     this.ended = new Promise((done) => {
       this.process.once("close", (code) => {
         running.delete(this.process);
+        this.#said = readFileSync(this.#log, "utf8");
+        rmSync(this.#log);
         done(code);
       });
     });
@@ -73,6 +79,11 @@ export class NodeProcess {
     });
     // Whoever does not wait for it does not care either.
     this.#ready.catch(() => undefined);
+  }
+
+  /** Everything it said on standard error: its log and its last line. */
+  get errors(): string {
+    return this.#said ?? readFileSync(this.#log, "utf8");
   }
 
   /** The gateway's address once the node serves; rejects when it ends before. */
