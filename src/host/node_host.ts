@@ -1096,9 +1096,14 @@ export class NodeHost implements ConfigService {
     const data = encoder.encode(JSON.stringify(command));
     this.#initialising.set(replica, replica.raft.term);
     replica.propose(data, this.#clock.monotonicMs() + PROPOSE_TIMEOUT_MS, (result) => {
-      if (result.kind !== "applied" && replica.raft.isLeader && !replica.initialised) {
-        this.#initialise(replica);
-      }
+      if (result.kind === "applied") return;
+      // Not at once: a leader that hands over takes nothing, and says so in the same breath (simulation, seed 10050).
+      const again = (): void => {
+        const isHere = this.#replicas.get(replica.group) === replica && replica.halted === null;
+        if (isHere && replica.raft.isLeader && !replica.initialised) this.#initialise(replica);
+      };
+      const deadline = this.#clock.monotonicMs() + PROPOSE_TIMEOUT_MS;
+      this.#later(replica.group, deadline, again, () => {});
     });
     this.#mark(replica);
   }

@@ -9,6 +9,7 @@ const regressions = [
   44, // a directory that was behind took a tenant for gone, and its acknowledged log was dropped from the journal
   101, // a forwarded change arrived twice and was applied twice
   500_944, // a leader went to sleep while a peer's node was away, and nobody told the peer what it lacked
+  10_050, // a leader that was handing over asked itself again and again to write down the tenant's beginning
   50_129, // a node that just starts said it had nothing, and an empty disk came in under the id of the one before it
   41_008, // a directory that was behind after a crash let a removed replica begin anew, its vote forgotten
   449, // a second snapshot arrived while the first waited to be installed
