@@ -338,7 +338,11 @@ export class NodeHost implements ConfigService {
       receiver: (group, incarnation, message) => {
         const replica = this.#replicaFor(group, incarnation, message);
         const index = message.snapshot?.index ?? 0;
-        return replica === null || replica.raft.appliedIndex >= index ? null : replica;
+        if (replica === null || replica.raft.appliedIndex < index) return replica;
+        // It has it, and who sends it does not know: its word got lost, or it restarted before it could say so. Raft
+        // says so; a mere refusal would be followed by the same snapshot for ever (simulation, seed 95021).
+        this.#guarded(replica, () => replica.step(message));
+        return null;
       },
       received: (replica, message, staging) => {
         replica.usedAt = this.#clock.monotonicMs();

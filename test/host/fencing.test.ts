@@ -310,6 +310,27 @@ describe("who proposed here", () => {
   });
 });
 
+describe("a snapshot that is here already", () => {
+  test("is answered by Raft, over a restart too: a refusal alone would bring it again for ever", async () => {
+    const node = await started();
+    node.follow(5, [beginning, createTenant("beta")]);
+    const confState = { ...emptyConfState(), voters: [1, 2, 3] };
+    const snapshot = { index: 50, term: 6, confState };
+    const install = message("installSnapshot", { from: 3, term: 6, snapshot });
+    const rows = rowsOf(node.replica());
+    const arrives = (transfer: number): Message[] => {
+      node.take();
+      node.frame("n3", "snapshot", ItemKind.snapshot, onlyPart(install, rows, { transfer }));
+      return ofType(node.take(), "appendEntriesResponse");
+    };
+    expect(arrives(1)).toMatchObject([{ to: 3, index: 50, reject: false }]);
+    expect(arrives(2)).toMatchObject([{ to: 3, index: 50, reject: false }]);
+    await node.crash();
+    await node.start();
+    expect(arrives(3)).toMatchObject([{ to: 3, index: 50, reject: false }]);
+  });
+});
+
 describe("an answer", () => {
   test("to a call of an earlier life of this node is not taken for one to a call of this life", () => {
     const sent: Uint8Array[] = [];

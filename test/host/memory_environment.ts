@@ -42,6 +42,8 @@ export class MemoryStaging implements Staging {
   readonly rows: (readonly [string, string])[] = [];
   discarded = false;
   readonly #schedule: (run: () => void) => void;
+  /** Called in their order, whatever order the schedule has: the port owes it. */
+  readonly #dones: ((error: Error | null) => void)[] = [];
 
   constructor(schedule: (run: () => void) => void = (run) => run()) {
     this.#schedule = schedule;
@@ -49,7 +51,8 @@ export class MemoryStaging implements Staging {
 
   add(rows: readonly (readonly [string, string])[], done: (error: Error | null) => void): void {
     this.rows.push(...rows);
-    this.#schedule(() => done(null));
+    this.#dones.push(done);
+    this.#schedule(() => this.#dones.shift()?.(null));
   }
 
   discard(): void {
