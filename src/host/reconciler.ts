@@ -114,23 +114,29 @@ export class Reconciler {
     });
   }
 
-  /** The largest odd number of voters up to five that there are good nodes for, who has a vote already first. */
+  /**
+   * The largest odd number of voters up to five that there are nodes for, those who have a vote already first. A node that
+   * is gone keeps its vote until another can take it: with fewer voters fewer losses would be survived.
+   */
   #system(nodes: readonly NodeRow[], isGone: (node: NodeRow) => boolean): SystemAction | null {
     const placement = this.#directory.system()?.placement;
     if (placement === undefined) return null;
     const { replicas, generation = 0 } = placement;
     if (replicas.some((replica) => replica.state === "joining" || isLeaving(replica))) return null;
-    const isGood = ({ node }: PlacedReplica): boolean => {
-      const row = nodes.find((other) => other.node === node);
-      return row !== undefined && row.phase !== "leaving" && !isGone(row);
-    };
-    const good = replicas.filter(isGood);
+    const rowOf = ({ node }: PlacedReplica): NodeRow | undefined =>
+      nodes.find((other) => other.node === node);
+    const members = replicas.filter((replica) => {
+      const row = rowOf(replica);
+      return row !== undefined && row.phase !== "leaving";
+    });
+    const gone = members.filter((replica) => isGone(rowOf(replica) as NodeRow));
     // Who is just away keeps a vote; a learner that is away gets none.
-    const able = good.filter(
-      ({ node, state }) => state !== "learner" || this.#hooks.supports(node),
+    const able = members.filter(
+      (replica) =>
+        !gone.includes(replica) &&
+        (replica.state !== "learner" || this.#hooks.supports(replica.node)),
     );
-    const count = Math.min(SYSTEM_VOTERS_MAX, able.length);
-    const odd = count - (count % 2 === 0 ? 1 : 0);
+    const odd = largestOdd(Math.min(SYSTEM_VOTERS_MAX, members.length));
     if (odd < 1) return null;
     const zoneOf = (node: string): string | null =>
       nodes.find((other) => other.node === node)?.zone ?? null;
@@ -148,7 +154,11 @@ export class Reconciler {
     // A drained node votes only where somebody has to.
     const rest = candidates.filter(isDraining);
     const chosen = [...best, ...chooseNodes("_system", odd - best.length, rest, keep)];
-    const voters = able.filter(({ node }) => chosen.includes(node)).map(({ id }) => id);
+    for (const { node, state } of gone)
+      if (chosen.length < odd && state !== "learner") chosen.push(node);
+    chosen.length = largestOdd(chosen.length);
+    if (chosen.length === 0) return null;
+    const voters = members.filter(({ node }) => chosen.includes(node)).map(({ id }) => id);
     const isSame = voters.length === voting.length && voting.every(({ id }) => voters.includes(id));
     return isSame ? null : { op: "system.place", voters, generation };
   }
@@ -235,6 +245,10 @@ export class Reconciler {
       generation,
     };
   }
+}
+
+function largestOdd(most: number): number {
+  return most % 2 === 0 ? Math.max(0, most - 1) : most;
 }
 
 /** FNV-1a with a final mix: spreads names that differ in one character. */

@@ -384,6 +384,18 @@ describe("a cluster", () => {
   });
 });
 
+describe("the voters of _system", () => {
+  test("are not fewer because one of three is gone, and a fourth node takes its place", async () => {
+    const cluster = await ready({ spares: 1, tuning: { replaceAfterMs: 3_000 } });
+    await cluster.until("three voters", () => systemVoters(cluster)?.length === 3, 20_000);
+    cluster.world.crash(cluster.node(2));
+    await cluster.pass(15_000);
+    expect(systemVoters(cluster)?.join()).toBe("n1,n2,n3");
+    cluster.world.start(cluster.node(3));
+    await cluster.until("a fourth", () => systemVoters(cluster)?.join() === "n1,n2,n4", 20_000);
+  });
+});
+
 describe("a node whose disk was lost", () => {
   test("comes back as another replica everywhere, and the old one never votes again", async () => {
     const cluster = await ready();
