@@ -51,7 +51,9 @@ export async function* powerLosses(options: {
     const directory = join(base, "data");
     const lines = await record({ ...options, directory, file: join(base, "trace") });
     const prng = new Prng(seed);
-    const at = new Set(Array.from({ length: cuts }, () => prng.below(lines.length)));
+    // The last one where all was done; behind it is the line that the record was cut off in.
+    const at = new Set(Array.from({ length: cuts - 1 }, () => prng.below(lines.length - 2)));
+    at.add(lines.length - 2);
     const model = new PowerModel(directory, lie);
     const after = join(base, "after");
     for (const [line, text] of lines.entries()) {

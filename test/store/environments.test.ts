@@ -380,7 +380,8 @@ describe("an environment that is closed", () => {
   test.skipIf(!fs.existsSync("/proc/self/fd"))(
     "gives back its descriptors: hundreds of cycles hold none",
     async () => {
-      const environments = new LmdbEnvironments({ data: temporary() });
+      const data = temporary();
+      const environments = new LmdbEnvironments({ data });
       const names = Array.from({ length: 20 }, (_, n) => `t${n}`);
       const cycle = async (count: number): Promise<number> => {
         for (let n = 0; n < count; n++) {
@@ -388,10 +389,10 @@ describe("an environment that is closed", () => {
           environment.get("meta");
           await environment.close();
         }
-        // Those of environments only: runners open and close others meanwhile.
+        // Of these environments only: runners and other tests open and close others meanwhile.
         return fs.readdirSync("/proc/self/fd").filter((descriptor) => {
           try {
-            return fs.readlinkSync(`/proc/self/fd/${descriptor}`).includes("data.mdb");
+            return fs.readlinkSync(`/proc/self/fd/${descriptor}`).startsWith(data);
           } catch {
             return false;
           }
