@@ -93,19 +93,35 @@ export async function changeDirectory<Op extends Action["op"]>(
   action: ActionOf<Op>,
 ): Promise<Changed<Op>> {
   const command = commandOf(call, action, context.secrets);
-  const { kind, keyId, requestId = call.requestId, address } = command.actor;
-  // The directory knows root keys only. An admin of a tenant was checked here, against the tenant's own state.
-  const actor: Command["actor"] =
-    kind === "root"
-      ? command.actor
-      : {
-          kind: "system",
-          keyId: `${call.params["tenant"]}.${keyId}`,
-          requestId,
-          ...(address !== undefined && { address }),
-        };
-  const outcome = await context.peers.systemPropose({ ...command, actor }, call.dryRun);
+  const outcome = await context.peers.systemPropose(
+    command.actor.kind === "root" ? command : ofTenant(command, call),
+    call.dryRun,
+  );
   return changed<Op>(call, outcome);
+}
+
+/** The directory knows root keys only. An admin of a tenant was checked here, against the tenant's own state. */
+function ofTenant(command: Command, call: Call): Command {
+  const { actor, idempotency, ...rest } = command;
+  const { keyId, requestId = call.requestId, address } = actor;
+  const tenant = call.params["tenant"] as string;
+  return {
+    ...rest,
+    actor: {
+      kind: "system",
+      keyId: `${tenant}.${keyId}`,
+      requestId,
+      ...(address !== undefined && { address }),
+    },
+    // Tenants share the directory: what one of them calls a request must mean nothing to another, nor to the operator.
+    ...(idempotency !== undefined && {
+      idempotency: { ...idempotency, key: `${tenant}.${sha256(idempotency.key)}` },
+    }),
+  };
+}
+
+function sha256(text: string): string {
+  return createHash("sha256").update(text).digest("hex");
 }
 
 function changed<Op extends Action["op"]>(call: Call, outcome: Outcome): Changed<Op> {
@@ -177,7 +193,7 @@ function idempotencyOf(
   const key = idempotencyKeyOf(call);
   if (key === null) return null;
   const text = `${call.request.method}\n${call.target}\n${canonical(call.body)}`;
-  const fingerprint = secrets?.mac(text) ?? createHash("sha256").update(text).digest("hex");
+  const fingerprint = secrets?.mac(text) ?? sha256(text);
   return { key, fingerprint };
 }
 

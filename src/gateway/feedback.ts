@@ -17,7 +17,7 @@ const N = "/v1/tenants/:tenant/namespaces/:namespace";
 const keptMs = 15 * 60_000;
 /** One entry per instance and config; beyond it the one told longest ago is forgotten. */
 export const perTenantMax = 50_000;
-const perNodeMax = 200_000;
+export const perNodeMax = 200_000;
 const gatherTimeoutMs = 2_000;
 const rejectionsShownMax = 20;
 
@@ -33,21 +33,28 @@ export class Feedback {
   readonly #tenants = new Map<string, Map<string, Entry>>();
   #count = 0;
 
-  /** @throws Problem `overloaded` when the node is full of what other tenants' instances told */
+  /** When the node is full, the tenant that told most gives way. */
   add(tenant: string, config: string, instance: string, entry: Entry): void {
-    let entries = this.#tenants.get(tenant);
-    if (entries === undefined) this.#tenants.set(tenant, (entries = new Map()));
+    const entries = this.#tenants.get(tenant) ?? new Map<string, Entry>();
     const key = `${config} ${instance}`;
     if (entries.delete(key)) this.#count--;
-    const [oldest] = entries.keys();
-    if (entries.size >= perTenantMax || this.#count >= perNodeMax) {
-      if (oldest === undefined)
-        throw new Problem("overloaded", "This node keeps too much feedback", { retryAfter: 60 });
-      entries.delete(oldest);
-      this.#count--;
-    }
+    if (entries.size >= perTenantMax) this.#forgetOldest(tenant, entries);
+    else if (this.#count >= perNodeMax) this.#forgetOldest(...this.#largest());
     entries.set(key, entry);
+    this.#tenants.set(tenant, entries);
     this.#count++;
+  }
+
+  #forgetOldest(tenant: string, entries: Map<string, Entry>): void {
+    const [oldest] = entries.keys();
+    if (oldest !== undefined && entries.delete(oldest)) this.#count--;
+    if (entries.size === 0) this.#tenants.delete(tenant);
+  }
+
+  #largest(): [tenant: string, entries: Map<string, Entry>] {
+    let largest: [string, Map<string, Entry>] = ["", new Map()];
+    for (const one of this.#tenants) if (one[1].size > largest[1].size) largest = one;
+    return largest;
   }
 
   /** What instances told of a config, each the last. */

@@ -397,6 +397,9 @@ function nameOf(call: Call): string {
   });
 }
 
+/** Of private and symmetric keys (RFC 7518 §6). */
+const secretParameters = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
+
 async function checked(
   body: IssuerPut,
 ): Promise<Omit<IssuerRow, "name" | "createdAt" | "revision">> {
@@ -418,8 +421,9 @@ async function checked(
     wrong("/jwks/keys", `Give at most ${keysPerSetMax} keys`);
   for (const [i, key] of (jwks?.keys ?? []).entries()) {
     const pointer = `/jwks/keys/${i}`;
-    const { kty, d, k, alg } = key as { kty?: unknown; d?: unknown; k?: unknown; alg?: string };
-    if (d !== undefined || k !== undefined || !["RSA", "EC", "OKP"].includes(String(kty)))
+    const { kty, alg } = key as { kty?: unknown; alg?: string };
+    const isSecret = secretParameters.some((parameter) => Object.hasOwn(key, parameter));
+    if (isSecret || !["RSA", "EC", "OKP"].includes(String(kty)))
       wrong(pointer, "Give public keys of type RSA, EC or OKP, and nothing secret");
     try {
       await importJWK(key, alg ?? (kty === "RSA" ? "RS256" : kty === "OKP" ? "EdDSA" : "ES256"));

@@ -140,8 +140,12 @@ export const valueRoutes: readonly Route[] = [
           ? withSecrets(view, set, labels, secrets, open)
           : open;
       const tag = createHash("sha256").update(chosen).digest("base64url").slice(0, 32);
+      const hasSecrets = chosen !== open.chosen;
       return {
-        ...json(null, { etag: `"${view.epoch}-${view.revision}-${tag}"` }),
+        ...json(null, {
+          etag: `"${view.epoch}-${view.revision}-${tag}"`,
+          ...(hasSecrets && { headers: { "cache-control": "no-store" } }),
+        }),
         body: `{"revision":${view.revision},"values":{${text}}}`,
       };
     },

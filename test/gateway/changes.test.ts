@@ -70,6 +70,25 @@ describe("Idempotency-Key", () => {
     expect(other.text).not.toContain("cfx_");
   });
 
+  test("of one tenant means nothing to another, also where the directory keeps them", async () => {
+    const tokens = [await h.tenant("north"), await h.tenant("south")];
+    const describe_ = (token: string | undefined, tenant: string, description: string) =>
+      h.call("PATCH", `/v1/tenants/${tenant}`, {
+        ...(token !== undefined && { token }),
+        headers: { "idempotency-key": "k-5" },
+        body: { description },
+      });
+    for (const description of ["theirs", "theirs", "another"]) {
+      const north = await describe_(tokens[0], "north", description);
+      const south = await describe_(tokens[1], "south", description);
+      const isSame = description === "theirs";
+      expect([north.status, south.status]).toEqual(isSame ? [200, 200] : [422, 422]);
+      if (isSame) expect([north.body.id, south.body.id]).toEqual(["north", "south"]);
+    }
+    const byRoot = await describe_(undefined, "north", "the operator's");
+    expect([byRoot.status, byRoot.headers.get("idempotent-replay")]).toEqual([200, null]);
+  });
+
   test("must be 1 to 255 visible ASCII characters", async () => {
     for (const key of ["a b", "x".repeat(256), "é"]) {
       const answer = await call("POST", `${N}/configs/idem/publish`, {

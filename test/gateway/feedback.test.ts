@@ -1,5 +1,5 @@
 import { afterEach, describe, expect, test } from "vitest";
-import { Feedback, perTenantMax } from "../../src/gateway/feedback.ts";
+import { Feedback, perNodeMax, perTenantMax } from "../../src/gateway/feedback.ts";
 import { Harness } from "./harness.ts";
 
 const N = "/v1/tenants/acme/namespaces/app";
@@ -111,4 +111,16 @@ test("what is kept is bounded by age and by number, the oldest goes first", () =
   for (let i = 0; i < perTenantMax; i++) feedback.add("acme", "app/b", `i${i}`, entry(1_000_000));
   expect(feedback.of("acme", "app/a", 1_000_001)).toEqual([]);
   expect(feedback.of("acme", "app/b", 1_000_001)).toHaveLength(perTenantMax);
+});
+
+test("tenants that fill a node make room for those that told less", () => {
+  const feedback = new Feedback();
+  const entry = { version: 1, reason: null, at: 0 };
+  for (let i = 0; i < perNodeMax; i++)
+    feedback.add(`t${i % (perNodeMax / perTenantMax)}`, "app/a", `i${i}`, entry);
+  feedback.add("acme", "app/a", "first", entry);
+  feedback.add("acme", "app/a", "second", entry);
+  expect(feedback.of("acme", "app/a", 0).map((item) => item.instance)).toEqual(["first", "second"]);
+  expect(feedback.of("t0", "app/a", 0)).toHaveLength(perTenantMax - 1);
+  expect(feedback.of("t1", "app/a", 0)).toHaveLength(perTenantMax - 1);
 });

@@ -259,6 +259,7 @@ describe("an issuer's keys", () => {
     [{ issuer: "http://id.example" }, "/issuer"],
     [{ jwksUri: "https://id.example/k", jwks: { keys: [{}] } }, "/jwksUri"],
     [{ jwks: { keys: [{ kty: "oct", k: "c2VjcmV0" }] } }, "/jwks/keys/0"],
+    [{ jwks: { keys: [{ kty: "RSA", n: "AQAB", e: "AQAB", p: "AQ" }] } }, "/jwks/keys/0"],
     [{ jwks: { keys: [{ kty: "EC", crv: "P-256", x: "AA", y: "AA" }] } }, "/jwks/keys/0"],
     [{ algorithms: ["HS256"] }, "/algorithms/0"],
     [{ algorithms: ["none"] }, "/algorithms/0"],

@@ -67,6 +67,7 @@ describe("a secret", () => {
     }
     const all = await h.call("GET", `${N}/values`, { token: reader });
     expect(all.body.values.password).toMatchObject({ version: 1, content: value });
+    expect(all.headers.get("cache-control")).toBe("no-store");
     const some = await h.call("GET", `${N}/values`, { token: client });
     expect(Object.keys(some.body.values)).toEqual(["open"]);
   });
