@@ -330,9 +330,17 @@ const errorCodes: Partial<Record<ProblemCode, string>> = {
   invalid: "INVALID_CONTEXT",
 };
 
+/** The last part of its path, as it came. */
+function partOf(target: string): string {
+  const path = target.split("?", 1)[0] as string;
+  return path.slice(path.lastIndexOf("/") + 1);
+}
+
 /** A problem as clients of OFREP understand it: they look for the flag's key and for one of OFREP's codes. */
 export function ofrepFailure(problem: Problem, call: Call, answer: Answer): Answer {
-  const key = call.params["flag"];
+  // Not even decoded, it is told as it came: clients read no failure of a flag without a key.
+  const given = (call.params as Readonly<Record<string, string | null>>)["flag"];
+  const key = given === null ? partOf(call.target) : given;
   const status = problem.code === "unsupported-media-type" ? 400 : answer.status;
   const failure = {
     ...(key !== undefined && { key }),

@@ -267,6 +267,12 @@ describe("errors are in OFREP's form", () => {
     }
   });
 
+  test("a flag that cannot even be decoded is told by the key that came", async () => {
+    const answer = await h.call("POST", `${bulkPath}/a%ff?x=/1`, { token: client.token, body: {} });
+    expect(answer.status).toBe(400);
+    expect(answer.body).toMatchObject({ key: "a%ff", errorCode: "GENERAL" });
+  });
+
   test("without a key 401, with one of another namespace 403", async () => {
     const none = await h.call("POST", bulkPath, { token: null, body: {} });
     expect([none.status, none.body.errorCode]).toEqual([401, "GENERAL"]);
