@@ -29,6 +29,7 @@ import { configRoutes } from "./configs.ts";
 import { Feedback, feedbackRoutes } from "./feedback.ts";
 import {
   bodyBytes,
+  bodyInit,
   check,
   givenRequestId,
   jsonBody,
@@ -341,7 +342,7 @@ class Door {
         return new Response(null, { status: 304, headers });
       }
     }
-    if (!call.head) return new Response(answer.body, { status: answer.status, headers });
+    if (!call.head) return new Response(bodyInit(answer.body), { status: answer.status, headers });
     if (answer.body instanceof ReadableStream) void answer.body.cancel();
     // Left out, it would be filled in as zero: the length of the body that is not sent.
     else if (answer.body !== null)
