@@ -974,6 +974,15 @@ export const NodeRequest = request("NodeRequest", {
   node: Type.String({ maxLength: 128, description: "Name of a node" }),
 });
 
+export const RepairRequest = request("RepairRequest", {
+  tenant: TenantName,
+});
+
+export const RepairAnswer = answer("Repair", {
+  node: Type.String(),
+  tenant: Type.String(),
+});
+
 export const JoinRequest = request("JoinRequest", {
   node: Type.String({ maxLength: 128, description: "Name of a node" }),
   zone: Type.Optional(

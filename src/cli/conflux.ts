@@ -437,8 +437,8 @@ const commands: readonly Command[] = [
     name: "cluster",
     summary: "The nodes (with a root key)",
     usage:
-      "status | members | join N | leave N | drain N | undrain N | nats-config --nodes N1,N2,…",
-    words: [1, 2],
+      "status | members | join N | leave N | drain N | undrain N | repair N TENANT | nats-config --nodes N1,N2,…",
+    words: [1, 3],
     options: natsConfigOptions,
     run: cluster,
   },
@@ -1243,10 +1243,19 @@ async function cluster(context: Context): Promise<void> {
     leave: 1,
     drain: 1,
     undrain: 1,
+    repair: 2,
     "nats-config": 0,
   });
   if (verb === "nats-config") return showNatsConfig(context);
   if (verb === "members") return showMembers(context);
+  if (verb === "repair") {
+    const repair = await context.admin.repairReplica(node as string, context.words[2] as string);
+    context.show(
+      repair,
+      () => `Tenant ${repair.tenant} gets a new replica on node ${repair.node} from the others`,
+    );
+    return;
+  }
   if (verb !== "status") {
     const member = await context.admin.setMember(
       node as string,

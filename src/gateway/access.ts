@@ -56,6 +56,7 @@ export const accessTable = {
   leaveNode: cluster,
   drainNode: cluster,
   undrainNode: cluster,
+  repairReplica: cluster,
   listClusterTenants: cluster,
   putIssuer: cluster,
   listIssuers: cluster,

@@ -12,6 +12,8 @@ import {
   NodeAnswer,
   NodeRequest,
   ProblemTypeAnswer,
+  RepairAnswer,
+  RepairRequest,
   tenantStates,
 } from "../api/schemas.ts";
 import { Problem, problems, type ProblemCode } from "../api/problems.ts";
@@ -172,6 +174,31 @@ export const clusterRoutes: readonly Route[] = [
     responses: { 200: { description: "The node as it is now", schema: NodeAnswer } },
     handle: (call, _input, context) =>
       setPhase(call, context, call.params["node"] as string, "active"),
+  }),
+  route({
+    method: "POST",
+    path: "/v1/cluster/nodes/:node/repair",
+    id: "repairReplica",
+    tag: "cluster",
+    summary:
+      "Have a tenant's damaged replica on a node replaced by a new one, which its peers feed; what is left of the old one is removed",
+    body: RepairRequest,
+    responses: { 200: { description: "Under way", schema: RepairAnswer } },
+    handle: async (call, { body }, context) => {
+      const { tenant } = body;
+      const node = call.params["node"] as string;
+      const { service, peers } = context;
+      if (!(await nodeRows(context)).some((row) => row.node === node))
+        throw new Problem("not-found", `There is no node "${node}"`);
+      // Only the node itself knows what is wrong with its replica.
+      if (node !== service.node)
+        return await peers.forward(call, [node], new TextEncoder().encode(JSON.stringify(body)), {
+          safe: false,
+        });
+      const replacement = await service.repair(tenant);
+      const changed = await changeDirectory<"directory.move">(call, context, replacement);
+      return changedAnswer(changed, { node, tenant });
+    },
   }),
   route({
     method: "GET",

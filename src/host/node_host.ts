@@ -72,6 +72,7 @@ import type {
   TenantSnapshot,
   TenantView,
   Transport,
+  Replacement,
   WatchListener,
 } from "./ports.ts";
 import {
@@ -95,6 +96,7 @@ void everyRejectionIsAProblem;
 
 const PROPOSE_TIMEOUT_MS = 5_000;
 const READ_TIMEOUT_MS = 5_000;
+const STATUS_TIMEOUT_MS = 1_000;
 /** How long an attempt waits before it looks again who leads, when nothing tells it sooner. */
 const RETRY_MS = 50;
 /** Retries, campaigns and time-outs are looked at this often. */
@@ -267,7 +269,7 @@ export class NodeHost implements ConfigService {
   readonly #closing = new Map<number, Promise<void>>();
   /** Journal records found at start, until their replica wakes. */
   readonly #recovered = new Map<number, readonly { sequence: number; payload: Uint8Array }[]>();
-  readonly #damaged: ReadonlyMap<number, string>;
+  readonly #damaged: Map<number, string>;
   readonly #lost: readonly { readonly to: number; readonly where: string }[];
   readonly #ticking = new Set<Replica>();
   readonly #outboxes = new Map<string, Outbox>();
@@ -302,7 +304,7 @@ export class NodeHost implements ConfigService {
   /** In which term a leader proposed its tenant's first command. */
   readonly #initialising = new WeakMap<Replica, number>();
   /** Groups whose replica here could not be opened; until the next start nothing of them runs here. */
-  readonly #unreadable = new Set<number>();
+  readonly #unreadable = new Map<number, string>();
   /** Groups about which the directory's leader is being asked. */
   readonly #unknown = new Set<number>();
   /** Groups that the directory's leader said are there. */
@@ -407,7 +409,7 @@ export class NodeHost implements ConfigService {
     for (const [group, records] of recovery.groups) this.#recovered.set(group, records);
     this.#directoryIsCurrent =
       recovery.groups.size === 0 && options.environments.names().length === 0;
-    this.#damaged = recovery.damaged;
+    this.#damaged = new Map(recovery.damaged);
     this.#lost = recovery.lost;
     this.#serveCalls();
   }
@@ -1151,7 +1153,7 @@ export class NodeHost implements ConfigService {
       return this.#wakeCold(group);
     } catch (error) {
       // One tenant's environment must not stop the others, nor whoever happened to ask for it.
-      this.#unreadable.add(group);
+      this.#unreadable.set(group, error instanceof Error ? error.message : String(error));
       this.#log.error({ group, err: error }, "replica.cannot_wake");
       return null;
     }
@@ -1185,6 +1187,8 @@ export class NodeHost implements ConfigService {
     const environment = environments.open(name);
     this.#recovered.delete(group);
     const isInitial = identity.members.some(({ id }) => id === identity.replica);
+    // Its predecessor's records, and what is damaged of them, are nobody's.
+    if (isFresh && !isInitial) this.#forgetRecords(group);
     // What the journal lost of a group cannot have been of a replica that joins just now.
     let damage =
       existed || isInitial
@@ -1507,6 +1511,8 @@ export class NodeHost implements ConfigService {
     const own = replicaOn(placement, this.node);
     const replica = this.#replicas.get(group);
     if (replica !== undefined && replica.id !== own?.id) this.#discard(replica, "moved");
+    // Of one that could not be opened the sweep finds what is left; another one may take its place now.
+    if (this.#unreadable.delete(group)) this.#swept = false;
     // One that sleeps is found by its name.
     if (own === undefined) this.#swept = false;
   }
@@ -1520,12 +1526,19 @@ export class NodeHost implements ConfigService {
     this.#snapshots.forget(replica);
     this.#replicas.delete(group);
     this.#ticking.delete(replica);
-    this.#options.journal.release(group, replica.sequenceSubmitted);
+    this.#forgetRecords(group);
     const name = environmentName({ tenant, group, replica: id });
     const removed = this.#removeWhenStored(replica, name).then(() => {
       this.#closing.delete(group);
     });
     this.#closing.set(group, removed);
+  }
+
+  /** The replica that the journal's records of this group speak of is gone. */
+  #forgetRecords(group: number): void {
+    this.#recovered.delete(group);
+    this.#damaged.delete(group);
+    this.#options.journal.forget(group);
   }
 
   /**
@@ -2100,10 +2113,58 @@ export class NodeHost implements ConfigService {
       this.#campaignSoon(replica);
       return { ...this.#groupStatus(replica), leader: null };
     }
-    const answer = await new Promise<GroupStatus | null>((resolve) => {
-      const deadline = this.#clock.monotonicMs() + 1_000;
-      const payload = encoder.encode(String(replica.group));
-      this.#rpc.call(leader, Method.status, payload, deadline, (result) => {
+    const answer = await this.#statusAt(leader, replica.group);
+    return answer ?? this.#groupStatus(replica);
+  }
+
+  async repair(tenant: string): Promise<Replacement> {
+    await this.#whenFound(tenant);
+    const row = this.directory.tenant(tenant);
+    const own = row === undefined ? undefined : replicaOn(row.placement, this.node);
+    if (row === undefined || own === undefined)
+      throw new Problem("not-found", `Tenant "${tenant}" has no replica on node ${this.node}`);
+    const { group, placement } = row;
+    const replica = this.#replicas.get(group) ?? this.#wake(group);
+    if (replica === null ? !this.#unreadable.has(group) : replica.halted === null)
+      throw new Problem(
+        "conflict",
+        `Leave it: the replica of tenant "${tenant}" on node ${this.node} runs`,
+      );
+    if (placement.replicas.some(({ state }) => state !== undefined))
+      throw new Problem("conflict", `Try again when tenant "${tenant}" has ended its move`);
+    const others = placement.replicas.filter(({ node }) => node !== this.node);
+    const answers = await Promise.all(others.map(({ node }) => this.#statusAt(node, group)));
+    const status = answers
+      .filter((answer) => answer !== null)
+      .reduce<GroupStatus | null>((a, b) => (a !== null && a.term > b.term ? a : b), null);
+    // With every committed entry on a majority that is alive without it, nothing acknowledged depends on it.
+    const voters = (status?.replicas ?? []).filter(({ role }) => role !== "learner");
+    const whole = voters.filter(
+      ({ node, id, match }) =>
+        id !== own.id &&
+        this.liveness.supports(node) &&
+        (match ?? 0) >= (status?.commit ?? Infinity),
+    );
+    if (status === null || whole.length * 2 <= voters.length)
+      throw new Problem(
+        "conflict",
+        `Bring back the other nodes of tenant "${tenant}" first, or restore it from a backup: without the replica on node ${this.node} no majority holds everything`,
+      );
+    return {
+      op: "directory.move",
+      tenant,
+      nodes: placement.replicas.map(({ node }) => node),
+      lost: [own.id],
+      generation: placement.generation ?? 0,
+    };
+  }
+
+  /** The group's status if it is led there. */
+  #statusAt(node: string, group: number): Promise<GroupStatus | null> {
+    return new Promise((resolve) => {
+      const deadline = this.#clock.monotonicMs() + STATUS_TIMEOUT_MS;
+      const payload = encoder.encode(String(group));
+      this.#rpc.call(node, Method.status, payload, deadline, (result) => {
         resolve(
           result.kind === "ok"
             ? (JSON.parse(decoder.decode(result.bytes)) as GroupStatus | null)
@@ -2111,7 +2172,6 @@ export class NodeHost implements ConfigService {
         );
       });
     });
-    return answer ?? this.#groupStatus(replica);
   }
 
   #whenFound(tenant: string): Promise<void> {

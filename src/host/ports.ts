@@ -5,6 +5,7 @@
 import type { StateView } from "../machine/machine.ts";
 import type { Command, Outcome } from "../machine/command.ts";
 import type { StoredChange, TenantMeta } from "../machine/rows.ts";
+import type { ReplicaId } from "../raft/types.ts";
 
 // --- clock -----------------------------------------------------------------------------------------------------------
 
@@ -62,6 +63,8 @@ export interface Journal {
   append(records: readonly JournalRecord[], done: () => void): JournalSequence;
   /** Everything of this group up to and including `sequence` is durable elsewhere; its space may be reused. */
   release(group: number, sequence: JournalSequence): void;
+  /** `release` of all that was appended of this group so far, what was damaged of it included: its replica is gone. */
+  forget(group: number): void;
   /** Groups whose unreleased records keep the oldest segments from being dropped, oldest first. */
   pinning(segmentsMax: number): readonly number[];
   readonly status: {
@@ -283,6 +286,15 @@ export interface TenantSnapshot {
   close(): void;
 }
 
+/** A change of the directory: the tenant stays on its nodes, and the replicas that are `lost` get others in their place. */
+export interface Replacement {
+  readonly op: "directory.move";
+  readonly tenant: string;
+  readonly nodes: readonly string[];
+  readonly lost: readonly ReplicaId[];
+  readonly generation: number;
+}
+
 /**
  * The host as the gateway knows it. Tenant `_system` is addressed like any other. All failures are `Problem`s.
  */
@@ -324,6 +336,12 @@ export interface ConfigService {
   place(tenant: string, replicas: number | undefined, keep?: readonly string[]): readonly string[];
   /** Asks the leadership of the tenant's group to move to this node's replica. */
   transfer(tenant: string, toNode: string): Promise<void>;
+  /**
+   * What puts a new replica in the place of the one on this node, which does not run any more: fed by its peers.
+   * @throws Problem `not-found` without a replica here, `conflict` when it runs, when the tenant moves, or when the others
+   * have no leader or no majority that holds everything committed
+   */
+  repair(tenant: string): Promise<Replacement>;
   /** Sends a request of the gateway to the gateway of another node, and its answer back. */
   exchange(node: string, request: Uint8Array, timeoutMs: number): Promise<Uint8Array>;
   /** Sets who answers `exchange` of other nodes. */

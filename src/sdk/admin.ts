@@ -34,6 +34,7 @@ import type {
   PublishAnswer,
   ReleaseAnswer,
   ReleasePut,
+  RepairAnswer,
   RestoreAnswer,
   RestoreBegin,
   RestoreBegun,
@@ -518,6 +519,11 @@ export class Admin {
     return to === "join" || to === "leave"
       ? this.#change("POST", `/v1/cluster/${to}`, { node })
       : this.#change("POST", `/v1/cluster/nodes/${encodeURIComponent(node)}/${to}`, undefined);
+  }
+
+  /** A tenant's damaged replica on `node` gets another one in its place. @throws Problem `conflict` where that is unsafe */
+  repairReplica(node: string, tenant: string): Promise<Static<typeof RepairAnswer>> {
+    return this.#change("POST", `/v1/cluster/nodes/${encodeURIComponent(node)}/repair`, { tenant });
   }
 
   // --- requests -------------------------------------------------------------------------------------------------------------

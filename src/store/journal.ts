@@ -245,6 +245,10 @@ export class NodeJournal implements Journal {
     this.#dropReleased();
   }
 
+  forget(group: number): void {
+    this.release(group, this.#nextSequence - 1);
+  }
+
   pinning(segmentsMax: number): readonly number[] {
     const groups = new Set<number>();
     const surplus = this.#segments.length - Math.max(1, segmentsMax);

@@ -37,6 +37,7 @@ const bodies: Record<string, unknown> = {
   transferGroup: { to: "n1" },
   joinNode: { node: "n2" },
   leaveNode: { node: "n2" },
+  repairReplica: { tenant: "acme" },
   rotateKey: { overlapSeconds: 60 },
   putIssuer: {
     issuer: "https://id.example",

@@ -9,6 +9,7 @@ import type {
   ConfigService,
   GroupStatus,
   ReadOptions,
+  Replacement,
   TenantSnapshot,
   TenantView,
   WatchListener,
@@ -313,6 +314,13 @@ export class SoloService implements ConfigService {
         errors: [{ pointer: "/replicas", detail: `must be at most ${nodes.length}` }],
       });
     return nodes.slice(0, replicas ?? 1);
+  }
+
+  /** Where state is never damaged, nothing has to move. */
+  async repair(tenant: string): Promise<Replacement> {
+    const nodes = this.#holders(tenant);
+    if (nodes === null) throw new Problem("not-found", `There is no tenant "${tenant}"`);
+    return { op: "directory.move", tenant, nodes, lost: [], generation: 0 };
   }
 
   async transfer(tenant: string, toNode: string): Promise<void> {

@@ -325,7 +325,7 @@ describe("a snapshot that is here already", () => {
     };
     expect(arrives(1)).toMatchObject([{ to: 3, index: 50, reject: false }]);
     expect(arrives(2)).toMatchObject([{ to: 3, index: 50, reject: false }]);
-    await node.crash();
+    node.crash();
     await node.start();
     expect(arrives(3)).toMatchObject([{ to: 3, index: 50, reject: false }]);
   });

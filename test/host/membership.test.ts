@@ -1,10 +1,12 @@
 /** From the members a group has to those the directory wants: step by step, and on real nodes in the simulated world. */
 import { describe, expect, test } from "vitest";
 import { nextStep, type Target } from "../../src/host/membership.ts";
+import type { Replacement } from "../../src/host/ports.ts";
 import type { HistoryRow } from "../../src/machine/rows.ts";
 import type { PeerStatus } from "../../src/raft/raft.ts";
 import { emptyConfState } from "../../src/raft/raft.ts";
 import { ChangeKind, type ConfState } from "../../src/raft/types.ts";
+import { payloadStart, readSegment } from "../../src/store/journal_format.ts";
 import type { SimNode } from "../sim/world.ts";
 import { type Cluster, latest, publish, ready, versions } from "./cluster.ts";
 import { command } from "./scripted_node.ts";
@@ -255,6 +257,92 @@ describe("a tenant", () => {
     await settled(cluster, "acme", ["n2", "n3", "n4"]);
     expect(ended).toEqual(["moved"]);
     expect(cluster.node(0).host?.locateNow("acme")).toEqual({ local: false });
+  });
+});
+
+describe("a damaged replica", () => {
+  /** The node comes back, and one bit of what the journal has of the group is another. */
+  function rot(node: SimNode, group: number): void {
+    for (const name of node.disk.list().toSorted().toReversed()) {
+      const { records } = readSegment(node.disk.read(name), name, false);
+      const record = records.findLast((each) => each.group === group);
+      if (record === undefined) continue;
+      node.disk.flipBit(name, payloadStart(record) + 1, 0);
+      return;
+    }
+    throw new Error(`Nothing of group ${group} in the journal`);
+  }
+
+  async function repair(cluster: Cluster, node: SimNode): Promise<Replacement | string> {
+    let answer: Replacement | string | null = null;
+    void node.host?.repair("acme").then(
+      (action) => (answer = action),
+      (error: unknown) => (answer = String(error)),
+    );
+    // Its promises settle between two steps of the world.
+    for (let at = 0; at < 50 && answer === null; at++) await cluster.pass(100);
+    return answer ?? "no answer";
+  }
+
+  async function repaired(cluster: Cluster, node: SimNode): Promise<void> {
+    const action = (await repair(cluster, node)) as Replacement;
+    const outcome = await cluster.change(node, "_system", command(action));
+    expect(outcome.ok).toBe(true);
+    await settled(cluster, "acme", ["n1", "n2", "n3"]);
+  }
+
+  const haltOf = (cluster: Cluster, node: SimNode): string | null =>
+    cluster.replicas("acme").find((each) => each.node === node)?.replica.halted ?? null;
+
+  test("is replaced by one that its peers feed, over restarts, and holds the journal no longer", async () => {
+    const cluster = await ready();
+    await cluster.create("acme");
+    const [one, two, node] = cluster.world.nodes as [SimNode, SimNode, SimNode];
+    expect((await cluster.change(one, "acme", publish("kept"))).ok).toBe(true);
+    expect(await repair(cluster, two)).toContain("runs");
+    await cluster.pass(500);
+    const group = one.host?.directory.tenant("acme")?.group ?? 0;
+    cluster.world.crash(node);
+    rot(node, group);
+    cluster.world.start(node);
+    await cluster.until("here again", () => node.host?.ready === true);
+    expect((await cluster.change(one, "acme", publish("later"))).ok).toBe(true);
+    await cluster.until("stopped", () => (haltOf(cluster, node) ?? "").includes("damaged"));
+    // The other one that has it all is away: nothing would be left but the damaged one.
+    cluster.world.crash(two);
+    await cluster.pass(3_000);
+    expect(await repair(cluster, node)).toContain("no majority");
+    cluster.world.start(two);
+    await cluster.until("led", () => cluster.leader("acme") !== null);
+    expect((await cluster.change(one, "acme", publish("last"))).ok).toBe(true);
+    await cluster.pass(500);
+    await repaired(cluster, node);
+    expect(haltOf(cluster, node)).toBe(null);
+    expect(await cluster.read(node, "acme", latest)).toBe("last");
+    cluster.world.crash(node);
+    await cluster.pass(2_000);
+    cluster.world.start(node);
+    await cluster.until("here again", () => node.host?.locateNow("acme")?.local === true);
+    expect(await cluster.read(node, "acme", latest)).toBe("last");
+    expect(haltOf(cluster, node)).toBe(null);
+  });
+
+  test("is replaced when its environment cannot be opened", async () => {
+    const cluster = await ready();
+    await cluster.create("acme");
+    const [one, , node] = cluster.world.nodes as [SimNode, SimNode, SimNode];
+    await cluster.change(one, "acme", publish("kept"));
+    await cluster.pass(500);
+    cluster.world.crash(node);
+    const name = node.environments.names().find((each) => each.startsWith("acme.")) as string;
+    node.environments.broken.add(name);
+    cluster.world.start(node);
+    await cluster.until("here again", () => node.host?.ready === true);
+    expect((await cluster.change(one, "acme", publish("last"))).ok).toBe(true);
+    await cluster.pass(500);
+    await repaired(cluster, node);
+    await cluster.until("its files are gone", () => !node.environments.names().includes(name));
+    expect(await cluster.read(node, "acme", latest)).toBe("last");
   });
 });
 

@@ -104,6 +104,8 @@ class SimEnvironments implements Environments {
   readonly stored = new Map<string, MemoryEnvironment>();
   /** Of purged tenants. */
   readonly removed = new Set<string>();
+  /** Of these the files are not to be read. */
+  readonly broken = new Set<string>();
   readonly #schedule: (run: () => void) => void;
   readonly #prng: Prng;
   /** The next commit fails, having been made or not. */
@@ -136,6 +138,7 @@ class SimEnvironments implements Environments {
   async remove(name: string): Promise<void> {
     this.#settle();
     this.stored.delete(name);
+    this.broken.delete(name);
     this.removed.add(name);
   }
 
@@ -147,6 +150,7 @@ class SimEnvironments implements Environments {
   }
 
   open(name: string): Environment {
+    if (this.broken.has(name)) throw new Error(`Environment ${name} cannot be read`);
     if (this.#open.has(name)) throw new Error(`Environment ${name} is open already`);
     this.#open.add(name);
     const stored = this.stored.get(name) ?? new MemoryEnvironment();
