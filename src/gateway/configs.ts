@@ -1,6 +1,7 @@
 /**
  * Routes of configs: metadata, versions, releases, history, and transactions over all of them.
  */
+import { isDeepStrictEqual } from "node:util";
 import { Type } from "@sinclair/typebox";
 import { Problem } from "../api/problems.ts";
 import {
@@ -395,29 +396,34 @@ async function known<T>(
   build: (state: Known) => T | Promise<T>,
 ): Promise<T> {
   const tenant = call.params["tenant"] as string;
-  const attempt = async (with_: "stale" | "linearizable"): Promise<T> => {
-    // Parsing may throw a problem, which must not look to the host like a fault of the replica.
-    const known = (view: TenantView): { contentBytesMax: number; shapes: Shapes } => ({
-      contentBytesMax: getQuotas(view).contentBytes,
-      shapes: collectShapes(view, call),
-    });
-    const view = with_ === "stale" ? service.viewNow(tenant) : null;
-    const state =
-      view !== null ? known(view) : await service.read(tenant, { consistency: with_ }, known);
-    return build({
+  const stateOf = (view: TenantView): KnownState => ({
+    contentBytesMax: getQuotas(view).contentBytes,
+    shapes: collectShapes(view, call),
+  });
+  const from = ({ contentBytesMax, shapes }: KnownState): T | Promise<T> =>
+    build({
       tenant,
       secrets,
-      contentBytesMax: state.contentBytesMax,
-      shape: (namespace, name) => state.shapes.get(`${namespace}/${name}`) ?? null,
+      contentBytesMax,
+      shape: (namespace, name) => shapes.get(`${namespace}/${name}`) ?? null,
     });
-  };
+  const view = consistency === "stale" ? service.viewNow(tenant) : null;
+  const state =
+    view !== null ? stateOf(view) : await service.read(tenant, { consistency }, stateOf);
   try {
-    return await attempt(consistency);
+    return await from(state);
   } catch (error) {
-    const mayBeNews = error instanceof Problem && consistency === "stale";
-    if (!mayBeNews) throw error;
-    return await attempt("linearizable");
+    if (!(error instanceof Problem) || consistency !== "stale") throw error;
+    const newest = await service.read(tenant, { consistency: "linearizable" }, stateOf);
+    // What is wrong in itself is not parsed twice: a hostile text takes all the time that parsers are given.
+    if (isDeepStrictEqual(newest, state)) throw error;
+    return from(newest);
   }
+}
+
+interface KnownState {
+  readonly contentBytesMax: number;
+  readonly shapes: Shapes;
 }
 
 type Shapes = ReadonlyMap<string, Shape | null>;

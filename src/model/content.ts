@@ -49,6 +49,8 @@ export interface PreparedContent {
 const aliasesMax = 100;
 /** Tokens of YAML as its grammar counts them (a line `key: value` has seven); parsing costs some microseconds each. */
 const yamlTokensMax = 30_000;
+/** Collections and the like that are open at one place, at least as many as levels: the exact depth is looked at later. */
+const yamlOpenMax = 2 * depthMax + 8;
 /** Folding makes lines of one token cost as much. */
 const yamlLinesMax = 30_000;
 /** Values of a structure that is to become YAML: each becomes several tokens. */
@@ -250,7 +252,8 @@ function prepareYaml(text: string): PreparedContent {
       logLevel: "silent",
     });
     const tokens = boundedTokens(text, lines);
-    if (tokens === null)
+    if (tokens === "deep") return failed(tooDeep);
+    if (tokens === "many")
       return failed({
         pointer: "",
         detail: `Split the config, or give it as JSON: YAML may have ${yamlTokensMax} tokens (about ${Math.floor(yamlTokensMax / 7)} keys with values) and ${yamlLinesMax} lines`,
@@ -313,17 +316,19 @@ function prepareYaml(text: string): PreparedContent {
   }
 }
 
-/** Null: there are too many. Counted while they are read, so that nothing is built of what is refused. */
+/** Counted while they are read, so that nothing is built of what is refused. */
 function boundedTokens(text: string, lines: LineCounter) {
   for (let at = -1, n = 0; (at = text.indexOf("\n", at + 1)) >= 0;)
-    if (++n > yamlLinesMax) return null;
+    if (++n > yamlLinesMax) return "many";
   const parser = new Parser(lines.addNewLine);
   lines.addNewLine(0);
   const tokens = [];
   let count = 0;
   for (const lexeme of new Lexer().lex(text)) {
-    if (++count > yamlTokensMax) return null;
+    if (++count > yamlTokensMax) return "many";
     tokens.push(...parser.next(lexeme));
+    // What comes out deep takes time that grows with the square of the depth.
+    if (parser.stack.length > yamlOpenMax) return "deep";
   }
   tokens.push(...parser.end());
   return tokens;

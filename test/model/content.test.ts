@@ -164,7 +164,21 @@ describe("scanJson()", () => {
   });
 });
 
+function blockMaps(depth: number): string {
+  return Array.from({ length: depth }, (_, level) => `${" ".repeat(level)}a:`).join("\n");
+}
+
 describe("prepareContent()", () => {
+  test("takes YAML that is just not too deep, however it is written", () => {
+    const texts = [
+      blockMaps(99),
+      `${"- ".repeat(99)}a`,
+      `${"{a: ".repeat(99)}1${"}".repeat(99)}`,
+      Array.from({ length: 49 }, (_, level) => `${" ".repeat(2 * level)}- a:`).join("\n"),
+    ];
+    for (const text of texts) expect(prepareContent("yaml", text).errors).toEqual([]);
+  });
+
   const good: [format: ContentFormat, input: unknown, text: string, value: unknown][] = [
     ["json", ' {"b": 1, "a": 2}', ' {"b": 1, "a": 2}', { a: 2, b: 1 }],
     ["json", "\uFEFF1", "1", 1],
@@ -223,6 +237,9 @@ describe("prepareContent()", () => {
     ["yaml", aliases.join("\n"), { pointer: "" }],
     ["yaml", "a: &a [*a]", { detail: "Nest at most 100 levels deep" }],
     ["yaml", "[".repeat(20_000), { detail: "Nest at most 100 levels deep" }],
+    // Before the end was read, which is wrong in another way.
+    ["yaml", `${blockMaps(1_400)} "`, { detail: "Nest at most 100 levels deep" }],
+    ["yaml", blockMaps(102), { detail: "Nest at most 100 levels deep" }],
     ["yaml", "? [a]\n: 1\n", { line: 1, column: 3 }],
     ["yaml", "a: .inf\n", { pointer: "/a" }],
     ["toml", "a = \n", { line: 1 }],
@@ -288,7 +305,7 @@ describe("texts of too many parts", () => {
   ])("%s is refused with what to do", (_what, format, content) => {
     const { errors, value } = prepareContent(format, content);
     expect([errors.length, value]).toEqual([1, undefined]);
-    expect(errors[0]?.detail).toMatch(/^(Split the config|Give fewer values)/);
+    expect(errors[0]?.detail).toMatch(/^(Split the config|Give fewer values|Nest at most)/);
   });
 
   test.each<[what: string, format: ContentFormat, content: string]>([
