@@ -731,7 +731,10 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
           if (!(await matches(bytes, value.hash, response, value.version))) return;
           const content = new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
           const taken = this.#snapshot.fill(name, value.hash, content);
-          if (taken.kind === "swapped") this.#swappedLive(taken.changes, taken.revision);
+          if (taken.kind !== "swapped") return;
+          this.#swappedLive(taken.changes, taken.revision);
+          // In the same turn: who waits in ready() reads the state next.
+          if (this.#snapshot.live) this.#connected();
         }),
       );
     }

@@ -79,7 +79,7 @@ describe("Conflux", () => {
     await served.put("large", large("a"));
     await served.put("small", 1);
     const conflux = served.conflux();
-    await conflux.ready();
+    expect([await conflux.ready(), conflux.status.state]).toEqual(["live", "live"]);
     expect(conflux.get("large")).toBe(large("a"));
     const seen: unknown[] = [];
     conflux.onChange(() =>
