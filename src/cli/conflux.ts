@@ -376,12 +376,14 @@ const commands: readonly Command[] = [
   {
     name: "tenants",
     summary: "Tenants (with a root key)",
-    usage: "list | create NAME | get NAME | delete NAME [--purge] | undelete NAME",
+    usage:
+      "list | create NAME | get NAME | delete NAME [--purge] | undelete NAME | compact NAME --data DIR",
     words: [1, 2],
     options: {
       replicas: { type: "string", value: "N", help: "1, 3 or 5 (create)" },
       description: { type: "string", value: "TEXT", help: "What it is for (create)" },
       purge: { type: "boolean", help: "Delete for good, with all data" },
+      data: { type: "string", value: "DIR", help: "Data directory of a stopped node (compact)" },
     },
     run: tenants,
   },
@@ -1176,9 +1178,17 @@ async function issuers(context: Context): Promise<void> {
 }
 
 async function tenants(context: Context): Promise<void> {
-  const { admin, options } = context;
-  const [verb, given] = verbOf(context, { list: 0, create: 1, get: 1, delete: 1, undelete: 1 });
+  const [verb, given] = verbOf(context, {
+    list: 0,
+    create: 1,
+    get: 1,
+    delete: 1,
+    undelete: 1,
+    compact: 1,
+  });
   const id = given as string;
+  if (verb === "compact") return compactTenants(context, id);
+  const { admin, options } = context;
   if (verb === "list") {
     const list = await admin.tenants();
     context.show(list, () =>
@@ -1233,6 +1243,24 @@ async function tenants(context: Context): Promise<void> {
     const one = await admin.undeleteTenant(id);
     context.show(one, () => `Undeleted tenant ${id}`);
   }
+}
+
+async function compactTenants(context: Context, tenant: string): Promise<void> {
+  const data = context.options.get("data");
+  if (data === undefined) throw new UsageError("Say with --data where the stopped node's data is");
+  // Not for every command: the store is the node's.
+  const { compactTenant } = await import("../store/compact.ts");
+  const compacted = await compactTenant(data, tenant);
+  context.show(compacted, () =>
+    table(
+      ["ENVIRONMENT", "BYTES BEFORE", "BYTES AFTER"],
+      compacted.map(({ environment, bytesBefore, bytesAfter }) => [
+        environment,
+        String(bytesBefore),
+        String(bytesAfter),
+      ]),
+    ),
+  );
 }
 
 async function cluster(context: Context): Promise<void> {

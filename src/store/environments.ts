@@ -130,6 +130,36 @@ export class LmdbEnvironments implements Environments {
     await fs.promises.rm(aside, { recursive: true, force: true });
   }
 
+  /**
+   * Gives the pages back that nothing uses any more: the data is copied without them, and the copy takes the file's
+   * place by one rename. After a crash it is the one file or the other.
+   * @returns bytes of the file before and after
+   */
+  async compact(name: string): Promise<{ readonly before: number; readonly after: number }> {
+    assert(!this.#open.has(name), `Environment ${name} is compacted while open`);
+    const path = join(this.#path(name), dataFile);
+    checkDataFile(path);
+    const aside = join(this.#directory, `${making}${name}`);
+    fs.rmSync(aside, { recursive: true, force: true });
+    fs.mkdirSync(aside);
+    const copy = join(aside, dataFile);
+    const { root } = openDatabases(path);
+    try {
+      await root.backup(copy, true);
+    } finally {
+      await root.close();
+    }
+    checkDataFile(copy);
+    const file = fs.openSync(copy, "r+");
+    fs.fsyncSync(file);
+    fs.closeSync(file);
+    const [before, after] = [path, copy].map((each) => fs.statSync(each).size) as [number, number];
+    fs.renameSync(copy, path);
+    syncDirectorySync(this.#path(name));
+    fs.rmSync(aside, { recursive: true, force: true });
+    return { before, after };
+  }
+
   /** Names on the disk, open or not. O(tenants): for tools, never at start. */
   names(): string[] {
     return fs.readdirSync(this.#directory).filter((name) => nameGrammar.test(name));

@@ -4,9 +4,11 @@ import { join } from "node:path";
 import * as fc from "fast-check";
 import { afterAll, describe, expect, test } from "vitest";
 import type { EnvironmentChange, Staging } from "../../src/host/ports.ts";
+import { compactTenant } from "../../src/store/compact.ts";
 import { LmdbEnvironments } from "../../src/store/environments.ts";
 import type { LmdbEnvironment } from "../../src/store/environments.ts";
 import { environmentCap } from "../../src/store/limits.ts";
+import { DirectoryInUseError, lockDirectory } from "../../src/store/lock.ts";
 
 const directories: string[] = [];
 
@@ -403,4 +405,58 @@ describe("an environment that is closed", () => {
       expect(environments.open_count).toBe(0);
     },
   );
+});
+
+describe("compact()", () => {
+  test("gives free pages back to the disk, and keeps rows, log and meta as they are", async () => {
+    const data = temporary();
+    fs.writeFileSync(join(data, "conflux.json"), "{}");
+    const environments = new LmdbEnvironments({ data });
+    const name = "acme.7.1";
+    const environment = environments.open(name);
+    const large = "x".repeat(10_000);
+    const keys = Array.from({ length: 400 }, (_, n) => `k${String(n).padStart(3, "0")}`);
+    const kept = keys.slice(0, 20);
+    await commit(environment, {
+      rows: keys.map((key) => [key, large] as const),
+      entries: [[5, bytes("five")]],
+    });
+    await commit(environment, {
+      meta: bytes("last"),
+      rows: keys.slice(20).map((key) => [key, undefined] as const),
+    });
+    await environment.close();
+    const file = join(data, "tenants", name, "data.mdb");
+    const before = fs.statSync(file).size;
+    const [compacted] = await compactTenant(data, "acme");
+    expect(compacted).toEqual({
+      environment: name,
+      bytesBefore: before,
+      bytesAfter: fs.statSync(file).size,
+    });
+    expect(fs.statSync(file).size * 5).toBeLessThan(before);
+    expect(fs.readdirSync(join(data, "tenants"))).toEqual([name]);
+    // What a crash left of an earlier attempt is in nobody's way, and twice is once.
+    fs.mkdirSync(join(data, "tenants", `.making-${name}`));
+    await compactTenant(data, "acme");
+    const again = new LmdbEnvironments({ data }).open(name);
+    expect(rows(again.range(everything))).toEqual(
+      Object.fromEntries(kept.map((key) => [key, large])),
+    );
+    expect(again.entry(5)).toEqual(Uint8Array.from(bytes("five")));
+    expect(new TextDecoder().decode(again.meta() as Uint8Array)).toBe("last");
+    await commit(again, { rows: [["new", "1"]] });
+    expect(again.get("new")).toBe("1");
+    await again.close();
+  });
+
+  test("keeps off a directory that is in use, is none, or has nothing of the tenant", async () => {
+    const data = temporary();
+    await expect(compactTenant(data, "acme")).rejects.toThrow("no data directory");
+    fs.writeFileSync(join(data, "conflux.json"), "{}");
+    await expect(compactTenant(data, "acme")).rejects.toThrow("nothing of it");
+    const lock = await lockDirectory(data);
+    await expect(compactTenant(data, "acme")).rejects.toThrow(DirectoryInUseError);
+    lock.release();
+  });
 });
