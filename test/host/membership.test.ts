@@ -6,6 +6,7 @@ import type { HistoryRow } from "../../src/machine/rows.ts";
 import type { PeerStatus } from "../../src/raft/raft.ts";
 import { emptyConfState } from "../../src/raft/raft.ts";
 import { ChangeKind, type ConfState } from "../../src/raft/types.ts";
+import { readJournal } from "../../src/store/journal.ts";
 import { payloadStart, readSegment } from "../../src/store/journal_format.ts";
 import type { SimNode } from "../sim/world.ts";
 import { type Cluster, latest, publish, ready, versions } from "./cluster.ts";
@@ -307,6 +308,7 @@ describe("a damaged replica", () => {
     cluster.world.start(node);
     await cluster.until("here again", () => node.host?.ready === true);
     expect((await cluster.change(one, "acme", publish("later"))).ok).toBe(true);
+    expect(readJournal(node.disk).recovery.damaged.has(group)).toBe(true);
     await cluster.until("stopped", () => (haltOf(cluster, node) ?? "").includes("damaged"));
     // The other one that has it all is away: nothing would be left but the damaged one.
     cluster.world.crash(two);
@@ -325,6 +327,7 @@ describe("a damaged replica", () => {
     await cluster.until("here again", () => node.host?.locateNow("acme")?.local === true);
     expect(await cluster.read(node, "acme", latest)).toBe("last");
     expect(haltOf(cluster, node)).toBe(null);
+    expect(readJournal(node.disk).recovery.damaged.has(group)).toBe(false);
   });
 
   test("is replaced when its environment cannot be opened", async () => {
