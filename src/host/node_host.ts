@@ -1702,6 +1702,8 @@ export class NodeHost implements ConfigService {
       replica.usedAt = now;
       if (replica.halted !== null) return failProposal(proposal, halted(found.tenant));
       if (replica.raft.isLeader) {
+        // One that is handing over refuses: a hint from before would bring us here again at once (seed 83017).
+        proposal.hint = null;
         return this.#proposeHere(replica, proposal.data, deadline, (result) => {
           this.#proposed(proposal, result);
         });

@@ -13,6 +13,7 @@ const regressions = [
   50_129, // a node that just starts said it had nothing, and an empty disk came in under the id of the one before it
   41_008, // a directory that was behind after a crash let a removed replica begin anew, its vote forgotten
   95_021, // a snapshot that had arrived was sent again for ever, since its sender was never told what is there
+  83_017, // a leader that was handing over followed an older hint to itself until the stack was full
   449, // a second snapshot arrived while the first waited to be installed
 ];
 const SEEDS = 60;
