@@ -89,12 +89,22 @@ export function nextStep(
   };
   if (!wanted.every(isReady)) return wait;
 
+  // Added by a leader whose directory was behind, for a placement that was given up meanwhile (simulation, seed 3002046).
+  const known = new Set([
+    ...[...target.voters, ...target.learners].map(({ id }) => id),
+    ...target.leaving,
+  ]);
+  const strays = conf.learners.filter((id) => !known.has(id));
+
   const promotions = wanted
     .filter((id) => !isVoter(id))
     .map((id) => ({ kind: ChangeKind.addVoter, id }));
   const others = [
     ...target.learners.filter(({ id }) => isVoter(id)).map(({ id }) => demotion(id)),
-    ...target.leaving.filter(isMember).map((id) => ({ kind: ChangeKind.removeNode, id })),
+    ...[...target.leaving.filter(isMember), ...strays].map((id) => ({
+      kind: ChangeKind.removeNode,
+      id,
+    })),
   ];
   if (promotions.length + others.length === 0) {
     return target.learners.every(({ id }) => isMember(id)) ? { kind: "settled" } : wait;

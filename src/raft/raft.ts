@@ -835,6 +835,23 @@ export class Raft {
       this.campaign();
     } else if (this.#retired) {
       this.#electionElapsed = 0;
+    } else if (this.#supports !== null && this.#role === "follower" && this.#lead === NONE) {
+      this.#electionElapsed = 0;
+      this.#seekLeader();
+    }
+  }
+
+  /**
+   * A learner starts no election by which a leader would learn that it is not known here. One that has nothing more for
+   * this replica would never speak to it again: it is asked to (simulation, seed 3000159).
+   */
+  #seekLeader(): void {
+    for (const { id } of this.#peers) {
+      if (id === this.#id || !this.#isVoter(id)) continue;
+      const m = this.#message(MessageType.heartbeatResponse, id);
+      m.commit = this.#log.commit;
+      m.reject = true;
+      this.#messages.push(m);
     }
   }
 
@@ -1129,6 +1146,7 @@ export class Raft {
   #takeHeartbeatResponse(peer: Progress, m: Message): void {
     peer.recentActive = true;
     peer.knownCommit = Math.max(peer.knownCommit, m.commit);
+    if (m.reject && this.#supports !== null) peer.introduce = true;
     if (this.#leavesNow()) return;
     peer.paused = false;
     // Also when its window is full, then without entries: what filled the window may have been lost.

@@ -6,7 +6,12 @@ import type { Log, Tuning } from "../../src/host/node_host.ts";
 import type { Replica } from "../../src/host/replica.ts";
 import type { Command, Outcome } from "../../src/machine/command.ts";
 import { getConfig, getHistoryRow, getText, historyAfter } from "../../src/machine/queries.ts";
-import type { HistoryRow, TenantRow } from "../../src/machine/rows.ts";
+import {
+  isLeaving,
+  type HistoryRow,
+  type PlacedReplica,
+  type TenantRow,
+} from "../../src/machine/rows.ts";
 import { Prng } from "../../src/lib/prng.ts";
 import { checkHistory, type RegisterOperation } from "./history.ts";
 import { Invariants } from "./invariants.ts";
@@ -484,23 +489,34 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
         );
     }
   }
+  // Whose directory rotted knows of nothing until it is restored.
+  const seeing = world.nodes.filter(({ name }) => name !== rotten);
+  const damaged = world.nodes.find(({ name }) => name === rotten);
+  const waits = (row: TenantRow): boolean => waitsFor(damaged, row);
+  // Of a move that waits, those that its group's leader does not count any more were left behind already.
+  const isLeft = (replica: Replica, on: SimNode): boolean => {
+    const row = seeing[0]?.host?.directory.tenant(replica.tenant);
+    const waitsForRepair = row !== undefined && waits(row);
+    if (!waitsForRepair && !(on === damaged && isStopped(on, "_system"))) return false;
+    const leader = [...replicasOf(world, replica.tenant)].find(({ raft }) => raft.isLeader);
+    return leader === undefined || ![...leader.voters()].some(([id]) => id === replica.id);
+  };
   if (violations.length === 0) {
-    // Whose directory rotted knows of nothing until it is restored.
-    const seeing = world.nodes.filter(({ name }) => name !== rotten);
-    const settled = (): boolean => converged(world) && placed(seeing) === null;
+    const misplaced = (): string | null => placed(seeing, waits);
+    const settled = (): boolean => converged(world, isLeft) && misplaced() === null;
     await world.run(world.now + 60_000, () => check() || settled());
     if (violations.length === 0 && !settled()) {
       violations.push(
-        `replicas did not converge after healing: ${placed(seeing) ?? ""} ${describe(world)}`,
+        `replicas did not converge after healing: ${misplaced() ?? ""} ${describe(world)}`,
       );
     }
   }
   if (violations.length === 0) {
-    invariants.final();
-    for (const follower of followers) follower.judge();
+    invariants.final(isLeft);
+    for (const follower of followers) follower.judge(isLeft);
     violations.push(...judgeVersions(world, tenants, configs));
     for (const ack of acknowledged) {
-      for (const replica of replicasOf(world, ack.tenant)) {
+      for (const replica of replicasOf(world, ack.tenant, isLeft)) {
         const kept = getText(replica.view, "default", ack.name, ack.version);
         if (kept !== ack.text) {
           violations.push(
@@ -586,8 +602,8 @@ class Follower {
   }
 
   /** Everything told is what the history says; and a follower of a tenant that lives has reached its end. */
-  judge(): void {
-    for (const replica of replicasOf(this.#world, this.#tenant)) {
+  judge(isLeft: (replica: Replica, on: SimNode) => boolean): void {
+    for (const replica of replicasOf(this.#world, this.#tenant, isLeft)) {
       for (const row of this.#rows) {
         const kept = getHistoryRow(replica.view, row.revision);
         if (kept !== null && JSON.stringify(kept.changes) !== JSON.stringify(row.changes)) {
@@ -628,23 +644,31 @@ function judgeVersions(
   return violations;
 }
 
-function* replicasOf(world: World, tenant: string): Generator<Replica> {
+function* replicasOf(
+  world: World,
+  tenant: string,
+  isLeft?: (replica: Replica, on: SimNode) => boolean,
+): Generator<Replica> {
   for (const node of world.nodes) {
     for (const replica of node.host?.replicas() ?? []) {
-      if (replica.tenant === tenant && replica.halted === null) yield replica;
+      if (replica.tenant !== tenant || replica.halted !== null) continue;
+      if (isLeft?.(replica, node) !== true) yield replica;
     }
   }
 }
 
-/** Whoever is awake applied all of its log, equally far, and no group has two leaders. (One of them may be asleep.) */
-function converged(world: World): boolean {
+/**
+ * Whoever is awake applied all of its log, equally far, and no group has two leaders. (One of them may be asleep.) Not so
+ * where a move waits for a repair: those that leave are behind already.
+ */
+function converged(world: World, isLeft: (replica: Replica, on: SimNode) => boolean): boolean {
   const groups = new Map<
     number,
     { applied: Set<number>; leaders: number; awake: number; size: number }
   >();
   for (const node of world.nodes) {
     for (const replica of node.host?.replicas() ?? []) {
-      if (replica.halted !== null) continue;
+      if (replica.halted !== null || isLeft(replica, node)) continue;
       const { raft, group: number } = replica;
       if (raft.appliedIndex !== raft.lastIndex) return false;
       const group = groups.get(number) ?? {
@@ -670,14 +694,27 @@ function shuffled<T>(items: readonly T[], prng: Prng): T[] {
   return items.map(() => left.splice(prng.below(left.length), 1)[0] as T);
 }
 
-/** What is not where the directory wants it; null when everything is. */
-function placed(nodes: readonly SimNode[]): string | null {
+/** A move to a node cannot end while its replica, or its directory, is stopped by damage: until somebody repairs it. */
+function waitsFor(node: SimNode | undefined, row: TenantRow): boolean {
+  const { replicas } = row.placement;
+  const voting = replicas.filter(({ state }) => state !== "joining" && state !== "learner");
+  const own = replicas.filter((one) => one.node === node?.name);
+  // One that leaves is only missed where its group has no majority without it.
+  const isMissed = (one: PlacedReplica): boolean =>
+    !isLeaving(one) || (voting.includes(one) && (voting.length - 1) * 2 <= voting.length);
+  if (!own.some(isMissed)) return false;
+  return isStopped(node, "_system") || isStopped(node, row.tenant);
+}
+
+function isStopped(node: SimNode | undefined, tenant: string): boolean {
+  for (const replica of node?.host?.replicas() ?? [])
+    if (replica.halted !== null && replica.tenant === tenant) return true;
+  return false;
+}
+
+/** What is not where the directory wants it, but for tenants that wait; null when everything is. */
+function placed(nodes: readonly SimNode[], waits: (row: TenantRow) => boolean): string | null {
   const directory = nodes[0]?.host?.directory;
-  // Whose directory rotted begins no replica, so a move that was told to go there waits for its repair.
-  const waits = (row: Pick<TenantRow, "placement">): boolean =>
-    row.placement.replicas.some(
-      ({ node, state }) => state === "joining" && !nodes.some(({ name }) => name === node),
-    );
   const moving = directory
     ?.moving(0, 100)
     .find((row) => !row.tenant.startsWith("e") && !waits(row));
@@ -686,7 +723,9 @@ function placed(nodes: readonly SimNode[]): string | null {
     for (const name of node.environments.names()) {
       const [tenant = "", , id] = name.split(".");
       if (tenant === "_system" || tenant.startsWith("e")) continue;
-      const replicas = directory?.tenant(tenant)?.placement.replicas ?? [];
+      const row = directory?.tenant(tenant);
+      if (row !== undefined && waits(row)) continue;
+      const replicas = row?.placement.replicas ?? [];
       if (!replicas.some((each) => each.node === node.name && each.id === Number(id)))
         return `${node.name} still has ${name}`;
     }
