@@ -2436,10 +2436,11 @@ function expectsLeader(type: MessageType): boolean {
 }
 
 /** Where a tenant is served: not by replicas that may have nothing yet, nor by those that lost it. */
-function servingNodes({ placement }: TenantRow): string[] {
-  return placement.replicas
-    .filter(({ state }) => state === undefined || state === "leaving")
-    .map(({ node }) => node);
+function servingNodes({ placement: { replicas } }: TenantRow): string[] {
+  const serving = replicas.filter(({ state }) => state === undefined || state === "leaving");
+  // All of them were sent away and called back before they had gone: they serve still (simulation, seed 3003971).
+  const coming = replicas.filter(({ state }) => state === "joining");
+  return (serving.length > 0 ? serving : coming).map(({ node }) => node);
 }
 
 function hasMember(replica: Replica, node: string): boolean {
