@@ -97,6 +97,11 @@ export class Liveness {
     }
   }
 
+  /** Under which boot a node was heard last; 0: never. */
+  bootOf(node: string): number {
+    return this.#peers.get(node)?.boot ?? 0;
+  }
+
   supports(node: string): boolean {
     return node === this.#self || this.#peers.get(node)?.alive === true;
   }

@@ -328,7 +328,11 @@ export class NodeHost implements ConfigService {
       up: (node) => this.#nodeUp(node),
       down: (node) => this.#nodeDown(node),
     });
-    this.#rpc = new Rpc(options.boot, (node, item, call) => this.#queueRpc(node, item, call));
+    this.#rpc = new Rpc(
+      options.boot,
+      (node, item, call) => this.#queueRpc(node, item, call),
+      (node) => this.liveness.bootOf(node),
+    );
     this.#snapshots = new SnapshotExchange(options.boot, this.#tuning.snapshotPartBytes, {
       now: () => this.#clock.monotonicMs(),
       send: (node, kind, item) => {

@@ -55,12 +55,23 @@ export class Rpc {
   readonly #calls = new Map<number, Call>();
   readonly #handlers = new Map<Method, CallHandler>();
   readonly #queue: (node: string, item: Uint8Array, call: number | null) => void;
+  readonly #boot: number;
+  readonly #bootOf: (node: string) => number;
   #next: number;
 
-  /** `queue` takes one item for a node; when it cannot leave, `notSent` is called with its call. */
-  constructor(boot: number, queue: (node: string, item: Uint8Array, call: number | null) => void) {
+  /**
+   * `queue` takes one item for a node; when it cannot leave, `notSent` is called with its call. `bootOf` says under which
+   * boot a node was heard last; 0: never.
+   */
+  constructor(
+    boot: number,
+    queue: (node: string, item: Uint8Array, call: number | null) => void,
+    bootOf: (node: string) => number = () => 0,
+  ) {
     this.#next = firstId(boot);
     this.#queue = queue;
+    this.#boot = boot;
+    this.#bootOf = bootOf;
   }
 
   serve(method: Method, handler: CallHandler): void {
@@ -77,7 +88,8 @@ export class Rpc {
     if (this.#calls.size >= CALLS_MAX) return done({ kind: "not-sent" });
     const id = this.#next++;
     this.#calls.set(id, { node, deadline, done });
-    this.#queue(node, encodeItem(REQUEST, id, method, payload), id);
+    const item = encodeItem({ kind: REQUEST, id, method, boot: this.#bootOf(node) }, payload);
+    this.#queue(node, item, id);
   }
 
   /** `item` is one item as it was queued at the other end; a malformed one throws. */
@@ -86,6 +98,7 @@ export class Rpc {
     const kind = reader.u8();
     const id = reader.u53();
     const method = reader.u8() as Method;
+    const toBoot = reader.u53();
     const payload = reader.view(reader.remaining);
     if (kind === RESPONSE) {
       const call = this.#calls.get(id);
@@ -96,9 +109,11 @@ export class Rpc {
       return;
     }
     const handler = this.#handlers.get(method);
+    // What was meant for an earlier life of this node may have been executed in it, and that is forgotten (seed 5000291).
+    if (toBoot !== 0 && toBoot !== this.#boot) return;
     if (kind !== REQUEST || handler === undefined || !this.#isNew(from, boot, id)) return;
     handler(from, payload, (bytes) => {
-      this.#queue(from, encodeItem(RESPONSE, id, method, bytes), null);
+      this.#queue(from, encodeItem({ kind: RESPONSE, id, method, boot: 0 }, bytes), null);
     });
   }
 
@@ -150,11 +165,21 @@ export function firstId(boot: number): number {
   return (boot % 2 ** 20) * 2 ** 32 + 1;
 }
 
-function encodeItem(kind: number, id: number, method: Method, payload: Uint8Array): Uint8Array {
-  const writer = new ByteWriter(payload.length + 16);
-  writer.u8(kind);
-  writer.u53(id);
-  writer.u8(method);
+/** `boot`: of the node that is asked; 0 in answers, and where it is not known. */
+function encodeItem(
+  head: {
+    readonly kind: number;
+    readonly id: number;
+    readonly method: Method;
+    readonly boot: number;
+  },
+  payload: Uint8Array,
+): Uint8Array {
+  const writer = new ByteWriter(payload.length + 24);
+  writer.u8(head.kind);
+  writer.u53(head.id);
+  writer.u8(head.method);
+  writer.u53(head.boot);
   writer.bytes(payload);
   return writer.view();
 }

@@ -34,6 +34,24 @@ describe("Rpc", () => {
     expect(results).toEqual([{ kind: "ok", bytes: bytes(1, 2, 9) }]);
   });
 
+  test("a call for an earlier life of the other side is not executed in a later one", () => {
+    const sent: Uint8Array[] = [];
+    const asking = new Rpc(
+      1,
+      (_node, item) => void sent.push(item.slice()),
+      () => 7,
+    );
+    asking.call("n2", Method.propose, bytes(1), 100, () => {});
+    const lives = [7, 8].map((boot) => {
+      const executed: number[] = [];
+      const rpc = new Rpc(boot, () => {});
+      rpc.serve(Method.propose, (_from, payload) => executed.push(payload.length));
+      rpc.receive("n1", 1, sent[0] as Uint8Array);
+      return executed;
+    });
+    expect(lives).toEqual([[1], []]);
+  });
+
   test("what never left may be tried again, what may have arrived is unknown", () => {
     const { rpc, sent } = side();
     const results: string[] = [];

@@ -5,6 +5,7 @@ import { runSeed } from "./run.ts";
 /** Seeds that once broke something; what it was is in the commit that made them pass. */
 const regressions = [
   3_000_159, // a learner that had forgotten its leader was never spoken to again
+  5_000_291, // a call that came again after a restart was executed again
   3_003_971, // a tenant whose replicas had all been sent away and called back was served by nobody
   3_002_046, // a learner added by a leader with an old directory stayed for ever
   13, // a leader that restarted before anybody noticed, with a log behind its followers': nobody could be elected
