@@ -172,6 +172,8 @@ const FULL_NOTICE_MS = 10_000;
 const SWEEP_MS = 2_000;
 /** Groups that move take their next step this often. */
 const MEMBERSHIP_MS = 200;
+/** Who leads without a directory offers its leaderships this often; each offer may hold a group up for a moment. */
+const BLIND_OFFER_MS = 10_000;
 /** Attempts and waiters this node keeps; more are refused. */
 const ATTEMPTS_MAX = 50_000;
 
@@ -279,9 +281,11 @@ export class NodeHost implements ConfigService {
   #records: QueuedRecord[] = [];
   /** The journal takes no more just now; see `#writeJournal`. */
   #journalFull = false;
-  /** Led from here when the disk became low, and to be led from a node that has room. */
+  /** Led from here, and to be led from a node that is better at it. */
   #handingOver: Replica[] = [];
   #diskLow = false;
+  /** When leaderships were offered last because the directory here is stopped. */
+  #blindAt = -Infinity;
   #attempts: Attempt[] = [];
   readonly #campaigns = new Map<Replica, Campaign>();
   #campaignsDeferred = false;
@@ -739,7 +743,7 @@ export class NodeHost implements ConfigService {
       }
     }
     if (this.#journalFull) this.#schedule();
-    this.#watchDisk();
+    this.#watchFitness(now);
     if (!this.#swept && this.#systemReady && now - this.#sweptAt > SWEEP_MS) {
       this.#sweptAt = now;
       this.#sweepEnvironments();
@@ -774,15 +778,22 @@ export class NodeHost implements ConfigService {
     }
   }
 
-  /** Without room here, tenants are written to where there is some: each leadership is offered once. */
-  #watchDisk(): void {
+  /**
+   * Without room here, tenants are written to where there is some: each leadership is offered once. And who has no
+   * directory any more cannot move its groups, nor be told that they moved (simulation, seed 200001041): it leads none
+   * that somebody else can lead.
+   */
+  #watchFitness(now: number): void {
     const low = this.#diskLevel !== "free";
-    if (low && !this.#diskLow)
+    const blind = this.#replicas.get(SYSTEM_GROUP)?.halted != null;
+    if ((low && !this.#diskLow) || (blind && now - this.#blindAt > BLIND_OFFER_MS)) {
+      if (blind) this.#blindAt = now;
       this.#handingOver = [...this.#replicas.values()].filter(({ raft }) => raft.isLeader);
+    }
     this.#diskLow = low;
     for (const replica of this.#handingOver.splice(0, CAMPAIGNS_PER_PULSE)) {
       const heir = this.#heirOf(replica);
-      if (low && heir !== null && replica.raft.isLeader)
+      if ((low || blind) && heir !== null && replica.raft.isLeader)
         this.#guarded(replica, () => replica.raft.transferLeadership(heir));
     }
   }
@@ -791,13 +802,12 @@ export class NodeHost implements ConfigService {
     return this.#options.disk?.level ?? "free";
   }
 
-  /** A member on another node that is there; null when there is none. */
+  /** A voter on another node that is there, another one each time; null when there is none. */
   #heirOf(replica: Replica): ReplicaId | null {
-    const { learners } = replica.raft.confState;
-    for (const [id, node] of replica.members) {
-      if (id !== replica.id && !learners.includes(id) && this.liveness.supports(node)) return id;
-    }
-    return null;
+    const heirs = [...replica.voters()]
+      .filter(([id, node]) => id !== replica.id && this.liveness.supports(node))
+      .map(([id]) => id);
+    return heirs.length === 0 ? null : this.#prng.pick(heirs);
   }
 
   // --- frames ----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import { runSeed } from "./run.ts";
 
 /** Seeds that once broke something; what it was is in the commit that made them pass. */
 const regressions = [
+  200_001_041, // a node whose directory had rotted led a group that was to leave it, and nobody else took the next step
   3_000_159, // a learner that had forgotten its leader was never spoken to again
   5_000_291, // a call that came again after a restart was executed again
   3_003_971, // a tenant whose replicas had all been sent away and called back was served by nobody
