@@ -16,7 +16,7 @@ import { root } from "../infra/bootstrap.mjs";
 import { startCluster } from "../infra/cluster.mjs";
 import { ask } from "../test/e2e/api.ts";
 import { load, type LoadRequest } from "./load.ts";
-import { microsPerRequest, processorSeconds } from "./processes.ts";
+import { microsPerRequest, natsServerOf, processorSeconds } from "./processes.ts";
 
 const { values } = parseArgs({
   options: {
@@ -160,7 +160,7 @@ async function run(kind: Kind, profiled: boolean): Promise<Run> {
           }
         : { method: "GET", path: `${config}/values/limits`, token };
     await load({ urls, connections, seconds: Math.max(5, seconds), request });
-    const all = [...pids, natsOf(cluster.dataDir)];
+    const all = [...pids, natsServerOf(cluster.dataDir)];
     const before = all.map((pid) => processorSeconds([pid]));
     const own = process.cpuUsage();
     const result = await load({ urls, connections, seconds, request });
@@ -188,20 +188,6 @@ async function run(kind: Kind, profiled: boolean): Promise<Run> {
     await cluster.stop();
     rmSync(profiles, { recursive: true, force: true });
   }
-}
-
-function natsOf(dataDir: string): number {
-  for (const name of readdirSync("/proc")) {
-    if (!/^\d+$/.test(name)) continue;
-    try {
-      const command = readFileSync(`/proc/${name}/cmdline`, "utf8").split("\0");
-      if (command[0]?.endsWith("nats-server") && command.some((word) => word.startsWith(dataDir)))
-        return Number(name);
-    } catch {
-      // It ended meanwhile.
-    }
-  }
-  return 0;
 }
 
 // --- report --------------------------------------------------------------------------------------------------------------------

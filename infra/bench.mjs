@@ -1,5 +1,7 @@
 // @ts-check
-/** `npm run bench [-- NAME...]`: the programs of bench/ one after the other, or those named. */
+/**
+ * `npm run bench [-- NAME... [--FLAG...]]`: the programs of bench/ one after the other, or those named, with their flags.
+ */
 import { spawn } from "node:child_process";
 import { readdirSync } from "node:fs";
 import path from "node:path";
@@ -12,15 +14,21 @@ import {
   SetupError,
 } from "./bootstrap.mjs";
 
-/** What the others use, and what installs other systems and takes an hour: `npm run bench:peers`. */
-const apart = new Set(["load", "peers", "processes"]);
+/** What the others use. */
+const parts = new Set(["load", "processes", "systems"]);
+/** Installs other systems and takes a quarter of an hour: when it is named only. */
+const apart = "peers";
 
 await runMain(async () => {
   const known = readdirSync(path.join(root, "bench"))
     .filter((file) => file.endsWith(".ts"))
     .map((file) => file.slice(0, -3))
-    .filter((name) => !apart.has(name));
-  const wanted = process.argv.length > 2 ? process.argv.slice(2) : known;
+    .filter((name) => !parts.has(name));
+  const words = process.argv.slice(2);
+  const flagsAt = words.findIndex((word) => word.startsWith("-"));
+  const named = flagsAt < 0 ? words : words.slice(0, flagsAt);
+  const flags = flagsAt < 0 ? [] : words.slice(flagsAt);
+  const wanted = named.length > 0 ? named : known.filter((name) => name !== apart);
   for (const name of wanted) {
     if (!known.includes(name))
       throw new SetupError(`No bench ${JSON.stringify(name)}: there are ${known.join(", ")}`);
@@ -29,7 +37,7 @@ await runMain(async () => {
   await ensureRuntimes(["bun"]);
   for (const name of wanted) {
     console.log(`== ${name}`);
-    const { command, args } = runCommand("bun", `bench/${name}.ts`);
+    const { command, args } = runCommand("bun", `bench/${name}.ts`, flags);
     const child = spawn(command, args, { cwd: root, stdio: "inherit" });
     const code = await new Promise((resolve) => child.on("close", resolve));
     if (code !== 0) throw new SetupError(`Bench ${name} ended with ${code}`);
