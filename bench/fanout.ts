@@ -15,7 +15,6 @@
  */
 import { spawn, type ChildProcess } from "node:child_process";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
-import { connect, type Socket } from "node:net";
 import { cpus, loadavg } from "node:os";
 import path from "node:path";
 import process from "node:process";
@@ -24,6 +23,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { startCluster } from "../infra/cluster.mjs";
 import { ask } from "../test/e2e/api.ts";
+import { openSocket, type RawSocket } from "./load.ts";
+import { microsPerRequest, processorSeconds } from "./processes.ts";
 
 /** Comparable between the processes of one machine. */
 function now(): number {
@@ -63,11 +64,43 @@ interface OpenCommand {
   readonly stuck?: boolean;
 }
 
+/** One frame as a subscriber needs it. */
+interface Told {
+  readonly cursor: string;
+  /** Null: no commit. */
+  readonly commit: { readonly sentAt: number; readonly seen: string } | null;
+}
+
+/**
+ * Thousands get the same bytes at once, so each piece is read once. What a subscriber costs beside its socket would else
+ * be a large part of what is measured: it shares the machine with the node.
+ */
+const pieces = new Map<string, readonly Told[]>();
+const piecesMax = 1_000;
+
+function read(text: string): readonly Told[] {
+  let told = pieces.get(text);
+  if (told !== undefined) return told;
+  told = text.split("\n\n").flatMap((frame) => {
+    const cursor = /\nid: (\S+)/.exec(frame)?.[1];
+    if (cursor === undefined) return [];
+    const sent = frame.includes("event: commit")
+      ? /sent\\":([0-9.]+),\\"number\\":(\d+)/.exec(frame)
+      : null;
+    const seen = sent && `${cursor.slice(cursor.indexOf("-") + 1)}:${sent[2]}`;
+    return [{ cursor, commit: sent && seen ? { sentAt: Number(sent[1]), seen } : null }];
+  });
+  if (pieces.size >= piecesMax) pieces.clear();
+  pieces.set(text, told);
+  return told;
+}
+
 /** One watcher: a socket, what it was told, and how late. */
 class Subscriber {
   readonly #open: OpenCommand;
   #at: number;
-  #socket: Socket | null = null;
+  #socket: RawSocket | null = null;
+  /** The beginning of a frame whose end has not come. */
   #text = "";
   #cursor = "";
   readonly #ready: () => void;
@@ -87,51 +120,48 @@ class Subscriber {
     const { urls, path: target, token } = this.#open;
     const url = new URL(urls[this.#at % urls.length] as string);
     this.#text = "";
-    let isFirst = true;
-    const socket = connect({ host: url.hostname, port: Number(url.port) }, () => {
-      const resume = this.#cursor === "" ? "" : `last-event-id: ${this.#cursor}\r\n`;
-      socket.write(
-        `GET ${target} HTTP/1.1\r\nhost: ${url.host}\r\nauthorization: Bearer ${token}\r\n${resume}\r\n`,
-      );
-    });
-    socket.on("data", (chunk: Buffer) => {
-      if (isFirst && this.#open.stuck === true) socket.pause();
-      isFirst = false;
-      this.#received(chunk.toString("latin1"), now());
-    });
-    socket.on("error", () => {});
-    socket.on("close", () => {
+    const again = (): void => {
       if (this.isClosing) return;
       this.reconnects += 1;
       this.#at += 1;
       setTimeout(() => this.#connect(), 20 + Math.random() * 80);
-    });
-    this.#socket = socket;
+    };
+    openSocket(url, {
+      data: (chunk) => this.#received(chunk.toString("latin1")),
+      closed: again,
+      drain: () => {},
+    }).then((socket) => {
+      const resume = this.#cursor === "" ? "" : `last-event-id: ${this.#cursor}\r\n`;
+      socket.write(
+        `GET ${target} HTTP/1.1\r\nhost: ${url.host}\r\nauthorization: Bearer ${token}\r\n${resume}\r\n`,
+      );
+      this.#socket = socket;
+    }, again);
   }
 
-  #received(text: string, at: number): void {
-    this.#text += text;
-    for (let end = this.#text.indexOf("\n\n"); end >= 0; end = this.#text.indexOf("\n\n")) {
-      this.#frame(this.#text.slice(0, end), at);
-      this.#text = this.#text.slice(end + 2);
+  #received(text: string): void {
+    const at = now();
+    const all = this.#text === "" ? text : this.#text + text;
+    const end = all.lastIndexOf("\n\n") + 2;
+    // The rest of a chunk's own line end is not kept: it belongs to no frame.
+    this.#text = all.length - end <= 2 ? "" : all.slice(end);
+    if (end > 1) for (const told of read(all.slice(0, end))) this.#told(told, at);
+  }
+
+  #told({ cursor, commit }: Told, at: number): void {
+    if (this.#cursor === "") {
+      this.#ready();
+      if (this.#open.stuck === true) this.#socket?.pause();
     }
-  }
-
-  #frame(frame: string, at: number): void {
-    const id = /\nid: (\S+)/.exec(frame)?.[1];
-    if (id === undefined) return;
-    if (this.#cursor === "") this.#ready();
-    this.#cursor = id;
-    if (!frame.includes("event: commit")) return;
-    const sent = /sent\\":([0-9.]+),\\"number\\":(\d+)/.exec(frame);
-    if (sent === null) return;
-    latencies.push(at - Number(sent[1]));
-    this.seen.push(`${id.slice(id.indexOf("-") + 1)}:${sent[2]}`);
+    this.#cursor = cursor;
+    if (commit === null) return;
+    latencies.push(at - commit.sentAt);
+    this.seen.push(commit.seen);
   }
 
   close(): void {
     this.isClosing = true;
-    this.#socket?.destroy();
+    this.#socket?.end();
   }
 }
 
@@ -200,12 +230,17 @@ interface PublishCommand {
   readonly from: number;
 }
 
+interface Published {
+  readonly p50Ms: number;
+  readonly slowestMs: number;
+}
+
 function publisherProcess(): void {
-  const publish = async (command: PublishCommand): Promise<{ slowestMs: number }> => {
+  const publish = async (command: PublishCommand): Promise<Published> => {
     const { urls, target, token, rate, count, from } = command;
     const startedAt = performance.now();
     const underWay: Promise<void>[] = [];
-    let slowestMs = 0;
+    const took: number[] = [];
     for (let i = 0; i < count; i++) {
       // Open loop: each at its time, however long the one before takes.
       const waitMs = startedAt + (i * 1_000) / rate - performance.now();
@@ -233,12 +268,13 @@ function publisherProcess(): void {
           }
           await sleep(50);
         }
-        slowestMs = Math.max(slowestMs, now() - sent);
+        took.push(now() - sent);
       };
       underWay.push(one());
     }
     await Promise.all(underWay);
-    return { slowestMs };
+    const { p50, max } = quantiles(took);
+    return { p50Ms: p50, slowestMs: max };
   };
   createInterface({ input: process.stdin }).on("line", (line) => {
     const { value } = JSON.parse(line) as { value: PublishCommand };
@@ -274,6 +310,10 @@ class Worker {
     });
   }
 
+  get pid(): number {
+    return this.#child.pid ?? 0;
+  }
+
   stop(): void {
     this.#child.kill("SIGKILL");
   }
@@ -281,11 +321,6 @@ class Worker {
 
 function residentKiB(pid: number | undefined): number {
   return Number(readFileSync(`/proc/${pid}/statm`, "utf8").split(" ")[1]) * 4;
-}
-
-function processorMs(pid: number | undefined): number {
-  const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]?.split(" ") ?? [];
-  return (Number(fields[11]) + Number(fields[12])) * 10;
 }
 
 const ms = (value: number): string => `${value.toFixed(value < 10 ? 2 : 1)} ms`;
@@ -346,11 +381,7 @@ async function measure(args: readonly string[]): Promise<void> {
       token,
       body: { format: "json", content: "0" },
     });
-    const publish = async (
-      count: number,
-      perSecond: number,
-      to = urls,
-    ): Promise<{ slowestMs: number }> => {
+    const publish = async (count: number, perSecond: number, to = urls): Promise<Published> => {
       const from = published;
       published += count;
       return publisher.ask("publish", { urls: to, target, token, rate: perSecond, count, from });
@@ -362,13 +393,15 @@ async function measure(args: readonly string[]): Promise<void> {
     if (only.has("burst") || only.has("steady") || only.has("stuck")) {
       const { cluster, urls, token, publish } = await begin(1);
       try {
-        const pid = cluster.nodes[0]?.pid;
+        const pid = cluster.nodes[0]?.pid ?? 0;
         const values2 = {
           urls,
           path: "/v1/tenants/shop/namespaces/app/watch?label.region=eu",
           token,
         };
         await publish(200, 200); // code and journal warm
+        const { p50Ms } = await publish(100, 50);
+        row("one publish → answered, nobody watching: p50", ms(p50Ms));
         if (only.has("burst")) {
           // Once before, so that what the runtime allocates once is not counted.
           await watchers.ask("open", { ...values2, count: 200 });
@@ -392,6 +425,8 @@ async function measure(args: readonly string[]): Promise<void> {
           const firsts: number[] = [];
           const lasts: number[] = [];
           const rounds = 10;
+          const sides = [pid, watchers.pid] as const;
+          const spentBefore = sides.map((side) => processorSeconds([side]));
           for (let i = 0; i < rounds; i++) {
             await publish(1, 1);
             await watchers.ask("counted", { count: i + 1 });
@@ -413,6 +448,13 @@ async function measure(args: readonly string[]): Promise<void> {
           };
           row("one publish → p50 of the first 1,000 subscribers", of(firsts), "< 5 ms");
           row(`one publish → all ${subscribers} subscribers`, of(lasts), "< 150 ms");
+          const micros = sides.map((side, i) =>
+            microsPerRequest(
+              processorSeconds([side]) - (spentBefore[i] ?? 0),
+              rounds * subscribers,
+            ).toFixed(1),
+          );
+          row("processor time per delivery: node; subscriber", `${micros.join(" µs; ")} µs`);
           row(
             "memory of the node per subscriber afterwards (RSS)",
             `${((residentKiB(pid) - before) / subscribers).toFixed(1)} KiB`,
@@ -427,10 +469,11 @@ async function measure(args: readonly string[]): Promise<void> {
             await watchers.ask("open", { ...values2, count: steady });
             if (isStuck) await stuck.ask("open", { ...values2, count: 1, stuck: true });
             const count = rate * seconds;
-            const [processorBefore, startedAt] = [processorMs(pid), performance.now()];
+            const [spentBefore, startedAt] = [processorSeconds([pid]), performance.now()];
             const { slowestMs } = await publish(count, rate);
             const { least } = (await watchers.ask("counted", { count })) as { least: number };
-            const share = (processorMs(pid) - processorBefore) / (performance.now() - startedAt);
+            const spent = processorSeconds([pid]) - spentBefore;
+            const share = (spent * 1_000) / (performance.now() - startedAt);
             const { all } = (await watchers.ask("take")) as { all: Quantiles };
             const { different, first } = (await watchers.ask("sequences")) as {
               different: number;
@@ -441,7 +484,10 @@ async function measure(args: readonly string[]): Promise<void> {
             row(`${name}: p50`, ms(all.p50));
             row(`${name}: p99`, ms(all.p99), "< 50 ms");
             row(`${name}: slowest; publish itself`, `${ms(all.max)}; ${ms(slowestMs)}`);
-            row(`${name}: processor of the node`, `${(share * 100).toFixed(0)} % of a core`);
+            row(
+              `${name}: processor of the node`,
+              `${(share * 100).toFixed(0)} % of a core, ${microsPerRequest(spent, all.count).toFixed(1)} µs per delivery`,
+            );
             const isWhole = least === count && different === 1 && isInOrder(first);
             row(
               `${name}: lost, doubled or out of order`,

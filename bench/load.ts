@@ -50,12 +50,15 @@ export interface LoadResult {
 const answerMsMax = 15_000;
 
 /** What this file uses of Bun's sockets; the compiler knows Node's types only. */
-interface RawSocket {
+export interface RawSocket {
   /** @returns how many bytes were taken, or nothing when all of them are */
   write(text: string): unknown;
+  /** Reads nothing more. */
+  pause(): unknown;
   end(): void;
 }
 interface Handlers {
+  /** The memory of the chunk is used again afterwards. */
   data(chunk: Buffer): void;
   closed(error: Error): void;
   drain(): void;
@@ -76,7 +79,8 @@ const bun = (
   }
 ).Bun;
 
-async function open(url: URL, handlers: Handlers): Promise<RawSocket> {
+/** A plain TCP connection. @throws when nobody listens there */
+export async function openSocket(url: URL, handlers: Handlers): Promise<RawSocket> {
   const { hostname, port, host } = url;
   const closed = (): void => handlers.closed(new Error(`${host} closed the connection`));
   if (bun !== undefined) {
@@ -90,7 +94,11 @@ async function open(url: URL, handlers: Handlers): Promise<RawSocket> {
   }
   return await new Promise((resolve, reject) => {
     const socket = connect({ host: hostname, port: Number(port), noDelay: true }, () =>
-      resolve({ write: (text) => void socket.write(text), end: () => void socket.end() }),
+      resolve({
+        write: (text) => void socket.write(text),
+        pause: () => socket.pause(),
+        end: () => void socket.end(),
+      }),
     );
     socket.on("error", (error) => {
       reject(error);
@@ -174,7 +182,7 @@ class Connection {
   async run(first: LoadRequest): Promise<void> {
     await new Promise<void>((resolve, reject) => {
       this.#end = { resolve, reject };
-      open(this.#url, {
+      openSocket(this.#url, {
         data: (chunk) => this.#received(chunk),
         closed: reject,
         drain: () => this.#flush(),
