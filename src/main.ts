@@ -23,6 +23,7 @@ import { runtime } from "./runtime/runtime.ts";
 import { ListenError, serve } from "./runtime/serve.ts";
 import { isRootToken, readSettings, SettingsError, type Settings } from "./runtime/settings.ts";
 import { onStopSignal } from "./runtime/signals.ts";
+import { openStream } from "./runtime/streams.ts";
 import { DataDirectoryError, openDataDirectory } from "./store/data_dir.ts";
 import { DirectoryInUseError } from "./store/lock.ts";
 import { openJournalDisk } from "./store/disk.ts";
@@ -215,6 +216,7 @@ async function main(args: readonly string[]): Promise<void> {
     settings: {
       version,
       watch: { ageMs: settings.watchAge * 1_000 },
+      openStream,
       ...(Number.isFinite(settings.tenantRetention) && {
         retentionMs: settings.tenantRetention * DAY_MS,
       }),

@@ -52,9 +52,12 @@ import type { Context, Route } from "./route.ts";
 import { secretRoutes, Secrets, type SecretKey } from "./secrets.ts";
 import { purgeExpired } from "./retention.ts";
 import { tenantRoutes } from "./tenants.ts";
+import type { OpenStream } from "./streams.ts";
 import { base62 } from "./tokens.ts";
 import { valueRoutes } from "./values.ts";
-import { Watches, watchRoutes, type WatchSettings } from "./watches.ts";
+import { watchRoutes } from "./watch_routes.ts";
+import type { WatchSettings } from "./watchers.ts";
+import { Watches } from "./watches.ts";
 
 /** What the gateway needs of a logger; pino has it. */
 export interface Logger {
@@ -72,6 +75,8 @@ export interface GatewaySettings {
   /** Requests under way at once, watches not counted; more are refused with 503. */
   readonly requestsMax?: number;
   readonly watch?: Partial<WatchSettings>;
+  /** How watches are streamed, where the runtime knows a faster way than that of the web. */
+  readonly openStream?: OpenStream | undefined;
   /** How often tenants are told how much they were used. */
   readonly usageMs?: number;
   /** How long a deleted tenant can be undeleted before it is purged; absent: for ever. */
@@ -163,6 +168,7 @@ class Door {
         service,
         peers,
         settings: settings.watch ?? {},
+        openStream: settings.openStream,
         failed: (error) => log.error({ err: error }, "gateway.watch_failed"),
       }),
       sets: new NamespaceSets(),

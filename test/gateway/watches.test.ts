@@ -1,5 +1,5 @@
 import { afterEach, describe, expect, test } from "vitest";
-import type { WatchSettings } from "../../src/gateway/watches.ts";
+import type { WatchSettings } from "../../src/gateway/watchers.ts";
 import { historyMax } from "../../src/machine/machine.ts";
 import { FrameReader, Harness, type Frame } from "./harness.ts";
 

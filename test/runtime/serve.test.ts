@@ -6,7 +6,7 @@ import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { runtime } from "../../src/runtime/runtime.ts";
 import { ListenError, serve } from "../../src/runtime/serve.ts";
-import { handle, start } from "./serve_fixture.ts";
+import { handle, pushedPieces, start } from "./serve_fixture.ts";
 
 const root = fileURLToPath(new URL("../..", import.meta.url));
 const fixture = join(root, "test/runtime/serve_fixture.ts");
@@ -100,23 +100,30 @@ function contract(subject: () => Subject): void {
     await until(async () => (await state()).cancelled > before);
   });
 
-  test("a client that does not read stops the stream from being made", async () => {
-    const before = (await state()).cancelled;
-    const socket = connect(subject().port, "127.0.0.1");
-    socket.on("error", () => {});
-    socket.pause();
-    socket.write("GET /endless HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    let last = -1;
-    await until(async () => {
-      const { produced } = await state();
-      const isSteady = produced === last && produced > 0;
-      last = produced;
-      return isSteady;
-    });
-    expect(last).toBeLessThan(64 * 1024 * 1024);
-    socket.destroy();
-    await until(async () => (await state()).cancelled > before);
+  test("what is pushed arrives whole and in order", async () => {
+    const bytes = new Uint8Array(await (await fetch(at("/pushed"))).arrayBuffer());
+    expect(bytes.length).toBe(pushedPieces * 64 * 1024);
+    for (let at = 0; at < bytes.length; at += 4_096) expect(bytes[at]).toBe(at >> 16);
   });
+
+  for (const path of ["/endless", "/pushed"])
+    test(`a client that does not read stops the stream from being made: ${path}`, async () => {
+      const before = await state();
+      const socket = connect(subject().port, "127.0.0.1");
+      socket.on("error", () => {});
+      socket.pause();
+      socket.write(`GET ${path} HTTP/1.1\r\nHost: localhost\r\n\r\n`);
+      let last = -1;
+      await until(async () => {
+        const produced = (await state()).produced - before.produced;
+        const isSteady = produced === last && produced > 0;
+        last = produced;
+        return isSteady;
+      });
+      expect(last).toBeLessThan((pushedPieces * 64 * 1024 * 3) / 4);
+      socket.destroy();
+      await until(async () => (await state()).cancelled > before.cancelled);
+    });
 
   test("a handler that fails is a bare 500", async () => {
     const response = await fetch(at("/boom"));

@@ -3,9 +3,11 @@
  * stops in good order on a signal.
  */
 import process from "node:process";
+import { webStream, type Sink } from "../../src/gateway/streams.ts";
 import { runtime } from "../../src/runtime/runtime.ts";
 import { serve } from "../../src/runtime/serve.ts";
 import { onStopSignal } from "../../src/runtime/signals.ts";
+import { openStream } from "../../src/runtime/streams.ts";
 
 const state = { cancelled: 0, produced: 0 };
 const chunk = new Uint8Array(64 * 1024).fill(0x61);
@@ -33,6 +35,30 @@ function endless(): ReadableStream<Uint8Array> {
     cancel() {
       state.cancelled++;
     },
+  });
+}
+
+/** Each piece of the pushed stream is filled with its own number. */
+export const pushedPieces = 200;
+
+/** As much at once as the client takes, until it is whole. */
+function pushed(): ReadableStream<Uint8Array> {
+  let sink: Sink | null = null;
+  let piece = 0;
+  const push = (): void => {
+    for (let goesOn = true; goesOn && piece < pushedPieces;) {
+      state.produced += chunk.length;
+      goesOn = sink?.write(new Uint8Array(chunk.length).fill(piece++)) ?? false;
+    }
+    if (piece === pushedPieces) sink?.end();
+  };
+  return (openStream ?? webStream)({
+    open: (given) => {
+      sink = given;
+      push();
+    },
+    drained: push,
+    gone: () => state.cancelled++,
   });
 }
 
@@ -69,6 +95,8 @@ export async function handle(
       return new Response(ticking(), { headers: { "content-type": "text/event-stream" } });
     case "/endless":
       return new Response(endless());
+    case "/pushed":
+      return new Response(pushed());
     case "/state":
       return Response.json({ ...state, runtime: runtime.name });
     case "/empty":
