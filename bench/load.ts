@@ -402,7 +402,7 @@ export async function follow(options: StreamOptions): Promise<() => void> {
       }
       text = text.slice(Math.max(end, text.length - itemBytesMax));
     };
-    open(new URL(options.url), { data, closed: reject, drain: flush }).then((opened) => {
+    openSocket(new URL(options.url), { data, closed: reject, drain: flush }).then((opened) => {
       socket = opened;
       flush();
     }, reject);
