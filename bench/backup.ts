@@ -125,11 +125,13 @@ async function snapshot(): Promise<void> {
   const left: SnapshotExchange = new SnapshotExchange(
     1,
     128 * 1024,
+    16,
     hooks((item) => right.onPart("n1", item)),
   );
   const right: SnapshotExchange = new SnapshotExchange(
     1,
     128 * 1024,
+    16,
     hooks((item) => left.onAck("n2", item)),
   );
   const message = {

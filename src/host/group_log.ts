@@ -49,6 +49,8 @@ export class GroupLog implements LogReader {
   #firstTerm: number;
   /** Last index in the environment that is still part of the log. */
   #stored: number;
+  /** Its term, once known: appends and votes ask for it, and an environment at rest should stay so. */
+  #storedTerm: number | null = null;
   /** Entries stored+1 …, consecutive. */
   #tail: Entry[] = [];
   /** Highest index ever written to the environment and not deleted from it. */
@@ -90,7 +92,9 @@ export class GroupLog implements LogReader {
     if (index === this.#first - 1) return this.#firstTerm;
     if (index < this.#first || index > this.lastIndex()) return -1;
     if (index > this.#stored) return (this.#tail[index - this.#stored - 1] as Entry).term;
-    return this.#storedEntry(index).term;
+    if (index !== this.#stored) return this.#storedEntry(index).term;
+    this.#storedTerm ??= this.#storedEntry(index).term;
+    return this.#storedTerm;
   }
 
   entries(low: number, high: number, bytesMax: number): readonly Entry[] | null {
@@ -140,6 +144,7 @@ export class GroupLog implements LogReader {
     if (cut) {
       if (first.index <= this.#stored) {
         this.#stored = first.index - 1;
+        this.#storedTerm = null;
         this.#marks = this.#marks
           .filter((_, at) => (this.#marks[at - 1]?.last ?? 0) < this.#stored)
           .map((mark) => ({ ...mark, last: Math.min(mark.last, this.#stored) }));
@@ -163,6 +168,7 @@ export class GroupLog implements LogReader {
     this.#first = snapshot.index + 1;
     this.#firstTerm = snapshot.term;
     this.#stored = snapshot.index;
+    this.#storedTerm = null;
     this.#storedEnd = snapshot.index;
     this.#tail = [];
     this.#marks = [];
@@ -229,7 +235,10 @@ export class GroupLog implements LogReader {
     const valid = cutSince === null ? checkpoint.last : Math.min(checkpoint.last, cutSince - 1);
     if (valid > this.#stored) {
       let bytes = 0;
-      for (const entry of this.#tail.splice(0, valid - this.#stored)) bytes += entry.data.length;
+      for (const entry of this.#tail.splice(0, valid - this.#stored)) {
+        bytes += entry.data.length;
+        this.#storedTerm = entry.term;
+      }
       this.tailBytes -= bytes;
       this.#stored = valid;
       this.#marks.push({ last: valid, bytes });

@@ -136,6 +136,8 @@ export interface Tuning {
   readonly replaceAfterMs: number;
   /** Replicas in memory beyond this many sleep as soon as they are unused for SLEEP_FOR_ROOM_MS. */
   readonly awakeMax: number;
+  /** Beyond this many none wakes before one sleeps, and requests for it wait. */
+  readonly awakeLimit: number;
 }
 
 const tuningDefaults: Tuning = {
@@ -148,7 +150,8 @@ const tuningDefaults: Tuning = {
   sleepAfterMs: 10 * 60_000,
   replaceAfterMs: 5 * 60_000,
   // Each costs about 100 KB (`npm run bench -- density`).
-  awakeMax: 2_000,
+  awakeMax: 10_000,
+  awakeLimit: 20_000,
 };
 
 /** Groups that are woken or proposed to per pulse because rules of theirs begin or end. */
@@ -160,13 +163,19 @@ const SCHEDULE_READ_MS = 500;
 const CHECKPOINTS_AT_ONCE = 8;
 /** Of what the journal held at start, so much is applied per pulse: requests are answered in between. */
 const RECOVERY_BYTES_PER_PULSE = 256 * 1024;
-/** Environments kept free of the cap for waking replicas while others are being closed. */
-const ENVIRONMENTS_SPARE = 16;
-/** For want of environments replicas are put to sleep after this long already. */
+/** So many more at once for each time that the journal holds its bound of segments again; 8 a pulse are 320 a second. */
+const CHECKPOINTS_AT_ONCE_MAX = 64;
+/** Snapshots of tenants that are read here at once. */
+const SNAPSHOTS_MAX = 80;
+/** And those that are sent to other nodes, or come in from them. */
+const TRANSFERS_MAX = 16;
+/** Beyond `awakeMax` so many replicas more than are too many go to sleep at once. */
+const AWAKE_SPARE = 16;
+/** For want of room replicas are put to sleep after this long already. */
 const SLEEP_FOR_ROOM_MS = 2_000;
 const MAKE_ROOM_MS = 250;
 const SLEEP_CHECK_MS = 1_000;
-/** A node at its cap says so this often. */
+/** A node with too many replicas awake says so this often. */
 const FULL_NOTICE_MS = 10_000;
 /** Leftovers of purged tenants are looked for at most this often, and only when there may be some. */
 const SWEEP_MS = 2_000;
@@ -305,6 +314,8 @@ export class NodeHost implements ConfigService {
   #swept = false;
   #sweptAt = -Infinity;
   #checkpointQueue = new Set<number>();
+  /** Taken for callers of this node, who close them. */
+  readonly #snapshotsOpen = new Set<ReplicaSnapshot>();
   /** In which term a leader proposed its tenant's first command. */
   readonly #initialising = new WeakMap<Replica, number>();
   /** Groups whose replica here could not be opened; until the next start nothing of them runs here. */
@@ -337,32 +348,38 @@ export class NodeHost implements ConfigService {
       (node, item, call) => this.#queueRpc(node, item, call),
       (node) => this.liveness.bootOf(node),
     );
-    this.#snapshots = new SnapshotExchange(options.boot, this.#tuning.snapshotPartBytes, {
-      now: () => this.#clock.monotonicMs(),
-      send: (node, kind, item) => {
-        const frame = new FrameWriter();
-        frame.add(kind, item);
-        return this.#options.transport.send(node, "snapshot", frame.take());
+    const transfers = this.#busyMax(TRANSFERS_MAX);
+    this.#snapshots = new SnapshotExchange(
+      options.boot,
+      this.#tuning.snapshotPartBytes,
+      transfers,
+      {
+        now: () => this.#clock.monotonicMs(),
+        send: (node, kind, item) => {
+          const frame = new FrameWriter();
+          frame.add(kind, item);
+          return this.#options.transport.send(node, "snapshot", frame.take());
+        },
+        defer: (run) => this.#clock.defer(run),
+        receiver: (group, incarnation, message) => {
+          const replica = this.#replicaFor(group, incarnation, message);
+          const index = message.snapshot?.index ?? 0;
+          if (replica === null || replica.raft.appliedIndex < index) return replica;
+          // It has it, and who sends it does not know: its word got lost, or it restarted before it could say so. Raft
+          // says so; a mere refusal would be followed by the same snapshot for ever (simulation, seed 95021).
+          this.#guarded(replica, () => replica.step(message));
+          return null;
+        },
+        received: (replica, message, staging) => {
+          replica.usedAt = this.#clock.monotonicMs();
+          this.#guarded(replica, () => replica.offerSnapshot(message, staging));
+        },
+        sent: (replica, to, ok) => {
+          this.#guarded(replica, () => replica.raft.reportSnapshot(to, ok));
+        },
+        contained: (replica, run) => this.#contained(replica, run),
       },
-      defer: (run) => this.#clock.defer(run),
-      receiver: (group, incarnation, message) => {
-        const replica = this.#replicaFor(group, incarnation, message);
-        const index = message.snapshot?.index ?? 0;
-        if (replica === null || replica.raft.appliedIndex < index) return replica;
-        // It has it, and who sends it does not know: its word got lost, or it restarted before it could say so. Raft
-        // says so; a mere refusal would be followed by the same snapshot for ever (simulation, seed 95021).
-        this.#guarded(replica, () => replica.step(message));
-        return null;
-      },
-      received: (replica, message, staging) => {
-        replica.usedAt = this.#clock.monotonicMs();
-        this.#guarded(replica, () => replica.offerSnapshot(message, staging));
-      },
-      sent: (replica, to, ok) => {
-        this.#guarded(replica, () => replica.raft.reportSnapshot(to, ok));
-      },
-      contained: (replica, run) => this.#contained(replica, run),
-    });
+    );
     this.#hooks = {
       send: (replica, message) => this.#send(replica, message),
       persist: (replica, append) => {
@@ -549,9 +566,17 @@ export class NodeHost implements ConfigService {
         ),
       5_000,
     );
-    for (const replica of this.#replicas.values()) {
-      if (replica.halted === null && replica.needsCheckpoint) replica.checkpoint();
-    }
+    const unwritten = [...this.#replicas.values()].filter(
+      (replica) => replica.halted === null && replica.needsCheckpoint,
+    );
+    await this.#until(() => {
+      for (const replica of unwritten.splice(
+        0,
+        this.#busyMax(CHECKPOINTS_AT_ONCE_MAX) - this.#checkpoints,
+      ))
+        this.#checkpoint(replica);
+      return unwritten.length === 0;
+    }, 30_000);
     await this.#until(
       () =>
         ![...this.#replicas.values()].some(
@@ -1177,14 +1202,11 @@ export class NodeHost implements ConfigService {
     const identity = group === SYSTEM_GROUP ? this.#systemMeta() : this.#directoryMeta(group);
     if (identity === null) return null;
     const { environments } = this.#options;
-    if (environments.open_count >= environments.cap) {
+    if (this.#replicas.size >= this.#tuning.awakeLimit) {
       const now = this.#clock.monotonicMs();
       if (now - this.#fullToldAt > FULL_NOTICE_MS) {
         this.#fullToldAt = now;
-        this.#log.warn(
-          { open: environments.open_count, cap: environments.cap },
-          "environments.full",
-        );
+        this.#log.warn({ awake: this.#replicas.size }, "replicas.full");
       }
       return null;
     }
@@ -1335,14 +1357,12 @@ export class NodeHost implements ConfigService {
     return (known.disk === undefined || known.disk === diskId) && !isLost(replica, row, known);
   }
 
-  /** Beyond `awakeMax`, or near the cap, the longest unused replicas sleep early. */
+  /** Beyond `awakeMax` the longest unused replicas sleep early. */
   #makeRoom(now: number): void {
     if (now - this.#roomMadeAt < MAKE_ROOM_MS) return;
     this.#roomMadeAt = now;
-    const { environments } = this.#options;
-    const limit = Math.min(this.#tuning.awakeMax, environments.cap - ENVIRONMENTS_SPARE);
-    const excess = environments.open_count - this.#closing.size - limit;
-    if (excess > 0) this.#sleep(SLEEP_FOR_ROOM_MS, excess + ENVIRONMENTS_SPARE);
+    const excess = this.#replicas.size - this.#tuning.awakeMax;
+    if (excess > 0) this.#sleep(SLEEP_FOR_ROOM_MS, excess + AWAKE_SPARE);
   }
 
   /** Puts the longest unused replicas to sleep, or checkpoints them so that they can be next time. */
@@ -1386,12 +1406,17 @@ export class NodeHost implements ConfigService {
   #runCheckpoints(): void {
     const { journal } = this.#options;
     const { journalSegments } = this.#tuning;
-    if (journal.status.segments > journalSegments) {
-      for (const group of journal.pinning(journalSegments)) this.#checkpointQueue.add(group);
+    const { segments } = journal.status;
+    // A full disk gets its room back early.
+    const bound = this.#diskLevel === "free" ? journalSegments : 1;
+    if (segments > bound && this.#checkpointQueue.size < CHECKPOINTS_AT_ONCE_MAX) {
+      for (const group of journal.pinning(bound)) this.#checkpointQueue.add(group);
     }
+    const pressure = Math.max(1, Math.floor(segments / journalSegments));
+    const atOnce = this.#busyMax(Math.min(CHECKPOINTS_AT_ONCE_MAX, CHECKPOINTS_AT_ONCE * pressure));
     let recoveredBytes = 0;
     for (const group of this.#checkpointQueue) {
-      if (this.#checkpoints >= CHECKPOINTS_AT_ONCE) return;
+      if (this.#checkpoints >= atOnce) return;
       const records = this.#replicas.has(group) ? undefined : this.#recovered.get(group);
       if (records !== undefined) {
         if (recoveredBytes >= RECOVERY_BYTES_PER_PULSE) continue;
@@ -1404,10 +1429,19 @@ export class NodeHost implements ConfigService {
         continue;
       }
       if (replica.halted !== null || !replica.needsCheckpoint) continue;
-      this.#contained(replica, () => {
-        if (replica.checkpoint()) this.#checkpoints += 1;
-      });
+      this.#checkpoint(replica);
     }
+  }
+
+  #checkpoint(replica: Replica): void {
+    this.#contained(replica, () => {
+      if (replica.checkpoint()) this.#checkpoints += 1;
+    });
+  }
+
+  /** Of what keeps an environment open while it lasts, so many at once: four kinds of it share what may be open. */
+  #busyMax(max: number): number {
+    return Math.min(max, Math.max(1, Math.floor(this.#options.environments.cap / 4)));
   }
 
   /**
@@ -2032,14 +2066,23 @@ export class NodeHost implements ConfigService {
           tenant === SYSTEM_TENANT ? SYSTEM_GROUP : this.directory.tenant(tenant)?.group;
         const replica = group === undefined ? undefined : this.#replicas.get(group);
         if (replica === undefined) return reject(halted(tenant));
+        if (this.#snapshotsOpen.size >= this.#busyMax(SNAPSHOTS_MAX))
+          return reject(
+            new Problem("overloaded", "Too many tenants are read as a whole on this node"),
+          );
         let taken: ReplicaSnapshot | null = null;
         this.#contained(replica, () => {
           taken = replica.snapshot();
         });
         const snapshot = taken as ReplicaSnapshot | null;
         if (snapshot === null) return reject(halted(tenant));
+        this.#snapshotsOpen.add(snapshot);
         const rows = (): Iterable<readonly [key: string, text: string]> => snapshot.rows();
-        resolve({ epoch, revision, meta, rows, close: () => snapshot.close() });
+        const close = (): void => {
+          this.#snapshotsOpen.delete(snapshot);
+          snapshot.close();
+        };
+        resolve({ epoch, revision, meta, rows, close });
       });
     });
   }

@@ -129,7 +129,10 @@ export interface Staging {
   discard(): void;
 }
 
-/** Reads are synchronous and see the last committed change. */
+/**
+ * Reads are synchronous and see the last committed change. Between calls it may give up what the system lends it, files
+ * and memory, for others, as long as no commit, snapshot or staging is under way: the next call takes some time more.
+ */
 export interface Environment {
   meta(): Uint8Array | null;
   get(key: string): string | undefined;
@@ -150,15 +153,16 @@ export interface Environment {
 }
 
 export interface Environments {
-  /** Opens, or creates, synchronously. Throws `environment-limit` when the cap on open ones is reached. */
+  /** Opens, or creates, synchronously. As many as one likes: see `Environment`. */
   open(name: string): Environment;
   exists(name: string): boolean;
   /** All on the disk, open or not. O(tenants). */
   names(): readonly string[];
   /** Deletes a closed environment from the disk. */
   remove(name: string): Promise<void>;
+  /** Those that hold files open at present. */
   readonly open_count: number;
-  /** How many may be open at once, computed from the process's limits before anything is opened. */
+  /** How many may do so at once, computed from the process's limits before anything is opened. What is busy must be fewer. */
   readonly cap: number;
 }
 

@@ -30,9 +30,6 @@ const CREDIT_PARTS = 8;
 const RESEND_MS = 400;
 /** A transfer without progress for this long is given up; Raft asks again. */
 const STALL_MS = 20_000;
-const SENDING_MAX = 16;
-/** Transfers being received at once; each holds CREDIT_PARTS parts at most. */
-const RECEIVING_MAX = 16;
 
 interface Outgoing {
   readonly replica: Replica;
@@ -98,13 +95,18 @@ export interface SnapshotHooks {
 export class SnapshotExchange {
   readonly #hooks: SnapshotHooks;
   readonly #partBytes: number;
+  readonly #transfersMax: number;
   readonly #outgoing = new Map<number, Outgoing>();
   readonly #incoming = new Map<string, Incoming>();
   #next: number;
 
-  /** @param partBytes a part leaves when its rows have grown to this size: making or taking one must be no long turn */
-  constructor(boot: number, partBytes: number, hooks: SnapshotHooks) {
+  /**
+   * @param partBytes a part leaves when its rows have grown to this size: making or taking one must be no long turn
+   * @param transfersMax so many are sent at once, and as many received; each holds CREDIT_PARTS parts at most
+   */
+  constructor(boot: number, partBytes: number, transfersMax: number, hooks: SnapshotHooks) {
     this.#partBytes = partBytes;
+    this.#transfersMax = transfersMax;
     this.#next = firstId(boot);
     this.#hooks = hooks;
   }
@@ -125,7 +127,7 @@ export class SnapshotExchange {
       outgoing.message = { ...message, snapshot: outgoing.message.snapshot };
       return;
     }
-    if (this.#outgoing.size >= SENDING_MAX) {
+    if (this.#outgoing.size >= this.#transfersMax) {
       this.#hooks.sent(replica, message.to, false);
       return;
     }
@@ -262,7 +264,7 @@ export class SnapshotExchange {
     // Of two leaders' transfers the later leader's goes on.
     if (before !== undefined && before.ended === null && before.term > message.term) return null;
     if (before !== undefined) this.#refuse(key, before);
-    if (this.status.receiving >= RECEIVING_MAX) return null;
+    if (this.status.receiving >= this.#transfersMax) return null;
     const replica = this.#hooks.receiver(group, incarnation, message);
     let staging: Staging | null = null;
     if (replica === null) return null;

@@ -22,7 +22,7 @@ const everything = { gte: "", lt: "\x7f" } as const;
 
 /** What a row costs in memory beside its text; only used to decide when to checkpoint. */
 const ROW_BYTES_ASSUMED = 300;
-/** Rows of the environment that are kept parsed, and how long the text of one may be. */
+/** Rows of the environment that are kept parsed, and how long the text of one that was read may be. */
 const PARSED_MAX = 128;
 const PARSED_LENGTH_MAX = 4_096;
 
@@ -40,6 +40,8 @@ export class TenantState implements StateTransaction {
   readonly #parsed = new Map<string, unknown>();
   /** Keys of the active overlay that neither the environment nor the frozen overlay has. */
   #added = new Set<string>();
+  /** Those of the frozen overlay whose rows are not kept parsed: large ones, and new ones that are hardly read again. */
+  #unread = new Set<string>();
   /** Rough size of the active overlay. */
   overlayBytes = 0;
 
@@ -59,11 +61,13 @@ export class TenantState implements StateTransaction {
     const text = this.#environment.get(key);
     if (text === undefined) return undefined;
     const row: unknown = JSON.parse(text);
-    if (text.length <= PARSED_LENGTH_MAX) {
-      if (this.#parsed.size >= PARSED_MAX) this.#parsed.clear();
-      this.#parsed.set(key, row);
-    }
+    if (text.length <= PARSED_LENGTH_MAX) this.#keep(key, row);
     return row;
+  }
+
+  #keep(key: string, row: unknown): void {
+    if (this.#parsed.size >= PARSED_MAX) this.#parsed.clear();
+    this.#parsed.set(key, row);
   }
 
   put(key: string, row: unknown): void {
@@ -124,25 +128,39 @@ export class TenantState implements StateTransaction {
     assert(this.#frozen === null, "a checkpoint is already under way");
     const frozen = this.#active;
     this.#frozen = frozen;
+    this.#unread = this.#added;
     this.#active = new SortedMap();
     this.#added = new Set();
     this.overlayBytes = 0;
-    return encoded(frozen);
+    return this.#written(frozen);
+  }
+
+  *#written(frozen: Rows): Generator<readonly [string, string | undefined]> {
+    for (const row of encoded(frozen)) {
+      if ((row[1]?.length ?? 0) > PARSED_LENGTH_MAX) this.#unread.add(row[0]);
+      yield row;
+    }
   }
 
   /** The frozen rows are in the environment, durably. */
   thaw(): void {
     const frozen = this.#frozen;
     assert(frozen !== null, "no checkpoint is under way");
-    // What was read of the environment before it had these.
-    for (const key of this.#parsed.keys()) if (frozen.has(key)) this.#parsed.delete(key);
+    // What was read of the environment before it had these counts no more; what is written again and again is read again
+    // too, and an environment at rest should stay so.
+    for (const [key, row] of frozen.entries()) {
+      this.#parsed.delete(key);
+      if (row !== undefined && !this.#unread.has(key)) this.#keep(key, row);
+    }
     this.#frozen = null;
+    this.#unread = new Set();
   }
 
   /** A snapshot is about to replace everything in the environment, or just did: nothing of before counts any more. */
   reset(): void {
     this.#active = new SortedMap();
     this.#added = new Set();
+    this.#unread = new Set();
     this.#frozen = null;
     this.#parsed.clear();
     this.overlayBytes = 0;

@@ -3,15 +3,19 @@
  * text), `log` (index, 8 bytes big-endian → entry) and `meta` (the host's row, and which of two databases holds the
  * state). A directory is complete in itself.
  *
+ * A tenant that is awake holds an environment, not its descriptors: the LMDB behind it is opened when something is read
+ * or written, and closed for another's sake, so that more tenants are awake than LMDB environments may be open.
+ *
  * What must stay true:
  * - a commit is on the disk when `done(null)` is called (`overlappingSync: false`: lmdb then syncs data and writes its
  *   meta page through an O_DSYNC descriptor before the promise resolves; seen with strace on Bun, Deno and Node);
  * - an error of a commit is final for that environment: it takes no further one;
  * - a directory under its own name is always a whole environment: it is made and removed under names of its own;
- * - no more than `cap` are open, and no cursor or read snapshot outlives a call.
+ * - no more than `cap` are open, but for those that a commit, a snapshot or a staging keeps busy, at most `busyMax`;
+ * - no cursor outlives a call, and no read transaction does but a snapshot's.
  */
 import * as fs from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { open } from "lmdb";
 import type { Database, RootDatabase, Transaction } from "lmdb";
 import { Problem } from "../api/problems.ts";
@@ -27,6 +31,8 @@ import { assert, assertSafeInteger } from "../lib/assert.ts";
 import { syncDirectorySync, writeFileDurably } from "./disk.ts";
 import { environmentCap, readProcessLimits } from "./limits.ts";
 
+/** Environments that may be open beyond the cap while all within it are busy: the host keeps below, but for tiny caps. */
+const busyMax = 16;
 /** A range is read in pages of at most this, so that a large one is neither held in memory nor holds a snapshot. */
 const pageRowsMax = 256;
 const pageBytesMax = 256 * 1024;
@@ -75,7 +81,15 @@ export interface EnvironmentsOptions {
 
 export class LmdbEnvironments implements Environments {
   readonly #directory: string;
-  readonly #open = new Map<string, LmdbEnvironment>();
+  /** Those that somebody holds. */
+  readonly #held = new Map<string, LmdbEnvironment>();
+  /** Those of them whose LMDB is open, in the order in which the clock of second chances comes to them. */
+  readonly #open = new Set<LmdbEnvironment>();
+  readonly #pool: Pool = {
+    opening: () => this.#makeRoom(),
+    opened: (environment) => this.#open.add(environment),
+    closed: (environment) => this.#open.delete(environment),
+  };
   readonly cap: number;
   #template: Uint8Array | null = null;
   #removals = 0;
@@ -96,23 +110,34 @@ export class LmdbEnvironments implements Environments {
   }
 
   open(name: string): LmdbEnvironment {
-    assert(!this.#open.has(name), `Environment ${name} is open already`);
-    if (this.#open.size >= this.cap)
-      throw new Problem(
-        "overloaded",
-        `${this.#open.size} tenants are open on this node, its cap; raise the limit of open files (ulimit -n) or spread the tenants over more nodes`,
-      );
+    assert(!this.#held.has(name), `Environment ${name} is open already`);
     const path = this.#path(name);
     if (!fs.existsSync(join(path, dataFile))) this.#create(name, path);
-    let environment: LmdbEnvironment;
-    try {
-      checkDataFile(join(path, dataFile));
-      environment = new LmdbEnvironment(join(path, dataFile), () => this.#open.delete(name));
-    } catch (error) {
-      throw new Error(`Cannot open environment ${path}`, { cause: error });
-    }
-    this.#open.set(name, environment);
+    const environment = new LmdbEnvironment(join(path, dataFile), this.#pool, () =>
+      this.#held.delete(name),
+    );
+    environment.wake();
+    this.#held.set(name, environment);
     return environment;
+  }
+
+  /** Before one more opens: closes those that were not used since this last came by, and are not busy. */
+  #makeRoom(): void {
+    if (this.#open.size < this.cap) return;
+    let chances = 2 * this.#open.size;
+    for (const environment of this.#open) {
+      if (this.#open.size < this.cap || chances-- === 0) break;
+      if (!environment.used && environment.rest()) continue;
+      environment.used = false;
+      // To the end of the line; the iteration meets it again.
+      this.#open.delete(environment);
+      this.#open.add(environment);
+    }
+    if (this.#open.size >= this.cap + busyMax)
+      throw new Problem(
+        "overloaded",
+        `${this.#open.size} tenants are written, sent or saved at once on this node, its cap; raise the limit of open files (ulimit -n) or spread the tenants over more nodes`,
+      );
   }
 
   exists(name: string): boolean {
@@ -121,7 +146,7 @@ export class LmdbEnvironments implements Environments {
 
   /** Gone when the promise resolves, and as a whole or not at all after a crash. Nothing to do when it is not there. */
   async remove(name: string): Promise<void> {
-    assert(!this.#open.has(name), `Environment ${name} is removed while open`);
+    assert(!this.#held.has(name), `Environment ${name} is removed while open`);
     const path = this.#path(name);
     if (!fs.existsSync(path)) return;
     const aside = join(this.#directory, `${removing}${++this.#removals}-${name}`);
@@ -136,7 +161,7 @@ export class LmdbEnvironments implements Environments {
    * @returns bytes of the file before and after
    */
   async compact(name: string): Promise<{ readonly before: number; readonly after: number }> {
-    assert(!this.#open.has(name), `Environment ${name} is compacted while open`);
+    assert(!this.#held.has(name), `Environment ${name} is compacted while open`);
     const path = join(this.#path(name), dataFile);
     checkDataFile(path);
     const aside = join(this.#directory, `${making}${name}`);
@@ -253,16 +278,41 @@ function openDatabases(path: string): Databases {
   return { root, holder, isStaged, state: holder === 0 ? first : openState(root, 1), log, meta };
 }
 
+/**
+ * Of one in which nothing is pending. lmdb's own `close` waits a few microtasks after any write, and a turn that opens
+ * many would meanwhile have more descriptors than it counted; so its native part is called at once, and finds nothing to
+ * do when lmdb calls it again.
+ */
+function closeNow(root: RootDatabase): void {
+  void root.close();
+  const { env } = root as unknown as { readonly env: { close(): void } };
+  try {
+    env.close();
+  } catch {
+    // Closed by the call before, as one that was only read is.
+  }
+}
+
 function openState(root: RootDatabase, holder: number): State {
   return root.openDB<string, string>(stateNames[holder] as string, { encoding: "string" });
 }
 
+/** What an environment tells the one that counts the open ones. */
+interface Pool {
+  opening(): void;
+  opened(environment: LmdbEnvironment): void;
+  closed(environment: LmdbEnvironment): void;
+}
+
 /** Made by `LmdbEnvironments.open`. */
 export class LmdbEnvironment implements Environment {
-  readonly #databases: Databases;
+  readonly #path: string;
+  readonly #pool: Pool;
   readonly #onClose: () => void;
-  #holder: number;
-  #state: State;
+  /** Null while it rests: no descriptor, no mapping, no memory of LMDB's. */
+  #databases: Databases | null = null;
+  #holder = 0;
+  #state: State | null = null;
   /** The database that does not hold the state, once it was needed. */
   #other: State | null = null;
   #staging: LmdbStaging | null = null;
@@ -271,50 +321,87 @@ export class LmdbEnvironment implements Environment {
   #installing = false;
   #failed: Error | null = null;
   #closed = false;
+  /** Read or written since this was last set to false. */
+  used = false;
 
-  constructor(path: string, onClose: () => void) {
-    this.#databases = openDatabases(path);
-    this.#holder = this.#databases.holder;
-    this.#state = this.#databases.state;
+  constructor(path: string, pool: Pool, onClose: () => void) {
+    this.#path = path;
+    this.#pool = pool;
     this.#onClose = onClose;
+  }
+
+  /** Opens the LMDB behind it, unless it is open. */
+  wake(): Databases {
+    assert(!this.#closed, "Environment is closed");
+    this.used = true;
+    if (this.#databases !== null) return this.#databases;
+    let databases: Databases;
+    try {
+      this.#pool.opening();
+      checkDataFile(this.#path);
+      databases = openDatabases(this.#path);
+    } catch (error) {
+      throw new Error(`Cannot open environment ${dirname(this.#path)}`, { cause: error });
+    }
+    this.#databases = databases;
+    this.#holder = databases.holder;
+    this.#state = databases.state;
+    this.#other = null;
+    this.#pool.opened(this);
     // What an earlier life left half received would otherwise keep its space.
-    if (this.#databases.isStaged) this.stage().discard();
+    if (databases.isStaged) this.stage().discard();
+    return databases;
+  }
+
+  /**
+   * Closes the LMDB behind it until it is needed again.
+   * @returns false while something is under way in it
+   */
+  rest(): boolean {
+    if (this.#databases === null) return true;
+    const isBusy = this.#committing || this.#snapshots.size > 0 || this.#staging?.busy === true;
+    if (isBusy) return false;
+    const { root } = this.#databases;
+    this.#databases = null;
+    this.#state = null;
+    this.#other = null;
+    this.#staging = null;
+    closeNow(root);
+    this.#pool.closed(this);
+    return true;
+  }
+
+  #rows(): State {
+    this.wake();
+    return this.#state as State;
   }
 
   meta(): Uint8Array | null {
-    this.#assertOpen();
-    return copy(this.#databases.meta.get(metaKey)) ?? null;
+    return copy(this.wake().meta.get(metaKey)) ?? null;
   }
 
   get(key: string): string | undefined {
-    this.#assertOpen();
-    return this.#state.get(key);
+    return this.#rows().get(key);
   }
 
   entry(index: number): Uint8Array | undefined {
-    this.#assertOpen();
-    return copy(this.#databases.log.get(indexKey(index)));
+    return copy(this.wake().log.get(indexKey(index)));
   }
 
   /** Each page sees the last committed change at the time it is read. */
   range(range: Range): Generator<readonly [key: string, value: string]> {
-    return paged(range, (page) => {
-      this.#assertOpen();
-      return readPage(this.#state, page);
-    });
+    return paged(range, (page) => readPage(this.#rows(), page));
   }
 
   snapshot(): EnvironmentSnapshot {
-    this.#assertOpen();
-    const snapshot = new LmdbSnapshot(this.#state, () => this.#snapshots.delete(snapshot));
+    const snapshot = new LmdbSnapshot(this.#rows(), () => this.#snapshots.delete(snapshot));
     this.#snapshots.add(snapshot);
     return snapshot;
   }
 
   stage(): Staging {
-    this.#assertOpen();
+    const { root, meta } = this.wake();
     assert(!this.#installing, "Staged rows are being installed");
-    const { root, meta } = this.#databases;
     this.#staging?.supersede();
     this.#other ??= openState(root, 1 - this.#holder);
     const staging = new LmdbStaging(root, this.#other, meta, (error) => {
@@ -325,10 +412,10 @@ export class LmdbEnvironment implements Environment {
   }
 
   install(staging: Staging, meta: Uint8Array, done: (error: Error | null) => void): void {
-    this.#assertOpen();
+    const { root, log, meta: metas } = this.wake();
     assert(staging === this.#staging, "What is installed is not what was staged");
-    const { root, log, meta: metas } = this.#databases;
-    const [before, after, holder] = [this.#state, this.#other as State, 1 - this.#holder];
+    const [before, after] = [this.#state as State, this.#other as State];
+    const holder = 1 - this.#holder;
     const write = async (): Promise<void> => {
       await (staging as LmdbStaging).settled();
       const pending: Promise<unknown>[] = [];
@@ -353,9 +440,9 @@ export class LmdbEnvironment implements Environment {
   }
 
   commit(change: EnvironmentChange, done: (error: Error | null) => void): void {
-    this.#assertOpen();
+    const databases = this.wake();
     const operations = gather(change);
-    this.#run(() => this.#write(operations), done);
+    this.#run(() => this.#write(databases, operations), done);
   }
 
   #run(write: () => Promise<void>, done: (error: Error | null) => void): void {
@@ -381,24 +468,25 @@ export class LmdbEnvironment implements Environment {
     assert(!this.#committing, "An environment is closed while a commit is under way");
     if (this.#closed) return;
     this.#closed = true;
-    const { root } = this.#databases;
     for (const snapshot of this.#snapshots) snapshot.close();
     try {
       await this.#staging?.settled();
     } catch {
       // Nobody will install it.
     }
+    const databases = this.#databases;
+    this.#databases = null;
     try {
-      await root.close();
+      await databases?.root.close();
     } finally {
+      this.#pool.closed(this);
       this.#onClose();
     }
   }
 
   /** Everything queued inside one `batch` is one transaction, in this order. */
-  async #write(operations: Operations): Promise<void> {
-    const { root, log, meta } = this.#databases;
-    const state = this.#state;
+  async #write({ root, log, meta }: Databases, operations: Operations): Promise<void> {
+    const state = this.#state as State;
     const pending = new Set<Promise<unknown>>();
     const deleted: Uint8Array[] = [];
     for (const range of operations.entriesDeleted)
@@ -412,10 +500,6 @@ export class LmdbEnvironment implements Environment {
     });
     // Inside a batch these are one and the same settled promise; none may float all the same.
     await Promise.all([committed, ...pending]);
-  }
-
-  #assertOpen(): void {
-    assert(!this.#closed, "Environment is closed");
   }
 }
 
@@ -455,6 +539,7 @@ class LmdbStaging implements Staging {
   readonly #failed: (error: Error) => void;
   #begun = false;
   #ended = false;
+  #writing = 0;
   #writes: Promise<void> = Promise.resolve();
 
   constructor(
@@ -492,6 +577,11 @@ class LmdbStaging implements Staging {
     );
   }
 
+  /** It may get more rows, or some are being written. */
+  get busy(): boolean {
+    return !this.#ended || this.#writing > 0;
+  }
+
   /** Another one takes its place, and clears what is there. */
   supersede(): void {
     this.#ended = true;
@@ -524,9 +614,14 @@ class LmdbStaging implements Staging {
     const write = Promise.all(pending).then(() => {});
     const before = this.#writes;
     this.#writes = before.then(() => write);
+    this.#writing += 1;
     this.#writes.then(
-      () => written(null),
+      () => {
+        this.#writing -= 1;
+        written(null);
+      },
       async (error: unknown) => {
+        this.#writing -= 1;
         const failure = await commitError(error);
         this.#failed(failure);
         written(failure);

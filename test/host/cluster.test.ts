@@ -229,9 +229,9 @@ describe("a group that sleeps on every node", () => {
   }
 });
 
-describe("a node without room for another environment", () => {
+describe("a node without room for another replica", () => {
   test("answers with a problem, goes on with those it has, and takes it when there is room", async () => {
-    const cluster = await ready({ environmentsMax: 2, tuning: { sleepAfterMs: 3_000 } });
+    const cluster = await ready({ tuning: { sleepAfterMs: 3_000, awakeLimit: 2 } });
     await cluster.create("acme");
     const made = await cluster.change(cluster.node(0), "_system", command(createTenant("beta")));
     expect(made.ok).toBe(true);

@@ -16,7 +16,6 @@ export class Cluster {
     options: {
       nodes?: number;
       spares?: number;
-      environmentsMax?: number;
       tuning?: Partial<Tuning>;
     } = {},
   ) {

@@ -43,7 +43,7 @@ class Side {
     },
     discard: (staging: MemoryStaging) => staging.discard(),
   } as unknown as Replica;
-  readonly exchange = new SnapshotExchange(1, partBytes, {
+  readonly exchange = new SnapshotExchange(1, partBytes, 16, {
     now: () => this.now,
     defer: (run) => void this.deferred.push(run),
     send: (to, kind, item) => {

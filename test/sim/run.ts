@@ -112,8 +112,9 @@ function drawSwarm(prng: Prng, stormMs: number): Swarm {
     moveEveryMs: prng.pick([0, 700, 2_000, 5_000]),
   };
   // Where none sleep for want of use they sleep for want of room.
-  const awakeMax = swarm.tuning.sleepAfterMs === 600_000 ? 3 : 2_000;
-  return { ...swarm, tuning: { ...swarm.tuning, awakeMax } };
+  const awakeMax = swarm.tuning.sleepAfterMs === 600_000 ? 3 : swarm.environmentsMax - 16;
+  const awakeLimit = swarm.environmentsMax;
+  return { ...swarm, tuning: { ...swarm.tuning, awakeMax, awakeLimit } };
 }
 
 interface Acknowledged {

@@ -209,18 +209,109 @@ describe("range()", () => {
 });
 
 describe("environments", () => {
-  test("refuse to open beyond the cap, and take one again after a close", async () => {
-    const environments = new LmdbEnvironments({ data: temporary(), capMax: 2 });
-    expect(environments.cap).toBe(2);
-    const a = environments.open("a");
-    const b = environments.open("b");
-    expect(environments.open_count).toBe(2);
-    expect(() => environments.open("c")).toThrow("ulimit -n");
-    expect(environments.exists("c")).toBe(false);
-    await a.close();
-    const c = environments.open("c");
-    await Promise.all([b.close(), c.close()]);
+  test("are more than may be open: those that are not used are closed for others, and open again by themselves", async () => {
+    const data = temporary();
+    const environments = new LmdbEnvironments({ data, capMax: 3 });
+    const held = Array.from({ length: 10 }, (_, n) => environments.open(`t${n}`));
+    const atMostThree = (): void => {
+      expect(environments.open_count).toBeLessThanOrEqual(3);
+      if (!fs.existsSync("/proc/self/fd")) return;
+      const files = fs.readdirSync("/proc/self/fd").map((descriptor) => {
+        try {
+          return fs.readlinkSync(`/proc/self/fd/${descriptor}`);
+        } catch {
+          return "";
+        }
+      });
+      // A data file twice, for pages and for roots, and its lock.
+      expect(files.filter((file) => file.startsWith(data)).length).toBeLessThanOrEqual(9);
+    };
+    for (let round = 0; round < 3; round++) {
+      for (const [n, environment] of held.entries()) {
+        await commit(environment, {
+          meta: bytes(`${round}`),
+          rows: [[`r${round}`, `${n}`]],
+          entries: [[round + 1, bytes(`${n}`)]],
+        });
+        atMostThree();
+      }
+    }
+    for (const [n, environment] of held.entries()) {
+      expect([...environment.range(everything)].map(([, value]) => value)).toEqual([
+        `${n}`,
+        `${n}`,
+        `${n}`,
+      ]);
+      expect(environment.get("r1")).toBe(`${n}`);
+      expect(environment.meta()).toEqual(bytes("2"));
+      expect(environment.entry(3)).toEqual(bytes(`${n}`));
+      atMostThree();
+    }
+    for (const environment of held) await environment.close();
     expect(environments.open_count).toBe(0);
+  });
+
+  test("stay open beyond the cap while something is under way in them, and no longer", async () => {
+    const environments = new LmdbEnvironments({ data: temporary(), capMax: 2 });
+    const [a, b, c, d] = ["a", "b", "c", "d"].map((name) => environments.open(name)) as [
+      LmdbEnvironment,
+      LmdbEnvironment,
+      LmdbEnvironment,
+      LmdbEnvironment,
+    ];
+    await commit(a, { rows: [["k", "a"]] });
+    const snapshot = a.snapshot();
+    const staging = b.stage();
+    const committing = commit(c, { rows: [["k", "c"]] });
+    expect(d.get("k")).toBeUndefined();
+    expect(environments.open_count).toBe(4);
+    await committing;
+    // What was begun in them is still there.
+    expect([...snapshot.range(everything)]).toEqual([["k", "a"]]);
+    await new Promise<void>((resolve) => staging.add([["k", "b"]], () => resolve()));
+    await new Promise<void>((resolve) => b.install(staging, bytes("new"), () => resolve()));
+    snapshot.close();
+    expect([a, b, c, d].map((environment) => environment.get("k"))).toEqual([
+      "a",
+      "b",
+      "c",
+      undefined,
+    ]);
+    // Only now is there something else that needs room.
+    a.get("k");
+    environments.open("e").get("k");
+    expect(environments.open_count).toBe(2);
+    for (const environment of [a, b, c, d]) await environment.close();
+  });
+
+  test("are refused when too many are busy at once, before descriptors run out", async () => {
+    const environments = new LmdbEnvironments({ data: temporary(), capMax: 1 });
+    const busy = Array.from({ length: 17 }, (_, n) => {
+      const environment = environments.open(`t${n}`);
+      environment.snapshot();
+      return environment;
+    });
+    expect(() => environments.open("more")).toThrow("Cannot open environment");
+    await busy[0]?.close();
+    await environments.open("more").close();
+    for (const environment of busy) await environment.close();
+  });
+
+  test("lose what was half staged when they are opened anew", async () => {
+    const environments = new LmdbEnvironments({ data: temporary(), capMax: 1 });
+    const a = environments.open("a");
+    await commit(a, { rows: [["k", "old"]] });
+    const staging = a.stage();
+    await new Promise<void>((resolve) => staging.add([["k", "new"]], () => resolve()));
+    staging.discard();
+    await commit(a, { rows: [["l", "1"]] });
+    const b = environments.open("b");
+    expect(environments.open_count).toBe(1);
+    expect([...a.range(everything)]).toEqual([
+      ["k", "old"],
+      ["l", "1"],
+    ]);
+    await Promise.all([a.close(), b.close()]);
   });
 
   test("compute the cap from the process's limits", () => {
