@@ -1,10 +1,13 @@
 // @ts-check
 /**
- * `npm test`: installs what is missing, then the static checks, the whole suite on Vitest, the suite without the
- * end-to-end tests once more on Bun, and a slice of the simulator's seeds. All of it runs, also after something failed. The last line counts the tests.
+ * `npm test`: installs what is missing, then the static checks; then, two at a time as each keeps about one core busy,
+ * the suite without the end-to-end tests on Vitest, the same once more on Bun, and a slice of the simulator's seeds; and
+ * last the end-to-end tests, which have the machine to themselves. All of it runs, also after something failed. What ran
+ * beside something else is printed when it ends. The last line counts the tests.
  */
 import { spawn } from "node:child_process";
-import { mkdirSync, readFileSync, rmSync } from "node:fs";
+import { closeSync, mkdirSync, openSync, readFileSync, rmSync } from "node:fs";
+import { availableParallelism } from "node:os";
 import path from "node:path";
 import {
   bin,
@@ -21,14 +24,25 @@ import { runChecks, staticChecks } from "./check.mjs";
 
 const results = path.join(root, ".results");
 
-/** @param {string} command @param {string[]} args @returns {Promise<number>} */
-function run(command, args) {
+/**
+ * @param {string | null} name of the log in .results that its output goes to; null: to the terminal
+ * @param {string} command
+ * @param {string[]} args
+ * @returns {Promise<number>} its exit code
+ */
+function run(name, command, args) {
   return new Promise((resolve) => {
-    const child = spawn(bin(command), args, { cwd: root, stdio: ["ignore", "inherit", "inherit"] });
+    const log = name === null ? null : openSync(logOf(name), "w");
+    const output = log ?? "inherit";
+    const child = spawn(bin(command), args, { cwd: root, stdio: ["ignore", output, output] });
+    if (log !== null) closeSync(log);
     child.on("error", () => resolve(1));
     child.on("close", (code) => resolve(code ?? 1));
   });
 }
+
+/** @param {string} name */
+const logOf = (name) => path.join(results, `${name}.log`);
 
 /** @param {string} file @param {(text: string) => Counts} read @returns {Counts | null} */
 function counts(file, read) {
@@ -39,11 +53,14 @@ function counts(file, read) {
   }
 }
 
-/** @returns {Promise<{ok: boolean, counts: Counts | null}>} */
-async function vitest() {
-  const file = path.join(results, "vitest.json");
-  const code = await run("vitest", [
+/** @typedef {{ok: boolean, counts: Counts | null}} Outcome */
+
+/** @param {"unit" | "e2e"} project @param {string | null} log @returns {Promise<Outcome>} */
+async function vitest(project, log) {
+  const file = path.join(results, `vitest-${project}.json`);
+  const code = await run(log, "vitest", [
     "run",
+    `--project=${project}`,
     "--reporter=default",
     "--reporter=json",
     `--outputFile.json=${file}`,
@@ -65,10 +82,10 @@ async function vitest() {
   return { ok: code === 0, counts: found };
 }
 
-/** @returns {Promise<{ok: boolean, counts: Counts | null}>} */
-async function bunTest() {
+/** @param {string} log @returns {Promise<Outcome>} */
+async function bunTest(log) {
   const file = path.join(results, "bun.xml");
-  const code = await run("bun", [
+  const code = await run(log, "bun", [
     "test",
     "--only-failures",
     "--path-ignore-patterns=test/e2e/**",
@@ -86,25 +103,50 @@ async function bunTest() {
   return { ok: code === 0, counts: found };
 }
 
-/** Seeds of the simulator that every change passes, on as many processes as the machine should have cores for. */
-const seedsEach = 1_000;
-const simulators = 2;
+/** Seeds of the simulator that every change passes, in parts that fill what the suites leave free. */
+const seedsEach = 500;
+const simulators = 4;
 
-/** @returns {Promise<{ok: boolean, counts: Counts | null}>} */
-async function simulation() {
-  const codes = await Promise.all(
-    Array.from({ length: simulators }, (_, i) =>
-      run("bun", [
-        "test/sim/main.ts",
-        "--seeds",
-        String(seedsEach),
-        "--from",
-        String(1 + i * seedsEach),
-      ]),
-    ),
-  );
-  const failed = codes.filter((code) => code !== 0).length;
-  return { ok: failed === 0, counts: { passed: simulators - failed, failed, skipped: 0 } };
+/** @param {number} part @param {string} log @returns {Promise<Outcome>} */
+async function simulation(part, log) {
+  const from = String(1 + part * seedsEach);
+  const args = ["test/sim/main.ts", "--seeds", String(seedsEach), "--from", from];
+  const ok = (await run(log, "bun", args)) === 0;
+  return { ok, counts: null };
+}
+
+const stillMs = 60_000;
+
+/**
+ * Runs all of them, so many at a time, in this order, and prints each one's output when it has ended.
+ * @param {readonly {title: string, log: string, act: (log: string) => Promise<Outcome>}[]} tasks
+ * @param {number} width
+ * @returns {Promise<Outcome[]>}
+ */
+async function together(tasks, width) {
+  /** @type {Outcome[]} */
+  const outcomes = [];
+  const running = new Set();
+  const still = setInterval(() => console.log(`… ${[...running].join(", ")}`), stillMs);
+  let next = 0;
+  const work = async () => {
+    while (next < tasks.length) {
+      const at = next++;
+      const task = tasks[at];
+      if (task === undefined) return;
+      const { title, log, act } = task;
+      running.add(title);
+      const startedAt = performance.now();
+      outcomes[at] = await act(log);
+      running.delete(title);
+      const took = ((performance.now() - startedAt) / 1_000).toFixed(0);
+      console.log(`\n== ${title}: ${outcomes[at]?.ok ? "ok" : "FAILED"} after ${took} s`);
+      process.stdout.write(readFileSync(logOf(log), "utf8"));
+    }
+  };
+  await Promise.all(Array.from({ length: width }, work));
+  clearInterval(still);
+  return outcomes;
 }
 
 await runMain(async () => {
@@ -121,24 +163,41 @@ await runMain(async () => {
 
   console.log("\n== checks");
   const failed = await runChecks(staticChecks);
-  console.log("\n== tests on Vitest (Node)");
-  const onNode = await vitest();
-  if (!onNode.ok) failed.push("vitest");
-  console.log("\n== tests on Bun, without the end-to-end ones");
-  const onBun = await bunTest();
-  if (!onBun.ok) failed.push("bun test");
-  console.log(`\n== simulation, ${simulators * seedsEach} seeds`);
-  const simulated = await simulation();
-  if (!simulated.ok) failed.push("simulation");
+  const parts = Array.from({ length: simulators }, (_, part) => ({
+    title: `simulation, seeds from ${1 + part * seedsEach}`,
+    log: `simulation-${part}`,
+    act: (/** @type {string} */ log) => simulation(part, log),
+  }));
+  console.log(
+    "\n== tests on Vitest (Node) and on Bun, simulation; each is shown when it has ended",
+  );
+  const [onNode, onBun, ...simulated] = await together(
+    [
+      { title: "tests on Vitest", log: "vitest", act: (log) => vitest("unit", log) },
+      { title: "tests on Bun", log: "bun", act: bunTest },
+      ...parts,
+    ],
+    Math.min(2, availableParallelism()),
+  );
+  console.log("\n== end-to-end tests on Vitest");
+  const endToEnd = await vitest("e2e", null);
+  const broken = simulated.filter(({ ok }) => !ok).length;
+  /** @type {(readonly [string, Outcome])[]} */
+  const outcomes = [
+    ["vitest", /** @type {Outcome} */ (onNode)],
+    ["bun test", /** @type {Outcome} */ (onBun)],
+    ["end to end", endToEnd],
+    [
+      "simulation",
+      { ok: broken === 0, counts: { passed: simulators - broken, failed: broken, skipped: 0 } },
+    ],
+  ];
+  for (const [name, { ok }] of outcomes) if (!ok) failed.push(name);
 
   console.log("");
   if (failed.length > 0) console.log(`FAILED: ${failed.join(", ")}`);
   const sum = { passed: 0, failed: 0, skipped: 0 };
-  for (const [name, result] of /** @type {const} */ ([
-    ["vitest", onNode],
-    ["bun test", onBun],
-    ["simulation", simulated],
-  ])) {
+  for (const [name, result] of outcomes) {
     if (result.counts === null) {
       console.log(`${name} wrote no result`);
       if (result.ok) failed.push(name);
