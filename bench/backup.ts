@@ -17,9 +17,10 @@ import { backup, restore, verify } from "../src/cli/backup.ts";
 import type { Replica } from "../src/host/replica.ts";
 import { SnapshotExchange, type SnapshotHooks } from "../src/host/snapshots.ts";
 import { TenantState } from "../src/host/tenant_state.ts";
-import { MessageType, type Message } from "../src/raft/types.ts";
+import { emptyConfState } from "../src/raft/raft.ts";
 import { Admin } from "../src/sdk/admin.ts";
 import { LmdbEnvironments, type LmdbEnvironment } from "../src/store/environments.ts";
+import { message } from "../test/raft/helpers.ts";
 
 const mib = Number(process.argv[2] ?? 300);
 const rowBytes = 50_000;
@@ -134,37 +135,22 @@ async function snapshot(): Promise<void> {
     16,
     hooks((item) => left.onAck("n2", item)),
   );
-  const message = {
-    type: MessageType.installSnapshot,
+  const sent = message("installSnapshot", {
     to: 2,
     from: 1,
-    term: 1,
-    entries: [],
     snapshot: {
       index: 1,
       term: 1,
-      confState: {
-        voters: [1, 2],
-        votersOutgoing: [],
-        learners: [],
-        learnersNext: [],
-        autoLeave: false,
-      },
+      confState: { ...emptyConfState(), voters: [1, 2] },
     },
-    logTerm: 0,
-    index: 0,
-    commit: 0,
-    reject: false,
-    rejectHint: 0,
-    context: 0,
-  } as Message;
+  });
   const before = rssMiB();
   let most = before;
   const watching = setInterval(() => {
     most = Math.max(most, rssMiB());
   }, 20);
   const at = performance.now();
-  turn(() => left.send(sender, "n2", message));
+  turn(() => left.send(sender, "n2", sent));
   await whole;
   const ms = performance.now() - at;
   clearInterval(watching);

@@ -61,6 +61,23 @@ export async function persist(
   throw new Error(`${path} was not answered within ${deadlineMs} ms: ${last}`);
 }
 
+/** A new tenant, and a key of kind `client` for it. */
+export async function tenantWithClient(
+  urls: readonly string[],
+  rootToken: string,
+  id: string,
+): Promise<{ admin: string; client: { readonly id: string; readonly token: string } }> {
+  const made = await persist(urls, "/v1/tenants", { token: rootToken, body: { id } });
+  if (made.status !== 201) throw new Error(JSON.stringify(made.body));
+  const admin = made.body.key.token as string;
+  const key = await persist(urls, `/v1/tenants/${id}/keys`, {
+    token: admin,
+    body: { kind: "client" },
+  });
+  if (key.status !== 201) throw new Error(JSON.stringify(key.body));
+  return { admin, client: key.body };
+}
+
 export interface Frame {
   readonly event: string;
   readonly id: string | null;

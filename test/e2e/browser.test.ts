@@ -11,7 +11,7 @@ import { chromium, type Browser, type Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { bin } from "../../infra/bootstrap.mjs";
 import { startCluster } from "../../infra/cluster.mjs";
-import { eventually, persist } from "./api.ts";
+import { eventually, persist, tenantWithClient } from "./api.ts";
 
 const executablePath = [
   process.env["CONFLUX_CHROMIUM"] ?? "",
@@ -87,16 +87,9 @@ describe.skipIf(executablePath === undefined)("a page in chromium", () => {
   beforeAll(async () => {
     cluster = await startCluster({ nodes: 3, runtimes: ["bun"] });
     urls = cluster.nodes.map((node) => node.url);
-    const made = await persist(urls, "/v1/tenants", {
-      token: cluster.rootToken,
-      body: { id: "shop" },
-    });
-    admin = made.body.key.token;
-    const key = await persist(urls, "/v1/tenants/shop/keys", {
-      token: admin,
-      body: { kind: "client" },
-    });
-    token = key.body.token;
+    const made = await tenantWithClient(urls, cluster.rootToken, "shop");
+    admin = made.admin;
+    token = made.client.token;
     for (const [name, format, content] of [
       ["limit", "flag", limit(10)],
       ["banner", "json", { text: "one" }],

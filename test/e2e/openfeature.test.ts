@@ -18,7 +18,7 @@ import { createRoot } from "react-dom/client";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { startCluster } from "../../infra/cluster.mjs";
 import { hashToken, streamToken, streamWindow } from "../../src/gateway/tokens.ts";
-import { ask, eventually, persist } from "./api.ts";
+import { ask, eventually, persist, tenantWithClient } from "./api.ts";
 
 const N = "/v1/tenants/shop/namespaces/web";
 
@@ -76,17 +76,7 @@ async function change(
 beforeAll(async () => {
   cluster = await startCluster({ nodes: 3, runtimes: ["bun"] });
   urls = cluster.nodes.map((node) => node.url);
-  const made = await persist(urls, "/v1/tenants", {
-    token: cluster.rootToken,
-    body: { id: "shop" },
-  });
-  expect(made.status).toBe(201);
-  admin = made.body.key.token;
-  const key = await persist(urls, "/v1/tenants/shop/keys", {
-    token: admin,
-    body: { kind: "client" },
-  });
-  client = key.body;
+  ({ admin, client } = await tenantWithClient(urls, cluster.rootToken, "shop"));
   await change("new-checkout", checkout, "PUT");
   await change("limit", limit(10), "PUT");
   await change("theme", theme, "PUT");

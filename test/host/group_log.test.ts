@@ -1,25 +1,10 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { GroupLog, type LogCheckpoint, type ReplicaMeta } from "../../src/host/group_log.ts";
+import { GroupLog, type LogCheckpoint } from "../../src/host/group_log.ts";
 import type { Entry } from "../../src/raft/types.ts";
-import { MemoryEnvironment } from "./memory_environment.ts";
+import { freshMeta, MemoryEnvironment } from "./memory_environment.ts";
 
-const fresh: ReplicaMeta = {
-  format: 1,
-  tenant: "t",
-  group: 2,
-  incarnation: 1,
-  replica: 1,
-  members: [{ node: "n1", id: 1 }],
-  hard: { term: 0, vote: 0, commit: 0 },
-  conf: { voters: [1], votersOutgoing: [], learners: [], learnersNext: [], autoLeave: false },
-  applied: 0,
-  appliedTerm: 0,
-  first: 1,
-  firstTerm: 0,
-  last: 0,
-  sequence: 0,
-};
+const fresh = freshMeta([1]);
 
 type Step =
   /** Entries of a newer term, from `back` before the end: what Raft does on a conflict. */

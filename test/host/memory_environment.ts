@@ -1,4 +1,5 @@
 /** An environment in memory: atomic like the real one, durable when its owner says so. Used by host tests and the simulator. */
+import type { ReplicaMeta } from "../../src/host/group_log.ts";
 import type { Replica } from "../../src/host/replica.ts";
 import { SortedMap } from "../../src/lib/sorted_map.ts";
 import type {
@@ -8,6 +9,7 @@ import type {
   Range,
   Staging,
 } from "../../src/host/ports.ts";
+import { emptyConfState } from "../../src/raft/raft.ts";
 
 /** All rows of a replica, as a snapshot of it has them. */
 export function rowsOf(replica: Replica): (readonly [key: string, text: string])[] {
@@ -25,6 +27,44 @@ export interface PreparedChange {
   readonly rows: readonly (readonly [string, string | undefined])[];
   readonly entries: readonly (readonly [number, Uint8Array])[];
   readonly entriesDeleted: EnvironmentChange["entriesDeleted"];
+}
+
+/** Of replica 1 of a group that has done nothing yet; replica i lives on node n<i>. */
+export function freshMeta(voters: readonly number[]): ReplicaMeta {
+  return {
+    format: 1,
+    tenant: "t",
+    group: 2,
+    incarnation: 1,
+    replica: 1,
+    members: voters.map((id) => ({ id, node: `n${id}` })),
+    hard: { term: 0, vote: 0, commit: 0 },
+    conf: { ...emptyConfState(), voters },
+    applied: 0,
+    appliedTerm: 0,
+    first: 1,
+    firstTerm: 0,
+    last: 0,
+    sequence: 0,
+  };
+}
+
+/** `stored`, to which changes are committed as `commit` will have it. */
+export function committedBy(
+  stored: MemoryEnvironment,
+  commit: (prepared: PreparedChange, done: (error: Error | null) => void) => void,
+): Environment {
+  return {
+    meta: () => stored.meta(),
+    get: (key) => stored.get(key),
+    range: (range) => stored.range(range),
+    entry: (index) => stored.entry(index),
+    snapshot: () => stored.snapshot(),
+    stage: () => stored.stage(),
+    commit: (change, done) => commit(prepare(change), done),
+    install: (staging, meta, done) => commit(prepareInstall(staging, meta), done),
+    close: async () => {},
+  };
 }
 
 export function prepare(change: EnvironmentChange): PreparedChange {

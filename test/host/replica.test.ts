@@ -5,8 +5,7 @@
  */
 import { describe, expect, test } from "vitest";
 import { appendRecord, createRecord, parseRecord } from "../../src/host/codec.ts";
-import { GroupLog, type ReplicaMeta } from "../../src/host/group_log.ts";
-import type { Environment } from "../../src/host/ports.ts";
+import { GroupLog } from "../../src/host/group_log.ts";
 import { metaFromBytes, Replica, type ReplicaHooks } from "../../src/host/replica.ts";
 import { assert } from "../../src/lib/assert.ts";
 import { Prng } from "../../src/lib/prng.ts";
@@ -17,29 +16,14 @@ import { EntryKind, MessageType, type Entry, type StorageAppend } from "../../sr
 import { MemoryState } from "../machine/memory_state.ts";
 import { message } from "../raft/helpers.ts";
 import {
-  MemoryEnvironment,
-  prepare,
-  prepareInstall,
+  committedBy,
+  freshMeta,
   rowsOf,
+  MemoryEnvironment,
   type PreparedChange,
 } from "./memory_environment.ts";
 
-const identity: ReplicaMeta = {
-  format: 1,
-  tenant: "t",
-  group: 2,
-  incarnation: 1,
-  replica: 1,
-  members: [1, 2, 3].map((id) => ({ id, node: `n${id}` })),
-  hard: { term: 0, vote: 0, commit: 0 },
-  conf: { voters: [1, 2, 3], votersOutgoing: [], learners: [], learnersNext: [], autoLeave: false },
-  applied: 0,
-  appliedTerm: 0,
-  first: 1,
-  firstTerm: 0,
-  last: 0,
-  sequence: 0,
-};
+const identity = freshMeta([1, 2, 3]);
 
 interface JournalRecord {
   readonly sequence: number;
@@ -133,17 +117,7 @@ class Life {
       const write = (): void => stored.write(prepared);
       this.#committing = { write, done: () => done(null) };
     };
-    const environment: Environment = {
-      meta: () => stored.meta(),
-      get: (key) => stored.get(key),
-      range: (range) => stored.range(range),
-      entry: (index) => stored.entry(index),
-      snapshot: () => stored.snapshot(),
-      stage: () => stored.stage(),
-      commit: (change, done) => commit(prepare(change), done),
-      install: (staging, meta, done) => commit(prepareInstall(staging, meta), done),
-      close: async () => {},
-    };
+    const environment = committedBy(stored, commit);
     const log = new GroupLog(environment, meta);
     let { sequence } = meta;
     for (const record of this.#journal) {

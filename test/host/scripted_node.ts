@@ -19,12 +19,7 @@ import { EntryKind, type Entry, type Message, type MessageType } from "../../src
 import { NodeJournal } from "../../src/store/journal.ts";
 import { message } from "../raft/helpers.ts";
 import { SimDisk, type Survival } from "../store/sim_disk.ts";
-import {
-  MemoryEnvironment,
-  prepare,
-  prepareInstall,
-  type PreparedChange,
-} from "./memory_environment.ts";
+import { committedBy, MemoryEnvironment, type PreparedChange } from "./memory_environment.ts";
 
 const STEP_MS = 5;
 
@@ -194,17 +189,7 @@ export class ScriptedNode {
             done: () => done(error),
           });
         };
-        return {
-          meta: () => stored.meta(),
-          get: (key) => stored.get(key),
-          range: (range) => stored.range(range),
-          entry: (index) => stored.entry(index),
-          snapshot: () => stored.snapshot(),
-          stage: () => stored.stage(),
-          commit: (change, done) => commit(prepare(change), done),
-          install: (staging, meta, done) => commit(prepareInstall(staging, meta), done),
-          close: async () => {},
-        };
+        return committedBy(stored, commit);
       },
     };
   }

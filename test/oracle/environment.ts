@@ -11,7 +11,6 @@ import {
 } from "../../src/raft/raft.ts";
 import {
   EntryKind,
-  MessageType,
   type ConfChange,
   type ConfState,
   type Entry,
@@ -22,6 +21,7 @@ import {
   type Role,
   type StorageAppend,
 } from "../../src/raft/types.ts";
+import { message } from "../raft/helpers.ts";
 import { MemoryLog } from "../raft/memory_log.ts";
 import type { Directive } from "./datadriven.ts";
 import {
@@ -238,31 +238,16 @@ class Replica {
     }
     if (this.raft.role !== "follower" || this.raft.lead === 0) return false;
     // As if somebody had sent it here: a follower hands it on.
-    this.raft.step({
-      ...EMPTY_MESSAGE,
-      type: MessageType.propose,
-      to: this.id,
-      from: Number.MAX_SAFE_INTEGER,
-      entries: entries.map((entry) => ({ index: 0, term: 0, ...entry })),
-    });
+    const fields = { to: this.id, from: Number.MAX_SAFE_INTEGER, term: 0 };
+    this.raft.step(
+      message("propose", {
+        ...fields,
+        entries: entries.map((entry) => ({ index: 0, term: 0, ...entry })),
+      }),
+    );
     return true;
   }
 }
-
-const EMPTY_MESSAGE: Message = {
-  type: MessageType.propose,
-  to: 0,
-  from: 0,
-  term: 0,
-  logTerm: 0,
-  index: 0,
-  commit: 0,
-  reject: false,
-  rejectHint: 0,
-  context: 0,
-  entries: [],
-  snapshot: null,
-};
 
 function bytesOf(entries: readonly Entry[]): number {
   return entries.reduce((sum, entry) => sum + entry.data.length, 0);
@@ -498,14 +483,12 @@ export class Environment {
   }
 
   #sendSnapshot(replica: Replica, to: number): string[] {
-    const m: Message = {
-      ...EMPTY_MESSAGE,
-      type: MessageType.installSnapshot,
+    const m = message("installSnapshot", {
       from: replica.id,
       to,
       term: replica.raft.term,
       snapshot: replica.log.snapshot(),
-    };
+    });
     this.#send(parcelOf(m));
     return [messageText(m)];
   }

@@ -9,32 +9,19 @@ import { changeMembers, simple } from "../../src/raft/confchange.ts";
 import { RaftLog } from "../../src/raft/log.ts";
 import { Inflights, Progress } from "../../src/raft/progress.ts";
 import { emptyConfState, encodeConfChange } from "../../src/raft/raft.ts";
+import { EntryKind, MessageType, type ConfState, type Message } from "../../src/raft/types.ts";
 import {
-  ChangeKind,
-  EntryKind,
-  MessageType,
-  type ConfChange,
-  type ConfState,
-  type Entry,
-  type Message,
-} from "../../src/raft/types.ts";
-import { bytes, cluster, entry, exchange, message, Peer, typesOf } from "./helpers.ts";
+  bytes,
+  change,
+  cluster,
+  confEntry,
+  entry,
+  exchange,
+  message,
+  Peer,
+  typesOf,
+} from "./helpers.ts";
 import { MemoryLog } from "./memory_log.ts";
-
-function change(
-  transition: ConfChange["transition"],
-  ...changes: [keyof typeof ChangeKind, number][]
-): ConfChange {
-  return {
-    transition,
-    changes: changes.map(([kind, id]) => ({ kind: ChangeKind[kind], id })),
-    context: new Uint8Array(0),
-  };
-}
-
-function confEntry(index: number, term: number, of: ConfChange): Entry {
-  return { index, term, kind: EntryKind.confChange, data: encodeConfChange(of) };
-}
 
 /** Old half 1, 2, 3; new half 1, 4, 5. */
 const joint: ConfState = {

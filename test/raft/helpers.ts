@@ -1,8 +1,16 @@
 /** Replicas for tests: what they send is kept for inspection, what they write is durable when the test says so. */
-import { emptyConfState, newReady, Raft, decodeConfChange } from "../../src/raft/raft.ts";
 import {
+  decodeConfChange,
+  emptyConfState,
+  encodeConfChange,
+  newReady,
+  Raft,
+} from "../../src/raft/raft.ts";
+import {
+  ChangeKind,
   EntryKind,
   MessageType,
+  type ConfChange,
   type ConfState,
   type Entry,
   type HardState,
@@ -30,6 +38,21 @@ export function bytes(text: string): Uint8Array {
 
 export function entry(index: number, term: number, text = `${term}.${index}`): Entry {
   return { index, term, kind: EntryKind.normal, data: bytes(text) };
+}
+
+export function change(
+  transition: ConfChange["transition"],
+  ...changes: [keyof typeof ChangeKind, number][]
+): ConfChange {
+  return {
+    transition,
+    changes: changes.map(([kind, id]) => ({ kind: ChangeKind[kind], id })),
+    context: new Uint8Array(0),
+  };
+}
+
+export function confEntry(index: number, term: number, of: ConfChange): Entry {
+  return { index, term, kind: EntryKind.confChange, data: encodeConfChange(of) };
 }
 
 export function message(type: keyof typeof MessageType, fields: Partial<Message>): Message {

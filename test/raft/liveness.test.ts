@@ -1,7 +1,7 @@
 /** Liveness from outside: no heartbeats in a group that is at rest, and nobody left behind because of it. */
 import { describe, expect, test } from "vitest";
 import { MessageType, type Message, type RaftConfig } from "../../src/raft/types.ts";
-import { bytes, cluster, exchange, Peer, typesOf } from "./helpers.ts";
+import { bytes, cluster, exchange, message, Peer, typesOf } from "./helpers.ts";
 
 const everybody: Partial<RaftConfig> = { preVote: true, checkQuorum: true, supports: () => true };
 
@@ -24,20 +24,7 @@ describe("a peer that was frozen", () => {
     leader.raft.propose(bytes("a"));
     exchange(peers, (m) => m.to === 3);
     const { term } = leader.raft;
-    const answer = (): Message => ({
-      type: MessageType.heartbeatResponse,
-      to: 1,
-      from: 3,
-      term,
-      logTerm: 0,
-      index: 0,
-      commit: 0,
-      reject: false,
-      rejectHint: 0,
-      context: 0,
-      entries: [],
-      snapshot: null,
-    });
+    const answer = (): Message => message("heartbeatResponse", { from: 3, term });
     leader.raft.reportUnreachable(3);
     const appends = (): number => {
       for (let i = 0; i < 50; i++) leader.raft.step(answer());

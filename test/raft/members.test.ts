@@ -1,25 +1,8 @@
 /** Changes of the configuration, snapshots, limits: what the paper leaves to whoever builds it. */
 import { describe, expect, test } from "vitest";
 import { encodeConfChange } from "../../src/raft/raft.ts";
-import {
-  ChangeKind,
-  EntryKind,
-  MessageType,
-  type ConfChange,
-  type Entry,
-} from "../../src/raft/types.ts";
-import { bytes, cluster, entry, exchange, message, Peer, typesOf } from "./helpers.ts";
-
-function change(
-  transition: ConfChange["transition"],
-  ...changes: [keyof typeof ChangeKind, number][]
-): ConfChange {
-  return {
-    transition,
-    changes: changes.map(([kind, id]) => ({ kind: ChangeKind[kind], id })),
-    context: new Uint8Array(0),
-  };
-}
+import { EntryKind, MessageType, type Entry } from "../../src/raft/types.ts";
+import { bytes, change, cluster, entry, exchange, message, Peer, typesOf } from "./helpers.ts";
 
 function led(count: number): [Peer, ...Peer[]] {
   const peers = cluster(count) as [Peer, ...Peer[]];

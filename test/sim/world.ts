@@ -16,12 +16,7 @@ import type {
   Transport,
 } from "../../src/host/ports.ts";
 import { NodeJournal } from "../../src/store/journal.ts";
-import {
-  MemoryEnvironment,
-  prepare,
-  prepareInstall,
-  type PreparedChange,
-} from "../host/memory_environment.ts";
+import { committedBy, MemoryEnvironment, type PreparedChange } from "../host/memory_environment.ts";
 import { SimDisk } from "../store/sim_disk.ts";
 
 /** What the network and the disks do; drawn from the seed, changed by the nemesis. */
@@ -177,14 +172,8 @@ class SimEnvironments implements Environments {
       });
     };
     return {
-      meta: () => stored.meta(),
-      get: (key) => stored.get(key),
-      range: (range) => stored.range(range),
-      entry: (index) => stored.entry(index),
-      snapshot: () => stored.snapshot(),
+      ...committedBy(stored, commit),
       stage: () => stored.stage(this.#schedule),
-      commit: (change, done) => commit(prepare(change), done),
-      install: (staging, meta, done) => commit(prepareInstall(staging, meta), done),
       close: async () => {
         this.#settle();
         if (busy) throw new Error("Closed while a commit is under way");
