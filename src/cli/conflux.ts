@@ -78,6 +78,16 @@ const messageOption = {
   message: { type: "string", short: "m", value: "TEXT", help: "Why, for the history" },
 } as const satisfies OptionSpecs;
 
+const recoverOptions = {
+  gone: {
+    type: "string",
+    value: "N1,N2,…",
+    help: "recover: nodes that will never come back; without it, what is there is listed",
+  },
+  apply: { type: "string", value: "HASH", help: "recover: do what the plan of this hash says" },
+  yes: { type: "boolean", help: "recover: do it, whatever the plan says" },
+} as const satisfies OptionSpecs;
+
 interface Command {
   readonly name: string;
   readonly summary: string;
@@ -439,9 +449,9 @@ const commands: readonly Command[] = [
     name: "cluster",
     summary: "The nodes (with a root key)",
     usage:
-      "status | members | join N | leave N | drain N | undrain N | repair N TENANT | nats-config --nodes N1,N2,…",
-    words: [1, 3],
-    options: natsConfigOptions,
+      "status | members | join N | leave N | drain N | undrain N | repair N TENANT | recover DATA… | nats-config --nodes N1,N2,…",
+    words: [1, Number.MAX_SAFE_INTEGER],
+    options: { ...natsConfigOptions, ...recoverOptions },
     run: cluster,
   },
   {
@@ -1264,6 +1274,7 @@ async function compactTenants(context: Context, tenant: string): Promise<void> {
 }
 
 async function cluster(context: Context): Promise<void> {
+  if (context.words[0] === "recover") return recoverCluster(context);
   const [verb, node] = verbOf(context, {
     status: 0,
     members: 0,
@@ -1332,6 +1343,92 @@ async function cluster(context: Context): Promise<void> {
           ]),
     ].join("\n"),
   );
+}
+
+/** Groups in tables for people; `-o json` has all. */
+const groupsShownMax = 50;
+
+async function recoverCluster(context: Context): Promise<void> {
+  const { options } = context;
+  const directories = context.words.slice(1);
+  if (directories.length === 0)
+    throw new UsageError("Name the data directories of all nodes that are left, stopped");
+  const gone = (options.get("gone") ?? "").split(",").filter((name) => name !== "");
+  // Not for every command: host and store are the node's.
+  const { groupInWords, recover } = await import("./recover.ts");
+  const line = new ProgressLine();
+  const apply = options.get("apply") ?? null;
+  let recovery: Awaited<ReturnType<typeof recover>>;
+  try {
+    recovery = await recover(directories, { gone, apply, yes: options.has("yes") }, (text) =>
+      line.show(text),
+    );
+  } finally {
+    line.end();
+  }
+  context.show(recovery, () => {
+    const { found, plan, hash, applied } = recovery;
+    const parts: string[] = [];
+    if (!applied) {
+      const shown = found.slice(0, groupsShownMax);
+      parts.push(
+        table(
+          [
+            "TENANT",
+            "GROUP",
+            "NODE",
+            "REPLICA",
+            "TERM",
+            "LAST",
+            "COMMIT",
+            "APPLIED",
+            "REVISION",
+            "VOTERS",
+            "STATE",
+          ],
+          shown.map((one) => [
+            one.tenant,
+            one.group,
+            one.node,
+            one.id,
+            one.term,
+            one.index,
+            one.commit,
+            one.applied,
+            one.revision,
+            one.voters.join(","),
+            one.damaged === null ? "intact" : "damaged",
+          ]),
+        ),
+      );
+      if (found.length > shown.length)
+        parts.push(`… and ${found.length - shown.length} more (-o json)`);
+    }
+    if (plan === null) {
+      parts.push("To plan a recovery, name the nodes that are gone for good: --gone N1,N2,…");
+      return parts.join("\n\n");
+    }
+    const concerned = plan.tenants.filter(({ verdict }) => verdict !== "whole");
+    const words = [plan.system, ...concerned].slice(0, groupsShownMax).map(groupInWords);
+    if (concerned.length >= groupsShownMax)
+      words.push(`… and ${concerned.length + 1 - groupsShownMax} more tenants (-o json)`);
+    const whole = plan.tenants.length - concerned.length;
+    words.push(`${whole} of ${plan.tenants.length} tenants keep their majority.`);
+    parts.push(words.join("\n"));
+    if (plan.system.verdict !== "recover")
+      parts.push(
+        "Nothing lost its majority: start the nodes, and let the others leave or come back.",
+      );
+    else if (applied)
+      parts.push(
+        "Done. Start these nodes; then start new ones in the place of the others, each with an empty data directory.",
+      );
+    else
+      parts.push(
+        `Nothing was changed. To do this, with the nodes still stopped: the same command with --apply ${hash}`,
+      );
+    return parts.join("\n\n");
+  });
 }
 
 async function showMembers(context: Context): Promise<void> {
@@ -1477,8 +1574,6 @@ async function readText(file: string): Promise<string> {
 }
 
 /** Groups shown as a table; JSON has them all. */
-const groupsShownMax = 50;
-
 async function journal(context: Context): Promise<number> {
   const [verb, directory] = context.words as [string, string];
   if (verb !== "inspect")

@@ -341,7 +341,11 @@ async function clusterTenants(
     }));
     const up = replicas.filter((replica) => replica.alive).length;
     const state =
-      up === replicas.length ? "ok" : up * 2 > replicas.length ? "under-replicated" : "leaderless";
+      up * 2 <= replicas.length
+        ? "leaderless"
+        : up < replicas.length || row.regrow !== undefined
+          ? "under-replicated"
+          : "ok";
     if (options.state !== undefined && options.state !== state) continue;
     items.push({ tenant: row.tenant, group: row.group, replicas, state });
     if (items.length === options.limit) return { items, next: row.tenant };

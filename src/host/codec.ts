@@ -71,7 +71,25 @@ export function parseRecord(payload: Uint8Array): JournalPayload {
  * First byte of an item of a frame. A frame is items, each with its length before it. 4 and 5 were the parts of snapshots
  * and their acknowledgements before these had checksums.
  */
-export const ItemKind = { raft: 1, heartbeat: 2, rpc: 3, snapshot: 14, snapshotAck: 15 } as const;
+export const ItemKind = {
+  raft: 1,
+  heartbeat: 2,
+  rpc: 3,
+  snapshot: 14,
+  snapshotAck: 15,
+  /** Beside heartbeats, once there was an unsafe recovery: the incarnation of `_system`. */
+  recovered: 16,
+} as const;
+
+export function recoveredItem(incarnation: number): Uint8Array {
+  const writer = new ByteWriter(4);
+  writer.u32(incarnation);
+  return writer.view();
+}
+
+export function recoveredIncarnation(item: Uint8Array): number {
+  return new ByteReader(item).u32();
+}
 
 export function raftItem(group: number, incarnation: number, message: Message): Uint8Array {
   const writer = new ByteWriter(128);

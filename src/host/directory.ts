@@ -2,7 +2,7 @@
  * The directory: which tenants there are, under which group, on which nodes. It is the applied state of the tenant
  * `_system` on this node, read in place; there is no second copy to fall out of step with it.
  */
-import { moveKey, nodeKey, systemKey, under } from "../machine/keys.ts";
+import { moveKey, nodeKey, regrowKey, systemKey, under } from "../machine/keys.ts";
 import { getTenant, listNodes, tenantOfGroup } from "../machine/queries.ts";
 import type { NodeRow, SystemRow, TenantRow } from "../machine/rows.ts";
 import type { TenantView } from "./ports.ts";
@@ -35,11 +35,19 @@ export class Directory {
 
   /** Tenants some of whose replicas are joining or leaving, by group, from the one after `after`. */
   moving(after: number, limit: number): readonly TenantRow[] {
+    return this.#named({ gte: moveKey(after + 1), lt: under("move").lt }, limit);
+  }
+
+  /** Tenants that shall have as many replicas again as before a recovery, in the same way. */
+  regrowing(after: number, limit: number): readonly TenantRow[] {
+    return this.#named({ gte: regrowKey(after + 1), lt: under("regrow").lt }, limit);
+  }
+
+  #named(range: { readonly gte: string; readonly lt: string }, limit: number): TenantRow[] {
     const view = this.#view();
     const rows: TenantRow[] = [];
     if (view === null) return rows;
-    const { lt } = under("move");
-    for (const [, name] of view.range<string>({ gte: moveKey(after + 1), lt })) {
+    for (const [, name] of view.range<string>(range)) {
       const row = this.tenant(name);
       if (row !== undefined) rows.push(row);
       if (rows.length === limit) break;

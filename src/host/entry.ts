@@ -23,6 +23,8 @@ export interface SystemIdentity {
   readonly id: number;
   /** Members of the group before its first log entry. */
   readonly initial: readonly Member[];
+  /** Grows with each unsafe recovery; absent: 1. */
+  readonly incarnation?: number;
 }
 
 export interface EntryHooks {

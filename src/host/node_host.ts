@@ -44,9 +44,11 @@ import {
   ItemKind,
   parseRaftItem,
   parseRecord,
+  recoveredIncarnation,
+  recoveredItem,
 } from "./codec.ts";
 import { Directory, SYSTEM_GROUP, SYSTEM_TENANT } from "./directory.ts";
-import { GroupLog, type ReplicaMeta } from "./group_log.ts";
+import type { ReplicaMeta } from "./group_log.ts";
 import { HEARTBEAT_MS, Liveness } from "./liveness.ts";
 import {
   Entry,
@@ -57,6 +59,7 @@ import {
 } from "./entry.ts";
 import { Membership, replicaOn } from "./membership.ts";
 import { chooseNodes, isLost, Reconciler, type Candidate } from "./reconciler.ts";
+import { recoverLog } from "./recovery.ts";
 import type {
   Clock,
   ClusterStatus,
@@ -920,6 +923,8 @@ export class NodeHost implements ConfigService {
       case ItemKind.heartbeat:
         this.liveness.heard(from, boot, this.#clock.monotonicMs());
         return;
+      case ItemKind.recovered:
+        return this.#heardRecovered(from, recoveredIncarnation(item));
       case ItemKind.raft: {
         const { group, incarnation, message } = parseRaftItem(item);
         const replica = this.#replicaFor(group, incarnation, message);
@@ -955,6 +960,17 @@ export class NodeHost implements ConfigService {
     }
   }
 
+  /** The others went on without this node: what it has is of another history, and nobody may be served from it. */
+  #heardRecovered(from: string, incarnation: number): void {
+    const system = this.#replicas.get(SYSTEM_GROUP);
+    if (system === undefined || system.incarnation >= incarnation) return;
+    this.#options.onFatal(
+      new Error(
+        `The cluster was recovered without this node, as node ${from} says: move its data directory aside and start it with an empty one`,
+      ),
+    );
+  }
+
   /** Whether a message's sender is where the group has it. Ids are never given twice. */
   #isOn(node: string, replica: Replica, id: ReplicaId): boolean {
     const known = replica.nodeOf(id);
@@ -982,8 +998,11 @@ export class NodeHost implements ConfigService {
 
   #heartbeat(): void {
     this.liveness.check(this.#clock.monotonicMs());
+    const { incarnation = 1 } = this.#replicas.get(SYSTEM_GROUP) ?? {};
     for (const node of this.liveness.peers) {
-      this.#outbox(node).frames.control.add(ItemKind.heartbeat, EMPTY);
+      const { control } = this.#outbox(node).frames;
+      control.add(ItemKind.heartbeat, EMPTY);
+      if (incarnation > 1) control.add(ItemKind.recovered, recoveredItem(incarnation));
       this.#flush(node);
     }
   }
@@ -1272,35 +1291,8 @@ export class NodeHost implements ConfigService {
     environment: Environment,
     records: readonly { sequence: number; payload: Uint8Array }[],
   ): Replica {
-    const stored = environment.meta();
-    let meta = stored === null ? null : metaFromBytes(stored);
-    let appends: { sequence: number; payload: Uint8Array }[] = [];
-    // Records name the replica only at their beginning: those before may be of one that was here and left.
-    const isInitial = identity.members.some(({ id }) => id === identity.replica);
-    let owner = stored !== null || isInitial ? identity.replica : NONE;
-    for (const record of records) {
-      if (meta !== null && record.sequence <= meta.sequence) continue;
-      const parsed = parseRecord(record.payload);
-      if (parsed.kind === "create") {
-        if (parsed.meta.replica !== owner) appends = [];
-        owner = parsed.meta.replica;
-        if (owner === identity.replica) meta ??= parsed.meta;
-      } else if (owner === identity.replica) {
-        appends.push(record);
-      }
-    }
-    const fresh = meta === null;
-    meta ??= identity;
-    const log = new GroupLog(environment, meta);
-    let sequence = meta.sequence;
-    for (const record of appends) {
-      const parsed = parseRecord(record.payload);
-      assert(parsed.kind === "append", "an append record changed its kind");
-      if (parsed.hard !== null) log.recoverHardState(parsed.hard);
-      log.append(parsed.entries);
-      sequence = record.sequence;
-    }
-    log.settleRecovery(meta.applied);
+    const isStored = environment.meta() !== null;
+    const { meta, log, sequence, isFresh } = recoverLog(environment, identity, records);
     const replica = new Replica({
       meta,
       log,
@@ -1318,8 +1310,8 @@ export class NodeHost implements ConfigService {
         bytesForLagging: this.#tuning.logKeptBytesForLagging,
       },
     });
-    replica.startFrom(stored === null ? 0 : meta.sequence, stored === null ? 0 : meta.applied);
-    if (fresh && !this.#damaged.has(identity.group)) {
+    replica.startFrom(isStored ? meta.sequence : 0, isStored ? meta.applied : 0);
+    if (isFresh && !this.#damaged.has(identity.group)) {
       // Its first record says who it is; the environment says so too from its first checkpoint on.
       this.#records.push({
         group: replica.group,
@@ -1333,7 +1325,8 @@ export class NodeHost implements ConfigService {
 
   #systemMeta(): ReplicaMeta | null {
     if (this.#identity === null) return null;
-    const system = { tenant: SYSTEM_TENANT, group: SYSTEM_GROUP, incarnation: 1 };
+    const { incarnation = 1 } = this.#identity;
+    const system = { tenant: SYSTEM_TENANT, group: SYSTEM_GROUP, incarnation };
     return freshMeta(system, this.#identity.id, this.#identity.initial);
   }
 
@@ -2422,7 +2415,7 @@ export function environmentName(identity: {
 }
 
 /** A replica of a group of which nothing is here: everybody begins with the group's first members. */
-function freshMeta(
+export function freshMeta(
   group: Pick<ReplicaMeta, "tenant" | "group" | "incarnation">,
   replica: ReplicaId,
   members: readonly Member[],
@@ -2460,10 +2453,14 @@ function beginsIn(records: readonly { readonly payload: Uint8Array }[], id: Repl
   });
 }
 
-/** Group and replica in an environment's name; null for a name that is none. */
-function replicaNamed(environment: string): { group: number; id: ReplicaId } | null {
-  const match = /^.+\.(\d+)\.(\d+)$/.exec(environment);
-  return match === null ? null : { group: Number(match[1]), id: Number(match[2]) };
+/** Tenant, group and replica in an environment's name; null for a name that is none. */
+export function replicaNamed(
+  environment: string,
+): { tenant: string; group: number; id: ReplicaId } | null {
+  const match = /^(.+)\.(\d+)\.(\d+)$/.exec(environment);
+  return match === null
+    ? null
+    : { tenant: match[1] as string, group: Number(match[2]), id: Number(match[3]) };
 }
 
 /** Few and small, and what elections wait for: they must not queue behind log entries. */

@@ -11,6 +11,8 @@ import type { Directory } from "./directory.ts";
 const MOVES_MAX = 16;
 /** Rows looked at in one step. */
 const ROWS_PER_STEP = 256;
+/** Of them, of tenants that shall have more replicas. */
+const REGROWING_PER_STEP = 64;
 const SYSTEM_VOTERS_MAX = 5;
 const PROPOSE_TIMEOUT_MS = 3_000;
 /** With nothing to do, all rows are looked at again after this long, ms. */
@@ -75,6 +77,8 @@ export class Reconciler {
   #led = false;
   /** Where the pass over the tenants is; null: at rest. */
   #cursor: string | null = null;
+  /** And over those that shall grow again: a group. */
+  #regrowCursor = 0;
   /** Nodes that a tenant was seen on in this pass. */
   #seenOn = new Set<string>();
   /** Why the last pass was made; another reason begins another one. */
@@ -106,7 +110,10 @@ export class Reconciler {
     if (this.#proposing) return;
     const isGone = ({ node }: NodeRow): boolean =>
       now - (this.#silentSince.get(node) ?? now) > this.#replaceAfterMs;
-    const action = this.#system(nodes, isGone) ?? this.#tenants(nodes, isGone, now);
+    const action =
+      this.#system(nodes, isGone) ??
+      this.#regrow(nodes, isGone) ??
+      this.#tenants(nodes, isGone, now);
     if (action === null) return;
     this.#proposing = true;
     this.#hooks.propose(action, PROPOSE_TIMEOUT_MS, () => {
@@ -161,6 +168,25 @@ export class Reconciler {
     const voters = members.filter(({ node }) => chosen.includes(node)).map(({ id }) => id);
     const isSame = voters.length === voting.length && voting.every(({ id }) => voters.includes(id));
     return isSame ? null : { op: "system.place", voters, generation };
+  }
+
+  /** What a recovery left with one replica gets as many again as it had, as soon as there are nodes for an odd number. */
+  #regrow(nodes: readonly NodeRow[], isGone: (node: NodeRow) => boolean): SystemAction | null {
+    const rows = this.#directory.regrowing(this.#regrowCursor, REGROWING_PER_STEP);
+    this.#regrowCursor = rows.length < REGROWING_PER_STEP ? 0 : (rows.at(-1)?.group ?? 0);
+    if (rows.length === 0 || this.#directory.moving(0, MOVES_MAX).length >= MOVES_MAX) return null;
+    const candidates = nodes.filter(
+      (one) => one.phase === undefined && !isGone(one) && this.#hooks.supports(one.node),
+    );
+    for (const { tenant, regrow = 1, placement } of rows) {
+      const { replicas, generation = 0 } = placement;
+      const present = replicas.filter((replica) => !isLeaving(replica)).map(({ node }) => node);
+      const count = largestOdd(Math.min(regrow, candidates.length));
+      if (count <= present.length || replicas.some(({ state }) => state !== undefined)) continue;
+      const chosen = chooseNodes(tenant, count, candidates, present);
+      return { op: "directory.move", tenant, nodes: chosen, generation };
+    }
+    return null;
   }
 
   /** A node to be left alone, one at a time, and what was on it found places elsewhere. */

@@ -3,6 +3,7 @@
  * hashed, checked against its schema), and applied on every replica with the same result. Encoded as JSON text.
  */
 import type { ContentFormat, ReleaseRule } from "../model/release.ts";
+import type { RecoveredSystem, RecoveredTenant } from "./recovery.ts";
 import type { IssuerRow, KeyKind, Member, QuotaChanges, Quotas, TenantRow } from "./rows.ts";
 
 /** Who asked, as written into history and audit. The machine checks again that the key still holds. */
@@ -30,13 +31,14 @@ export interface Envelope {
    * Which meaning the command has where that has changed over time; absent: 1. A committed command keeps its meaning on
    * every replica for ever, so a new meaning is a new number here. 2: deleting versions heeds the namespace's protection.
    * 3: audit rows are chained, with the hashes of what was before and after. 4: the directory gives each tenant its epoch.
+   * 5: a node that is removed takes the root keys along that only it had.
    */
   readonly semantics?: number;
   readonly action: Action;
 }
 
 /** What commands that are made now say. */
-export const semanticsNow = 4;
+export const semanticsNow = 5;
 
 export type Command = Envelope;
 
@@ -192,7 +194,9 @@ export type TenantAction =
       readonly quotas: Quotas;
       /** Of the directory's row they are from: older ones than those in force change nothing. Absent: always newer. */
       readonly revision?: number;
-    };
+    }
+  /** The group lost its quorum and goes on from this replica alone: what it did not have is lost (recovery.ts). */
+  | { readonly op: "tenant.recover"; readonly epoch: number; readonly replica: Member };
 
 /** A tenant for the directory. */
 export interface NewTenant {
@@ -277,6 +281,14 @@ export type SystemAction =
       readonly generation: number;
     }
   | { readonly op: "system.settle"; readonly generation: number }
+  /** Groups that lost their quorum go on from one replica each; nodes that are gone are forgotten (recovery.ts). */
+  | {
+      readonly op: "directory.recover";
+      readonly epoch: number;
+      readonly system?: RecoveredSystem;
+      readonly gone: readonly string[];
+      readonly tenants: readonly RecoveredTenant[];
+    }
   | ({
       readonly op: "issuer.put";
       readonly issuer: Omit<IssuerRow, "createdAt" | "revision">;

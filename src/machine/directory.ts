@@ -15,11 +15,13 @@ import {
   issuerKey,
   moveKey,
   nodeKey,
+  regrowKey,
   rootKeyKey,
   systemKey,
   tenantKey,
   under,
 } from "./keys.ts";
+import { dropRootKeys, recoverDirectory } from "./recovery.ts";
 import { tenantInfo } from "./results.ts";
 import type { ResultOf } from "./results.ts";
 import { defaultQuotas, isLeaving, sameQuotas } from "./rows.ts";
@@ -117,6 +119,7 @@ const systemOps: ReadonlySet<string> = new Set<SystemAction["op"]>([
   "node.remove",
   "system.place",
   "system.settle",
+  "directory.recover",
   "issuer.put",
   "issuer.delete",
   "rootKey.put",
@@ -144,10 +147,18 @@ interface AuditTarget {
 function targetsOf(action: SystemAction): readonly AuditTarget[] {
   if (action.op === "directory.createMany")
     return action.tenants.map(({ tenant }) => ({ target: tenant, key: tenantKey(tenant) }));
+  if (action.op === "directory.recover")
+    return [
+      ...(action.system === undefined ? [] : [{ target: "_system", key: systemKey }]),
+      ...action.gone.map((node) => ({ target: node, key: nodeKey(node) })),
+      ...action.tenants.map(({ tenant }) => ({ target: tenant, key: tenantKey(tenant) })),
+    ];
   return [targetOf(action)];
 }
 
-function targetOf(action: Exclude<SystemAction, Of<"directory.createMany">>): AuditTarget {
+function targetOf(
+  action: Exclude<SystemAction, Of<"directory.createMany"> | Of<"directory.recover">>,
+): AuditTarget {
   if ("tenant" in action) return { target: action.tenant, key: tenantKey(action.tenant) };
   if ("node" in action) return { target: action.node, key: nodeKey(action.node) };
   if (action.op === "system.place" || action.op === "system.settle")
@@ -184,6 +195,8 @@ function dispatch(draft: Draft, action: SystemAction): Done<SystemAction["op"]> 
       return placeSystem(draft, action);
     case "system.settle":
       return settleSystem(draft, action);
+    case "directory.recover":
+      return recoverDirectory(draft, action);
     case "issuer.put":
       return putIssuer(draft, action);
     case "issuer.delete":
@@ -268,6 +281,7 @@ function createTenant(
   if (before !== undefined) {
     draft.delete(groupKey(before.group));
     draft.delete(moveKey(before.group));
+    draft.delete(regrowKey(before.group));
   } else draft.meta.tenants = (draft.meta.tenants ?? 0) + 1;
   draft.put(groupKey(group), tenant);
   const row = putTenant(draft, {
@@ -332,6 +346,7 @@ function deleteTenant(draft: Draft, action: Of<"directory.delete">): Done<"direc
     draft.delete(tenantKey(before.tenant));
     draft.delete(groupKey(before.group));
     draft.delete(moveKey(before.group));
+    draft.delete(regrowKey(before.group));
     draft.meta.tenants = (draft.meta.tenants ?? 1) - 1;
     draft.change({ type: "tenant", namespace: "", name: before.tenant });
     return { created: false, result: { tenant: tenantInfo(before), purged: true } };
@@ -376,13 +391,21 @@ function moveTenant(draft: Draft, action: Of<"directory.move">): Done<"directory
   if (JSON.stringify(replicas) === JSON.stringify(before.placement.replicas))
     return { created: false, result: { tenant: tenantInfo(before) } };
   const row = putTenant(draft, {
-    ...before,
+    ...regrown(draft, before, nodes.length),
     placement: { replicas, generation: current + 1 },
     initial: before.initial ?? before.placement.replicas.map(({ node, id }) => ({ node, id })),
     nextReplica,
   });
   draft.put(moveKey(row.group), row.tenant);
   return { created: false, result: { tenant: tenantInfo(row) } };
+}
+
+/** Once as many replicas are wanted as there were before a recovery, it is as any other tenant. */
+function regrown(draft: Draft, row: TenantRow, replicas: number): TenantRow {
+  if (row.regrow === undefined || replicas < row.regrow) return row;
+  draft.delete(regrowKey(row.group));
+  const { regrow: _reached, ...rest } = row;
+  return rest;
 }
 
 function settleTenant(draft: Draft, action: Of<"directory.settle">): Done<"directory.settle"> {
@@ -459,7 +482,7 @@ function joinNode(draft: Draft, action: Of<"node.join">): Done<"node.join"> {
   const present = systemReplicaOf(system, node);
   // Asked again, its answer having been lost. One that was there from the beginning would not ask with its memory.
   if (present !== undefined && before?.disk === disk && before.diskSince !== undefined)
-    return { created: false, result: { id: present.id, initial: system.initial } };
+    return { created: false, result: admission(system, present.id) };
   const replicas = placement.replicas.map((replica): PlacedReplica =>
     replica.node === node ? { ...replica, state: "lost" } : replica,
   );
@@ -479,7 +502,11 @@ function joinNode(draft: Draft, action: Of<"node.join">): Done<"node.join"> {
     disk,
     diskSince: draft.revision,
   });
-  return { created: true, result: { id: nextReplica, initial: system.initial } };
+  return { created: true, result: admission(system, nextReplica) };
+}
+
+function admission({ initial, incarnation }: SystemRow, id: number): ResultOf<"node.join"> {
+  return { id, initial, ...(incarnation !== undefined && { incarnation }) };
 }
 
 function nodeOf(draft: Draft, node: string): NodeRow {
@@ -517,6 +544,7 @@ function removeNode(draft: Draft, action: Of<"node.remove">): Done<"node.remove"
     placement: { replicas, generation: (placement.generation ?? 0) + 1 },
   });
   draft.delete(nodeKey(node));
+  if (draft.semantics >= 5) dropRootKeys(draft, node);
   draft.change({ type: "node", namespace: "", name: node });
   return { created: false, result: { node } };
 }

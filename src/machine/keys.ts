@@ -61,6 +61,9 @@ export const systemKey = "system";
 export function moveKey(group: number): string {
   return `move/${padded(group)}`;
 }
+export function regrowKey(group: number): string {
+  return `regrow/${padded(group)}`;
+}
 export function nodeKey(node: string): string {
   return `node/${node}`;
 }

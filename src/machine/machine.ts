@@ -42,6 +42,7 @@ import {
   versionKey,
 } from "./keys.ts";
 import { earliestDue, passSchedules } from "./schedules.ts";
+import { recoverTenant } from "./recovery.ts";
 import { beginRestore, finishRestore, restoreRows } from "./restore.ts";
 import { keyInfo } from "./results.ts";
 import type { ResultOf } from "./results.ts";
@@ -144,6 +145,7 @@ const whileRestoring: ReadonlySet<Action["op"]> = new Set([
   "restore.rows",
   "restore.finish",
   "tenant.quotas",
+  "tenant.recover",
 ]);
 
 /** Which ops a tenant's state takes at all: the directory's are only for `_system`, which takes no configs. */
@@ -261,6 +263,8 @@ function perform(draft: Draft, action: Action, by: string): Done {
     }
     case "tenant.quotas":
       return setQuotas(draft, action);
+    case "tenant.recover":
+      return recoverTenant(draft, action);
     default:
       return unreachable(action);
   }

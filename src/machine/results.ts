@@ -79,6 +79,7 @@ export interface ResultByOp {
   "tenant.init": { readonly tenant: string; readonly epoch: number };
   "restore.rows": { readonly part: number; readonly rows: number };
   "restore.finish": { readonly tenant: string; readonly epoch: number; readonly rows: number };
+  "tenant.recover": { readonly tenant: string; readonly epoch: number };
   "tenant.quotas": { readonly quotas: Required<Quotas> };
   "directory.create": { readonly tenant: TenantInfo };
   "directory.createMany": {
@@ -95,11 +96,17 @@ export interface ResultByOp {
   "directory.move": { readonly tenant: TenantInfo };
   "directory.settle": { readonly tenant: TenantInfo };
   "node.register": { readonly node: NodeRow };
-  "node.join": { readonly id: number; readonly initial: readonly Member[] };
+  "node.join": {
+    readonly id: number;
+    readonly initial: readonly Member[];
+    /** Of the group of `_system`; absent: 1. */
+    readonly incarnation?: number;
+  };
   "node.phase": { readonly node: NodeRow };
   "node.remove": { readonly node: string };
   "system.place": { readonly generation: number };
   "system.settle": { readonly generation: number };
+  "directory.recover": { readonly tenants: readonly string[] };
   "issuer.put": { readonly issuer: IssuerRow };
   "issuer.delete": { readonly name: string };
   "rootKey.put": { readonly keyId: string; readonly node: string };

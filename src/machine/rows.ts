@@ -16,6 +16,7 @@
  *   iss/<name>                IssuerRow
  *   system                    SystemRow
  *   move/<group>              string (a tenant some of whose replicas are joining or leaving)
+ *   regrow/<group>            string (a tenant that shall have more replicas again, see `TenantRow.regrow`)
  * and, written by the replica itself and not by a command:
  *   host/members              Member[] (of the group's configuration, from its first change on)
  */
@@ -346,6 +347,8 @@ export interface SystemRow {
   readonly placement: StoredPlacement;
   readonly initial: readonly Member[];
   readonly nextReplica: number;
+  /** Grows with each unsafe recovery; absent: 1. */
+  readonly incarnation?: number;
 }
 
 export interface TenantRow {
@@ -353,13 +356,15 @@ export interface TenantRow {
   readonly group: number;
   /**
    * Grows when the tenant is recreated under the same name or restored. The directory's revision at that time, so that
-   * it grows over a purge too.
+   * it grows over a purge too; after an unsafe recovery the time of that, in seconds.
    */
   readonly incarnation: number;
   readonly placement: StoredPlacement;
   /** The group's members before its first log entry; absent: those of the placement, which never changed. */
   readonly initial?: readonly Member[];
   readonly nextReplica: number;
+  /** Replicas that it had before an unsafe recovery left it with one: it gets as many again when there are nodes. */
+  readonly regrow?: number;
   readonly description: string;
   readonly quotas: Quotas;
   readonly adminKey: { readonly id: string; readonly hash: string };

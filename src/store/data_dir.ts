@@ -4,10 +4,12 @@
  *   conflux.json   {"format", "cluster", "node", "disk", "boot"}
  *   lock.<n>       who has it now (lock.ts)
  *   journal/       the node's journal (journal.ts)
+ *   recovery.json  a recovery that was begun and not finished (cli/recover.ts)
  *   tenants/       one LMDB environment per replica (environments.ts)
  *
  * `boot` grows by one, durably, before anything else happens: messages of an earlier start can be told apart, and no
- * start is ever mistaken for another. `disk` is drawn when the directory is made: a wiped disk is a new replica.
+ * start is ever mistaken for another. It begins with the time, so that a node whose disk was replaced is not taken for an
+ * earlier life of itself. `disk` is drawn when the directory is made: a wiped disk is a new replica.
  */
 import { randomUUID } from "node:crypto";
 import * as fs from "node:fs";
@@ -19,7 +21,11 @@ import { lockDirectory } from "./lock.ts";
 export const dataFormat = 1;
 
 const identityFile = "conflux.json";
+/** While it is there some groups are of the new incarnation and some of the old one. */
+export const recoveryFile = "recovery.json";
 const watchMs = 1000;
+/** Keeps the numbers short. */
+const bootsSince = Date.UTC(2026, 0);
 
 export interface DataDirectoryOptions {
   readonly directory: string;
@@ -32,7 +38,7 @@ export interface DataDirectoryOptions {
 export interface DataDirectory {
   readonly path: string;
   readonly journal: string;
-  /** 1 at the first start. */
+  /** Grows with each start, also over the loss of the directory. */
   readonly boot: number;
   readonly disk: string;
   /**
@@ -74,7 +80,11 @@ export async function openDataDirectory(options: DataDirectoryOptions): Promise<
   try {
     const before = readIdentity(path) ?? newIdentity(path, options);
     assertOurs(path, before, options);
-    assertWhole(path, before);
+    assertWhole(path);
+    if (fs.existsSync(join(path, recoveryFile)))
+      throw new DataDirectoryError(
+        `A recovery of data directory ${path} was begun and not finished: run conflux cluster recover again, with the same directories`,
+      );
     const identity: Identity = { ...before, boot: before.boot + 1 };
     writeIdentity(path, identity);
     let stopWatching = (): void => undefined;
@@ -129,9 +139,9 @@ function watchPaths(paths: readonly string[], onLost: (path: string) => void): (
 }
 
 /** Environments without the journal that they were written behind have forgotten what was promised last. */
-function assertWhole(path: string, { boot }: Identity): void {
+function assertWhole(path: string): void {
   const tenants = join(path, "tenants");
-  const isUsed = boot > 0 && fs.existsSync(tenants) && fs.readdirSync(tenants).length > 0;
+  const isUsed = fs.existsSync(tenants) && fs.readdirSync(tenants).length > 0;
   if (isUsed && !fs.existsSync(join(path, "journal")))
     throw new DataDirectoryError(
       `Data directory ${path} has lost its journal/: votes and acknowledged writes may be gone; restore it, or set an empty directory and another node name`,
@@ -150,7 +160,8 @@ function newIdentity(path: string, { cluster, node, peers }: DataDirectoryOption
     cluster,
     node,
     disk: randomUUID(),
-    boot: 0,
+    // No node starts more often than once a second.
+    boot: Math.max(0, Math.floor((Date.now() - bootsSince) / 1_000)),
     peers: peers.toSorted(),
   };
 }
@@ -177,6 +188,17 @@ function assertOurs(
     throw new DataDirectoryError(
       `Data directory ${path} was made with CONFLUX_PEERS ${found.peers.join(",")}, now it is ${given}; the initial nodes cannot be changed afterwards, set them as they were`,
     );
+}
+
+/** Of a directory that a node wrote. @throws DataDirectoryError */
+export function identityOf(path: string): Pick<Identity, "cluster" | "node"> {
+  const identity = readIdentity(path);
+  if (identity === null)
+    throw new DataDirectoryError(
+      `${path} is no node's data directory: there is no ${identityFile} in it`,
+    );
+  assertWhole(path);
+  return identity;
 }
 
 function readIdentity(path: string): Identity | null {
