@@ -1,6 +1,7 @@
 /**
  * Where the time of a request goes: a three-node cluster under publishes and reads, processor time per request of every
- * process, and of each node by stage, from CPU profiles. Writes bench/results/budget.md.
+ * process, and of each node by stage, from CPU profiles; and, computed from that, what stands against the figures of
+ * bench/results/README.md: how many requests the machine has time for. Writes bench/results/budget.md.
  *
  * Estimate beforehand, microseconds of processor time of a publish at 64 connections, warm and on an idle machine: parse
  * and check 10, command and content 10, journal, frames and NATS 20 over three nodes, apply 3 × 8, checkpoint 3 × 8,
@@ -8,7 +9,16 @@
  *
  * Run: bun bench/budget.ts [--seconds 5] [--connections 64]
  */
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { spawnSync } from "node:child_process";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { cpus, tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
@@ -16,7 +26,14 @@ import { root } from "../infra/bootstrap.mjs";
 import { startCluster } from "../infra/cluster.mjs";
 import { ask } from "../test/e2e/api.ts";
 import { load, type LoadRequest } from "./load.ts";
-import { microsPerRequest, natsServerOf, processorSeconds } from "./processes.ts";
+import {
+  median,
+  meter,
+  microsPerRequest,
+  natsServerOf,
+  Probe,
+  processorSeconds,
+} from "./processes.ts";
 
 const { values } = parseArgs({
   options: {
@@ -117,11 +134,16 @@ interface Run {
   readonly followers: readonly number[];
   readonly nats: number;
   readonly client: number;
+  /** What neither these nor the client used meanwhile, in cores. */
+  readonly otherCores: number;
+  /** Of all nodes, per request: given to the disk, and how often a thread of theirs waited. */
+  readonly diskBytes: number;
+  readonly waits: number;
   /** Of the nodes, leader first; empty without profiles. */
   readonly summaries: readonly Summary[];
 }
 
-async function run(kind: Kind, profiled: boolean): Promise<Run> {
+async function run(kind: Kind, profiled: boolean, width = connections): Promise<Run> {
   const profiles = mkdtempSync(join(tmpdir(), "conflux-profiles-"));
   const cluster = await startCluster({
     nodes: 3,
@@ -160,10 +182,14 @@ async function run(kind: Kind, profiled: boolean): Promise<Run> {
           }
         : { method: "GET", path: `${config}/values/limits`, token };
     await load({ urls, connections, seconds: Math.max(5, seconds), request });
+    const usedBefore = used(pids);
+    const cost = meter([...pids, natsServerOf(cluster.dataDir)]);
     const all = [...pids, natsServerOf(cluster.dataDir)];
     const before = all.map((pid) => processorSeconds([pid]));
     const own = process.cpuUsage();
-    const result = await load({ urls, connections, seconds, request });
+    const result = await load({ urls, connections: width, seconds, request });
+    const { otherCores } = cost(result.requests);
+    const usedAfter = used(pids);
     const client = process.cpuUsage(own);
     const micros = all.map((pid, i) =>
       microsPerRequest(processorSeconds([pid]) - (before[i] as number), result.requests),
@@ -182,6 +208,9 @@ async function run(kind: Kind, profiled: boolean): Promise<Run> {
       followers: order.slice(1).map((i) => micros[i] as number),
       nats: micros[3] as number,
       client: (client.user + client.system) / result.requests,
+      otherCores,
+      diskBytes: (usedAfter.diskBytes - usedBefore.diskBytes) / result.requests,
+      waits: (usedAfter.waits - usedBefore.waits) / result.requests,
       summaries,
     };
   } finally {
@@ -190,25 +219,61 @@ async function run(kind: Kind, profiled: boolean): Promise<Run> {
   }
 }
 
+/** Of these processes so far, all threads. */
+function used(pids: readonly number[]): { diskBytes: number; waits: number } {
+  const number = (file: string, name: RegExp): number =>
+    Number(name.exec(readFileSync(file, "utf8"))?.[1] ?? 0);
+  let [diskBytes, waits] = [0, 0];
+  for (const pid of pids) {
+    diskBytes += number(`/proc/${pid}/io`, /^write_bytes: (\d+)/m);
+    for (const thread of readdirSync(`/proc/${pid}/task`))
+      waits += number(`/proc/${pid}/task/${thread}/status`, /^voluntary_ctxt_switches:\s*(\d+)/m);
+  }
+  return { diskBytes, waits };
+}
+
 // --- report --------------------------------------------------------------------------------------------------------------------
 
-const lines: string[] = [
-  "# Where the time of a request goes",
-  "",
-  `Made by \`npm run bench -- budget\` on ${new Date().toISOString().slice(0, 10)}: ${cpus().length} × ${cpus()[0]?.model ?? "?"}, three nodes on Bun, nats-server and the client on it, ${connections} connections over all nodes.`,
-  "Microseconds of processor time per request. Stages are shares of a profile, of the time that the node took without one.",
-];
+const us = (value: number): string => value.toFixed(value < 10 ? 1 : 0);
+const perSecond = (value: number): string => Math.round(value).toLocaleString("en");
+const cores = cpus().length;
 const names = [...new Set([...stages.map(([stage]) => stage), "runtime"])];
-for (const kind of ["publish", "linearizable read"] as const) {
+
+interface Budget {
+  readonly kind: Kind;
+  readonly plain: Run;
+  /** By stage, over the three nodes, microseconds. */
+  readonly stages: ReadonlyMap<string, number>;
+  readonly follower: number;
+  readonly total: number;
+  readonly summaries: readonly [Summary, Summary];
+}
+
+async function budget(kind: Kind): Promise<Budget> {
   const plain = await run(kind, false);
   const profiled = await run(kind, true);
   const follower = (plain.followers[0] as number) / 2 + (plain.followers[1] as number) / 2;
-  const total = plain.leader + follower * 2 + plain.nats + plain.client;
-  const us = (value: number): string => value.toFixed(value < 10 ? 1 : 0);
   const [ofLeader, ofFollower] = profiled.summaries as [Summary, Summary];
-  lines.push(
+  return {
+    kind,
+    plain,
+    stages: new Map(
+      names.map((stage) => [
+        stage,
+        (ofLeader.stages.get(stage) ?? 0) * plain.leader +
+          (ofFollower.stages.get(stage) ?? 0) * follower * 2,
+      ]),
+    ),
+    follower,
+    total: plain.leader + follower * 2 + plain.nats + plain.client,
+    summaries: [ofLeader, ofFollower],
+  };
+}
+
+function tables({ kind, plain, follower, total, summaries: [ofLeader, ofFollower] }: Budget) {
+  return [
     "",
-    `## ${kind}: ${plain.perSecond.toFixed(0)}/s, p50 ${plain.p50.toFixed(2)} ms, ${us(total)} µs in all`,
+    `## ${kind}: ${perSecond(plain.perSecond)}/s, p50 ${plain.p50.toFixed(2)} ms, ${us(total)} µs in all`,
     "",
     "| stage | leader | each follower |",
     "| --- | ---: | ---: |",
@@ -218,7 +283,7 @@ for (const kind of ["publish", "linearizable read"] as const) {
     ),
     `| **node** | **${us(plain.leader)}** | **${us(follower)}** |`,
     "",
-    `nats-server ${us(plain.nats)}, client ${us(plain.client)}.`,
+    `nats-server ${us(plain.nats)}, client ${us(plain.client)}. Over the three nodes a request has ${us(plain.diskBytes)} bytes given to the disk and ${plain.waits.toFixed(2)} waits of a thread. Other programs used ${plain.otherCores.toFixed(2)} cores meanwhile.`,
     "",
     "Functions with most time of their own, leader and a follower:",
     "",
@@ -228,9 +293,92 @@ for (const kind of ["publish", "linearizable read"] as const) {
       const other = ofFollower.functions[i];
       return `| \`${name}\` | ${(share * 100).toFixed(1)} % | ${other === undefined ? "" : `\`${other[0]}\``} | ${other === undefined ? "" : `${(other[1] * 100).toFixed(1)} %`} |`;
     }),
-  );
+  ];
 }
+
+/** What etcd did on this machine, if `npm run bench:peers` was run. */
+function etcdPerSecond(scenario: string): number | null {
+  const file = join(root, "bench", "results", "peers.json");
+  if (!existsSync(file)) return null;
+  const { rows } = JSON.parse(readFileSync(file, "utf8")) as {
+    readonly rows: readonly {
+      readonly scenario: string;
+      readonly connections: number;
+      readonly bytes: number;
+      readonly tenants: number;
+      readonly systems: Readonly<Record<string, readonly { readonly perSecond: number }[]>>;
+    }[];
+  };
+  const row = rows.find(
+    (one) =>
+      one.scenario === scenario &&
+      one.connections === connections &&
+      one.bytes === 128 &&
+      one.tenants === 1,
+  );
+  const rates = row?.systems["etcd"]?.map((one) => one.perSecond);
+  return rates === undefined ? null : median(rates);
+}
+
+function ceilings(budgetOf: Budget, wanted: number): string[] {
+  const { kind, plain, total, follower, stages: byStage } = budgetOf;
+  const ceiling = (micros: number): number => (cores * 1e6) / micros;
+  const etcd = etcdPerSecond(kind === "publish" ? "write" : "read");
+  const target = etcd === null ? null : wanted * etcd;
+  const parts: [string, number][] = [
+    ...byStage,
+    ["nats-server", plain.nats],
+    ["client", plain.client],
+  ];
+  parts.sort(([, left], [, right]) => right - left);
+  return [
+    "",
+    `### ${kind}`,
+    "",
+    `${cores} cores have ${perSecond(cores * 1e6)} µs a second for three nodes, nats-server and the client. At ${us(total)} µs that is at most **${perSecond(ceiling(total))}/s**; measured ${perSecond(plain.perSecond)}/s, ${((100 * plain.perSecond) / ceiling(total)).toFixed(0)} % of it: the rest is waiting, or was taken by others.`,
+    `With a core of its own for each process the leader, which uses one thread, ends at ${perSecond(1e6 / plain.leader)}/s, a follower at ${perSecond(1e6 / follower)}/s.`,
+    target === null
+      ? `Wanted: ${wanted} × etcd's rate (not measured here: \`npm run bench:peers\`).`
+      : `Wanted: ${wanted} × etcd's ${perSecond(etcd as number)}/s = ${perSecond(target)}/s, which leaves ${us((cores * 1e6) / target)} µs per request: ${total / ((cores * 1e6) / target) <= 1 ? "there is room" : `${(total / ((cores * 1e6) / target)).toFixed(1)} × less than it costs`}.`,
+    "",
+    "| part, over all processes | µs | share | most requests a second if it cost nothing |",
+    "| --- | ---: | ---: | ---: |",
+    ...parts.map(
+      ([name, micros]) =>
+        `| ${name} | ${us(micros)} | ${((100 * micros) / total).toFixed(0)} % | ${perSecond(ceiling(total - micros))} |`,
+    ),
+  ];
+}
+
+const scratch = mkdtempSync(join(tmpdir(), "conflux-probe-"));
+const probe = new Probe(scratch);
+const steady = await probe.take();
+probe.close();
+rmSync(scratch, { recursive: true, force: true });
+const publish = await budget("publish");
+const read = await budget("linearizable read");
+const alone = await run("publish", false, 1);
+const aloneMicros = alone.leader + (alone.followers[0] ?? 0) + (alone.followers[1] ?? 0);
+const sha = spawnSync("git", ["-C", root, "rev-parse", "--short", "HEAD"], { encoding: "utf8" });
+const lines: string[] = [
+  "# Where the time of a request goes",
+  "",
+  `Made by \`npm run bench -- budget ${process.argv.slice(2).join(" ")}`.trim() +
+    `\` at ${sha.stdout.trim()} on ${new Date().toISOString().slice(0, 10)}: ${cores} × ${cpus()[0]?.model ?? "?"}, three nodes on Bun, nats-server and the client on it, ${connections} connections over all nodes.`,
+  "Microseconds of processor time per request. Stages are shares of a profile, of the time that the node took without one.",
+  ...tables(publish),
+  ...tables(read),
+  "",
+  "## What stands against the figures",
+  ...ceilings(publish, 3),
+  ...ceilings(read, 6),
+  "",
+  "### A write alone",
+  "",
+  `One connection: p50 ${alone.p50.toFixed(2)} ms, of which the disk takes about ${steady.syncMs.toFixed(2)} ms (4 KiB written and synced, median; leader and followers do it at the same time). The nodes use ${us(aloneMicros)} µs of processor for it and nats-server ${us(alone.nats)} µs, in ${alone.waits.toFixed(1)} turns of waiting and waking, most of it one after the other: request, journal, frame to the followers, their journals, frames back, answer.`,
+];
 const text = `${lines.join("\n")}\n`;
 console.log(text);
 mkdirSync(join(root, "bench", "results"), { recursive: true });
 writeFileSync(join(root, "bench", "results", "budget.md"), text);
+process.exit(0);
