@@ -199,6 +199,7 @@ async function main(args: readonly string[]): Promise<void> {
     peers,
     diskId: directory.disk,
     ...(settings.zone !== null && { zone: settings.zone }),
+    role: settings.role,
     tuning: { replaceAfterMs: settings.replaceAfter * 1_000 },
     transportKind: settings.nats === null ? "loopback" : "nats",
     journal,
@@ -263,6 +264,7 @@ async function main(args: readonly string[]): Promise<void> {
       boot: directory.boot,
       disk: directory.disk,
       initial: host.systemInitial,
+      role: settings.role,
       ...(settings.zone !== null && { zone: settings.zone }),
     }),
   );

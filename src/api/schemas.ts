@@ -967,6 +967,7 @@ export const ClusterMember = answer("ClusterMember", {
   boot: orNull(Type.Number()),
   registeredAt: orNull(Time),
   phase: literals(["active", "draining", "leaving"]),
+  role: literals(["member", "gateway"]),
   system: orNull(literals(["voter", "learner", "joining", "leaving"])),
 });
 

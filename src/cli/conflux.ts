@@ -1435,12 +1435,13 @@ async function showMembers(context: Context): Promise<void> {
   const members = await context.admin.members();
   context.show(members, () =>
     table(
-      ["NODE", "ZONE", "ALIVE", "PHASE", "SYSTEM"],
-      members.items.map(({ node, zone, alive, phase, system }) => [
+      ["NODE", "ZONE", "ALIVE", "PHASE", "ROLE", "SYSTEM"],
+      members.items.map(({ node, zone, alive, phase, role, system }) => [
         node,
         zone,
         alive ? "yes" : "no",
         phase,
+        role,
         system,
       ]),
     ),

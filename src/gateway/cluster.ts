@@ -260,7 +260,9 @@ async function guardLeave(node: string, context: Context): Promise<void> {
   const rows = await nodeRows(context);
   if (!rows.some((row) => row.node === node))
     throw new Problem("not-found", `There is no node "${node}"`);
-  const stay = rows.filter((row) => row.node !== node && row.phase === undefined);
+  const stay = rows.filter(
+    (row) => row.node !== node && row.phase === undefined && row.role !== "gateway",
+  );
   if (stay.length === 0)
     throw new Problem("conflict", `Node "${node}" is the last one that is not drained or leaving`);
   const { nodes } = context.service.cluster();
@@ -313,6 +315,7 @@ function membersOf(
       boot: seen?.boot ?? row?.boot ?? null,
       registeredAt: time(row?.registeredAt ?? null),
       phase: row?.phase ?? "active",
+      role: row?.role ?? "member",
       system: replica === undefined ? null : (replica.state ?? "voter"),
     };
   });

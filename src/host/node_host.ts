@@ -15,6 +15,7 @@ import { Prng } from "../lib/prng.ts";
 import {
   semanticsNow,
   type Command,
+  type NodeRole,
   type Outcome,
   type RejectCode,
   type SystemAction,
@@ -58,7 +59,7 @@ import {
   type SystemIdentity,
 } from "./entry.ts";
 import { Membership, replicaOn } from "./membership.ts";
-import { chooseNodes, isLost, Reconciler, type Candidate } from "./reconciler.ts";
+import { chooseNodes, isLost, isPlaceable, Reconciler, type Candidate } from "./reconciler.ts";
 import { recoverLog } from "./recovery.ts";
 import type {
   Clock,
@@ -207,6 +208,8 @@ export interface NodeHostOptions {
   /** Names the data directory; absent: it is taken for the one that was always there. */
   readonly diskId?: string;
   readonly zone?: string;
+  /** Absent: member. A gateway is not one of the initial nodes. */
+  readonly role?: NodeRole;
   readonly transportKind: "loopback" | "nats";
   readonly journal: Journal;
   readonly environments: Environments;
@@ -486,12 +489,20 @@ export class NodeHost implements ConfigService {
   }
 
   #entryHooks(): EntryHooks {
-    const { node, diskId, zone } = this.#options;
+    const { node, diskId, zone, role } = this.#options;
     const ask = <T>(to: string, method: Method, done: (answer: T | null) => void): void => {
       const deadline = this.#clock.monotonicMs() + PROPOSE_TIMEOUT_MS;
-      this.#rpc.call(to, method, encodeJson({ node, disk: diskId, zone }), deadline, (result) => {
-        done(result.kind === "ok" ? (JSON.parse(decoder.decode(result.bytes)) as T | null) : null);
-      });
+      this.#rpc.call(
+        to,
+        method,
+        encodeJson({ node, disk: diskId, zone, role }),
+        deadline,
+        (result) => {
+          done(
+            result.kind === "ok" ? (JSON.parse(decoder.decode(result.bytes)) as T | null) : null,
+          );
+        },
+      );
     };
     return {
       alive: (peer) => this.liveness.supports(peer),
@@ -1670,13 +1681,18 @@ export class NodeHost implements ConfigService {
       if (answer !== null) respond(encodeJson(answer));
     });
     this.#rpc.serve(Method.join, (from, payload, respond) => {
-      const { disk, zone } = JSON.parse(decoder.decode(payload)) as { disk: string; zone?: string };
+      const { disk, zone, role } = JSON.parse(decoder.decode(payload)) as {
+        disk: string;
+        zone?: string;
+        role?: NodeRole;
+      };
       // Nobody joins under another name than its own.
       const action: SystemAction = {
         op: "node.join",
         node: from,
         disk,
         ...(zone !== undefined && { zone }),
+        ...(role !== undefined && { role }),
       };
       this.#proposeSystem(action, PROPOSE_TIMEOUT_MS, (error, outcome) => {
         respond(encodeJson(error === null && outcome?.ok === true ? outcome.result : null));
@@ -2302,7 +2318,7 @@ export class NodeHost implements ConfigService {
       .map(
         (node) => rows.find((row) => row.node === node) ?? { node, zone: null, phase: undefined },
       )
-      .filter(({ phase }) => phase === undefined);
+      .filter(isPlaceable);
   }
 
   async transfer(tenant: string, toNode: string): Promise<void> {

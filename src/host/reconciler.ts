@@ -60,6 +60,17 @@ export function isLost(
   return node?.diskSince !== undefined && (replica.since ?? row.incarnation) < node.diskSince;
 }
 
+/** Nodes that may get replicas of tenants. */
+export function isPlaceable({
+  phase,
+  role,
+}: {
+  readonly phase?: NodeRow["phase"] | undefined;
+  readonly role?: NodeRow["role"];
+}): boolean {
+  return phase === undefined && role !== "gateway";
+}
+
 export interface ReconcilerHooks {
   /** This node leads `_system`, and applied all of it. */
   leads(): boolean;
@@ -134,7 +145,7 @@ export class Reconciler {
       nodes.find((other) => other.node === node);
     const members = replicas.filter((replica) => {
       const row = rowOf(replica);
-      return row !== undefined && row.phase !== "leaving";
+      return row !== undefined && row.phase !== "leaving" && row.role !== "gateway";
     });
     const gone = members.filter((replica) => isGone(rowOf(replica) as NodeRow));
     // Who is just away keeps a vote; a learner that is away gets none.
@@ -176,7 +187,7 @@ export class Reconciler {
     this.#regrowCursor = rows.length < REGROWING_PER_STEP ? 0 : (rows.at(-1)?.group ?? 0);
     if (rows.length === 0 || this.#directory.moving(0, MOVES_MAX).length >= MOVES_MAX) return null;
     const candidates = nodes.filter(
-      (one) => one.phase === undefined && !isGone(one) && this.#hooks.supports(one.node),
+      (one) => isPlaceable(one) && !isGone(one) && this.#hooks.supports(one.node),
     );
     for (const { tenant, regrow = 1, placement } of rows) {
       const { replicas, generation = 0 } = placement;
@@ -249,7 +260,7 @@ export class Reconciler {
     const lost = wanted.filter((replica) => isLost(replica, row, rowOf(replica.node)));
     const isGood = (node: string): boolean => {
       const known = rowOf(node);
-      return known !== undefined && known.phase === undefined && !isGone(known);
+      return known !== undefined && isPlaceable(known) && !isGone(known);
     };
     const stay = wanted.filter(({ node }) => isGood(node)).map(({ node }) => node);
     if (stay.length === wanted.length && lost.length === 0) return null;

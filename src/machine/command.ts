@@ -208,6 +208,9 @@ export interface NewTenant {
   readonly adminKey: NewKey;
 }
 
+/** A gateway forwards and holds nothing of a tenant. */
+export type NodeRole = "member" | "gateway";
+
 /** Only in the group of `_system`. */
 export type SystemAction =
   | ({
@@ -258,6 +261,8 @@ export type SystemAction =
       readonly disk?: string;
       /** Members of the group of `_system` before its first log entry; the first to register says so. */
       readonly initial?: readonly Member[];
+      /** Refused for a gateway where the node may have replicas; absent: as it was. */
+      readonly role?: NodeRole;
     }
   /** A node that is new, or whose disk is: it gets a replica of `_system` under a new id. */
   | {
@@ -265,6 +270,8 @@ export type SystemAction =
       readonly node: string;
       readonly disk: string;
       readonly zone?: string;
+      /** Absent: member. */
+      readonly role?: NodeRole;
     }
   | {
       readonly op: "node.phase";

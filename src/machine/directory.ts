@@ -7,7 +7,7 @@
  */
 import { unreachable } from "../lib/assert.ts";
 import { checkKeyId, isName, isTenantName } from "../model/names.ts";
-import type { Action, SystemAction } from "./command.ts";
+import type { Action, NodeRole, SystemAction } from "./command.ts";
 import { guardPrecondition, refuse } from "./draft.ts";
 import type { Draft } from "./draft.ts";
 import {
@@ -436,6 +436,12 @@ function registerNode(draft: Draft, action: Of<"node.register">): Done<"node.reg
   const disk = before?.disk ?? action.disk;
   if (action.disk !== undefined && disk !== action.disk)
     refuse("conflict", `Let it join: node ${action.node} is known with another disk`);
+  const role = action.role === undefined ? before?.role : roleOf(action);
+  if (role === "gateway" && before?.role !== "gateway")
+    refuse(
+      "conflict",
+      `Let node ${action.node} leave first: it has been a member, and may hold replicas`,
+    );
   const system = draft.get<SystemRow>(systemKey);
   const { initial } = action;
   if (system === undefined && initial !== undefined) {
@@ -449,18 +455,25 @@ function registerNode(draft: Draft, action: Of<"node.register">): Done<"node.reg
     before !== undefined &&
     before.boot === action.boot &&
     before.zone === zone &&
-    before.disk === disk
+    before.disk === disk &&
+    before.role === role
   )
     return { created: false, result: { node: before } };
+  const { role: _before, ...rest } = before ?? {};
   const row: NodeRow = {
-    ...before,
+    ...rest,
     node: action.node,
     zone,
     boot: action.boot,
     registeredAt: before?.registeredAt ?? draft.at,
     ...(disk !== undefined && { disk }),
+    ...(role !== undefined && { role }),
   };
   return { created: before === undefined, result: { node: putNode(draft, row) } };
+}
+
+function roleOf({ role }: { readonly role?: NodeRole }): "gateway" | undefined {
+  return role === "gateway" ? role : undefined;
 }
 
 function putNode(draft: Draft, row: NodeRow): NodeRow {
@@ -501,6 +514,7 @@ function joinNode(draft: Draft, action: Of<"node.join">): Done<"node.join"> {
     registeredAt: before?.registeredAt ?? draft.at,
     disk,
     diskSince: draft.revision,
+    ...(action.role === "gateway" && { role: action.role }),
   });
   return { created: true, result: admission(system, nextReplica) };
 }

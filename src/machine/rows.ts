@@ -393,6 +393,8 @@ export interface NodeRow {
   readonly diskSince?: number;
   /** Draining: gets no replicas, and those it has go elsewhere. Leaving: the same, and it is removed when it has none. */
   readonly phase?: "draining" | "leaving";
+  /** It forwards, and never gets a replica of a tenant, nor a vote in `_system`. */
+  readonly role?: "gateway";
 }
 
 export interface RootKeyRow {

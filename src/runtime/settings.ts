@@ -29,6 +29,8 @@ export interface Settings {
   readonly peers: readonly string[] | null;
   /** Where this node is: replicas of a tenant go to different zones where they can. */
   readonly zone: string | null;
+  /** `gateway`: holds no replicas of tenants. */
+  readonly role: "member" | "gateway";
   /** Seconds after which the replicas of a node that is not heard of get a place elsewhere. */
   readonly replaceAfter: number;
   /** Folder of manifests applied at start. */
@@ -226,6 +228,17 @@ export const settingsTable: readonly Setting[] = [
     read: readName,
   },
   {
+    name: "role",
+    env: "CONFLUX_ROLE",
+    flag: "--role",
+    default: "member",
+    allowed: "member, gateway",
+    meaning:
+      "gateway: holds no replicas, answers by asking nodes that do; its name must not be among CONFLUX_PEERS",
+    secret: false,
+    read: (text) => (text === "member" || text === "gateway" ? text : refused),
+  },
+  {
     name: "replaceAfter",
     env: "CONFLUX_REPLACE_AFTER",
     flag: "--replace-after",
@@ -389,6 +402,14 @@ function refuseContradictions(settings: Settings, givenBy: ReadonlyMap<string, s
   if ((settings.natsCert === null) !== (settings.natsKey === null))
     throw new SettingsError(
       `${givenBy.get("natsCert") ?? givenBy.get("natsKey")} is set alone: a certificate and its key (CONFLUX_NATS_CERT, CONFLUX_NATS_KEY) belong together`,
+    );
+  if (settings.role === "gateway" && settings.nats === null)
+    throw new SettingsError(
+      `${givenBy.get("role")} is "gateway" but CONFLUX_NATS is not set: a gateway reaches the nodes that hold tenants over NATS`,
+    );
+  if (settings.role === "gateway" && settings.peers?.includes(settings.node) === true)
+    throw new SettingsError(
+      `${givenBy.get("role")} is "gateway" but CONFLUX_PEERS names ${settings.node}: allowed is a node outside the initial ones`,
     );
   if (settings.nats !== null && settings.peers === null)
     throw new SettingsError(

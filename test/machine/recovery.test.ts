@@ -158,6 +158,25 @@ describe("tenant.recover", () => {
   });
 });
 
+describe("a gateway", () => {
+  test("joins as one, and nobody becomes one who may hold replicas", () => {
+    const machine = directory();
+    const rowOf = (node: string) =>
+      queries.listNodes(machine.state).find((row) => row.node === node);
+    machine.do({ op: "node.join", node: "g1", disk: "disk-g1", role: "gateway" });
+    const register = { op: "node.register", boot: 2 } as const;
+    machine.do({ ...register, node: "g1", disk: "disk-g1", role: "gateway" });
+    // A program that knows nothing of roles leaves it as it is.
+    machine.do({ ...register, node: "g1", disk: "disk-g1", boot: 3 });
+    expect(rowOf("g1")?.role).toBe("gateway");
+    expect(() => machine.do({ ...register, node: "n1", disk: "disk-n1", role: "gateway" })).toThrow(
+      "Let node n1 leave first",
+    );
+    machine.do({ ...register, node: "g1", disk: "disk-g1", boot: 4, role: "member" });
+    expect(rowOf("g1")).not.toHaveProperty("role");
+  });
+});
+
 describe("node.remove", () => {
   test("takes the root token along that only this node had", () => {
     const leave = (semantics: number): Machine => {

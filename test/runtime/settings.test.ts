@@ -172,6 +172,10 @@ describe("settings", () => {
       refusal({ env: { ...cluster, CONFLUX_NATS_NKEY: "a", CONFLUX_NATS_CREDS: "b" } }),
     ).toContain("allowed is one of them");
     expect(refusal({ env: { ...cluster, CONFLUX_NATS_CERT: "a" } })).toContain("belong together");
+    const gateway = { CONFLUX_ROLE: "gateway" };
+    expect(refusal({ env: gateway })).toContain("CONFLUX_NATS is not set");
+    expect(refusal({ env: { ...cluster, ...gateway } })).toContain("CONFLUX_PEERS names n1");
+    expect(read({ env: { ...cluster, ...gateway, CONFLUX_NODE: "g1" } }).role).toBe("gateway");
   });
 
   test("the table is whole: one row for each setting, each with what the documentation needs", () => {
