@@ -341,7 +341,12 @@ export class NodeHost implements ConfigService {
     this.#clock = options.clock;
     this.#log = options.log;
     this.#prng = new Prng(options.seed);
-    this.directory = new Directory(() => this.#replicas.get(SYSTEM_GROUP)?.view ?? null);
+    this.directory = new Directory(() => {
+      const system = this.#replicas.get(SYSTEM_GROUP);
+      // While a snapshot is installed the rows are those of an old checkpoint: by them this node woke a replica that had
+      // moved away long ago, without its log (simulation, seed 200004932).
+      return system === undefined || system.installing ? null : system.view;
+    });
     this.hub = new WatchHub((error) => {
       this.#log.error({ err: error }, "watch.listener_failed");
     });
@@ -1857,8 +1862,8 @@ export class NodeHost implements ConfigService {
       done(result);
     };
     this.#contained(replica, () => replica.propose(data, deadline, once));
-    if (replica.halted !== null) once({ kind: "halted", reason: replica.halted });
     if (replica.halted === null) this.#mark(replica);
+    else once({ kind: "unknown" });
   }
 
   /** Runs again when the group has a leader, or after a while. */

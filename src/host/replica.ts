@@ -452,7 +452,8 @@ export class Replica {
   halt(reason: string): void {
     if (this.halted !== null) return;
     this.halted = reason;
-    this.#failAll({ kind: "halted", reason }, "halted");
+    // What was proposed is in the log, and its followers may have it already (simulation, seed 200004849).
+    this.#failAll({ kind: "unknown" }, "halted");
   }
 
   /** The replica is closed in good order; whoever waits is told that it is not known how it ended. */

@@ -303,10 +303,10 @@ describe("who proposed here", () => {
     expect(results).toHaveLength(1);
   });
 
-  test("learns that the replica stopped", async () => {
+  test("is not told that nothing was done when the replica stops", async () => {
     const { node, results } = await proposed();
     node.step("heartbeat", { from: 3, term: node.replica().raft.term });
-    expect(results).toMatchObject([{ kind: "halted" }]);
+    expect(results).toEqual([{ kind: "unknown" }]);
   });
 });
 

@@ -5,6 +5,8 @@ import { runSeed } from "./run.ts";
 /** Seeds that once broke something; what it was is in the commit that made them pass. */
 const regressions = [
   200_001_041, // a node whose directory had rotted led a group that was to leave it, and nobody else took the next step
+  200_004_932, // while the directory's snapshot was installed an old one showed through: a replica long gone was woken, empty
+  200_004_849, // a proposal that a halted replica had in its log was said to have had no effect
   3_000_159, // a learner that had forgotten its leader was never spoken to again
   5_000_291, // a call that came again after a restart was executed again
   3_003_971, // a tenant whose replicas had all been sent away and called back was served by nobody
