@@ -1,5 +1,5 @@
 /**
- * The stack below the gateway with many tenants, on one node: `bun bench/node.ts [DIR] [--tenants N] [--seconds S] [--cold N]`.
+ * The stack below the gateway with many tenants, on one node: `bun bench/node.ts [DIR] [--tenants N] [--seconds S] [--cold N] [--parts spread,journal,cold]`.
  *
  * Back of the envelope, before measuring. A write of 200 bytes is a command of about 450 bytes of JSON: raft, journal and
  * applying it cost some 30 µs of one core, so one process takes about 30,000 a second. Its record is about 550 bytes: 11
@@ -13,8 +13,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
-import type { EnvironmentChange } from "../src/host/ports.ts";
+import { Replica } from "../src/host/replica.ts";
 import type { TenantRow } from "../src/machine/rows.ts";
+import { holdMallocThreshold } from "../src/runtime/memory.ts";
 import { LmdbEnvironment, LmdbEnvironments } from "../src/store/environments.ts";
 import { command, namespace, node, openStack } from "../test/crash/stack.ts";
 
@@ -25,8 +26,10 @@ const { values, positionals } = parseArgs({
     seconds: { type: "string", default: "30" },
     rate: { type: "string", default: "20000" },
     cold: { type: "string", default: "100000" },
+    parts: { type: "string", default: "spread,journal,cold" },
   },
 });
+await holdMallocThreshold();
 const tenantsCount = Number(values.tenants);
 const seconds = Number(values.seconds);
 const rate = Number(values.rate);
@@ -102,20 +105,36 @@ function written(): number {
   return Number(/^write_bytes: (\d+)/m.exec(fs.readFileSync("/proc/self/io", "utf8"))?.[1]);
 }
 
-/** Time of this thread inside commits of environments, and how many there were. */
-function timeCommits(): { ms: number; count: number } {
-  const spent = { ms: 0, count: 0 };
-  // oxlint-disable-next-line typescript/unbound-method
-  const original = LmdbEnvironment.prototype.commit;
-  LmdbEnvironment.prototype.commit = function timed(
-    this: LmdbEnvironment,
-    change: EnvironmentChange,
-    done: (error: Error | null) => void,
-  ) {
+/**
+ * Time of this thread in checkpoints, from the replica's decision to the end of what the durable commit calls back: rows
+ * and entries encoded, an environment opened for it and another closed. And how often one was opened for anything.
+ */
+function timeCheckpoints(): { ms: number; count: number; opened: number } {
+  const spent = { ms: 0, count: 0, opened: 0 };
+  const timed = <T>(run: () => T): T => {
     const start = performance.now();
-    original.call(this, change, done);
-    spent.ms += performance.now() - start;
+    try {
+      return run();
+    } finally {
+      spent.ms += performance.now() - start;
+    }
+  };
+  // oxlint-disable-next-line typescript/unbound-method
+  const { checkpoint } = Replica.prototype;
+  Replica.prototype.checkpoint = function measured(this: Replica) {
     spent.count += 1;
+    return timed(() => checkpoint.call(this));
+  };
+  // oxlint-disable-next-line typescript/unbound-method
+  const { commit, wake } = LmdbEnvironment.prototype;
+  LmdbEnvironment.prototype.commit = function measured(this: LmdbEnvironment, change, done) {
+    commit.call(this, change, (error) => timed(() => done(error)));
+  };
+  LmdbEnvironment.prototype.wake = function measured(this: LmdbEnvironment) {
+    const isOpen = this.isOpen;
+    const databases = wake.call(this);
+    if (!isOpen) spent.opened += 1;
+    return databases;
   };
   return spent;
 }
@@ -128,7 +147,7 @@ async function spread(): Promise<void> {
   const each = (performance.now() - start) / tenantsCount;
   row(`${tenantsCount} tenants created`, `${each.toFixed(2)} ms each`);
   const problems = new Map<string, number>();
-  const commits = timeCommits();
+  const commits = timeCheckpoints();
   const bytesBefore = written();
   const cpuBefore = process.cpuUsage();
   let done = 0;
@@ -164,8 +183,9 @@ async function spread(): Promise<void> {
   row(
     "  of this thread's time in checkpoints",
     `${((100 * commits.ms) / elapsed).toFixed(1)} %`,
-    `${Math.round(commits.count / (elapsed / 1000))} checkpoints/s; ${((cpu.user + cpu.system) / 1000 / elapsed).toFixed(2)} cores in all`,
+    `${Math.round(commits.count / (elapsed / 1000))} checkpoints/s of ${(commits.ms / commits.count).toFixed(2)} ms, ${Math.round(commits.opened / (elapsed / 1000))} environments opened/s; ${((cpu.user + cpu.system) / 1000 / elapsed).toFixed(2)} cores in all`,
   );
+  row("  memory", `${Math.round(process.memoryUsage.rss() / 2 ** 20)} MiB`);
   row(
     "  bytes given to the disk per write",
     `${Math.round((written() - bytesBefore) / done)}`,
@@ -246,20 +266,22 @@ try {
   console.log(
     `\nnode, ${process.versions["bun"] ? "bun" : process.versions["deno"] ? "deno" : "node"}, ${directory}`,
   );
-  if (tenantsCount > 0) await spread();
-  await restartWithJournal();
+  const parts = values.parts.split(",");
+  if (parts.includes("spread")) await spread();
+  if (parts.includes("journal")) await restartWithJournal();
   // Taken in turns, and the best of three: the machine is not ours alone.
+  const rounds = parts.includes("cold") ? 3 : 0;
   const times: [number[], number[]] = [[], []];
-  for (let round = 0; round < 3; round++)
+  for (let round = 0; round < rounds; round++)
     for (const [at, count] of [10, coldCount].entries()) {
       times[at as 0 | 1].push(await restartWithCold(count));
       fs.rmSync(join(directory, `cold-${count}`), { recursive: true });
     }
-  row("restart and first read, 10 cold tenants on disk", `${Math.min(...times[0]).toFixed(0)} ms`);
-  row(
-    `restart and first read, ${coldCount} cold tenants on disk`,
-    `${Math.min(...times[1]).toFixed(0)} ms`,
-  );
+  for (const [at, count] of rounds === 0 ? [] : [10, coldCount].entries())
+    row(
+      `restart and first read, ${count} cold tenants on disk`,
+      `${Math.min(...times[at as 0 | 1]).toFixed(0)} ms`,
+    );
 } finally {
   fs.rmSync(directory, { recursive: true, force: true });
 }

@@ -29,6 +29,7 @@ import { DirectoryInUseError } from "./store/lock.ts";
 import { openJournalDisk } from "./store/disk.ts";
 import { LmdbEnvironments } from "./store/environments.ts";
 import { NodeJournal } from "./store/journal.ts";
+import { QuarantineDirectory } from "./store/quarantine.ts";
 import { DiskMonitor } from "./store/space.ts";
 import { LoopbackNetwork } from "./transport/loopback.ts";
 import { type NatsOptions, NatsTransport, TransportError } from "./transport/nats.ts";
@@ -204,6 +205,7 @@ async function main(args: readonly string[]): Promise<void> {
     transportKind: settings.nats === null ? "loopback" : "nats",
     journal,
     environments,
+    quarantine: new QuarantineDirectory(directory.path),
     transport,
     clock: systemClock(),
     seed: randomInt(2 ** 32 - 1),

@@ -948,6 +948,10 @@ export const ClusterStatusAnswer = answer("ClusterStatus", {
   replicas: Type.Object({ warm: Count, leaders: Count }),
   journal: Type.Object({ segments: Count, bytes: Count, appends: Count, syncs: Count }),
   environments: Type.Object({ open: Count, cap: Count }),
+  quarantine: Type.Array(
+    Type.Object({ group: Count, tenant: orNull(Type.String()), reason: Type.String() }),
+    { description: "Replicas on this node that damage or a fault keeps from serving, at most 100" },
+  ),
   disk: orNull(
     Type.Object({
       level: literals(["free", "low", "out"]),

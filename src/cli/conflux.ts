@@ -1622,6 +1622,14 @@ async function journal(context: Context): Promise<number> {
       parts.push(`… and ${groups.length - groupsShownMax} more groups (-o json, or --group ID)`);
     for (const { file, at, end, means } of findings)
       parts.push(`${file}${at === null ? "" : `, bytes ${at} to ${end}`}:\n  ${means}`);
+    for (const { group, replica, reason } of report.quarantine)
+      parts.push(
+        `quarantine/${group}.json:\n  replica ${replica ?? "of unknown id"} of group ${group} stays stopped until it is repaired: ${reason}`,
+      );
+    if (report.lost !== null)
+      parts.push(
+        `quarantine/lost.json:\n  every replica stays stopped whose checkpoint does not reach ${report.lost.to}: ${report.lost.where}`,
+      );
     parts.push(report.damaged ? "The journal is damaged." : "The journal is intact.");
     return parts.join("\n\n");
   });

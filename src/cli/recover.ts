@@ -14,6 +14,7 @@ import { semanticsNow } from "../machine/command.ts";
 import { systemKey, under } from "../machine/keys.ts";
 import { recoveredPerCommandMax } from "../machine/recovery.ts";
 import type { Member, NodeRow, SystemRow, TenantRow } from "../machine/rows.ts";
+import type { ReplicaId } from "../raft/types.ts";
 import { useDigest } from "../model/content.ts";
 import { SYSTEM_GROUP } from "../host/directory.ts";
 import { environmentName, freshMeta, replicaNamed } from "../host/node_host.ts";
@@ -32,13 +33,14 @@ import {
   type RecoveryPlan,
   type ReplicaFound,
 } from "../host/recovery.ts";
-import type { EnvironmentChange } from "../host/ports.ts";
+import type { EnvironmentChange, LostRecords } from "../host/ports.ts";
 import { metaFromBytes } from "../host/replica.ts";
 import { identityOf, recoveryFile } from "../store/data_dir.ts";
 import { syncDirectorySync, writeFileDurably } from "../store/disk.ts";
 import { LmdbEnvironments, type LmdbEnvironment } from "../store/environments.ts";
 import { readJournal, type NodeJournalRecovery } from "../store/journal.ts";
 import { lockDirectory } from "../store/lock.ts";
+import { QuarantineDirectory } from "../store/quarantine.ts";
 
 /** What is written down before anything is changed. */
 interface Begun {
@@ -255,6 +257,7 @@ class StoppedNode {
   readonly cluster: string;
   readonly #environments: LmdbEnvironments;
   readonly #journal: NodeJournalRecovery;
+  readonly #quarantine: QuarantineDirectory;
   readonly #release: () => void;
   begun: Begun | null;
 
@@ -269,6 +272,7 @@ class StoppedNode {
       list: () => readdirSync(journal),
       read: (name) => new Uint8Array(readFileSync(join(journal, name))),
     }).recovery;
+    this.#quarantine = new QuarantineDirectory(path);
     this.#release = release;
     const file = join(path, recoveryFile);
     this.begun = existsSync(file) ? (JSON.parse(readFileSync(file, "utf8")) as Begun) : null;
@@ -302,7 +306,12 @@ class StoppedNode {
       try {
         yield await this.with({ tenant, group, replica: id }, (environment, recovered) =>
           Promise.resolve(
-            describeReplica(this.node, environment, recovered, this.#damageOf(group, recovered)),
+            describeReplica(
+              this.node,
+              environment,
+              recovered,
+              this.#damageOf(group, id, recovered),
+            ),
           ),
         );
       } catch (error) {
@@ -313,12 +322,19 @@ class StoppedNode {
     }
   }
 
-  #damageOf(group: number, { sequence }: RecoveredLog): string | null {
-    const { damaged, lost, groups } = this.#journal;
+  #damageOf(group: number, id: ReplicaId, { sequence }: RecoveredLog): string | null {
+    const { damaged, groups } = this.#journal;
     const known = damaged.get(group);
     if (known !== undefined) return known;
+    for (const kept of this.#quarantine.replicas)
+      if (kept.group === group && (kept.replica ?? id) === id) return kept.reason;
     if (groups.has(group)) return null;
-    return lost.find(({ to }) => sequence < to)?.where ?? null;
+    return this.#lost.find(({ to }) => sequence < to)?.where ?? null;
+  }
+
+  get #lost(): readonly LostRecords[] {
+    const { lost } = this.#quarantine;
+    return lost === null ? this.#journal.lost : [...this.#journal.lost, lost];
   }
 
   async with<T>(
@@ -380,14 +396,14 @@ class StoppedNode {
       const stored = environment.meta();
       if (stored !== null && metaFromBytes(stored).incarnation === incarnation) return;
       const sequence = this.#journal.groups.get(SYSTEM_GROUP)?.at(-1)?.sequence ?? 0;
-      const { lost } = this.#journal;
       const meta = learnerMeta(
         incarnation,
         named.replica,
         voter,
-        Math.max(sequence, ...lost.map(({ to }) => to)),
+        Math.max(sequence, ...this.#lost.map(({ to }) => to)),
       );
       await commit(environment, { meta, rows: [], entries: [], entriesDeleted: [] });
+      this.#quarantine.remove(SYSTEM_GROUP);
     } finally {
       await environment.close();
     }

@@ -70,8 +70,13 @@ import type {
   Environments,
   GroupStatus,
   Journal,
+  JournalRecovery,
   Lane,
+  LostRecords,
+  Quarantine,
+  QuarantinedReplica,
   ReadOptions,
+  Remains,
   ReplicaStatus,
   TenantSnapshot,
   TenantView,
@@ -187,6 +192,8 @@ const SWEEP_MS = 2_000;
 const MEMBERSHIP_MS = 200;
 /** Who leads without a directory offers its leaderships this often; each offer may hold a group up for a moment. */
 const BLIND_OFFER_MS = 10_000;
+/** Damaged replicas that the status names. */
+const QUARANTINE_SHOWN_MAX = 100;
 /** Attempts and waiters this node keeps; more are refused. */
 const ATTEMPTS_MAX = 50_000;
 
@@ -220,6 +227,8 @@ export interface NodeHostOptions {
   /** The process cannot go on: an environment or an invariant of the host itself failed. */
   readonly onFatal: (error: Error) => void;
   readonly tuning?: Partial<Tuning>;
+  /** Without it damage lasts as long as the segments in which it was found. */
+  readonly quarantine?: Quarantine;
   /** Without it no write is refused for want of room. */
   readonly disk?: DiskSpace;
 }
@@ -286,8 +295,8 @@ export class NodeHost implements ConfigService {
   readonly #closing = new Map<number, Promise<void>>();
   /** Journal records found at start, until their replica wakes. */
   readonly #recovered = new Map<number, readonly { sequence: number; payload: Uint8Array }[]>();
-  readonly #damaged: Map<number, string>;
-  readonly #lost: readonly { readonly to: number; readonly where: string }[];
+  readonly #damaged = new Map<number, QuarantinedReplica>();
+  readonly #lost: LostRecords | null;
   readonly #ticking = new Set<Replica>();
   readonly #outboxes = new Map<string, Outbox>();
   readonly #hooks: ReplicaHooks;
@@ -443,11 +452,45 @@ export class NodeHost implements ConfigService {
     });
     const recovery = options.journal.recovery();
     for (const [group, records] of recovery.groups) this.#recovered.set(group, records);
-    this.#directoryIsCurrent =
-      recovery.groups.size === 0 && options.environments.names().length === 0;
-    this.#damaged = new Map(recovery.damaged);
-    this.#lost = recovery.lost;
+    const names = options.environments.names();
+    this.#directoryIsCurrent = recovery.groups.size === 0 && names.length === 0;
+    this.#lost = this.#quarantine(recovery, names);
     this.#serveCalls();
+  }
+
+  /**
+   * Damage that was found goes where it outlives the journal's segments, which then may go.
+   * @returns the newest of the records that are gone without the name of their group
+   */
+  #quarantine(recovery: JournalRecovery, environments: readonly string[]): LostRecords | null {
+    const { journal, quarantine } = this.#options;
+    const stored = new Map<number, ReplicaId>();
+    if (recovery.damaged.size > 0)
+      for (const name of environments) {
+        const named = replicaNamed(name);
+        // Of two the older one is a leftover.
+        if (named !== null)
+          stored.set(named.group, Math.max(named.id, stored.get(named.group) ?? 0));
+      }
+    for (const known of quarantine?.replicas ?? []) this.#damaged.set(known.group, known);
+    const found: Remains[] = [...recovery.damaged].map(([group, reason]) => {
+      const records = this.#recovered.get(group) ?? [];
+      return { group, replica: stored.get(group) ?? creationIn(records), reason, records };
+    });
+    for (const { group, replica, reason } of found)
+      this.#damaged.set(group, { group, replica, reason });
+    const known = quarantine?.lost ?? null;
+    const lost = recovery.lost.reduce<LostRecords | null>(
+      (newest, { to, where }) => (newest === null || newest.to < to ? { to, where } : newest),
+      known,
+    );
+    if (quarantine === undefined) return lost;
+    quarantine.keep(found, lost === known ? null : lost);
+    for (const { group } of found) {
+      this.#recovered.delete(group);
+      journal.forget(group);
+    }
+    return lost;
   }
 
   // --- life ------------------------------------------------------------------------------------------------------------
@@ -471,6 +514,8 @@ export class NodeHost implements ConfigService {
     this.#heartbeat();
     // What the journal still holds is brought up one replica at a time, so that its space becomes free.
     for (const group of this.#recovered.keys()) this.#checkpointQueue.add(group);
+    // And what is damaged is said at once.
+    for (const group of this.#damaged.keys()) this.#checkpointQueue.add(group);
   }
 
   /** Who this node is in the group of `_system`: by what is on its disk, or by its name where that is beyond doubt. */
@@ -1262,17 +1307,17 @@ export class NodeHost implements ConfigService {
     if (isFresh && !isInitial) this.#forgetRecords(group);
     // What the journal lost of a group cannot have been of a replica that joins just now.
     let damage =
-      existed || isInitial
-        ? this.#damageOf(group, environment, { existed, hasRecords: records.length > 0 })
-        : null;
+      isFresh && !isInitial
+        ? null
+        : this.#damageOf(identity, environment, { existed, hasRecords: records.length > 0 });
     let replica: Replica;
     try {
-      replica = this.#load(identity, environment, damage === null ? records : []);
+      replica = this.#load(identity, environment, damage === null ? records : null);
     } catch (error) {
       // The journal and the environment contradict each other: this replica cannot be trusted, its neighbours can.
       this.#log.error({ tenant: identity.tenant, group, err: error }, "replica.unreadable");
       damage ??= error instanceof Error ? error.message : String(error);
-      replica = this.#load(identity, environment, []);
+      replica = this.#load(identity, environment, null);
     }
     this.#replicas.set(group, replica);
     replica.usedAt = this.#clock.monotonicMs();
@@ -1287,28 +1332,30 @@ export class NodeHost implements ConfigService {
     return replica;
   }
 
-  /** What the journal lost of this group, as far as it can tell; null when nothing. */
+  /** What the journal lost of this replica, as far as it can tell; null when nothing. */
   #damageOf(
-    group: number,
+    { group, replica }: ReplicaMeta,
     environment: Environment,
     { existed, hasRecords }: { existed: boolean; hasRecords: boolean },
   ): string | null {
     const known = this.#damaged.get(group);
-    if (known !== undefined) return known;
-    if (hasRecords || !existed) return null;
+    // One that took the damaged one's place has nothing of it.
+    if (known !== undefined && (known.replica ?? replica) === replica) return known.reason;
+    if (hasRecords || !existed || this.#lost === null) return null;
     // Never checkpointed, and all it ever wrote may be among what was lost.
     const stored = environment.meta();
     const sequence = stored === null ? 0 : metaFromBytes(stored).sequence;
-    return this.#lost.find(({ to }) => sequence < to)?.where ?? null;
+    return sequence < this.#lost.to ? this.#lost.where : null;
   }
 
   #load(
     identity: ReplicaMeta,
     environment: Environment,
-    records: readonly { sequence: number; payload: Uint8Array }[],
+    /** Null: they cannot be trusted. */
+    records: readonly { sequence: number; payload: Uint8Array }[] | null,
   ): Replica {
     const isStored = environment.meta() !== null;
-    const { meta, log, sequence, isFresh } = recoverLog(environment, identity, records);
+    const { meta, log, sequence, isFresh } = recoverLog(environment, identity, records ?? []);
     const replica = new Replica({
       meta,
       log,
@@ -1327,7 +1374,7 @@ export class NodeHost implements ConfigService {
       },
     });
     replica.startFrom(isStored ? meta.sequence : 0, isStored ? meta.applied : 0);
-    if (isFresh && !this.#damaged.has(identity.group)) {
+    if (isFresh && records !== null) {
       // Its first record says who it is; the environment says so too from its first checkpoint on.
       this.#records.push({
         group: replica.group,
@@ -1587,6 +1634,7 @@ export class NodeHost implements ConfigService {
     const name = environmentName({ tenant, group, replica: id });
     const removed = this.#removeWhenStored(replica, name).then(() => {
       this.#closing.delete(group);
+      this.#endQuarantine(group);
     });
     this.#closing.set(group, removed);
   }
@@ -1594,8 +1642,30 @@ export class NodeHost implements ConfigService {
   /** The replica that the journal's records of this group speak of is gone. */
   #forgetRecords(group: number): void {
     this.#recovered.delete(group);
-    this.#damaged.delete(group);
     this.#options.journal.forget(group);
+    // Without a name it would be taken for its successor's.
+    if (this.#damaged.get(group)?.replica === null) this.#endQuarantine(group);
+  }
+
+  /** Only when nothing is left of the replica that could be woken: a directory that is behind may name it once more. */
+  #endQuarantine(group: number): void {
+    const known = this.#damaged.get(group);
+    if (known === undefined) return;
+    const { environments, quarantine } = this.#options;
+    const isLeft =
+      known.replica !== null &&
+      environments.names().some((name) => {
+        const named = replicaNamed(name);
+        return named?.group === group && named.id === known.replica;
+      });
+    if (isLeft) return;
+    this.#damaged.delete(group);
+    try {
+      quarantine?.remove(group);
+    } catch (error) {
+      // It concerns nobody any more, and is looked at again with the next sweep after a start.
+      this.#log.error({ group, err: error }, "quarantine.remove_failed");
+    }
   }
 
   /**
@@ -1608,6 +1678,11 @@ export class NodeHost implements ConfigService {
       if (error !== null) return;
       this.#swept = true;
       this.#directoryIsCurrent = true;
+      for (const { group, replica } of this.#damaged.values()) {
+        const row = this.directory.byGroup(group);
+        const own = row === undefined ? undefined : replicaOn(row.placement, this.node);
+        if (group !== SYSTEM_GROUP && own?.id !== (replica ?? own?.id)) this.#endQuarantine(group);
+      }
       for (const name of this.#options.environments.names()) {
         const named = replicaNamed(name);
         if (named === null || named.group === SYSTEM_GROUP) continue;
@@ -1631,6 +1706,7 @@ export class NodeHost implements ConfigService {
       })
       .then(() => {
         this.#closing.delete(group);
+        this.#endQuarantine(group);
       });
     this.#closing.set(group, removed);
   }
@@ -2287,9 +2363,24 @@ export class NodeHost implements ConfigService {
       replicas: { warm: this.#replicas.size, leaders },
       journal: options.journal.status,
       environments: { open: options.environments.open_count, cap: options.environments.cap },
+      quarantine: this.#quarantined(),
       disk: diskStatus(options.disk),
       tenants: system?.view.get<{ tenants?: number }>("meta")?.tenants ?? 0,
     };
+  }
+
+  #quarantined(): ClusterStatus["quarantine"] {
+    const reasons = new Map<number, string>();
+    for (const { group, reason } of this.#damaged.values()) reasons.set(group, reason);
+    for (const [group, reason] of this.#unreadable) reasons.set(group, reason);
+    for (const { group, halted: reason } of this.#replicas.values())
+      if (reason !== null) reasons.set(group, reason);
+    return [...reasons].slice(0, QUARANTINE_SHOWN_MAX).map(([group, reason]) => ({
+      group,
+      tenant:
+        group === SYSTEM_GROUP ? SYSTEM_TENANT : (this.directory.byGroup(group)?.tenant ?? null),
+      reason,
+    }));
   }
 
   place(
@@ -2464,6 +2555,16 @@ export function freshMeta(
 function isTail(records: readonly { readonly payload: Uint8Array }[]): boolean {
   const first = records[0];
   return first !== undefined && parseRecord(first.payload).kind !== "create";
+}
+
+/** Which replica these records began; null when they do not say. */
+function creationIn(records: readonly { readonly payload: Uint8Array }[]): ReplicaId | null {
+  let id: ReplicaId | null = null;
+  for (const { payload } of records) {
+    const parsed = parseRecord(payload);
+    if (parsed.kind === "create") id = parsed.meta.replica;
+  }
+  return id;
 }
 
 /** The journal still has the beginning of this replica. */

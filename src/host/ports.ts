@@ -76,6 +76,37 @@ export interface Journal {
   close(): Promise<void>;
 }
 
+// --- quarantine: damage that outlives the journal's segments ------------------------------------------------------------
+
+/** A replica that must neither vote nor answer here until another one takes its place. */
+export interface QuarantinedReplica {
+  readonly group: number;
+  /** Null: which one it was is not known. */
+  readonly replica: ReplicaId | null;
+  readonly reason: string;
+}
+
+/** What the journal still has of one. */
+export interface Remains extends QuarantinedReplica {
+  readonly records: readonly { readonly sequence: JournalSequence; readonly payload: Uint8Array }[];
+}
+
+/** Records up to `to` are gone, and whose they were is not known. */
+export interface LostRecords {
+  readonly to: JournalSequence;
+  readonly where: string;
+}
+
+export interface Quarantine {
+  readonly replicas: Iterable<QuarantinedReplica>;
+  /** The newest of all: who has everything up to there lacks nothing. */
+  readonly lost: LostRecords | null;
+  /** Durable when it returns. In place of what was kept of the same groups; `lost` null leaves what is there. */
+  keep(replicas: readonly Remains[], lost: LostRecords | null): void;
+  /** Durable when it returns. */
+  remove(group: number): void;
+}
+
 // --- room on the disk ------------------------------------------------------------------------------------------------
 
 /** Of the disk that holds journal and environments. */
@@ -275,6 +306,12 @@ export interface ClusterStatus {
   readonly replicas: { readonly warm: number; readonly leaders: number };
   readonly journal: Journal["status"];
   readonly environments: { readonly open: number; readonly cap: number };
+  /** Replicas here that damage keeps from voting and answering, a bounded number; tenant null: not known (yet). */
+  readonly quarantine: readonly {
+    readonly group: number;
+    readonly tenant: string | null;
+    readonly reason: string;
+  }[];
   /** Null where nobody looks at it. */
   readonly disk: DiskSpace | null;
   readonly tenants: number;

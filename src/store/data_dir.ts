@@ -4,6 +4,7 @@
  *   conflux.json   {"format", "cluster", "node", "disk", "boot"}
  *   lock.<n>       who has it now (lock.ts)
  *   journal/       the node's journal (journal.ts)
+ *   quarantine/    damage that outlives the journal's segments (quarantine.ts)
  *   recovery.json  a recovery that was begun and not finished (cli/recover.ts)
  *   tenants/       one LMDB environment per replica (environments.ts)
  *

@@ -330,6 +330,10 @@ export class LmdbEnvironment implements Environment {
     this.#onClose = onClose;
   }
 
+  get isOpen(): boolean {
+    return this.#databases !== null;
+  }
+
   /** Opens the LMDB behind it, unless it is open. */
   wake(): Databases {
     assert(!this.#closed, "Environment is closed");

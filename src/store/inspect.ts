@@ -6,9 +6,11 @@
  */
 import * as fs from "node:fs";
 import { join } from "node:path";
+import type { LostRecords, QuarantinedReplica } from "../host/ports.ts";
 import { readJournal } from "./journal.ts";
 import type { JournalFinding } from "./journal.ts";
 import { recordKinds, segmentNumber } from "./journal_format.ts";
+import { readQuarantine } from "./quarantine.ts";
 
 export interface JournalReport {
   readonly directory: string;
@@ -19,6 +21,9 @@ export interface JournalReport {
   /** By group id. */
   readonly groups: readonly GroupReport[];
   readonly findings: readonly (JournalFinding & { readonly means: string })[];
+  /** Damage of before, that the node keeps beside its journal: those replicas do not run. Empty for a journal alone. */
+  readonly quarantine: readonly QuarantinedReplica[];
+  readonly lost: LostRecords | null;
 }
 
 interface SegmentReport {
@@ -103,13 +108,18 @@ export function inspectJournal(directory: string): JournalReport {
     });
   });
   const environments = environmentNames(journal);
+  const quarantine = readQuarantine(join(journal, ".."));
   const findings = read.findings.map((finding) => ({
     ...finding,
     means: meaning(finding, unreadable.get(finding.file)),
   }));
   return {
     directory: journal,
-    damaged: unreadable.size > 0 || read.findings.some(isDamage),
+    damaged:
+      unreadable.size > 0 ||
+      read.findings.some(isDamage) ||
+      quarantine.replicas.length > 0 ||
+      quarantine.lost !== null,
     segments: segments.reverse().map((segment) => {
       const here = read.findings.filter(({ file }) => file === segment.file);
       if (segment.state !== "intact" || here.length === 0) return segment;
@@ -131,6 +141,8 @@ export function inspectJournal(directory: string): JournalReport {
         };
       }),
     findings,
+    quarantine: quarantine.replicas,
+    lost: quarantine.lost,
   };
 }
 

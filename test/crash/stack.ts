@@ -12,6 +12,7 @@ import { openDataDirectory } from "../../src/store/data_dir.ts";
 import { openJournalDisk } from "../../src/store/disk.ts";
 import { LmdbEnvironments } from "../../src/store/environments.ts";
 import { NodeJournal } from "../../src/store/journal.ts";
+import { QuarantineDirectory } from "../../src/store/quarantine.ts";
 import { LoopbackNetwork } from "../../src/transport/loopback.ts";
 
 const smallBounds: Partial<Tuning> = {
@@ -72,6 +73,7 @@ export async function openStack(
     transportKind: "loopback",
     journal,
     environments,
+    quarantine: new QuarantineDirectory(data.path),
     transport: new LoopbackNetwork().join({ cluster, node, boot: data.boot }),
     clock,
     seed: randomInt(2 ** 32 - 1),

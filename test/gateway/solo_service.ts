@@ -303,6 +303,7 @@ export class SoloService implements ConfigService {
       journal: { segments: 1, bytes: 0, appends: 0, syncs: 0 },
       disk: null,
       environments: { open: 1, cap: 100 },
+      quarantine: [],
       tenants: this.#cluster.system.get<TenantMeta>("meta")?.tenants ?? 0,
     };
   }

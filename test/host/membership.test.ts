@@ -308,8 +308,9 @@ describe("a damaged replica", () => {
     cluster.world.start(node);
     await cluster.until("here again", () => node.host?.ready === true);
     expect((await cluster.change(one, "acme", publish("later"))).ok).toBe(true);
-    expect(readJournal(node.disk).recovery.damaged.has(group)).toBe(true);
     await cluster.until("stopped", () => (haltOf(cluster, node) ?? "").includes("damaged"));
+    expect([...node.quarantine.replicas].map((each) => each.group)).toEqual([group]);
+    expect(node.host?.cluster().quarantine).toMatchObject([{ group, tenant: "acme" }]);
     // The other one that has it all is away: nothing would be left but the damaged one.
     cluster.world.crash(two);
     await cluster.pass(3_000);
@@ -328,6 +329,37 @@ describe("a damaged replica", () => {
     expect(await cluster.read(node, "acme", latest)).toBe("last");
     expect(haltOf(cluster, node)).toBe(null);
     expect(readJournal(node.disk).recovery.damaged.has(group)).toBe(false);
+    expect([...node.quarantine.replicas]).toEqual([]);
+    expect(node.host?.cluster().quarantine).toEqual([]);
+  });
+
+  test("stays out over restarts when the journal has nothing of its damage any more", async () => {
+    const cluster = await ready({ tuning: { checkpointBytes: 1, journalSegments: 1 } });
+    await cluster.create("acme");
+    const [one, , node] = cluster.world.nodes as [SimNode, SimNode, SimNode];
+    expect((await cluster.change(one, "acme", publish("kept"))).ok).toBe(true);
+    const group = one.host?.directory.tenant("acme")?.group ?? 0;
+    cluster.world.crash(node);
+    rot(node, group);
+    const damagedIn = new Set(node.disk.list());
+    for (let life = 0; life < 3; life++) {
+      cluster.world.start(node);
+      await cluster.until("stopped", () => (haltOf(cluster, node) ?? "").includes("damaged"));
+      // What else happens lets the segments go, which the damage pins no longer.
+      expect((await cluster.change(one, "acme", publish(`${life}`))).ok).toBe(true);
+      await cluster.create(`t${life}`);
+      await cluster.until("gone", () => !node.disk.list().some((name) => damagedIn.has(name)));
+      expect(haltOf(cluster, node)).toContain("damaged");
+      cluster.world.crash(node);
+    }
+    expect(readJournal(node.disk).recovery.damaged.size).toBe(0);
+    cluster.world.start(node);
+    await cluster.until("here again", () => node.host?.ready === true);
+    await cluster.until("led", () => cluster.leader("acme") !== null);
+    await cluster.pass(2_000);
+    await repaired(cluster, node);
+    expect(await cluster.read(node, "acme", latest)).toBe("2");
+    expect([...node.quarantine.replicas]).toEqual([]);
   });
 
   test("is replaced when its environment cannot be opened", async () => {

@@ -17,6 +17,7 @@ import type {
 } from "../../src/host/ports.ts";
 import { NodeJournal } from "../../src/store/journal.ts";
 import { committedBy, MemoryEnvironment, type PreparedChange } from "../host/memory_environment.ts";
+import { MemoryQuarantine } from "../host/memory_quarantine.ts";
 import { SimDisk } from "../store/sim_disk.ts";
 
 /** What the network and the disks do; drawn from the seed, changed by the nemesis. */
@@ -191,6 +192,7 @@ export interface SimNode {
   host: NodeHost | null;
   disk: SimDisk;
   environments: SimEnvironments;
+  quarantine: MemoryQuarantine;
   /** What its host is told of the room on its disk. */
   readonly room: {
     level: DiskSpace["level"];
@@ -265,6 +267,7 @@ export class World {
           (run) => this.#inLife(node, this.#diskDelay() * 3, run),
           () => this.settle(),
         ),
+        quarantine: new MemoryQuarantine(),
         room: { level: "free", freeBytes: 1, reserveBytes: 2 },
         diskName: `n${index}/1`,
         boot: 0,
@@ -451,6 +454,7 @@ export class World {
       transportKind: "loopback",
       journal,
       environments: node.environments,
+      quarantine: node.quarantine,
       transport: this.#transport(node),
       clock,
       disk: node.room,
@@ -491,6 +495,7 @@ export class World {
     this.note(`wipe ${node.diskName}`);
     node.disk = new SimDisk({ seed: this.prng.uint32() });
     node.environments = this.#environments(node);
+    node.quarantine = new MemoryQuarantine();
   }
 
   #environments(node: SimNode): SimEnvironments {

@@ -8,6 +8,7 @@ import { inspectJournal } from "../../src/store/inspect.ts";
 import type { JournalReport } from "../../src/store/inspect.ts";
 import { NodeJournal } from "../../src/store/journal.ts";
 import { segmentName } from "../../src/store/journal_format.ts";
+import { QuarantineDirectory } from "../../src/store/quarantine.ts";
 
 const directories: string[] = [];
 
@@ -152,6 +153,24 @@ describe("inspectJournal()", () => {
         report.groups.filter((group) => group.damaged !== null).map((g) => [g.group, g.damaged]),
       ),
     ).toEqual(Object.fromEntries(damaged));
+  });
+});
+
+describe("what a node keeps of damage of before", () => {
+  test("is shown, and is damage, whatever the journal looks like by now", async () => {
+    const { directory } = await written();
+    new QuarantineDirectory(directory).keep(
+      [{ group: 2, replica: 1, reason: "record 5", records: [] }],
+      { to: 9, where: "segment 1" },
+    );
+    const report = inspectJournal(directory);
+    expect(report.findings).toEqual([]);
+    expect(report.damaged).toBe(true);
+    expect(report.quarantine).toEqual([{ group: 2, replica: 1, reason: "record 5" }]);
+    const { code, out } = await command("journal", "inspect", directory);
+    expect(code).toBe(2);
+    expect(out).toContain("replica 1 of group 2 stays stopped until it is repaired: record 5");
+    expect(out).toContain("whose checkpoint does not reach 9");
   });
 });
 
