@@ -49,7 +49,7 @@ describe("three nodes and a gateway", () => {
     for (const tenant of TENANTS) {
       const made = await persist(urls, "/v1/tenants", { token, body: { id: tenant } });
       expect(made.status, JSON.stringify(made.body)).toBe(201);
-      expect([...made.body.replicas].sort()).toEqual(["n1", "n2", "n3"]);
+      expect(made.body.replicas.toSorted()).toEqual(["n1", "n2", "n3"]);
       const config = await persist(urls, `/v1/tenants/${tenant}/namespaces/app/configs/c`, {
         method: "PUT",
         token,

@@ -45,6 +45,7 @@ describe("settings", () => {
       natsKey: null,
       peers: null,
       zone: null,
+      role: "member",
       replaceAfter: 300,
       tenants: null,
       watchAge: 3600,
