@@ -14,43 +14,21 @@
  *      [--only burst,steady,stuck,failover] [--write]      --write puts table and plot into bench/results
  */
 import { spawn, type ChildProcess } from "node:child_process";
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
-import { cpus, loadavg } from "node:os";
-import path from "node:path";
+import { readFileSync } from "node:fs";
+import { loadavg } from "node:os";
 import process from "node:process";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { startCluster } from "../infra/cluster.mjs";
 import { ask } from "../test/e2e/api.ts";
+import { quantiles, writeReport, type Curve, type Quantiles, type Row } from "./report.ts";
 import { openSocket, type RawSocket } from "./load.ts";
 import { microsPerRequest, processorSeconds } from "./processes.ts";
 
 /** Comparable between the processes of one machine. */
 function now(): number {
   return performance.timeOrigin + performance.now();
-}
-
-interface Quantiles {
-  readonly count: number;
-  readonly p50: number;
-  readonly p99: number;
-  readonly max: number;
-  /** 101 of them, from the least to the greatest. */
-  readonly curve: readonly number[];
-}
-
-function quantiles(values: number[]): Quantiles {
-  values.sort((a, b) => a - b);
-  const at = (share: number): number =>
-    values[Math.min(values.length - 1, Math.floor(values.length * share))] ?? Number.NaN;
-  return {
-    count: values.length,
-    p50: at(0.5),
-    p99: at(0.99),
-    max: values.at(-1) ?? Number.NaN,
-    curve: Array.from({ length: 101 }, (_, i) => at(i / 100)),
-  };
 }
 
 // --- subscribers' process ----------------------------------------------------------------------------------------------------
@@ -325,12 +303,6 @@ function residentKiB(pid: number | undefined): number {
 
 const ms = (value: number): string => `${value.toFixed(value < 10 ? 2 : 1)} ms`;
 
-interface Row {
-  readonly what: string;
-  readonly figure: string;
-  readonly wanted: string;
-}
-
 async function measure(args: readonly string[]): Promise<void> {
   const { values } = parseArgs({
     args: [...args],
@@ -354,7 +326,7 @@ async function measure(args: readonly string[]): Promise<void> {
   const rows: Row[] = [];
   // Whatever else the machine does is in the figures.
   const [load = 0] = loadavg();
-  const curves: { readonly name: string; readonly curve: readonly number[] }[] = [];
+  const curves: Curve[] = [];
   const row = (what: string, figure: string, wanted = ""): void => {
     rows.push({ what, figure, wanted });
     console.log(`${what.padEnd(72)} ${figure}${wanted === "" ? "" : `   (wanted: ${wanted})`}`);
@@ -551,7 +523,18 @@ async function measure(args: readonly string[]): Promise<void> {
     watchers.stop();
     publisher.stop();
   }
-  if (values.write) write(rows, curves, args, load);
+  if (values.write)
+    writeReport({
+      name: "fanout",
+      title: "Fan-out",
+      args,
+      setting: "node, subscribers and publisher on one machine",
+      load,
+      text: "Latency is from the request to publish being sent to a subscriber having the frame, so it holds the write itself.",
+      rows,
+      plot: "Latency by share of deliveries",
+      curves,
+    });
 }
 
 function isInOrder(seen: readonly string[]): boolean {
@@ -588,62 +571,6 @@ async function history(url: string, token: string, first: number): Promise<strin
     }
     if (!frames.some((frame) => frame.event === "goodbye")) return committed;
   }
-}
-
-// --- results -------------------------------------------------------------------------------------------------------------------
-
-function write(
-  rows: readonly Row[],
-  curves: readonly { readonly name: string; readonly curve: readonly number[] }[],
-  args: readonly string[],
-  load: number,
-): void {
-  const folder = path.join(import.meta.dirname, "results");
-  mkdirSync(folder, { recursive: true });
-  const table = rows.map(({ what, figure, wanted }) => `| ${what} | ${figure} | ${wanted} |`);
-  writeFileSync(
-    path.join(folder, "fanout.md"),
-    `# Fan-out
-
-\`bun bench/fanout.ts ${args.join(" ")}\`, ${new Date().toISOString().slice(0, 10)}, ${cpus().length} × ${cpus()[0]?.model}, node, subscribers and publisher on one machine, whose load average was ${load.toFixed(1)} before.
-Latency is from the request to publish being sent to a subscriber having the frame, so it holds the write itself.
-
-| what | measured | wanted |
-| --- | --- | --- |
-${table.join("\n")}
-
-![Latency by share of deliveries](fanout.svg)
-`,
-  );
-  writeFileSync(path.join(folder, "fanout.svg"), plot(curves));
-}
-
-const colours = ["#1f6feb", "#d1242f", "#1a7f37", "#9a6700"];
-
-function plot(
-  curves: readonly { readonly name: string; readonly curve: readonly number[] }[],
-): string {
-  const [width, height, left, bottom, top] = [720, 360, 60, 40, 20 + 18 * curves.length];
-  const most = Math.max(1, ...curves.flatMap(({ curve }) => curve));
-  const x = (share: number): number => left + (share * (width - left - 20)) / 100;
-  const y = (value: number): number => height - bottom - (value / most) * (height - bottom - top);
-  const lines = curves.map(
-    ({ curve }, i) =>
-      `<polyline fill="none" stroke="${colours[i]}" stroke-width="2" points="${curve.map((value, share) => `${x(share).toFixed(1)},${y(value).toFixed(1)}`).join(" ")}"/>`,
-  );
-  const legend = curves.map(
-    ({ name }, i) => `<text x="${left}" y="${18 * (i + 1)}" fill="${colours[i]}">${name}</text>`,
-  );
-  const ticks = [0, 0.25, 0.5, 0.75, 1].flatMap((share) => [
-    `<text x="${left - 6}" y="${y(most * share) + 4}" text-anchor="end">${(most * share).toFixed(0)} ms</text>`,
-    `<line x1="${left}" x2="${width - 20}" y1="${y(most * share)}" y2="${y(most * share)}" stroke="#d0d7de"/>`,
-    `<text x="${x(share * 100)}" y="${height - bottom + 18}" text-anchor="middle">${share * 100} %</text>`,
-  ]);
-  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" font-family="sans-serif" font-size="12">
-<rect width="${width}" height="${height}" fill="#fff"/>
-${[...ticks, ...lines, ...legend].join("\n")}
-</svg>
-`;
 }
 
 const role = process.argv.indexOf("--role");

@@ -15,7 +15,7 @@ import {
 } from "./bootstrap.mjs";
 
 /** What the others use. */
-const parts = new Set(["load", "processes", "systems"]);
+const parts = new Set(["load", "processes", "report", "systems"]);
 /** Installs other systems and takes a quarter of an hour: when it is named only. */
 const apart = "peers";
 

@@ -1,0 +1,114 @@
+/**
+ * The first request to a tenant that is nowhere in memory: three nodes, tenants with three voters each.
+ *
+ * Estimate before measuring: nobody leads such a group, so the first request opens its environment (0.4 ms), asks for
+ * votes twice (two exchanges over NATS of about 0.3 ms; each vote is one journal write of 0.25 ms, and the others open
+ * their environments first), commits an entry of its own (one exchange, one write), and is answered by a read index (one
+ * exchange): about 3 ms. A tenant that was never used also makes its environment on all three.
+ *
+ * Run: npm run bench -- wake, or bun bench/wake.ts [--tenants 300] [--write]
+ */
+import { loadavg } from "node:os";
+import process from "node:process";
+import { setTimeout as sleep } from "node:timers/promises";
+import { parseArgs } from "node:util";
+import { startCluster } from "../infra/cluster.mjs";
+import { ask } from "../test/e2e/api.ts";
+import { processorSeconds } from "./processes.ts";
+import { printRows, quantiles, writeReport, type Quantiles } from "./report.ts";
+
+const { values } = parseArgs({
+  options: {
+    tenants: { type: "string", default: "300" },
+    write: { type: "boolean", default: false },
+  },
+});
+const tenants = Number(values.tenants);
+const load = loadavg()[0] ?? 0;
+
+type Cluster = Awaited<ReturnType<typeof startCluster>>;
+
+interface Phase {
+  readonly name: string;
+  readonly times: Quantiles;
+  readonly processorMs: number;
+}
+
+async function firstRequests(
+  cluster: Cluster,
+  name: string,
+  request: (url: string, number: number) => Promise<{ status: number; body: unknown }>,
+): Promise<Phase> {
+  const pids = (): number[] => cluster.nodes.flatMap(({ pid }) => pid ?? []);
+  // Connections are open, and nothing of the start is under way any more.
+  for (const { url } of cluster.nodes) await ask(`${url}/readyz`);
+  await sleep(1_500);
+  const before = processorSeconds(pids());
+  const times: number[] = [];
+  for (let number = 0; number < tenants; number += 1) {
+    const url = cluster.nodes[number % cluster.nodes.length]?.url as string;
+    const at = performance.now();
+    const answer = await request(url, number);
+    times.push(performance.now() - at);
+    if (answer.status >= 300) throw new Error(JSON.stringify(answer.body));
+  }
+  const processorMs = ((processorSeconds(pids()) - before) / tenants) * 1_000;
+  return { name, times: quantiles(times), processorMs };
+}
+
+async function restartAll(cluster: Cluster): Promise<void> {
+  await Promise.all(cluster.nodes.map((node) => node.stop()));
+  for (const node of cluster.nodes) node.start();
+  await Promise.all(cluster.nodes.map((node) => node.ready()));
+}
+
+const cluster = await startCluster({ nodes: 3, env: { CONFLUX_LOG: "error" } });
+try {
+  const token = cluster.rootToken;
+  const url = cluster.nodes[0]?.url as string;
+  for (let made = 0; made < tenants; made += 500) {
+    const count = Math.min(500, tenants - made);
+    const body = { tenants: Array.from({ length: count }, (_, at) => ({ id: `t${made + at}` })) };
+    const answer = await ask(`${url}/v1/tenants/batch`, { token, body });
+    if (answer.status !== 201) throw new Error(JSON.stringify(answer.body));
+  }
+  const config = (at: string, number: number): string =>
+    `${at}/v1/tenants/t${number}/namespaces/app/configs/c`;
+  const read = (at: string, number: number) =>
+    ask(`${at}/v1/tenants/t${number}/namespaces/app/values/c`, { token });
+  const phases: Phase[] = [];
+  phases.push(
+    await firstRequests(cluster, "never used: the first write", (at, number) =>
+      ask(config(at, number), { method: "PUT", token, body: { format: "text", content: "x" } }),
+    ),
+  );
+  phases.push(await firstRequests(cluster, "awake: a read, to compare", read));
+  await restartAll(cluster);
+  phases.push(await firstRequests(cluster, "asleep: a read", read));
+  await restartAll(cluster);
+  phases.push(
+    await firstRequests(cluster, "asleep: a write", (at, number) =>
+      ask(`${config(at, number)}/publish`, { token, body: { content: "y" } }),
+    ),
+  );
+  const rows = phases.map(({ name, times, processorMs }) => ({
+    what: name,
+    figure: `p50 ${times.p50.toFixed(1)} ms, p99 ${times.p99.toFixed(1)} ms, longest ${times.max.toFixed(1)} ms; ${processorMs.toFixed(1)} ms of processor on all three nodes`,
+    wanted: name.startsWith("awake") ? "" : "p50 < 3 ms, p99 < 10 ms",
+  }));
+  printRows(rows);
+  if (values.write)
+    writeReport({
+      name: "wake",
+      title: "The first request to a tenant that sleeps",
+      args: process.argv.slice(2),
+      setting: "three nodes, nats-server and the client on one machine",
+      load,
+      text: `${tenants} tenants with three voters, one request after the other, in turn to each node, over HTTP.`,
+      rows,
+      plot: "First request by share of tenants",
+      curves: phases.map(({ name, times }) => ({ name, curve: times.curve })),
+    });
+} finally {
+  await cluster.stop();
+}
