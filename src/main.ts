@@ -137,7 +137,7 @@ function natsIdentity(settings: Settings): Pick<NatsOptions, "auth" | "tls"> {
 }
 
 async function main(args: readonly string[]): Promise<void> {
-  useDigest((bytes) => createHash("sha256").update(bytes).digest("hex"));
+  useDigest((text) => createHash("sha256").update(text).digest("hex"));
   await holdMallocThreshold();
   const settings = readSettings({
     args: args[0] === "start" ? args.slice(1) : args,

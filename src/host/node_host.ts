@@ -150,7 +150,7 @@ export interface Tuning {
 }
 
 const tuningDefaults: Tuning = {
-  checkpointBytes: 4 * 1024 * 1024,
+  checkpointBytes: 16 * 1024 * 1024,
   journalSegments: 4,
   logKeptEntries: 1_000,
   logKeptBytes: 8 * 1024 * 1024,
@@ -238,6 +238,8 @@ interface Outbox {
   /** Calls in the rpc frame, and appends in the append frame: whom to tell when it does not leave. */
   calls: number[];
   appends: { replica: Replica; to: ReplicaId }[];
+  /** Nobody waits for what is in the append frame: it leaves with the next that somebody waits for, or with the pulse. */
+  canWait: boolean;
 }
 
 /** A record on its way into the journal; `append` null: nobody waits for it. */
@@ -792,7 +794,9 @@ export class NodeHost implements ConfigService {
       from: message.to,
       entries: [],
     };
-    this.#outbox(node).frames.append.addRaft(group, incarnation, answer);
+    const outbox = this.#outbox(node);
+    outbox.frames.append.addRaft(group, incarnation, answer);
+    outbox.canWait = false;
     this.#schedule();
   }
 
@@ -832,6 +836,7 @@ export class NodeHost implements ConfigService {
       }
     }
     if (this.#journalFull) this.#schedule();
+    for (const node of this.#outboxes.keys()) this.#flush(node, true);
     this.#watchFitness(now);
     if (!this.#swept && this.#systemReady && now - this.#sweptAt > SWEEP_MS) {
       this.#sweptAt = now;
@@ -913,6 +918,7 @@ export class NodeHost implements ConfigService {
         },
         calls: [],
         appends: [],
+        canWait: true,
       };
       this.#outboxes.set(node, outbox);
     }
@@ -931,6 +937,8 @@ export class NodeHost implements ConfigService {
       if (message.type === MessageType.appendEntries && message.entries.length > 0) {
         outbox.appends.push({ replica, to: message.to });
       }
+      if (replica.onlyTellsCommit(message)) return;
+      outbox.canWait = false;
       if (outbox.frames.append.bytes > FRAME_BYTES) this.#flush(node);
     }
     this.#schedule();
@@ -944,14 +952,15 @@ export class NodeHost implements ConfigService {
     this.#schedule();
   }
 
-  #flush(node: string): void {
+  #flush(node: string, evenWhatCanWait = false): void {
     const outbox = this.#outbox(node);
     const { frames } = outbox;
     const { transport } = this.#options;
     if (!frames.control.empty) transport.send(node, "control", frames.control.take());
-    if (!frames.append.empty) {
+    if (!frames.append.empty && (!outbox.canWait || evenWhatCanWait)) {
       const appends = outbox.appends;
       outbox.appends = [];
+      outbox.canWait = true;
       if (!transport.send(node, "append", frames.append.take())) {
         for (const { replica, to } of appends) {
           this.#guarded(replica, () => replica.raft.reportUnreachable(to));

@@ -161,15 +161,19 @@ export interface Staging {
 }
 
 /**
- * Reads are synchronous and see the last committed change. Between calls it may give up what the system lends it, files
- * and memory, for others, as long as no commit, snapshot or staging is under way: the next call takes some time more.
+ * Reads are synchronous and see the last committed change, and of a commit under way perhaps a part. Between calls it may
+ * give up what the system lends it, files and memory, for others, as long as no commit, snapshot or staging is under way:
+ * the next call takes some time more.
  */
 export interface Environment {
   meta(): Uint8Array | null;
   get(key: string): string | undefined;
   range(range: Range): Iterable<readonly [key: string, value: string]>;
   entry(index: number): Uint8Array | undefined;
-  /** One durable transaction; `done` is called once it is on disk. One at a time per environment. */
+  /**
+   * All or nothing; `done` is called once it is on disk. One at a time per environment. Rows are drawn over many turns and
+   * may show one by one before: whoever reads meanwhile must have them itself.
+   */
   commit(change: EnvironmentChange, done: (error: Error | null) => void): void;
   snapshot(): EnvironmentSnapshot;
   /** Begins to gather rows for `install`. What was staged before, also in an earlier life, is dropped. */

@@ -174,6 +174,8 @@ export class Replica {
   #offered: { meta: SnapshotMeta; staging: Staging }[] = [];
   readonly #snapshots = new Set<ReplicaSnapshot>();
   #staging: Staging | null = null;
+  /** The last acknowledgement that was sent. */
+  #acknowledged: Message | null = null;
   #leadKnown: ReplicaId = NONE;
   #leaderKnown = false;
 
@@ -315,6 +317,20 @@ export class Replica {
 
   get busyStoring(): boolean {
     return this.#storing || this.#appendsInFlight.length > 0 || this.#lane.length > 0;
+  }
+
+  /**
+   * Whether a message on its way out says nothing that its receiver waits for: the acknowledgement that it had before, and
+   * a newer commit index.
+   */
+  onlyTellsCommit(message: Message): boolean {
+    const { type, to, term, index, commit, reject } = message;
+    if (type !== MessageType.appendEntriesResponse || reject) return false;
+    const before = this.#acknowledged;
+    this.#acknowledged = message;
+    return (
+      before?.to === to && before.term === term && before.index === index && before.commit < commit
+    );
   }
 
   // --- inputs --------------------------------------------------------------------------------------------------------

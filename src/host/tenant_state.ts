@@ -10,8 +10,9 @@ import { assert } from "../lib/assert.ts";
 import { SortedMap } from "../lib/sorted_map.ts";
 import type { Environment, EnvironmentSnapshot } from "./ports.ts";
 
-/** A row in an overlay; undefined is a deletion that hides the environment's row. */
+/** A row in an overlay; `deleted` hides the environment's row. */
 type Overlay = SortedMap<unknown>;
+const deleted = Symbol("deleted");
 /** What is read of one. */
 interface Rows {
   entries(): Iterable<readonly [key: string, row: unknown]>;
@@ -40,8 +41,10 @@ export class TenantState implements StateTransaction {
   readonly #parsed = new Map<string, unknown>();
   /** Keys of the active overlay that neither the environment nor the frozen overlay has. */
   #added = new Set<string>();
-  /** Those of the frozen overlay whose rows are not kept parsed: large ones, and new ones that are hardly read again. */
-  #unread = new Set<string>();
+  /** Those of the frozen overlay that were new with it: they are hardly read again. */
+  #unread: ReadonlySet<string> = new Set();
+  /** Some of the others, whose rows are kept parsed: what is written again and again is read again too. */
+  #again: string[] = [];
   /** Rough size of the active overlay. */
   overlayBytes = 0;
 
@@ -50,11 +53,11 @@ export class TenantState implements StateTransaction {
   }
 
   get<T = unknown>(key: string): T | undefined {
-    const row = this.#active.get(key);
-    if (row !== undefined || this.#active.has(key)) return row as T | undefined;
-    if (this.#frozen !== null && this.#frozen.has(key))
-      return this.#frozen.get(key) as T | undefined;
-    return (this.#parsed.get(key) ?? this.#read(key)) as T | undefined;
+    let row = this.#active.get(key);
+    if (row === undefined && this.#frozen !== null) row = this.#frozen.get(key);
+    if (row === undefined) row = this.#parsed.get(key);
+    if (row === undefined) row = this.#read(key);
+    return (row === deleted ? undefined : row) as T | undefined;
   }
 
   #read(key: string): unknown {
@@ -77,9 +80,12 @@ export class TenantState implements StateTransaction {
 
   /** `put` of a row that does not exist: deleted again before a checkpoint, it costs the environment nothing. */
   add(key: string, row: unknown): void {
+    assert(row !== undefined, "a row cannot be undefined");
     // A deletion in an overlay may hide a row of the environment.
-    if (!this.#active.has(key) && this.#frozen?.has(key) !== true) this.#added.add(key);
-    this.put(key, row);
+    if (this.#active.has(key)) return this.#set(key, row);
+    if (this.#frozen?.has(key) !== true) this.#added.add(key);
+    this.#active.set(key, row);
+    this.overlayBytes += bytesOf(row);
   }
 
   delete(key: string): void {
@@ -87,15 +93,14 @@ export class TenantState implements StateTransaction {
       this.overlayBytes -= bytesOf(this.#active.get(key));
       this.#active.delete(key);
     } else {
-      this.#set(key, undefined);
+      this.#set(key, deleted);
     }
   }
 
   #set(key: string, row: unknown): void {
-    const before = this.#active.size;
     const replaced = this.#active.get(key);
-    this.#active.set(key, row);
-    this.overlayBytes += bytesOf(row) - (this.#active.size > before ? 0 : bytesOf(replaced));
+    const isNew = this.#active.set(key, row);
+    this.overlayBytes += bytesOf(row) - (isNew ? 0 : bytesOf(replaced));
   }
 
   *range<T = unknown>(range: KeyRange): Generator<readonly [key: string, row: T]> {
@@ -105,7 +110,7 @@ export class TenantState implements StateTransaction {
       range.reverse === true,
     );
     for (const [key, row] of layered(below, this.#active.range(range), range.reverse === true)) {
-      if (row !== undefined) yield [key, row as T];
+      if (row !== deleted) yield [key, row as T];
     }
   }
 
@@ -135,9 +140,12 @@ export class TenantState implements StateTransaction {
     return this.#written(frozen);
   }
 
-  *#written(frozen: Rows): Generator<readonly [string, string | undefined]> {
-    for (const row of encoded(frozen)) {
-      if ((row[1]?.length ?? 0) > PARSED_LENGTH_MAX) this.#unread.add(row[0]);
+  *#written(frozen: Overlay): Generator<readonly [string, string | undefined]> {
+    for (const row of encoded(frozen.unordered())) {
+      const [key, text] = row;
+      const isSmall = text !== undefined && text.length <= PARSED_LENGTH_MAX;
+      if (isSmall && this.#again.length < PARSED_MAX && !this.#unread.has(key))
+        this.#again.push(key);
       yield row;
     }
   }
@@ -146,14 +154,13 @@ export class TenantState implements StateTransaction {
   thaw(): void {
     const frozen = this.#frozen;
     assert(frozen !== null, "no checkpoint is under way");
-    // What was read of the environment before it had these counts no more; what is written again and again is read again
-    // too, and an environment at rest should stay so.
-    for (const [key, row] of frozen.entries()) {
-      this.#parsed.delete(key);
-      if (row !== undefined && !this.#unread.has(key)) this.#keep(key, row);
-    }
+    // What was read of the environment before it had these counts no more.
+    for (const key of this.#parsed.keys()) if (frozen.has(key)) this.#parsed.delete(key);
+    // An environment at rest should stay so.
+    for (const key of this.#again) this.#keep(key, frozen.get(key));
     this.#frozen = null;
     this.#unread = new Set();
+    this.#again = [];
   }
 
   /** A snapshot is about to replace everything in the environment, or just did: nothing of before counts any more. */
@@ -161,6 +168,7 @@ export class TenantState implements StateTransaction {
     this.#active = new SortedMap();
     this.#added = new Set();
     this.#unread = new Set();
+    this.#again = [];
     this.#frozen = null;
     this.#parsed.clear();
     this.overlayBytes = 0;
@@ -187,8 +195,8 @@ export class StateSnapshot {
   *rows(): Generator<readonly [key: string, text: string]> {
     let below: Iterable<readonly [string, string | undefined]> =
       this.#environment.range(everything);
-    if (this.#frozen !== null) below = layered(below, encoded(this.#frozen), false);
-    for (const [key, text] of layered(below, encoded(this.#active), false)) {
+    if (this.#frozen !== null) below = layered(below, encoded(this.#frozen.entries()), false);
+    for (const [key, text] of layered(below, encoded(this.#active.entries()), false)) {
       assert(!this.#closed, "A snapshot was closed while it was read");
       if (text !== undefined) yield [key, text];
     }
@@ -201,9 +209,11 @@ export class StateSnapshot {
   }
 }
 
-function* encoded(rows: Rows): Generator<readonly [string, string | undefined]> {
-  for (const [key, row] of rows.entries()) {
-    yield [key, row === undefined ? undefined : JSON.stringify(row)];
+function* encoded(
+  rows: Iterable<readonly [key: string, row: unknown]>,
+): Generator<readonly [string, string | undefined]> {
+  for (const [key, row] of rows) {
+    yield [key, row === deleted ? undefined : JSON.stringify(row)];
   }
 }
 
@@ -213,7 +223,7 @@ function* parsed(
   for (const [key, text] of rows) yield [key, JSON.parse(text)];
 }
 
-/** Merges two ordered sources; at equal keys the upper one wins. Deletions stay visible as undefined rows. */
+/** Merges two ordered sources; at equal keys the upper one wins, also with a deletion. */
 function* layered<T>(
   lower: Iterable<readonly [string, T]>,
   upper: Iterable<readonly [string, T]> | null,

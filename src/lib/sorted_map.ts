@@ -35,10 +35,13 @@ export class SortedMap<V> {
     return this.#rows.get(key);
   }
 
-  set(key: string, value: V): void {
+  /** @returns whether there was none under this key */
+  set(key: string, value: V): boolean {
     const before = this.#rows.size;
     this.#rows.set(key, value);
-    if (this.#rows.size > before) this.#unplaced.push(key);
+    if (this.#rows.size === before) return false;
+    this.#unplaced.push(key);
+    return true;
   }
 
   /** Its place in the order stays until the next time the family is put in order; ranges pass over it. */
@@ -77,6 +80,11 @@ export class SortedMap<V> {
     const copy = new SortedMap<V>();
     for (const [key, value] of this.#rows) copy.set(key, value);
     return copy;
+  }
+
+  /** Everything as it was first set: putting many keys in order takes long. */
+  unordered(): Iterable<readonly [key: string, value: V]> {
+    return this.#rows;
   }
 
   /** Everything, ascending. */

@@ -24,7 +24,7 @@ import {
 import { configInfo } from "./results.ts";
 import type { ResultOf } from "./results.ts";
 import type { ConfigRow, NamespaceRow, ReleaseRow, VersionRow } from "./rows.ts";
-import { judged } from "./schedules.ts";
+import { judged, judgment } from "./schedules.ts";
 
 /** Releases kept of each config, whatever their age. */
 export const releasesKept = 200;
@@ -157,7 +157,7 @@ function isProtected(draft: Draft, namespace: string): boolean {
   return draft.get<NamespaceRow>(namespaceKey(namespace))?.protected === true;
 }
 
-function isReleased(row: ConfigRow, version: number): boolean {
+function isReleased(row: Pick<ConfigRow, "rules" | "default">, version: number): boolean {
   return row.default === version || row.rules.some((rule) => rule.version === version);
 }
 
@@ -353,13 +353,19 @@ function addRelease(
   // What was in force until now may be pruned from here on.
   let pruneFrom = row.pruneFrom ?? 1;
   for (const number of [row.default, ...row.rules.map((rule) => rule.version)]) {
-    if (number !== null && !isReleased({ ...row, ...content }, number)) {
+    if (number !== null && !isReleased(content, number)) {
       pruneFrom = Math.min(pruneFrom, number);
     }
   }
   const { rules, default: byDefault } = release;
-  const inForce = { ...row, release: release.release, rules, default: byDefault, pruneFrom };
-  return { row: changed(draft, judged(draft, inForce), {}), release };
+  const inForce = changed(draft, row, {
+    release: release.release,
+    rules,
+    default: byDefault,
+    pruneFrom,
+    ...judgment(draft, row, rules),
+  });
+  return { row: inForce, release };
 }
 
 function requireVersion(draft: Draft, row: ConfigRow, version: number, of: string): void {

@@ -66,6 +66,13 @@ export interface DraftAudit {
   readonly key?: string;
 }
 
+interface DraftRow {
+  /** Undefined = deleted. */
+  row: unknown;
+  /** The state has none. */
+  readonly isAdded: boolean;
+}
+
 export class Draft implements StateView {
   /** The revision these changes get, if there are any. */
   readonly revision: number;
@@ -82,9 +89,7 @@ export class Draft implements StateView {
   /** Something is to be kept although nothing changed that has a revision. */
   isTouched = false;
   readonly #base: StateTransaction;
-  /** Undefined = deleted. */
-  readonly #rows = new Map<string, unknown>();
-  readonly #added = new Set<string>();
+  readonly #rows = new Map<string, DraftRow>();
 
   constructor(
     base: StateTransaction,
@@ -100,8 +105,8 @@ export class Draft implements StateView {
   }
 
   get<T = unknown>(key: string): T | undefined {
-    if (this.#rows.has(key)) return this.#rows.get(key) as T | undefined;
-    return this.#base.get<T>(key);
+    const own = this.#rows.get(key);
+    return own === undefined ? this.#base.get<T>(key) : (own.row as T | undefined);
   }
 
   /** As the command found it. */
@@ -111,17 +116,22 @@ export class Draft implements StateView {
 
   put(key: string, row: unknown): void {
     assert(row !== undefined, "a row is never undefined: that would delete it");
-    this.#rows.set(key, row);
+    this.#set(key, row, false);
   }
 
   /** Of a row that does not exist: numbers are not given twice. One that this command deleted is put like any other. */
   add(key: string, row: unknown): void {
-    if (!this.#rows.has(key)) this.#added.add(key);
-    this.put(key, row);
+    this.#set(key, row, true);
   }
 
   delete(key: string): void {
-    this.#rows.set(key, undefined);
+    this.#set(key, undefined, false);
+  }
+
+  #set(key: string, row: unknown, isAdded: boolean): void {
+    const own = this.#rows.get(key);
+    if (own === undefined) this.#rows.set(key, { row, isAdded });
+    else own.row = row;
   }
 
   *range<T = unknown>(range: {
@@ -132,6 +142,7 @@ export class Draft implements StateView {
     const sign = range.reverse === true ? -1 : 1;
     const own = [...this.#rows]
       .filter(([key]) => key >= range.gte && key < range.lt)
+      .map(([key, { row }]) => [key, row] as const)
       .sort(([a], [b]) => (a < b ? -sign : sign));
     let next = 0;
     for (const [key, row] of this.#base.range<T>(range)) {
@@ -178,9 +189,9 @@ export class Draft implements StateView {
 
   flush(): void {
     this.put(metaKey, this.meta);
-    for (const [key, row] of this.#rows) {
+    for (const [key, { row, isAdded }] of this.#rows) {
       if (row === undefined) this.#base.delete(key);
-      else if (this.#added.has(key)) this.#base.add(key, row);
+      else if (isAdded) this.#base.add(key, row);
       else this.#base.put(key, row);
     }
   }

@@ -22,9 +22,18 @@ export function judgedAt(row: ConfigRow): number {
 
 /** The row with its rules judged as of this command; its place in due/ moves along. A deleted one has none. */
 export function judged(draft: Draft, row: ConfigRow): ConfigRow {
-  const dueAt = row.deletedAt === null ? nextTimeOf(row.rules, draft.at) : null;
+  return { ...row, ...judgment(draft, row, row.rules) };
+}
+
+/** What `judged` changes of a row that gets these rules. */
+export function judgment(
+  draft: Draft,
+  row: ConfigRow,
+  rules: ConfigRow["rules"],
+): Required<Pick<ConfigRow, "judgedAt" | "dueAt">> {
+  const dueAt = row.deletedAt === null ? nextTimeOf(rules, draft.at) : null;
   move(draft, row, dueAt);
-  return { ...row, judgedAt: draft.at, dueAt };
+  return { judgedAt: draft.at, dueAt };
 }
 
 function move(draft: Draft, row: ConfigRow, dueAt: number | null): void {

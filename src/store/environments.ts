@@ -10,6 +10,7 @@
  * - a commit is on the disk when `done(null)` is called (`overlappingSync: false`: lmdb then syncs data and writes its
  *   meta page through an O_DSYNC descriptor before the promise resolves; seen with strace on Bun, Deno and Node);
  * - an error of a commit is final for that environment: it takes no further one;
+ * - a commit is all or nothing, also a large one, which is not one transaction (see `#commitLarge`);
  * - a directory under its own name is always a whole environment: it is made and removed under names of its own;
  * - no more than `cap` are open, but for those that a commit, a snapshot or a staging keeps busy, at most `busyMax`;
  * - no cursor outlives a call, and no read transaction does but a snapshot's.
@@ -50,11 +51,18 @@ const metaKey = Uint8Array.of(1);
 /** In `meta`: which database holds the rows (absent: the first), and that the other one holds staged ones. */
 const holderKey = Uint8Array.of(2);
 const stagedKey = Uint8Array.of(3);
+/** In `meta`: rows of a large commit that may not all be in their place yet. The parts' numbers follow in two bytes. */
+const redoKey = 4;
 /** The second one is made when a snapshot first comes in; each installation makes the other one the state. */
 const stateNames = ["state", "state2"] as const;
 
 /** Said aloud, so that a directory is the same on every machine. */
 const pageBytes = 4096;
+
+/** Rows of a commit that are encoded or queued in one turn: each costs some microseconds, and everybody else waits. */
+const rowsPerTurnDefault = 500;
+/** What one part of a large commit holds at least, in UTF-16 units. */
+const redoPartLength = 256 * 1024;
 
 const rootOptions = {
   pageSize: pageBytes,
@@ -77,6 +85,8 @@ export interface EnvironmentsOptions {
   readonly data: string;
   /** Lowers the number of environments open at once below what the process's limits allow. */
   readonly capMax?: number;
+  /** Of a commit; more of them make it a large one. For tests. */
+  readonly rowsPerTurn?: number;
 }
 
 export class LmdbEnvironments implements Environments {
@@ -92,9 +102,11 @@ export class LmdbEnvironments implements Environments {
   };
   readonly cap: number;
   #template: Uint8Array | null = null;
+  readonly #rowsPerTurn: number;
   #removals = 0;
 
   constructor(options: EnvironmentsOptions) {
+    this.#rowsPerTurn = options.rowsPerTurn ?? rowsPerTurnDefault;
     this.cap = Math.min(
       environmentCap(readProcessLimits()),
       options.capMax ?? Number.POSITIVE_INFINITY,
@@ -113,8 +125,11 @@ export class LmdbEnvironments implements Environments {
     assert(!this.#held.has(name), `Environment ${name} is open already`);
     const path = this.#path(name);
     if (!fs.existsSync(join(path, dataFile))) this.#create(name, path);
-    const environment = new LmdbEnvironment(join(path, dataFile), this.#pool, () =>
-      this.#held.delete(name),
+    const environment = new LmdbEnvironment(
+      join(path, dataFile),
+      this.#rowsPerTurn,
+      this.#pool,
+      () => this.#held.delete(name),
     );
     environment.wake();
     this.#held.set(name, environment);
@@ -307,6 +322,7 @@ interface Pool {
 /** Made by `LmdbEnvironments.open`. */
 export class LmdbEnvironment implements Environment {
   readonly #path: string;
+  readonly #rowsPerTurn: number;
   readonly #pool: Pool;
   readonly #onClose: () => void;
   /** Null while it rests: no descriptor, no mapping, no memory of LMDB's. */
@@ -324,8 +340,9 @@ export class LmdbEnvironment implements Environment {
   /** Read or written since this was last set to false. */
   used = false;
 
-  constructor(path: string, pool: Pool, onClose: () => void) {
+  constructor(path: string, rowsPerTurn: number, pool: Pool, onClose: () => void) {
     this.#path = path;
+    this.#rowsPerTurn = rowsPerTurn;
     this.#pool = pool;
     this.#onClose = onClose;
   }
@@ -352,6 +369,7 @@ export class LmdbEnvironment implements Environment {
     this.#state = databases.state;
     this.#other = null;
     this.#pool.opened(this);
+    redo(databases);
     // What an earlier life left half received would otherwise keep its space.
     if (databases.isStaged) this.stage().discard();
     return databases;
@@ -445,8 +463,12 @@ export class LmdbEnvironment implements Environment {
 
   commit(change: EnvironmentChange, done: (error: Error | null) => void): void {
     const databases = this.wake();
-    const operations = gather(change);
-    this.#run(() => this.#write(databases, operations), done);
+    const rows = new Drawing(change.rows);
+    const first = rows.next(this.#rowsPerTurn);
+    const log = gatherLog(change);
+    if (rows.ended)
+      this.#run(() => write(databases, this.#state as State, { ...log, rows: first }), done);
+    else this.#run(() => this.#commitLarge(databases, log, first, rows), done);
   }
 
   #run(write: () => Promise<void>, done: (error: Error | null) => void): void {
@@ -488,23 +510,78 @@ export class LmdbEnvironment implements Environment {
     }
   }
 
-  /** Everything queued inside one `batch` is one transaction, in this order. */
-  async #write({ root, log, meta }: Databases, operations: Operations): Promise<void> {
+  /**
+   * A large commit, a little per turn, since thousands of operations at once kept everybody waiting for a tenth of a
+   * second. All of it is made durable first, in one transaction and as text; then the rows go to their places, and then
+   * the text. After a crash in between, opening puts them there: twice is as good as once. Whoever reads meanwhile has
+   * the rows of the commit in memory, as has the host.
+   */
+  async #commitLarge(
+    databases: Databases,
+    log: LogOperations,
+    first: readonly Row[],
+    drawn: Drawing,
+  ): Promise<void> {
     const state = this.#state as State;
-    const pending = new Set<Promise<unknown>>();
-    const deleted: Uint8Array[] = [];
-    for (const range of operations.entriesDeleted)
-      for (const key of log.getKeys(range)) deleted.push(key);
-    const committed = root.batch(() => {
-      for (const key of operations.rowsDeleted) pending.add(state.remove(key));
-      for (const key of deleted) pending.add(log.remove(key));
-      for (const [key, value] of operations.rows) pending.add(state.put(key, value));
-      for (const [key, bytes] of operations.entries) pending.add(log.put(key, bytes));
-      pending.add(meta.put(metaKey, operations.meta));
-    });
-    // Inside a batch these are one and the same settled promise; none may float all the same.
-    await Promise.all([committed, ...pending]);
+    const batches: (readonly Row[])[] = [];
+    const parts: (readonly [key: Uint8Array, bytes: Uint8Array])[] = [];
+    let part = "";
+    for (let rows = first; ; rows = drawn.next(this.#rowsPerTurn)) {
+      batches.push(rows);
+      part += redoText(rows);
+      if (part.length >= redoPartLength || drawn.ended) {
+        parts.push([redoPartKey(parts.length), Buffer.from(part)]);
+        part = "";
+      }
+      if (drawn.ended) break;
+      await nextTurn();
+    }
+    await write(databases, state, { ...log, rows: [], redo: parts });
+    for (const rows of batches) await write(databases, state, { rows });
+    await write(databases, state, { rows: [], redone: parts.map(([key]) => key) });
   }
+}
+
+/** Everything queued inside one `batch` is one transaction, in this order. */
+async function write(
+  { root, log, meta }: Databases,
+  state: State,
+  { rows, entriesDeleted = [], entries = [], redo = [], redone = [], ...rest }: Operations,
+): Promise<void> {
+  const pending = new Set<Promise<unknown>>();
+  const deleted: Uint8Array[] = [];
+  for (const range of entriesDeleted) for (const key of log.getKeys(range)) deleted.push(key);
+  const committed = root.batch(() => {
+    for (const key of deleted) pending.add(log.remove(key));
+    for (const row of rows) pending.add(putRow(state, row));
+    for (const [key, bytes] of entries) pending.add(log.put(key, bytes));
+    for (const [key, bytes] of redo) pending.add(meta.put(key, bytes));
+    for (const key of redone) pending.add(meta.remove(key));
+    if (rest.meta !== undefined) pending.add(meta.put(metaKey, rest.meta));
+  });
+  // Inside a batch these are one and the same settled promise; none may float all the same.
+  await Promise.all([committed, ...pending]);
+}
+
+function putRow(state: State, [key, value]: Row): Promise<unknown> {
+  return value === undefined ? state.remove(key) : state.put(key, value);
+}
+
+/** Ends what a large commit of an earlier life began: it was durable already. */
+function redo({ root, state, meta }: Databases): void {
+  const parts: Uint8Array[] = [];
+  for (;;) {
+    const part = copy(meta.get(redoPartKey(parts.length)));
+    if (part === undefined) break;
+    parts.push(part);
+  }
+  if (parts.length === 0) return;
+  root.transactionSync(() => {
+    for (const [at, part] of parts.entries()) {
+      for (const row of redoRows(part)) void putRow(state, row);
+      void meta.remove(redoPartKey(at));
+    }
+  });
 }
 
 /** Made by `LmdbEnvironment.snapshot`. */
@@ -696,32 +773,76 @@ function assertRowKey(key: string): void {
   assert(key.length <= keyBytesMax && keyGrammar.test(key), "Row key is not short ASCII text");
 }
 
-interface Operations {
-  readonly rowsDeleted: readonly string[];
-  readonly rows: readonly (readonly [key: string, value: string])[];
+/** Undefined deletes. */
+type Row = readonly [key: string, value: string | undefined];
+
+interface LogOperations {
   readonly entriesDeleted: readonly { readonly start: Uint8Array; readonly end: Uint8Array }[];
   readonly entries: readonly (readonly [key: Uint8Array, bytes: Uint8Array])[];
   readonly meta: Uint8Array;
 }
 
-/**
- * Draws and checks everything before the first operation is queued: lmdb commits what a batch holds, also when the code
- * that fills it throws in the middle.
- */
-function gather(change: EnvironmentChange): Operations {
-  const rowsDeleted: string[] = [];
-  const rows: (readonly [key: string, value: string])[] = [];
-  for (const [key, value] of change.rows) {
-    assertRowKey(key);
-    if (value !== undefined) rows.push([key, value]);
-    else rowsDeleted.push(key);
+interface Operations extends Partial<LogOperations> {
+  readonly rows: readonly Row[];
+  readonly redo?: readonly (readonly [key: Uint8Array, bytes: Uint8Array])[];
+  readonly redone?: readonly Uint8Array[];
+}
+
+/** Rows are checked before the first operation is queued: lmdb commits what a batch holds, also when what fills it throws. */
+class Drawing {
+  readonly #rows: Iterator<Row>;
+  ended = false;
+
+  constructor(rows: Iterable<Row>) {
+    this.#rows = rows[Symbol.iterator]();
   }
+
+  next(count: number): readonly Row[] {
+    const rows: Row[] = [];
+    while (rows.length < count) {
+      const step = this.#rows.next();
+      this.ended = step.done === true;
+      if (step.done === true) break;
+      assertRowKey(step.value[0]);
+      rows.push(step.value);
+    }
+    return rows;
+  }
+}
+
+function gatherLog(change: EnvironmentChange): LogOperations {
   const entries: (readonly [key: Uint8Array, bytes: Uint8Array])[] = [];
   for (const [index, bytes] of change.entries) entries.push([indexKey(index), bytes]);
   const entriesDeleted = change.entriesDeleted
     .filter(({ low, high }) => low < high)
     .map(({ low, high }) => ({ start: indexKey(low), end: indexKey(high) }));
-  return { rowsDeleted, rows, entriesDeleted, entries, meta: change.meta };
+  return { entriesDeleted, entries, meta: change.meta };
+}
+
+function redoPartKey(part: number): Uint8Array {
+  return Uint8Array.of(redoKey, part >>> 8, part);
+}
+
+/** A line per row: its key, and after a tab its text. Neither holds a line's end: JSON escapes it. */
+function redoText(rows: readonly Row[]): string {
+  let text = "";
+  for (const [key, value] of rows) text += value === undefined ? `${key}\n` : `${key}\t${value}\n`;
+  return text;
+}
+
+function redoRows(part: Uint8Array): Row[] {
+  const lines = new TextDecoder("utf-8", { fatal: true }).decode(part).split("\n");
+  assert(lines.pop() === "", "The rows of a large commit end early");
+  return lines.map((line) => {
+    const tab = line.indexOf("\t");
+    return tab < 0 ? [line, undefined] : [line.slice(0, tab), line.slice(tab + 1)];
+  });
+}
+
+function nextTurn(): Promise<void> {
+  return new Promise((resolve) => {
+    setImmediate(resolve);
+  });
 }
 
 /** lmdb may hand out a view of memory it uses again. */

@@ -51,13 +51,18 @@ export async function openStack(
   directory: string,
   onFatal: (error: Error) => void,
   onError: (message: string, fields: object) => void = () => undefined,
-  bounds: { tuning: Partial<Tuning>; segmentBytes?: number } = {
+  bounds: { tuning: Partial<Tuning>; segmentBytes?: number; rowsPerTurn?: number } = {
     tuning: smallBounds,
     segmentBytes: smallSegmentBytes,
+    // So few that most checkpoints are large commits, which are not one transaction.
+    rowsPerTurn: 16,
   },
 ): Promise<Stack> {
   const data = await openDataDirectory({ directory, cluster, node, peers: [node] });
-  const environments = new LmdbEnvironments({ data: data.path });
+  const environments = new LmdbEnvironments({
+    data: data.path,
+    ...(bounds.rowsPerTurn !== undefined && { rowsPerTurn: bounds.rowsPerTurn }),
+  });
   const journal = new NodeJournal({
     disk: openJournalDisk(data.journal),
     salt: randomInt(2 ** 32 - 1),

@@ -565,6 +565,6 @@ test("useDigest() takes another SHA-256 and nothing else", () => {
   const before = texts.map(contentHash);
   expect(() => useDigest(() => "abc")).toThrow("not SHA-256");
   expect(texts.map(contentHash)).toEqual(before);
-  useDigest((bytes) => createHash("sha256").update(bytes).digest("hex"));
+  useDigest((text) => createHash("sha256").update(text).digest("hex"));
   expect(texts.map(contentHash)).toEqual(before);
 });

@@ -1400,8 +1400,8 @@ const ofHost: readonly Mutation[] = [
     rule: "H3",
     breaks: "Rows under way into the environment are invisible meanwhile",
     file: "src/host/tenant_state.ts",
-    find: `    if (this.#frozen !== null && this.#frozen.has(key))`,
-    replace: `    if (this.#frozen !== null && this.#frozen.size < 0)`,
+    find: `    if (row === undefined && this.#frozen !== null) row = this.#frozen.get(key);`,
+    replace: ``,
     killers: [host],
   },
 ];
@@ -1637,10 +1637,10 @@ const ofMachine: readonly Mutation[] = [
     rule: "M02",
     breaks: "A refused command leaves some of its rows",
     file: "src/machine/draft.ts",
-    find: `    this.#rows.set(key, row);
+    find: `    else own.row = row;
   }`,
-    replace: `    this.#rows.set(key, row);
-    this.#base.put(key, row);
+    replace: `    else own.row = row;
+    if (row !== undefined) this.#base.put(key, row);
   }`,
     killers: [machine],
   },

@@ -2,6 +2,7 @@ import * as fs from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import * as fc from "fast-check";
+import { open } from "lmdb";
 import { afterAll, describe, expect, test } from "vitest";
 import type { EnvironmentChange, Staging } from "../../src/host/ports.ts";
 import { compactTenant } from "../../src/store/compact.ts";
@@ -118,6 +119,84 @@ describe("commit()", () => {
     await commit(environment, { rows: [["b", "2"]] });
     expect(rows(environment.range(everything))).toEqual({ a: "1", b: "2" });
     await environment.close();
+  });
+
+  test("of many rows lets others have their turn, and shows nothing of one that breaks", async () => {
+    const environments = new LmdbEnvironments({ data: temporary(), rowsPerTurn: 10 });
+    let environment = environments.open("acme");
+    const many = Array.from(
+      { length: 1_000 },
+      (_, n) => [`k${1_000 + n}`, `"ä\\t\\n${n}"`] as const,
+    );
+    let drawnPerTurn = 0;
+    let turns = 0;
+    function* counted(): Generator<readonly [string, string | undefined]> {
+      for (const row of many) {
+        if (drawnPerTurn++ === 0) setImmediate(() => ((turns += 1), (drawnPerTurn = 0)));
+        expect(drawnPerTurn).toBeLessThanOrEqual(20);
+        yield row;
+      }
+    }
+    await commit(environment, { meta: bytes("all"), rows: counted(), entries: [[1, bytes("e")]] });
+    expect(turns).toBeGreaterThan(40);
+    expect(rows(environment.range(everything))).toEqual(Object.fromEntries(many));
+    const half = many.map(([key], n) => [key, n % 2 === 0 ? undefined : "new"] as const);
+    await commit(environment, { rows: half });
+    function* broken(): Generator<readonly [string, string]> {
+      for (const [key] of many) yield [key, "never"];
+      throw new Error("planted");
+    }
+    await expect(commit(environment, { meta: bytes("x"), rows: broken() })).rejects.toThrow("LMDB");
+    await environment.close();
+    environment = environments.open("acme");
+    const left = many.filter((_, n) => n % 2 === 1).map(([key]) => [key, "new"]);
+    expect(rows(environment.range(everything))).toEqual(Object.fromEntries(left));
+    expect(new TextDecoder().decode(environment.meta() as Uint8Array)).toBe("m");
+    await environment.close();
+  });
+
+  test("of many rows that a crash cut short is ended by the next opening", async () => {
+    const data = temporary();
+    const environments = new LmdbEnvironments({ data });
+    let environment = environments.open("acme");
+    await commit(environment, {
+      rows: [
+        ["a", "1"],
+        ["b", "1"],
+        ["c", "1"],
+      ],
+    });
+    await environment.close();
+    // What stands there between the first transaction of such a commit and its last.
+    const root = open({
+      path: join(data, "tenants", "acme", "data.mdb"),
+      noSubdir: true,
+      maxDbs: 4,
+    });
+    const meta = root.openDB<Uint8Array, Uint8Array>("meta", {
+      encoding: "binary",
+      keyEncoding: "binary",
+    });
+    await meta.put(Uint8Array.of(4, 0, 0), bytes('a\t"\\tä"\nb\n'));
+    await meta.put(Uint8Array.of(4, 0, 1), bytes("d\t4\n"));
+    await root.close();
+    for (let life = 0; life < 2; life++) {
+      environment = environments.open("acme");
+      expect(rows(environment.range(everything))).toEqual({ a: '"\\tä"', c: "1", d: "4" });
+      await commit(environment, { rows: [["e", life === 0 ? "5" : undefined]] });
+      await commit(environment, { rows: [["e", undefined]] });
+      await environment.close();
+    }
+    const again = open({
+      path: join(data, "tenants", "acme", "data.mdb"),
+      noSubdir: true,
+      maxDbs: 4,
+    });
+    const keys = again
+      .openDB<Uint8Array, Uint8Array>("meta", { encoding: "binary", keyEncoding: "binary" })
+      .getKeys();
+    expect([...keys].map((key) => key[0])).toEqual([1]);
+    await again.close();
   });
 
   test("is one at a time, and close() refuses meanwhile", async () => {
