@@ -13,6 +13,7 @@ import * as fs from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
+import { holdMallocThreshold } from "../src/runtime/memory.ts";
 import { openJournalDisk } from "../src/store/disk.ts";
 import { LmdbEnvironments } from "../src/store/environments.ts";
 import { NodeJournal } from "../src/store/journal.ts";
@@ -28,6 +29,7 @@ const replayBytes = 256 * 1024 * 1024;
 const environmentsCount = 300;
 const soakCycles = 3000;
 
+await holdMallocThreshold();
 const base = process.argv[2] ?? tmpdir();
 const directory = fs.mkdtempSync(join(base, "conflux-bench-"));
 const rows: string[][] = [];

@@ -31,6 +31,7 @@ import { LmdbEnvironments } from "./store/environments.ts";
 import { NodeJournal } from "./store/journal.ts";
 import { QuarantineDirectory } from "./store/quarantine.ts";
 import { DiskMonitor } from "./store/space.ts";
+import { DiskStall, stallLookMs } from "./store/stall.ts";
 import { LoopbackNetwork } from "./transport/loopback.ts";
 import { type NatsOptions, NatsTransport, TransportError } from "./transport/nats.ts";
 
@@ -169,12 +170,23 @@ async function main(args: readonly string[]): Promise<void> {
     onChange: ({ level, freeBytes, reserveBytes }) =>
       log[level === "free" ? "info" : "error"]({ level, freeBytes, reserveBytes }, "disk.space"),
   });
+  const stall = new DiskStall({
+    limitMs: settings.diskStall * 1_000,
+    onSlow: (oldestMs) =>
+      log[oldestMs === 0 ? "info" : "error"]({ oldestWriteSeconds: oldestMs / 1_000 }, "disk.slow"),
+    onStall: fatal,
+  });
+  setInterval(() => {
+    stall.look(performance.now());
+    disk.oldestWriteMs = stall.oldestMs;
+  }, stallLookMs).unref();
+  const begin = (): (() => void) => stall.begin();
   const journal = new NodeJournal({
-    disk: openJournalDisk(directory.journal, () => disk.look()),
+    disk: openJournalDisk(directory.journal, { onGrowth: () => disk.look(), begin }),
     salt: randomInt(2 ** 32 - 1),
     onFatal: fatal,
   });
-  const environments = new LmdbEnvironments({ data: directory.path });
+  const environments = new LmdbEnvironments({ data: directory.path, begin });
   directory.watch(fatal);
   const { cluster, node } = settings;
   const transport: Transport =

@@ -957,6 +957,9 @@ export const ClusterStatusAnswer = answer("ClusterStatus", {
       level: literals(["free", "low", "out"]),
       freeBytes: Count,
       reserveBytes: Count,
+      oldestWriteMs: Type.Number({
+        description: "How long the oldest write under way has been so; see CONFLUX_DISK_STALL",
+      }),
     }),
   ),
   tenants: Count,

@@ -74,6 +74,11 @@ export class Metrics {
       "Below this writes are refused",
       (s) => s.disk?.reserveBytes ?? Number.NaN,
     );
+    gauge(
+      "conflux_disk_oldest_write_seconds",
+      "How long the oldest write under way has been so",
+      (s) => (s.disk?.oldestWriteMs ?? Number.NaN) / 1_000,
+    );
     gauge("conflux_watchers", "Open watches on this node", (_s, watchers) => watchers);
     gauge("conflux_http_requests_in_flight", "Requests under way", (_s, _w, requests) => requests);
     gauge(

@@ -2667,8 +2667,8 @@ function mebibytes(bytes: number): string {
 
 function diskStatus(disk: DiskSpace | undefined): DiskSpace | null {
   if (disk === undefined) return null;
-  const { level, freeBytes, reserveBytes } = disk;
-  return { level, freeBytes, reserveBytes };
+  const { level, freeBytes, reserveBytes, oldestWriteMs } = disk;
+  return { level, freeBytes, reserveBytes, oldestWriteMs };
 }
 
 function noQuorum(tenant: string): Problem {

@@ -118,6 +118,8 @@ export interface DiskSpace {
   readonly level: "free" | "low" | "out";
   readonly freeBytes: number;
   readonly reserveBytes: number;
+  /** How long the oldest write under way has been so. */
+  readonly oldestWriteMs: number;
 }
 
 // --- environments: one per replica, hold log and state between checkpoints -------------------------------------------

@@ -45,6 +45,8 @@ export interface Settings {
   readonly log: LogLevel;
   /** Mebibytes of the disk that writes leave free; 0 = none. */
   readonly diskReserveMib: number;
+  /** Seconds after which a write that the disk does not end ends the node; 0 = never. */
+  readonly diskStall: number;
 }
 
 export type SettingName = keyof Settings;
@@ -325,6 +327,17 @@ export const settingsTable: readonly Setting[] = [
       "MiB of the disk that writes leave free: below it they are answered with `disk-full`, while votes, reads and deletions go on; 0 turns it off",
     secret: false,
     read: (text) => (/^\d{1,7}$/.test(text) && Number(text) <= 2 ** 20 ? Number(text) : refused),
+  },
+  {
+    name: "diskStall",
+    env: "CONFLUX_DISK_STALL",
+    flag: "--disk-stall",
+    default: "20",
+    allowed: "a whole number of seconds from 0 to 3600",
+    meaning:
+      "a write that the disk has not ended after so long ends the node, so that others take over from it; logged as `disk.slow` after a quarter of it; 0 turns it off",
+    secret: false,
+    read: (text) => (/^\d{1,4}$/.test(text) && Number(text) <= 3_600 ? Number(text) : refused),
   },
 ];
 

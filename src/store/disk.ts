@@ -12,11 +12,15 @@ import type { DiskDone, JournalDisk, JournalFile } from "./journal.ts";
 
 const growthBytes = 1024 * 1024;
 
-/** @param onGrowth called whenever a file takes more of the disk */
-export function openJournalDisk(
-  directory: string,
-  onGrowth: () => void = () => undefined,
-): JournalDisk {
+export interface JournalDiskHooks {
+  /** A file takes more of the disk. */
+  readonly onGrowth?: () => void;
+  /** Something was asked of the disk; what it returns is called at the end. */
+  readonly begin?: () => () => void;
+}
+
+export function openJournalDisk(directory: string, hooks: JournalDiskHooks = {}): JournalDisk {
+  const { onGrowth = nothing, begin = () => nothing } = hooks;
   fs.mkdirSync(directory, { recursive: true });
   syncDirectorySync(join(directory, ".."));
   return {
@@ -40,13 +44,19 @@ export function openJournalDisk(
       // Windows has no O_DSYNC, and Conflux does not run there; anywhere else its absence would lose writes silently.
       if (O_DSYNC === undefined) throw new Error("This system has no O_DSYNC");
       const flags = O_CREAT | O_EXCL | O_WRONLY | O_DSYNC;
+      const end = begin();
       fs.open(join(directory, name), flags, 0o600, (error, descriptor) => {
+        end();
         if (error) done(error, null);
-        else done(null, new DiskFile(descriptor, onGrowth));
+        else done(null, new DiskFile(descriptor, onGrowth, begin));
       });
     },
-    remove: (name, done) => fs.unlink(join(directory, name), (error) => done(error ?? null)),
-    syncDirectory(done) {
+    remove(name, removed) {
+      const done = ended(begin(), removed);
+      fs.unlink(join(directory, name), (error) => done(error ?? null));
+    },
+    syncDirectory(synced) {
+      const done = ended(begin(), synced);
       fs.open(directory, "r", (openError, descriptor) => {
         if (openError) return done(openError);
         fs.fsync(descriptor, (syncError) => {
@@ -82,15 +92,18 @@ export function writeFileDurably(path: string, bytes: Uint8Array | string): void
 class DiskFile implements JournalFile {
   readonly #descriptor: number;
   readonly #onGrowth: () => void;
+  readonly #begin: () => () => void;
   #allocated = 0;
   #end = 0;
 
-  constructor(descriptor: number, onGrowth: () => void) {
+  constructor(descriptor: number, onGrowth: () => void, begin: () => () => void) {
     this.#descriptor = descriptor;
     this.#onGrowth = onGrowth;
+    this.#begin = begin;
   }
 
-  write(position: number, bytes: Uint8Array, done: DiskDone): void {
+  write(position: number, bytes: Uint8Array, written: DiskDone): void {
+    const done = ended(this.#begin(), written);
     const end = position + bytes.byteLength;
     const allocate = end > this.#allocated ? Math.ceil(end / growthBytes) * growthBytes : 0;
     const vector = allocate === 0 ? [bytes] : [bytes, new Uint8Array(allocate - end)];
@@ -122,6 +135,15 @@ class DiskFile implements JournalFile {
       this.#writeAll(rest, position + written, done);
     });
   }
+}
+
+function nothing(): void {}
+
+function ended(end: () => void, done: DiskDone): DiskDone {
+  return (error) => {
+    end();
+    done(error);
+  };
 }
 
 function after(vector: readonly Uint8Array[], written: number): Uint8Array[] {

@@ -87,6 +87,8 @@ export interface EnvironmentsOptions {
   readonly capMax?: number;
   /** Of a commit; more of them make it a large one. For tests. */
   readonly rowsPerTurn?: number;
+  /** A commit begins; what it returns is called when it has ended. */
+  readonly begin?: () => () => void;
 }
 
 export class LmdbEnvironments implements Environments {
@@ -96,11 +98,13 @@ export class LmdbEnvironments implements Environments {
   /** Those of them whose LMDB is open, in the order in which the clock of second chances comes to them. */
   readonly #open = new Set<LmdbEnvironment>();
   readonly #pool: Pool = {
+    begin: () => this.#begin(),
     opening: () => this.#makeRoom(),
     opened: (environment) => this.#open.add(environment),
     closed: (environment) => this.#open.delete(environment),
   };
   readonly cap: number;
+  readonly #begin: () => () => void;
   #template: Uint8Array | null = null;
   readonly #rowsPerTurn: number;
   #removals = 0;
@@ -111,6 +115,7 @@ export class LmdbEnvironments implements Environments {
       environmentCap(readProcessLimits()),
       options.capMax ?? Number.POSITIVE_INFINITY,
     );
+    this.#begin = options.begin ?? (() => () => undefined);
     this.#directory = join(options.data, "tenants");
     fs.mkdirSync(this.#directory, { recursive: true });
     // What a crash left half made or half removed.
@@ -314,6 +319,7 @@ function openState(root: RootDatabase, holder: number): State {
 
 /** What an environment tells the one that counts the open ones. */
 interface Pool {
+  begin(): () => void;
   opening(): void;
   opened(environment: LmdbEnvironment): void;
   closed(environment: LmdbEnvironment): void;
@@ -479,7 +485,9 @@ export class LmdbEnvironment implements Environment {
       return;
     }
     this.#committing = true;
+    const end = this.#pool.begin();
     const finish = (error: Error | null): void => {
+      end();
       this.#committing = false;
       this.#failed = error;
       done(error);

@@ -26,6 +26,7 @@ export class DiskMonitor implements DiskSpace {
   readonly reserveBytes: number;
   level: DiskSpace["level"] = "free";
   freeBytes: number;
+  oldestWriteMs = 0;
   readonly #options: DiskMonitorOptions;
   readonly #timer: NodeJS.Timeout;
   #looking = false;

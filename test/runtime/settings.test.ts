@@ -54,6 +54,7 @@ describe("settings", () => {
       secretKeyCommand: null,
       log: "info",
       diskReserveMib: 256,
+      diskStall: 20,
     });
   });
 

@@ -198,6 +198,7 @@ export interface SimNode {
     level: DiskSpace["level"];
     readonly freeBytes: number;
     readonly reserveBytes: number;
+    readonly oldestWriteMs: number;
   };
   /** Names the disk: one that replaces it has another name. */
   diskName: string;
@@ -268,7 +269,7 @@ export class World {
           () => this.settle(),
         ),
         quarantine: new MemoryQuarantine(),
-        room: { level: "free", freeBytes: 1, reserveBytes: 2 },
+        room: { level: "free", freeBytes: 1, reserveBytes: 2, oldestWriteMs: 0 },
         diskName: `n${index}/1`,
         boot: 0,
         life: 0,
