@@ -214,6 +214,7 @@ async function main(args: readonly string[]): Promise<void> {
     ...(settings.zone !== null && { zone: settings.zone }),
     role: settings.role,
     tuning: { replaceAfterMs: settings.replaceAfter * 1_000 },
+    clockDriftMax: settings.clockDriftMax === null ? null : settings.clockDriftMax / 100,
     transportKind: settings.nats === null ? "loopback" : "nats",
     journal,
     environments,

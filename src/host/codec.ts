@@ -181,6 +181,43 @@ export function* frameItems(frame: Uint8Array): Generator<{ kind: number; item: 
   }
 }
 
+// --- heartbeats between nodes --------------------------------------------------------------------------------------------
+
+/** When a heartbeat left, by both clocks of its sender: whole µs from the monotonic clock's origin, and ms since 1970. */
+export interface SentAt {
+  readonly boot: number;
+  readonly monotonicUs: number;
+  readonly wallMs: number;
+}
+
+export interface Heartbeat {
+  readonly sent: Omit<SentAt, "boot">;
+  /** The epoch in which its sender supports the receiver, 0 in none; and the receiver's newest heartbeat that it heard. */
+  readonly epoch: number;
+  readonly echo: SentAt | null;
+}
+
+export function encodeHeartbeat({ sent, epoch, echo }: Heartbeat): Uint8Array {
+  const writer = new ByteWriter(64);
+  writer.u53(sent.monotonicUs);
+  writer.u53(sent.wallMs);
+  writer.u53(epoch);
+  writer.u53(echo?.boot ?? 0);
+  writer.u53(echo?.monotonicUs ?? 0);
+  writer.u53(echo?.wallMs ?? 0);
+  return writer.view();
+}
+
+/** Null: a sign of life and no more, as from nodes that know of no leases. What a newer node adds is left alone. */
+export function decodeHeartbeat(item: Uint8Array): Heartbeat | null {
+  if (item.length === 0) return null;
+  const reader = new ByteReader(item);
+  const sent = { monotonicUs: reader.u53(), wallMs: reader.u53() };
+  const epoch = reader.u53();
+  const echo = { boot: reader.u53(), monotonicUs: reader.u53(), wallMs: reader.u53() };
+  return { sent, epoch, echo: echo.boot === 0 ? null : echo };
+}
+
 // --- snapshots -----------------------------------------------------------------------------------------------------------
 
 /** One part of a replica's state on its way to a peer. */

@@ -2,7 +2,9 @@
  * Which nodes are alive, as this node sees it: by pairs of nodes, never per group (decision D3).
  *
  * Each node sends every other a heartbeat every HEARTBEAT_MS; one that was not heard for SUPPORT_MS is not supported any
- * more: the groups it leads look for another leader. Safety never rests on this, only how soon something happens.
+ * more: the groups it leads look for another leader. Each unbroken time of support has a number of its own, its epoch,
+ * and lasts at least SUPPORT_MS by this node's clock from the last heartbeat that came in: leases rest on that
+ * (leases.ts); nothing else that must be safe rests on this room.
  */
 
 export const HEARTBEAT_MS = 150;
@@ -30,7 +32,12 @@ interface Peer {
   heardAt: number;
   boot: number;
   alive: boolean;
+  /** Of the support that lasts; 0 while there is none. */
+  epoch: number;
 }
+
+/** Epochs of one life of a node: those of the next one are greater. Beyond, nothing is promised any more. */
+const EPOCHS_PER_BOOT = 2 ** 20;
 
 export class Liveness {
   readonly #peers = new Map<string, Peer>();
@@ -38,11 +45,18 @@ export class Liveness {
   readonly #events: LivenessEvents;
   #checkedAt: number;
   #absences: Absence[] = [];
+  /** Epochs that last. */
+  readonly #epochs = new Set<number>();
+  readonly #epochMax: number;
+  #epochNext: number;
 
-  constructor(self: string, now: number, events: LivenessEvents) {
+  /** @param boot of this node: epochs of different lives differ */
+  constructor(self: string, now: number, events: LivenessEvents, boot = 0) {
     this.#self = self;
     this.#events = events;
     this.#checkedAt = now;
+    this.#epochNext = boot * EPOCHS_PER_BOOT + 1;
+    this.#epochMax = (boot + 1) * EPOCHS_PER_BOOT - 1;
   }
 
   get peers(): Iterable<string> {
@@ -52,7 +66,7 @@ export class Liveness {
   /** Takes up a node to watch. A node never heard of counts as not alive. */
   add(node: string): void {
     if (node === this.#self || this.#peers.has(node)) return;
-    this.#peers.set(node, { heardAt: -Infinity, boot: 0, alive: false });
+    this.#peers.set(node, { heardAt: -Infinity, boot: 0, alive: false, epoch: 0 });
   }
 
   heard(node: string, boot: number, now: number): void {
@@ -68,6 +82,10 @@ export class Liveness {
     peer.boot = Math.max(peer.boot, boot);
     peer.alive = true;
     if (!news) return;
+    if (this.#epochNext <= this.#epochMax && Number.isSafeInteger(this.#epochMax)) {
+      peer.epoch = this.#epochNext++;
+      this.#epochs.add(peer.epoch);
+    }
     this.#absences = this.#absences.map((absence) =>
       absence.node === node && absence.until === null ? { ...absence, until: now } : absence,
     );
@@ -76,6 +94,8 @@ export class Liveness {
 
   #lose(node: string, peer: Peer, reason: Absence["reason"]): void {
     peer.alive = false;
+    this.#epochs.delete(peer.epoch);
+    peer.epoch = 0;
     this.#absences.push({ node, from: peer.heardAt, until: null, reason });
     if (this.#absences.length > ABSENCES_MAX) this.#absences.shift();
     this.#events.down(node);
@@ -100,6 +120,16 @@ export class Liveness {
   /** Under which boot a node was heard last; 0: never. */
   bootOf(node: string): number {
     return this.#peers.get(node)?.boot ?? 0;
+  }
+
+  /** The number of the time for which `node` is supported; 0: it is not, or is this node itself. */
+  epochOf(node: string): number {
+    return this.#peers.get(node)?.epoch ?? 0;
+  }
+
+  /** Whether some node is supported under this number. */
+  lasts(epoch: number): boolean {
+    return this.#epochs.has(epoch);
   }
 
   supports(node: string): boolean {

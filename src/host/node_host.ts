@@ -50,6 +50,7 @@ import {
 } from "./codec.ts";
 import { Directory, SYSTEM_GROUP, SYSTEM_TENANT } from "./directory.ts";
 import type { ReplicaMeta } from "./group_log.ts";
+import { Leases } from "./leases.ts";
 import { HEARTBEAT_MS, Liveness } from "./liveness.ts";
 import {
   Entry,
@@ -125,6 +126,7 @@ const CAMPAIGNS_PER_PULSE = 64;
 /** A campaign that brought no leader is tried again after this long, plus as much again by chance. */
 const CAMPAIGN_RETRY_MS = 1_000;
 const CAMPAIGN_TRIES = 10;
+const CLOCK_DRIFT_MAX = 0.1;
 /** When things are written behind; the simulator makes them happen more often. */
 export interface Tuning {
   /** Overlay and log tail of a replica beyond this are checkpointed. */
@@ -229,6 +231,8 @@ export interface NodeHostOptions {
   readonly tuning?: Partial<Tuning>;
   /** Without it damage lasts as long as the segments in which it was found. */
   readonly quarantine?: Quarantine;
+  /** How much a clock may gain or lose, as a part of the time that passes; null: no lease reads here. Default 0.1. */
+  readonly clockDriftMax?: number | null;
   /** Without it no write is refused for want of room. */
   readonly disk?: DiskSpace;
 }
@@ -284,6 +288,7 @@ export class NodeHost implements ConfigService {
   readonly #clock: Clock;
   readonly #log: Log;
   readonly #prng: Prng;
+  readonly #leases: Leases;
   readonly #rpc: Rpc;
   readonly #snapshots: SnapshotExchange;
   readonly #schedules = new Schedules();
@@ -361,10 +366,13 @@ export class NodeHost implements ConfigService {
     this.hub = new WatchHub((error) => {
       this.#log.error({ err: error }, "watch.listener_failed");
     });
-    this.liveness = new Liveness(options.node, options.clock.monotonicMs(), {
-      up: (node) => this.#nodeUp(node),
-      down: (node) => this.#nodeDown(node),
-    });
+    const { clock, boot, clockDriftMax = CLOCK_DRIFT_MAX } = options;
+    const events = {
+      up: (node: string) => this.#nodeUp(node),
+      down: (node: string) => this.#nodeDown(node),
+    };
+    this.liveness = new Liveness(options.node, clock.monotonicMs(), events, boot);
+    this.#leases = new Leases({ clockDriftMax, boot, clock, liveness: this.liveness });
     this.#rpc = new Rpc(
       options.boot,
       (node, item, call) => this.#queueRpc(node, item, call),
@@ -992,6 +1000,7 @@ export class NodeHost implements ConfigService {
     switch (kind) {
       case ItemKind.heartbeat:
         this.liveness.heard(from, boot, this.#clock.monotonicMs());
+        this.#leases.heard(from, boot, item);
         return;
       case ItemKind.recovered:
         return this.#heardRecovered(from, recoveredIncarnation(item));
@@ -1071,7 +1080,7 @@ export class NodeHost implements ConfigService {
     const { incarnation = 1 } = this.#replicas.get(SYSTEM_GROUP) ?? {};
     for (const node of this.liveness.peers) {
       const { control } = this.#outbox(node).frames;
-      control.add(ItemKind.heartbeat, EMPTY);
+      control.add(ItemKind.heartbeat, this.#leases.heartbeatTo(node));
       if (incarnation > 1) control.add(ItemKind.recovered, recoveredItem(incarnation));
       this.#flush(node);
     }
@@ -1089,6 +1098,7 @@ export class NodeHost implements ConfigService {
 
   #nodeDown(node: string): void {
     this.#log.warn({ peer: node }, "node.down");
+    this.#leases.lapsed();
     this.#rpc.nodeDown(node);
     const now = this.#clock.monotonicMs();
     for (const replica of this.#replicas.values()) {
@@ -1129,6 +1139,11 @@ export class NodeHost implements ConfigService {
       if (started >= CAMPAIGNS_PER_PULSE) return;
       this.#campaigns.delete(replica);
       const { raft } = replica;
+      if (raft.isBarred && replica.halted === null) {
+        const end = this.#leases.barredUntilMs + this.#prng.below(PULSE_MS);
+        this.#campaigns.set(replica, { due: Math.max(end, now + 1), tries });
+        continue;
+      }
       const leader = replica.leaderNode;
       const settled = raft.isLeader || (leader !== null && this.liveness.supports(leader));
       if (replica.halted !== null || settled || this.#replicas.get(replica.group) !== replica)
@@ -1375,6 +1390,8 @@ export class NodeHost implements ConfigService {
         const node = replica.nodeOf(id);
         return node !== undefined && this.liveness.supports(node);
       },
+      leases: this.#leases.supportOf((id) => replica.nodeOf(id)),
+      bond: this.#leases.awake(identity.group, identity.replica),
       sequence,
       logKept: {
         entries: this.#tuning.logKeptEntries,
@@ -1454,6 +1471,7 @@ export class NodeHost implements ConfigService {
     this.#replicas.delete(replica.group);
     this.#ticking.delete(replica);
     this.#failRevisionWaiters(replica.group);
+    this.#leases.asleep(replica.group, replica.id, replica.raft.bond);
     replica.abandon();
     const closed = replica.environment
       .close()
@@ -2020,8 +2038,6 @@ export class NodeHost implements ConfigService {
       return this.#later(found.group, deadline, again, refuse);
     }
     replica.usedAt = now;
-    const leader = replica.leaderNode;
-    if (leader === null || !this.liveness.supports(leader)) this.#campaignSoon(replica);
     const finish = (result: ReadResult): void => {
       switch (result) {
         case "ok":
@@ -2038,6 +2054,11 @@ export class NodeHost implements ConfigService {
           return done(halted(found.tenant));
       }
     };
+    // The moment of this question is within the call, so whatever comes between it and the answer, a stopped process for
+    // example, the answer was true after the call began.
+    if (replica.readableNow) return finish("ok");
+    const leader = replica.leaderNode;
+    if (leader === null || !this.liveness.supports(leader)) this.#campaignSoon(replica);
     this.#contained(replica, () => replica.read(deadline, finish));
     if (replica.halted === null) this.#mark(replica);
   }

@@ -19,10 +19,12 @@ import {
   EntryKind,
   MessageType,
   NONE,
+  type Bond,
   type ConfChange,
   type ConfState,
   type Entry,
   type HardState,
+  type LeaseSupport,
   type Message,
   type Ready,
   type ReplicaId,
@@ -187,6 +189,9 @@ export class Replica {
     hooks: ReplicaHooks;
     random: Prng;
     supports: (id: ReplicaId) => boolean;
+    leases?: LeaseSupport;
+    /** What bound it when it went to sleep. */
+    bond?: Bond | null;
     sequence: number;
     logKept: LogKept;
   }) {
@@ -227,6 +232,8 @@ export class Replica {
       applyingBytesMax: APPLYING_BYTES_MAX,
       uncommittedBytesMax: UNCOMMITTED_BYTES_MAX,
       supports: options.supports,
+      ...(options.leases !== undefined && { leases: options.leases }),
+      bond: options.bond ?? null,
       mergeAppends: true,
     });
     log.snapshotNow = () => ({
@@ -386,6 +393,13 @@ export class Replica {
     if (this.#waiting >= WAITING_MAX) return done("overloaded");
     this.#waiting += 1;
     this.#readsWaiting.push({ deadline, done });
+  }
+
+  /** A linearizable read may be served from the state as it is, at this moment: this replica leads and has a lease. */
+  get readableNow(): boolean {
+    if (this.halted !== null || !this.initialised) return false;
+    const index = this.raft.leaseIndex;
+    return index >= 0 && this.raft.appliedIndex >= index;
   }
 
   /** The journal holds this append, durably. */

@@ -110,6 +110,8 @@ export class Progress {
   vote: Vote = Vote.none;
   /** Highest read round that it confirmed in this term. */
   readConfirmed = 0;
+  /** The newest epoch in which it said to be bound to this leader; 0: in none. */
+  boundEpoch = 0;
   /** It asked for votes although there is a leader: it is to hear from it. */
   introduce = false;
   /** In which turn of the leader a sign of life last made it send anew. */
@@ -132,6 +134,7 @@ export class Progress {
     this.recentActive = false;
     this.vote = Vote.none;
     this.readConfirmed = 0;
+    this.boundEpoch = 0;
     this.introduce = false;
   }
 

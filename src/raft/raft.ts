@@ -28,10 +28,12 @@ import {
   EntryKind,
   MessageType,
   NONE,
+  type Bond,
   type ConfChange,
   type ConfState,
   type Entry,
   type HardState,
+  type LeaseSupport,
   type Message,
   type ProposeResult,
   type RaftConfig,
@@ -90,6 +92,7 @@ export class Raft {
   readonly #log: RaftLog;
   readonly #storage: RaftConfig["log"];
   readonly #supports: RaftConfig["supports"];
+  readonly #leases: LeaseSupport | null;
   readonly #reads = new ReadRounds();
 
   #role: Role = "follower";
@@ -109,6 +112,10 @@ export class Raft {
   #transferee: ReplicaId = NONE;
   /** A transfer lets somebody past the vote lease, at a time that this leader no longer controls. */
   #leaseVoid = false;
+  /** Whom this replica follows so that it counts on it, until that leader lets go, a later one speaks or support ends. */
+  #bond: Bond | null = null;
+  /** This replica was here in an earlier life of its node. */
+  #wasHere: boolean;
   /** The newest configuration change may stand up to here; another one waits until this is applied. */
   #pendingConfIndex = 0;
   #uncommittedBytes = 0;
@@ -143,6 +150,11 @@ export class Raft {
   };
   readonly #supportOf = (id: ReplicaId): Vote =>
     id === this.#id || this.#supports?.(id) === true ? Vote.granted : Vote.refused;
+  readonly #leaseOf = (id: ReplicaId): Vote => {
+    if (id === this.#id) return Vote.granted;
+    const epoch = this.#peer(id)?.boundEpoch ?? 0;
+    return epoch !== 0 && this.#leases?.held(id) === epoch ? Vote.granted : Vote.refused;
+  };
   readonly #newProgress: NewProgress = (id, isLearner) => {
     const { inflightMessagesMax, inflightBytesMax } = this.#config;
     const inflights = new Inflights(inflightMessagesMax, inflightBytesMax);
@@ -161,11 +173,16 @@ export class Raft {
       config.readOnly !== "lease" || (config.checkQuorum && config.supports === null),
       "leases rest on checkQuorum and on the clock of this group alone",
     );
+    assert(
+      config.leases === undefined || (config.checkQuorum && config.supports !== null),
+      "leases from support rest on support",
+    );
     const { hardState, confState } = config.log.initialState();
     this.#config = config;
     this.#id = config.id;
     this.#storage = config.log;
     this.#supports = config.supports;
+    this.#leases = config.leases ?? null;
     this.#log = new RaftLog(config.log, {
       commit: hardState.commit,
       applied: config.applied,
@@ -179,6 +196,12 @@ export class Raft {
     this.#peers = members.peers;
     this.#self = this.#peer(this.#id) ?? null;
     this.#becomeFollower(this.#term, NONE);
+    this.#wasHere = this.#leases?.mayBeBound() === true && !this.#isOnlyVoterForSure();
+    const bond = config.bond ?? null;
+    if (bond !== null && this.#leases?.binds(bond.epoch) === true) {
+      this.#bond = bond;
+      if (bond.term === this.#term) this.#lead = bond.lead;
+    }
     this.#handedOut = { term: this.#term, vote: this.#vote, commit: this.#log.commit };
   }
 
@@ -240,6 +263,28 @@ export class Raft {
       !this.hasPendingConfChange &&
       this.#log.commit === this.#log.lastIndex
     );
+  }
+
+  /** To be given to this replica when it wakes again in this life of its node. */
+  get bond(): Bond | null {
+    return this.#bond !== null && this.#leases?.binds(this.#bond.epoch) === true
+      ? this.#bond
+      : null;
+  }
+
+  /** It does not ask for votes yet, for what an earlier life of its node may have promised. */
+  get isBarred(): boolean {
+    if (this.#wasHere) this.#wasHere = this.#leases?.mayBeBound() === true;
+    return this.#wasHere;
+  }
+
+  /**
+   * The index up to which a linearizable read must see, where that is certain at this moment without asking anybody: an
+   * only voter, or a leader with a lease; -1 where it is not.
+   */
+  get leaseIndex(): number {
+    if (this.#role !== "leader" || this.#log.term(this.#log.commit) !== this.#term) return -1;
+    return this.#isOnlyVoter() || this.#holdsLease() ? this.#log.commit : -1;
   }
 
   /** Everybody has everything and knows it, also those whose node is gone: this leader may be put to sleep. */
@@ -498,13 +543,15 @@ export class Raft {
   // --- terms and votes -----------------------------------------------------------------------------------------------
 
   #step(m: Message): void {
+    if (m.type === MessageType.forgetLeader) this.#letGo(m);
     if (m.term > this.#term) {
       if (m.type === MessageType.requestVote || m.type === MessageType.preVote) {
         // Our leader asks about a term after its own: it restarted or stepped down, and nobody leads. It may have lost
         // entries that are here, so that only one of us can be elected; and with its node alive, support would keep us
         // quiet for ever. (A late request from before it led asks about no later term.)
         if (m.from === this.#lead && this.#supports !== null) this.forgetLeader();
-        if (m.context !== FORCED && this.#inLease(m.from)) {
+        if (m.from === this.#bond?.lead && m.term > this.#bond.term) this.#bond = null;
+        if (m.context !== FORCED && (this.#isBound(m.from) || this.#inLease(m.from))) {
           // Thesis §4.2.3: who hears from a leader does not help to depose it. But the sender did not hear from it.
           this.#introduceTo(m.from);
           this.#doubtLeader();
@@ -588,15 +635,18 @@ export class Raft {
    * spoken to as the leader that it is taken for.
    */
   #doubtLeader(): void {
-    if (this.#role !== "follower" || this.#supports === null || this.#lead === NONE) return;
-    const m = this.#message(MessageType.heartbeatResponse, this.#lead);
+    const lead = this.#lead === NONE ? (this.#bond?.lead ?? NONE) : this.#lead;
+    if (this.#role !== "follower" || this.#supports === null || lead === NONE) return;
+    const m = this.#message(MessageType.heartbeatResponse, lead);
     m.commit = this.#log.commit;
     this.#messages.push(m);
   }
 
   /** The sender takes this replica for a leader, which it is not. */
   #disownTo(id: ReplicaId): void {
-    if (this.#role === "leader" || this.#supports === null) return;
+    // A candidate may lead this very term yet, and the word would outlive the moment.
+    const mayLead = this.#role === "leader" || this.#role === "candidate";
+    if (mayLead || this.#supports === null) return;
     this.#messages.push(this.#message(MessageType.forgetLeader, id));
   }
 
@@ -604,17 +654,20 @@ export class Raft {
   #castVote(m: Message): void {
     const isPreVote = m.type === MessageType.preVote;
     const type = isPreVote ? MessageType.preVoteResponse : MessageType.requestVoteResponse;
+    const isBound = m.context !== FORCED && this.#isBound(m.from);
     const free =
       this.#vote === m.from ||
       (this.#vote === NONE && this.#lead === NONE) ||
       (isPreVote && m.term > this.#term);
     const answer = this.#message(type, m.from);
-    if (free && this.#log.isUpToDate(m.index, m.logTerm)) {
+    if (free && !isBound && this.#log.isUpToDate(m.index, m.logTerm)) {
       // The term asked about, which for a pre-vote is not ours: with ours the sender would take the answer for old.
       answer.term = m.term;
       if (!isPreVote) {
         this.#electionElapsed = 0;
         this.#vote = m.from;
+        // The leader that is handing over reads by no lease any more.
+        if (m.context === FORCED) this.#bond = null;
       }
     } else {
       answer.reject = true;
@@ -632,6 +685,33 @@ export class Raft {
     return this.#electionElapsed < this.#config.electionTicks;
   }
 
+  /**
+   * Whether a promise stands against helping `candidate` to lead. It outlives what this replica knows of a leader: a later
+   * term, a configuration without it, a sleep. It ends with the epoch, by the leader's own word, by its transfer, or when
+   * one leads a later term, who was elected by a majority that was free.
+   */
+  #isBound(candidate: ReplicaId): boolean {
+    if (this.#leases === null) return false;
+    if (this.isBarred) return true;
+    const bond = this.#bond;
+    return bond !== null && bond.lead !== candidate && this.#leases.binds(bond.epoch);
+  }
+
+  /** Binds this replica to the leader whom it answers. @returns the epoch, for the answer */
+  #bind(): number {
+    const epoch = this.#leases?.given(this.#lead) ?? 0;
+    const before = this.#bond;
+    if (epoch === 0) this.#bond = null;
+    else if (before?.epoch !== epoch || before.lead !== this.#lead || before.term !== this.#term)
+      this.#bond = { lead: this.#lead, term: this.#term, epoch };
+    return epoch;
+  }
+
+  /** Who was followed leads no more, by its own word. One from before it led does not count. */
+  #letGo(m: Message): void {
+    if (m.from === this.#bond?.lead && m.term >= this.#bond.term) this.#bond = null;
+  }
+
   /** Somebody looks for a leader where there is one; without regular heartbeats it would not learn of it. */
   #introduceTo(id: ReplicaId): void {
     if (this.#role !== "leader" || this.#supports === null) return;
@@ -641,6 +721,12 @@ export class Raft {
 
   #startElection(kind: "preVote" | "vote" | "transfer"): void {
     if (this.#role === "leader" || !this.#isPromotable() || this.#hasUnappliedConfChange()) return;
+    if (kind === "transfer") {
+      this.#bond = null;
+    } else if (this.#isBound(this.#id)) {
+      this.#doubtLeader();
+      return;
+    }
     this.#campaign(kind);
   }
 
@@ -798,6 +884,7 @@ export class Raft {
     this.#reset(this.#term);
     this.#role = "leader";
     this.#lead = this.#id;
+    this.#bond = null;
     const self = this.#self;
     assert(self !== null, "a leader is a member when it is elected");
     self.becomeReplicate();
@@ -1029,6 +1116,7 @@ export class Raft {
       }
     }
     answer.commit = log.commit;
+    answer.context = this.#bind();
     this.#after.push(answer);
   }
 
@@ -1037,6 +1125,7 @@ export class Raft {
     const answer = this.#message(MessageType.heartbeatResponse, m.from);
     answer.context = m.context;
     answer.commit = this.#log.commit;
+    answer.index = this.#bind();
     this.#messages.push(answer);
   }
 
@@ -1046,6 +1135,7 @@ export class Raft {
     const answer = this.#message(MessageType.appendEntriesResponse, m.from);
     answer.index = restored ? this.#log.lastIndex : this.#log.commit;
     answer.commit = this.#log.commit;
+    answer.context = this.#bind();
     this.#after.push(answer);
   }
 
@@ -1107,6 +1197,7 @@ export class Raft {
   #takeAppendResponse(peer: Progress, m: Message): void {
     peer.recentActive = true;
     peer.knownCommit = Math.max(peer.knownCommit, m.commit);
+    peer.boundEpoch = Math.max(peer.boundEpoch, m.context);
     if (this.#leavesNow()) return;
     if (m.reject) {
       // Raft §5.3: a whole term at a time. The follower skipped what cannot match by its terms, now we do by ours.
@@ -1146,6 +1237,7 @@ export class Raft {
   #takeHeartbeatResponse(peer: Progress, m: Message): void {
     peer.recentActive = true;
     peer.knownCommit = Math.max(peer.knownCommit, m.commit);
+    peer.boundEpoch = Math.max(peer.boundEpoch, m.index);
     if (m.reject && this.#supports !== null) peer.introduce = true;
     if (this.#leavesNow()) return;
     peer.paused = false;
@@ -1339,7 +1431,6 @@ export class Raft {
   // --- reads ---------------------------------------------------------------------------------------------------------
 
   #readAsLeader(from: ReplicaId, context: number): void {
-    const { voters, votersOutgoing } = this.#conf;
     // Thesis §6.4: before its first own commit a leader does not know what is committed. That holds for an only voter
     // too, which after a restart may have acknowledged more than it wrote down as committed (simulation, seed 10104).
     if (this.#log.term(this.#log.commit) !== this.#term) {
@@ -1349,11 +1440,7 @@ export class Raft {
       this.#readsEarly.push(m);
       return;
     }
-    if (voters.length === 1 && votersOutgoing.length === 0 && this.#isVoter(this.#id)) {
-      this.#answerRead(from, context, this.#log.commit);
-      return;
-    }
-    if (this.#holdsLease()) {
+    if (this.#isOnlyVoter() || this.#holdsLease()) {
       this.#answerRead(from, context, this.#log.commit);
       return;
     }
@@ -1401,8 +1488,14 @@ export class Raft {
    * from sending; one tick is lost to counting in ticks, another to those who count them.
    */
   #holdsLease(): boolean {
-    if (this.#config.readOnly !== "lease" || this.#leaseVoid) return false;
+    if (this.#leaseVoid) return false;
     const { voters, votersOutgoing } = this.#conf;
+    if (this.#leases !== null) {
+      // While a change of the members is under way there may be replicas that count other majorities.
+      const isSettled = this.#self !== null && !this.#self.isLearner && !this.hasPendingConfChange;
+      return isSettled && jointVote(voters, votersOutgoing, this.#leaseOf) === "won";
+    }
+    if (this.#config.readOnly !== "lease") return false;
     const began = this.#reads.beganAt(
       jointCommitted(voters, votersOutgoing, this.#readConfirmedOf),
     );
@@ -1467,6 +1560,24 @@ export class Raft {
     if (!this.#conf.autoLeave || this.#role !== "leader" || this.#refusal() !== null) return;
     if (this.#log.applied < this.#pendingConfIndex) return;
     this.proposeConfChange({ transition: "auto", changes: [], context: NO_BYTES });
+  }
+
+  #isOnlyVoter(): boolean {
+    const { voters, votersOutgoing } = this.#conf;
+    return voters.length === 1 && votersOutgoing.length === 0 && voters[0] === this.#id;
+  }
+
+  /** Also by every configuration that its log may yet lead to: no leader elsewhere can ever have counted on it. */
+  #isOnlyVoterForSure(): boolean {
+    if (!this.#isOnlyVoter()) return false;
+    const end = this.#log.lastIndex + 1;
+    for (let low = this.#log.applied + 1; low < end;) {
+      const entries = this.#log.slice(low, end, this.#config.messageBytesMax);
+      if (entries === null || entries.some(({ kind }) => kind === EntryKind.confChange))
+        return false;
+      low += entries.length;
+    }
+    return true;
   }
 
   #isVoter(id: ReplicaId): boolean {

@@ -97,7 +97,8 @@ export interface Message {
   rejectHint: number;
   /**
    * Heartbeats: the number of the read round. Reads: what names the read. Votes: 1 when forced by a transfer.
-   * timeoutNow: the last index that the target must hold.
+   * timeoutNow: the last index that the target must hold. appendEntriesResponse: the epoch in which the follower is bound
+   * to its leader (`LeaseSupport`), which heartbeatResponse has in `index`; 0 in none.
    */
   context: number;
   entries: readonly Entry[];
@@ -160,6 +161,28 @@ export interface LogReader {
   snapshot(): SnapshotMeta | null;
 }
 
+/**
+ * What nodes promise each other, as leases need it. An epoch is a number for one unbroken time in which one node vouches
+ * for another one; no other such time has it, in no life of the node that vouches.
+ */
+export interface LeaseSupport {
+  /** The epoch in which this node vouches for the node of `id`; 0: it does not. */
+  given(id: ReplicaId): number;
+  /** Whether this node still vouches in this epoch of its own. */
+  binds(epoch: number): boolean;
+  /** The epoch in which the node of `id` vouches for this one, if that is certain at this very moment; else 0. */
+  held(id: ReplicaId): number;
+  /** An earlier life of this node may have promised what nobody here remembers, and somebody may count on it still. */
+  mayBeBound(): boolean;
+}
+
+/** A follower's promise to help nobody else to lead while the epoch lasts: a leader's lease is a quorum of these. */
+export interface Bond {
+  readonly lead: ReplicaId;
+  readonly term: number;
+  readonly epoch: number;
+}
+
 /** Ticks are the embedder's unit of time; everything else is bytes, entries or messages. */
 export interface RaftConfig {
   readonly id: ReplicaId;
@@ -189,6 +212,10 @@ export interface RaftConfig {
    * heartbeat. Null: Raft's own timers and heartbeats decide.
    */
   readonly supports: ((id: ReplicaId) => boolean) | null;
+  /** Leases from `supports`; absent: every read asks a majority. */
+  readonly leases?: LeaseSupport;
+  /** What this replica was bound to when it was put to sleep, earlier in this life of its node. */
+  readonly bond?: Bond | null;
   /**
    * The embedder writes `Ready.append` before it applies `Ready.committed` of the same turn, so entries may be handed
    * out for applying that are not durable yet: the synchronous form of etcd/raft. Default false.

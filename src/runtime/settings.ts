@@ -33,6 +33,8 @@ export interface Settings {
   readonly role: "member" | "gateway";
   /** Seconds after which the replicas of a node that is not heard of get a place elsewhere. */
   readonly replaceAfter: number;
+  /** Percent of the time that passes; null: no leader reads by a lease. */
+  readonly clockDriftMax: number | null;
   /** Folder of manifests applied at start. */
   readonly tenants: string | null;
   /** Days that a deleted tenant is kept; Infinity: until somebody purges it. */
@@ -249,6 +251,21 @@ export const settingsTable: readonly Setting[] = [
     meaning: "how long a node may be away before its replicas get a place elsewhere",
     secret: false,
     read: readSeconds,
+  },
+  {
+    name: "clockDriftMax",
+    env: "CONFLUX_CLOCK_DRIFT_MAX",
+    flag: "--clock-drift-max",
+    default: "10",
+    allowed: "a number of percent from 0.1 to 50, or off",
+    meaning:
+      "how much faster or slower than the others' this node's clock may run while leaders read without asking anybody; off where that cannot be said: every linearizable read then asks a majority",
+    secret: false,
+    read: (text) => {
+      if (text === "off") return null;
+      const percent = /^\d{1,2}(\.\d{1,3})?$/.test(text) ? Number(text) : 0;
+      return percent >= 0.1 && percent <= 50 ? percent : refused;
+    },
   },
   {
     name: "tenants",

@@ -1,6 +1,7 @@
 /** What a node promises is on its disk, and what is on its disk it still has after any crash: on one real NodeHost. */
 import { describe, expect, test } from "vitest";
 import { ItemKind } from "../../src/host/codec.ts";
+import { SUPPORT_MS } from "../../src/host/liveness.ts";
 import { emptyConfState } from "../../src/raft/raft.ts";
 import { MessageType, type Message } from "../../src/raft/types.ts";
 import { message } from "../raft/helpers.ts";
@@ -39,6 +40,7 @@ describe("a vote", () => {
     node.written();
     expect(node.take()).toMatchObject([{ type: MessageType.requestVoteResponse, reject: false }]);
     await node.restart();
+    node.now += SUPPORT_MS;
     expect(node.replica().raft.status()).toMatchObject({ term: 5, vote: 2 });
     expect(node.step("requestVote", { ...vote, from: 3 })).toMatchObject([{ reject: true }]);
   });
@@ -48,6 +50,7 @@ describe("a vote", () => {
     node.diskStalled = true;
     node.step("requestVote", vote);
     await node.restart({ kind: "none" });
+    node.now += SUPPORT_MS;
     expect(node.step("requestVote", { ...vote, from: 3 })).toMatchObject([{ reject: false }]);
   });
 

@@ -1785,4 +1785,132 @@ const ofMachine: readonly Mutation[] = [
   },
 ];
 
-export const mutations: readonly Mutation[] = [...ofRaft, ...ofHost, ...ofJournal, ...ofMachine];
+// --- leader leases ---------------------------------------------------------------------------------------------------------
+
+const leases: Killer = {
+  kind: "test",
+  files: ["test/raft/leases.test.ts", "test/host/leases.test.ts"],
+};
+/** Storms alone: what they find without a test that looks for it. */
+const leaseStorms: Killer = { kind: "test", files: ["test/sim/leases.test.ts"] };
+
+const ofLeases: readonly Mutation[] = [
+  {
+    id: "lease-from-receipt",
+    rule: "R6",
+    breaks: "A lease counts from when the answer came, not from when the heartbeat left",
+    file: "src/host/leases.ts",
+    find: `(peer.sent?.monotonicUs ?? -1)) peer.sent = echo;`,
+    replace: `(peer.sent?.monotonicUs ?? -1)) {
+      const { clock } = this.#options;
+      const monotonicUs = Math.floor(clock.monotonicMs() * 1_000);
+      peer.sent = { ...echo, monotonicUs, wallMs: clock.wallMs() };
+    }`,
+    killers: [leaseStorms, leases],
+  },
+  {
+    id: "lease-drift-ignored",
+    rule: "R10",
+    breaks: "A lease lasts as long by the leader's clock as support does by its followers'",
+    file: "src/host/leases.ts",
+    find: `(SUPPORT_MS * (1 - drift)) / (1 + drift);`,
+    replace: `SUPPORT_MS;`,
+    killers: [leaseStorms, leases],
+  },
+  {
+    id: "lease-over-a-suspension",
+    rule: "R9",
+    breaks: "A machine that was suspended goes on with the lease it had before",
+    file: "src/host/leases.ts",
+    find: `    if (clock.wallMs() >= peer.sent.wallMs + this.#leaseMs) return 0;
+`,
+    replace: ``,
+    killers: [leaseStorms, leases],
+  },
+  {
+    id: "lease-of-another-epoch",
+    rule: "R7",
+    breaks: "A leader counts a node that vouches for it again, whose replica forgot it meanwhile",
+    file: "src/raft/raft.ts",
+    find: `epoch !== 0 && this.#leases?.held(id) === epoch ?`,
+    replace: `epoch !== 0 && this.#leases?.held(id) !== 0 ?`,
+    killers: [leaseStorms, leases],
+  },
+  {
+    id: "lease-kept-over-a-transfer",
+    rule: "M12",
+    breaks: "A leader that let somebody past its followers' promises reads on by its lease",
+    file: "src/raft/raft.ts",
+    find: `    this.#leaseVoid = true;
+`,
+    replace: ``,
+    killers: [leaseStorms, leases],
+  },
+  {
+    id: "lease-before-own-commit",
+    rule: "R1",
+    breaks: "A new leader reads by its lease before it committed in its own term",
+    file: "src/raft/raft.ts",
+    find: `    if (this.#role !== "leader" || this.#log.term(this.#log.commit) !== this.#term) return -1;`,
+    replace: `    if (this.#role !== "leader") return -1;`,
+    killers: [leaseStorms, leases],
+  },
+  {
+    id: "lease-while-members-change",
+    rule: "R6",
+    breaks: "A leader counts the majority of a configuration that is about to be another one",
+    file: "src/raft/raft.ts",
+    find: `!this.#self.isLearner && !this.hasPendingConfChange;`,
+    replace: `!this.#self.isLearner;`,
+    killers: [leases],
+  },
+  {
+    id: "vote-after-a-restart-within-support",
+    rule: "R7",
+    breaks: "A node that was started anew votes at once, whatever it promised before",
+    file: "src/host/leases.ts",
+    find: `boot > 1 && clock.monotonicMs() < this.#barredUntilMs,`,
+    replace: `false,`,
+    killers: [leaseStorms, leases],
+  },
+  {
+    id: "bond-forgotten-asleep",
+    rule: "R7",
+    breaks: "A replica that slept wakes free, while its leader counts on it",
+    file: "src/host/leases.ts",
+    find: `if (bond !== null) this.#sleeping.set(group, { replica, bond });`,
+    replace: `void [group, replica, bond];`,
+    killers: [leases],
+  },
+  {
+    id: "bond-ends-with-the-term",
+    rule: "R7",
+    breaks: "A follower that hears of a later term, which nobody leads, is free",
+    file: "src/raft/raft.ts",
+    find: `    this.#lead = NONE;
+    this.#electionElapsed = 0;
+    this.#heartbeatElapsed = 0;`,
+    replace: `    this.#lead = NONE;
+    this.#bond = null;
+    this.#electionElapsed = 0;
+    this.#heartbeatElapsed = 0;`,
+    killers: [leases],
+  },
+  {
+    id: "bond-does-not-bind-its-own",
+    rule: "R7",
+    breaks: "A follower that promised to help nobody else campaigns itself",
+    file: "src/raft/raft.ts",
+    find: `    } else if (this.#isBound(this.#id)) {`,
+    replace: `    } else if (this.isBarred) {`,
+    killers: [leases],
+  },
+];
+
+export const mutations: readonly Mutation[] = [
+  ...ofRaft,
+  ...ofLeases,
+  ...ofHost,
+  ...ofJournal,
+  ...ofMachine,
+];

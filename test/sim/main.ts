@@ -1,11 +1,12 @@
 /**
  * The simulator's program: `bun test/sim/main.ts --seed 42` repeats one run and prints its trace's hash (`--trace` the
  * trace itself); `--seeds 500 [--from 1]` runs that many; `--minutes 30` goes on until then. With `--stop-at-first` it ends
- * at the first seed that breaks something.
+ * at the first seed that breaks something. `--leases` runs the storms that are made for leader leases instead.
  */
 import { mkdirSync, writeFileSync } from "node:fs";
 import process from "node:process";
 import { parseArgs } from "node:util";
+import { runLeases } from "./leases.ts";
 import { runSeed } from "./run.ts";
 
 const { values } = parseArgs({
@@ -15,6 +16,7 @@ const { values } = parseArgs({
     from: { type: "string", default: "1" },
     minutes: { type: "string" },
     trace: { type: "boolean", default: false },
+    leases: { type: "boolean", default: false },
     "stop-at-first": { type: "boolean", default: false },
     "failures-to": { type: "string", default: ".conflux/sim" },
   },
@@ -58,6 +60,7 @@ const totals = {
 };
 const startedAt = performance.now();
 let failed = 0;
+if (values.leases) await leases();
 if (values.seed !== undefined) {
   const seed = Number(values.seed);
   const result = await runSeed({
@@ -82,6 +85,30 @@ while (totals.seeds < seedsMax && (until === null || performance.now() < until))
 }
 process.stdout.write(`\r${summary()}\n`);
 process.exit(failed === 0 ? 0 : 1);
+
+/** Ends the process. */
+async function leases(): Promise<never> {
+  const first = Number(values.seed ?? values.from);
+  const count = values.seed === undefined ? Number(values.seeds ?? 100) : 1;
+  let [reads, byLease, writes, leaders] = [0, 0, 0, 0];
+  for (let each = first; each < first + count; each++) {
+    const result = await runLeases(each);
+    reads += result.reads;
+    byLease += result.byLease;
+    writes += result.writes;
+    leaders += result.leaders;
+    if (result.violations.length === 0) continue;
+    failed += 1;
+    process.stdout.write(
+      `seed ${each}: ${result.violations[0] ?? ""}\nREPRODUCE: npm run sim -- --leases --seed ${each}\n`,
+    );
+    if (values["stop-at-first"]) break;
+  }
+  process.stdout.write(
+    `${count} seeds, ${failed} failed, ${reads} reads, ${byLease} of them by lease, ${writes} writes, ${leaders} leaders\n`,
+  );
+  process.exit(failed === 0 ? 0 : 1);
+}
 
 function summary(): string {
   const seconds = (performance.now() - startedAt) / 1_000;

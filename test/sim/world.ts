@@ -208,7 +208,7 @@ export interface SimNode {
   handler: FrameHandler | null;
   /** Until when this process is stopped (SIGSTOP): its events wait. */
   frozenUntil: number;
-  readonly clockOffset: number;
+  clockOffset: number;
   /** How fast its monotonic clock runs: crystals differ, and some are bad. */
   readonly clockRate: number;
   /** How far its wall clock is off; it may jump. */
@@ -226,6 +226,8 @@ export interface WorldOptions {
   readonly spares?: number;
   readonly environmentsMax?: number;
   readonly clockSkew?: boolean;
+  /** How fast the nodes' monotonic clocks run, instead of what the seed draws. */
+  readonly clockRates?: readonly number[];
   readonly segmentBytes?: number;
   readonly tuning?: Partial<Tuning>;
   readonly log?: (node: string) => Log;
@@ -276,7 +278,9 @@ export class World {
         handler: null,
         frozenUntil: 0,
         clockOffset: prng.below(100_000),
-        clockRate: options.clockSkew === true ? 0.9 + prng.below(200) / 1_000 : 1,
+        clockRate:
+          options.clockRates?.[index - 1] ??
+          (options.clockSkew === true ? 0.9 + prng.below(200) / 1_000 : 1),
         wallOffset: 0,
         diskStalledUntil: 0,
         fatal: null,
@@ -535,6 +539,17 @@ export class World {
   freeze(node: SimNode, ms: number): void {
     this.note(`freeze ${node.name} ${ms}`);
     node.frozenUntil = this.now + ms;
+  }
+
+  /** The whole machine stands still, its monotonic clock too; its wall clock is right when it goes on. */
+  suspend(node: SimNode, ms: number): void {
+    this.freeze(node, ms);
+    node.clockOffset -= ms * node.clockRate;
+  }
+
+  /** Runs within this life of the node's process, once it is not stopped. */
+  within(node: SimNode, run: () => void): void {
+    this.#inLife(node, 0, run);
   }
 
   /** The disk answers nothing for a while, and then goes on. */

@@ -1,0 +1,211 @@
+/**
+ * Storms made for leader leases: one tenant that is read on every node all the time while its leaders are cut off,
+ * stopped, suspended, transferred and restarted, on clocks that differ as much as they may. Versions of one config only
+ * grow, so a stale read shows by itself: it sees less than what was acknowledged before it was asked.
+ */
+import type { Command, Outcome } from "../../src/machine/command.ts";
+import { getConfig } from "../../src/machine/queries.ts";
+import { Prng } from "../../src/lib/prng.ts";
+import { calm, World, type SimNode } from "./world.ts";
+
+export interface LeaseRun {
+  readonly seed: number;
+  readonly reads: number;
+  /** Of these, answered by a leader without asking anybody. */
+  readonly byLease: number;
+  readonly writes: number;
+  /** Leaders that the storm saw. */
+  readonly leaders: number;
+  readonly violations: readonly string[];
+}
+
+const STORM_MS = 12_000;
+const TENANT = "t1";
+
+/** What a node's clock may gain or lose; both ends are drawn. */
+export const CLOCK_RATES = [0.9, 1, 1.1] as const;
+
+export async function runLeases(seed: number): Promise<LeaseRun> {
+  const prng = new Prng(seed);
+  const nodes = prng.chance(0.75) ? 3 : 5;
+  const violations: string[] = [];
+  const world = new World({
+    seed: prng.uint32(),
+    nodes,
+    clockRates: Array.from({ length: nodes }, () => prng.pick(CLOCK_RATES)),
+    tuning: { sleepAfterMs: prng.pick([300, 600_000]) },
+  });
+  const nemesis = prng.fork();
+  const draw = prng.fork();
+  let storming = true;
+  let [reads, byLease, writes] = [0, 0, 0];
+  let acknowledged = 0;
+  const leaders = new Set<string>();
+  const actor: Command["actor"] = { kind: "system", keyId: "sim" };
+  const command = (action: Command["action"]): Command => ({
+    at: 1_700_000_000_000 + Math.floor(world.now),
+    actor,
+    action,
+  });
+  const publish: Command["action"] = {
+    op: "publish",
+    namespace: "default",
+    name: "c1",
+    content: { text: "x", hash: "sha256:x", bytes: 1 },
+    schemaHash: null,
+  };
+  const replicaOn = (node: SimNode) => {
+    for (const replica of node.host?.replicas() ?? [])
+      if (replica.tenant === TENANT && replica.halted === null) return replica;
+    return undefined;
+  };
+  const leading = (): SimNode[] =>
+    world.alive.filter((node) => replicaOn(node)?.raft.isLeader === true);
+  const change = async (tenant: string, action: Command["action"]): Promise<void> => {
+    for (let attempt = 0; attempt < 20; attempt++) {
+      let outcome: Outcome | undefined;
+      let ended = false;
+      draw.pick(world.alive).host?.proposeWith(tenant, command(action), 3_000, (_, answer) => {
+        outcome = answer;
+        ended = true;
+      });
+      await world.run(world.now + 4_000, () => ended);
+      if (outcome?.ok === true || outcome?.code === "already-exists") return;
+    }
+    violations.push(`could not prepare ${action.op}`);
+  };
+
+  for (const node of world.nodes) world.start(node);
+  await world.run(world.now + 20_000, () => world.nodes.every(({ host }) => host?.ready === true));
+  await change("_system", {
+    op: "directory.create",
+    tenant: TENANT,
+    quotas: {},
+    nodes: world.nodes.map(({ name }) => name),
+    adminKey: { id: "k1", kind: "admin", hash: "0".repeat(64) },
+  });
+  await change(TENANT, { op: "config.put", namespace: "default", name: "c1", format: "text" });
+
+  const read = (): void => {
+    if (!storming) return;
+    world.after(draw.between(1, 12), read);
+    if (world.alive.length === 0) return;
+    // Most are asked of who takes itself for the leader: nobody else could answer from a lease that is none.
+    const [node] = draw.chance(0.75) ? leading() : [draw.pick(world.alive)];
+    if (node === undefined) return;
+    world.within(node, () => {
+      const before = acknowledged;
+      const { now } = world;
+      let isLocal = true;
+      node.host?.readWith(
+        TENANT,
+        { consistency: "linearizable", timeoutMs: 400 },
+        (error, view) => {
+          if (error !== null || view === undefined) return;
+          reads += 1;
+          if (isLocal) byLease += 1;
+          const seen = getConfig(view, "default", "c1")?.latestVersion ?? 0;
+          if (seen < before)
+            violations.push(
+              `stale read: ${node.name} asked at ${now.toFixed(1)} shows version ${seen}, ${before} was acknowledged`,
+            );
+        },
+      );
+      isLocal = false;
+    });
+  };
+  const write = (): void => {
+    if (!storming) return;
+    world.after(draw.between(5, 40), write);
+    if (world.alive.length === 0) return;
+    const node = draw.pick(world.alive);
+    const { life } = node;
+    world.within(node, () => {
+      node.host?.proposeWith(TENANT, command(publish), 1_000, (error, outcome) => {
+        if (error !== null || outcome?.ok !== true || node.life !== life) return;
+        writes += 1;
+        const { version } = outcome.result as { version: { version: number } };
+        acknowledged = Math.max(acknowledged, version.version);
+      });
+    });
+  };
+  const watch = (): void => {
+    for (const node of leading()) leaders.add(`${node.name} ${replicaOn(node)?.raft.term ?? 0}`);
+    if (storming) world.after(10, watch);
+  };
+  const restart = (node: SimNode): void => {
+    if (node.host === null) world.start(node);
+  };
+  const strike = (): void => {
+    if (!storming) return;
+    world.after(nemesis.between(100, 2_500), strike);
+    const [leader] = leading();
+    const victim = leader !== undefined && nemesis.chance(0.8) ? leader : nemesis.pick(world.nodes);
+    const others = world.nodes.filter((node) => node !== victim);
+    switch (nemesis.below(8)) {
+      case 0:
+        world.heal();
+        return;
+      case 1:
+      case 2: {
+        world.heal();
+        const isOneWay = nemesis.chance(0.5);
+        for (const other of others) {
+          world.cut(victim, other);
+          if (!isOneWay) world.cut(other, victim);
+        }
+        return;
+      }
+      case 3:
+        world.freeze(victim, nemesis.between(200, 2_500));
+        return;
+      case 4:
+        if (victim.frozenUntil <= world.now) world.suspend(victim, nemesis.between(200, 4_000));
+        return;
+      case 5: {
+        // Followers that forget what they promised, while the leader is cut off from them.
+        for (const other of others) {
+          if (nemesis.chance(0.8)) {
+            world.cut(victim, other);
+            world.cut(other, victim);
+          }
+          if (other.host === null || nemesis.chance(0.3)) continue;
+          world.crash(other);
+          world.after(nemesis.between(1, 60), () => restart(other));
+        }
+        return;
+      }
+      case 6: {
+        // A transfer, and the old leader hears nothing of how it ended.
+        if (leader === undefined) return;
+        const replica = replicaOn(leader);
+        const heirs = [...(replica?.voters() ?? [])].filter(([id]) => id !== replica?.id);
+        const [id, name] = nemesis.pick(heirs);
+        world.within(leader, () => replica?.raft.transferLeadership(id));
+        world.after(nemesis.between(1, 30), () => {
+          for (const other of world.nodes) {
+            if (other === leader) continue;
+            world.cut(other, leader);
+            if (other.name !== name) world.cut(leader, other);
+          }
+        });
+        return;
+      }
+      default:
+        victim.wallOffset = nemesis.between(-3_600_000, 3_600_000);
+    }
+  };
+  world.weather = {
+    ...calm,
+    delay: prng.pick([[0.1, 1] as const, [1, 40] as const, [20, 400] as const]),
+    late: prng.pick([0, 0.02]),
+    lateMs: 3_000,
+  };
+  for (let client = 0; client < 3; client++) read();
+  write();
+  watch();
+  strike();
+  await world.run(world.now + STORM_MS, () => world.reap() !== null || violations.length > 0);
+  storming = false;
+  return { seed, reads, byLease, writes, leaders: leaders.size, violations };
+}
