@@ -98,8 +98,10 @@ export class Leases {
     if (peer === undefined || peer.sent === null) return 0;
     const { clock } = this.#options;
     if (clock.monotonicMs() >= peer.sent.monotonicUs / 1_000 + this.#leaseMs) return 0;
-    // The monotonic clock stands still while a machine is suspended. The other one does not: it may only shorten a lease.
-    if (clock.wallMs() >= peer.sent.wallMs + this.#leaseMs) return 0;
+    // The monotonic clock stands still while a machine is suspended. The other one does not: it may only end a lease, and
+    // does so too when it was set meanwhile, one way or the other.
+    const wallMs = clock.wallMs() - peer.sent.wallMs;
+    if (wallMs < 0 || wallMs >= this.#leaseMs) return 0;
     return peer.epoch;
   }
 

@@ -17,6 +17,12 @@ function testsOf(folder: string, last: readonly string[] = []): Killer {
 }
 
 const raft = testsOf("test/raft", ["network.test.ts"]);
+const leases: Killer = {
+  kind: "test",
+  files: ["test/raft/leases.test.ts", "test/host/leases.test.ts"],
+};
+/** Storms alone: what they find without a test that looks for it. */
+const leaseStorms: Killer = { kind: "test", files: ["test/sim/leases.test.ts"] };
 const host = testsOf("test/host", ["replica.test.ts"]);
 const journal: Killer = {
   kind: "test",
@@ -74,8 +80,10 @@ const ofRaft: readonly Mutation[] = [
     breaks: "A follower accepts entries before they are durable",
     file: "src/raft/raft.ts",
     find: `    answer.commit = log.commit;
+    answer.context = this.#bind();
     this.#after.push(answer);`,
     replace: `    answer.commit = log.commit;
+    answer.context = this.#bind();
     this.#messages.push(answer);`,
     killers: [raft, sim],
   },
@@ -214,8 +222,8 @@ const ofRaft: readonly Mutation[] = [
     rule: "E9",
     breaks: "Who hears from a leader helps to depose it",
     file: "src/raft/raft.ts",
-    find: `        if (m.context !== FORCED && this.#inLease(m.from)) {`,
-    replace: `        if (m.context < 0 && this.#inLease(m.from)) {`,
+    find: `(this.#isBound(m.from) || this.#inLease(m.from))) {`,
+    replace: `this.#isBound(m.from)) {`,
     killers: [raft],
   },
   {
@@ -269,8 +277,8 @@ const ofRaft: readonly Mutation[] = [
     breaks:
       "A learner that is asked does not vote, though it may be promoted where it is asked from",
     file: "src/raft/raft.ts",
-    find: `    if (free && this.#log.isUpToDate(m.index, m.logTerm)) {`,
-    replace: `    if (free && this.#self?.isLearner !== true && this.#log.isUpToDate(m.index, m.logTerm)) {`,
+    find: `    if (free && !isBound && this.#log`,
+    replace: `    if (free && !isBound && this.#self?.isLearner !== true && this.#log`,
     killers: [raft],
   },
   {
@@ -742,7 +750,7 @@ const ofRaft: readonly Mutation[] = [
     find: `    this.#leaseVoid = true;
     const m`,
     replace: `    const m`,
-    killers: [raft],
+    killers: [leaseStorms, raft],
   },
   {
     id: "simple-change-of-two-voters",
@@ -799,8 +807,8 @@ const ofRaft: readonly Mutation[] = [
     rule: "R2",
     breaks: "A leader answers reads without asking anybody whether it still leads",
     file: "src/raft/raft.ts",
-    find: `    if (voters.length === 1 && votersOutgoing.length === 0 && this.#isVoter(this.#id)) {`,
-    replace: `    if (votersOutgoing.length === 0 && this.#isVoter(this.#id)) {`,
+    find: `    if (this.#isOnlyVoter() || this.#holdsLease()) {`,
+    replace: `    if (this.#isVoter(this.#id)) {`,
     killers: [raft, sim],
   },
   {
@@ -1787,13 +1795,6 @@ const ofMachine: readonly Mutation[] = [
 
 // --- leader leases ---------------------------------------------------------------------------------------------------------
 
-const leases: Killer = {
-  kind: "test",
-  files: ["test/raft/leases.test.ts", "test/host/leases.test.ts"],
-};
-/** Storms alone: what they find without a test that looks for it. */
-const leaseStorms: Killer = { kind: "test", files: ["test/sim/leases.test.ts"] };
-
 const ofLeases: readonly Mutation[] = [
   {
     id: "lease-from-receipt",
@@ -1806,7 +1807,7 @@ const ofLeases: readonly Mutation[] = [
       const monotonicUs = Math.floor(clock.monotonicMs() * 1_000);
       peer.sent = { ...echo, monotonicUs, wallMs: clock.wallMs() };
     }`,
-    killers: [leaseStorms, leases],
+    killers: [leases, leaseStorms],
   },
   {
     id: "lease-drift-ignored",
@@ -1815,17 +1816,16 @@ const ofLeases: readonly Mutation[] = [
     file: "src/host/leases.ts",
     find: `(SUPPORT_MS * (1 - drift)) / (1 + drift);`,
     replace: `SUPPORT_MS;`,
-    killers: [leaseStorms, leases],
+    killers: [leases, leaseStorms],
   },
   {
     id: "lease-over-a-suspension",
     rule: "R9",
     breaks: "A machine that was suspended goes on with the lease it had before",
     file: "src/host/leases.ts",
-    find: `    if (clock.wallMs() >= peer.sent.wallMs + this.#leaseMs) return 0;
-`,
-    replace: ``,
-    killers: [leaseStorms, leases],
+    find: `    if (wallMs < 0 || wallMs >= this.#leaseMs) return 0;`,
+    replace: `    void wallMs;`,
+    killers: [leases, leaseStorms],
   },
   {
     id: "lease-of-another-epoch",
@@ -1834,17 +1834,7 @@ const ofLeases: readonly Mutation[] = [
     file: "src/raft/raft.ts",
     find: `epoch !== 0 && this.#leases?.held(id) === epoch ?`,
     replace: `epoch !== 0 && this.#leases?.held(id) !== 0 ?`,
-    killers: [leaseStorms, leases],
-  },
-  {
-    id: "lease-kept-over-a-transfer",
-    rule: "M12",
-    breaks: "A leader that let somebody past its followers' promises reads on by its lease",
-    file: "src/raft/raft.ts",
-    find: `    this.#leaseVoid = true;
-`,
-    replace: ``,
-    killers: [leaseStorms, leases],
+    killers: [leases, leaseStorms],
   },
   {
     id: "lease-before-own-commit",
@@ -1853,7 +1843,7 @@ const ofLeases: readonly Mutation[] = [
     file: "src/raft/raft.ts",
     find: `    if (this.#role !== "leader" || this.#log.term(this.#log.commit) !== this.#term) return -1;`,
     replace: `    if (this.#role !== "leader") return -1;`,
-    killers: [leaseStorms, leases],
+    killers: [leases, leaseStorms],
   },
   {
     id: "lease-while-members-change",
@@ -1862,7 +1852,7 @@ const ofLeases: readonly Mutation[] = [
     file: "src/raft/raft.ts",
     find: `!this.#self.isLearner && !this.hasPendingConfChange;`,
     replace: `!this.#self.isLearner;`,
-    killers: [leases],
+    killers: [leases, leaseStorms],
   },
   {
     id: "vote-after-a-restart-within-support",
@@ -1871,7 +1861,7 @@ const ofLeases: readonly Mutation[] = [
     file: "src/host/leases.ts",
     find: `boot > 1 && clock.monotonicMs() < this.#barredUntilMs,`,
     replace: `false,`,
-    killers: [leaseStorms, leases],
+    killers: [leases, leaseStorms],
   },
   {
     id: "bond-forgotten-asleep",
@@ -1880,7 +1870,7 @@ const ofLeases: readonly Mutation[] = [
     file: "src/host/leases.ts",
     find: `if (bond !== null) this.#sleeping.set(group, { replica, bond });`,
     replace: `void [group, replica, bond];`,
-    killers: [leases],
+    killers: [leases, leaseStorms],
   },
   {
     id: "bond-ends-with-the-term",
@@ -1894,7 +1884,7 @@ const ofLeases: readonly Mutation[] = [
     this.#bond = null;
     this.#electionElapsed = 0;
     this.#heartbeatElapsed = 0;`,
-    killers: [leases],
+    killers: [leases, leaseStorms],
   },
   {
     id: "bond-does-not-bind-its-own",
@@ -1903,7 +1893,7 @@ const ofLeases: readonly Mutation[] = [
     file: "src/raft/raft.ts",
     find: `    } else if (this.#isBound(this.#id)) {`,
     replace: `    } else if (this.isBarred) {`,
-    killers: [leases],
+    killers: [leases, leaseStorms],
   },
 ];
 

@@ -2,7 +2,7 @@
 import { expect, test } from "vitest";
 import { runLeases } from "./leases.ts";
 
-const SEEDS = 24;
+const SEEDS = 16;
 
 test("no read by a lease is stale, through cuts, stops, suspensions, transfers and restarts on uneven clocks", async () => {
   let [byLease, leaders] = [0, 0];

@@ -47,12 +47,12 @@ export async function runLeases(seed: number): Promise<LeaseRun> {
     actor,
     action,
   });
-  const publish: Command["action"] = {
-    op: "publish",
-    namespace: "default",
-    name: "c1",
-    content: { text: "x", hash: "sha256:x", bytes: 1 },
-    schemaHash: null,
+  let proposed = 0;
+  /** Never the same content twice, which would be no new version. */
+  const publish = (): Command["action"] => {
+    const text = `v${++proposed}`;
+    const content = { text, hash: `sha256:${text}`, bytes: text.length };
+    return { op: "publish", namespace: "default", name: "c1", content, schemaHash: null };
   };
   const replicaOn = (node: SimNode) => {
     for (const replica of node.host?.replicas() ?? [])
@@ -121,7 +121,7 @@ export async function runLeases(seed: number): Promise<LeaseRun> {
     const node = draw.pick(world.alive);
     const { life } = node;
     world.within(node, () => {
-      node.host?.proposeWith(TENANT, command(publish), 1_000, (error, outcome) => {
+      node.host?.proposeWith(TENANT, command(publish()), 1_000, (error, outcome) => {
         if (error !== null || outcome?.ok !== true || node.life !== life) return;
         writes += 1;
         const { version } = outcome.result as { version: { version: number } };
@@ -192,7 +192,8 @@ export async function runLeases(seed: number): Promise<LeaseRun> {
         return;
       }
       default:
-        victim.wallOffset = nemesis.between(-3_600_000, 3_600_000);
+        // By more than a suspension takes: the two together must not look as if nothing had happened.
+        victim.wallOffset += nemesis.pick([-1, 1]) * nemesis.between(10_000, 3_600_000);
     }
   };
   world.weather = {
