@@ -20,6 +20,8 @@ export interface LeaseOptions {
   /** How much a node's clock may gain or lose, as a part of the time that passes; null: no leases are used here. */
   readonly clockDriftMax: number | null;
   readonly boot: number;
+  /** Nothing of an earlier life is on the disk. */
+  readonly isNew: boolean;
   readonly clock: Clock;
   readonly liveness: Liveness;
 }
@@ -107,7 +109,7 @@ export class Leases {
 
   /** For a replica of this node; `nodeOf` says where the others of its group are. */
   supportOf(nodeOf: (id: ReplicaId) => string | undefined): LeaseSupport {
-    const { liveness, clock, boot } = this.#options;
+    const { liveness, clock, isNew } = this.#options;
     return {
       given: (id) => {
         const node = nodeOf(id);
@@ -118,8 +120,7 @@ export class Leases {
         const node = this.#leaseMs === 0 ? undefined : nodeOf(id);
         return node === undefined ? 0 : this.#held(node);
       },
-      // A disk's first start follows no earlier life.
-      mayBeBound: () => boot > 1 && clock.monotonicMs() < this.#barredUntilMs,
+      mayBeBound: () => !isNew && clock.monotonicMs() < this.#barredUntilMs,
     };
   }
 

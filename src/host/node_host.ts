@@ -372,7 +372,6 @@ export class NodeHost implements ConfigService {
       down: (node: string) => this.#nodeDown(node),
     };
     this.liveness = new Liveness(options.node, clock.monotonicMs(), events, boot);
-    this.#leases = new Leases({ clockDriftMax, boot, clock, liveness: this.liveness });
     this.#rpc = new Rpc(
       options.boot,
       (node, item, call) => this.#queueRpc(node, item, call),
@@ -463,7 +462,9 @@ export class NodeHost implements ConfigService {
     const recovery = options.journal.recovery();
     for (const [group, records] of recovery.groups) this.#recovered.set(group, records);
     const names = options.environments.names();
-    this.#directoryIsCurrent = recovery.groups.size === 0 && names.length === 0;
+    const isNew = recovery.groups.size === 0 && names.length === 0;
+    this.#directoryIsCurrent = isNew;
+    this.#leases = new Leases({ clockDriftMax, boot, isNew, clock, liveness: this.liveness });
     this.#lost = this.#quarantine(recovery, names);
     this.#serveCalls();
   }

@@ -22,7 +22,7 @@ class Node {
       every: () => () => {},
     };
     this.liveness = new Liveness(name, this.now, { up() {}, down() {} }, boot);
-    this.leases = new Leases({ clockDriftMax, boot, clock, liveness: this.liveness });
+    this.leases = new Leases({ clockDriftMax, boot, isNew: false, clock, liveness: this.liveness });
   }
 
   hear(from: string, boot: number, item: Uint8Array): void {

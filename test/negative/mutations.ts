@@ -1859,7 +1859,7 @@ const ofLeases: readonly Mutation[] = [
     rule: "R7",
     breaks: "A node that was started anew votes at once, whatever it promised before",
     file: "src/host/leases.ts",
-    find: `boot > 1 && clock.monotonicMs() < this.#barredUntilMs,`,
+    find: `!isNew && clock.monotonicMs() < this.#barredUntilMs,`,
     replace: `false,`,
     killers: [leases, leaseStorms],
   },
