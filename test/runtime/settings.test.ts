@@ -47,6 +47,8 @@ describe("settings", () => {
       zone: null,
       role: "member",
       replaceAfter: 300,
+      role: "member",
+      clockDriftMax: 10,
       tenants: null,
       watchAge: 3600,
       tenantRetention: 30,
@@ -56,6 +58,13 @@ describe("settings", () => {
       diskReserveMib: 256,
       diskStall: 20,
     });
+  });
+
+  test("the drift of clocks is percent of a kind that leaves something of a lease, or off", () => {
+    const drift = (text: string) => read({ env: { CONFLUX_CLOCK_DRIFT_MAX: text } }).clockDriftMax;
+    expect([drift("off"), drift("0.5"), drift("50")]).toEqual([null, 0.5, 50]);
+    for (const text of ["0", "51", "-1", "none", "1e1"])
+      expect(() => drift(text)).toThrow("a number of percent from 0.1 to 50, or off");
   });
 
   test("flags outweigh the environment, that the file, that the defaults", () => {
