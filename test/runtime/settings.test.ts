@@ -47,7 +47,6 @@ describe("settings", () => {
       zone: null,
       role: "member",
       replaceAfter: 300,
-      role: "member",
       clockDriftMax: 10,
       tenants: null,
       watchAge: 3600,
