@@ -5,6 +5,7 @@
  * answer carries. Whatever goes wrong on the way is a problem document; nothing internal is ever told, only a request id
  * under which the log has it whole.
  */
+import type { TSchema } from "@sinclair/typebox";
 import { Elysia } from "elysia";
 import { Problem } from "../api/problems.ts";
 import type { ConfigService, ReadOptions, TenantView } from "../host/ports.ts";
@@ -48,11 +49,11 @@ import { Limits } from "./limits.ts";
 import { NamespaceSets } from "./namespace_sets.ts";
 import { ofrepFailure, ofrepRoutes } from "./ofrep.ts";
 import { notHereAnswer, Peers } from "./peers.ts";
-import type { Context, Route } from "./route.ts";
+import type { Context, Input, Route } from "./route.ts";
 import { secretRoutes, Secrets, type SecretKey } from "./secrets.ts";
 import { purgeExpired } from "./retention.ts";
 import { tenantRoutes } from "./tenants.ts";
-import type { OpenStream } from "./streams.ts";
+import { webStream, type OpenStream } from "./streams.ts";
 import { base62 } from "./tokens.ts";
 import { valueRoutes } from "./values.ts";
 import { watchRoutes } from "./watch_routes.ts";
@@ -75,7 +76,7 @@ export interface GatewaySettings {
   /** Requests under way at once, watches not counted; more are refused with 503. */
   readonly requestsMax?: number;
   readonly watch?: Partial<WatchSettings>;
-  /** How watches are streamed, where the runtime knows a faster way than that of the web. */
+  /** How watches and long answers leave, where the runtime knows a faster way than that of the web. */
   readonly openStream?: OpenStream | undefined;
   /** How often tenants are told how much they were used. */
   readonly usageMs?: number;
@@ -130,6 +131,7 @@ export function createGateway(options: {
 
 /** What Elysia does not carry through: who sent a request, and that its answer must have no body. */
 interface Origin {
+  readonly request: Request;
   readonly info: RequestInfo;
   readonly head: boolean;
   readonly requestId: string;
@@ -140,12 +142,14 @@ class Door {
   readonly #log: Logger;
   readonly #context: Context;
   readonly #app: { fetch(request: Request): Response | Promise<Response> };
-  readonly #origins = new WeakMap<Request, Origin>();
+  /** Of the request that is being routed: that is done within one call. */
+  #origin: Origin | null = null;
   readonly #limits: Limits;
   readonly #issuers: Issuers;
   readonly #timers: ReturnType<typeof setInterval>[] = [];
   readonly #requestsMax: number;
   readonly #isVerbose: boolean;
+  readonly #openStream: OpenStream;
   readonly #metrics = new Metrics();
   #requests = 0;
   // Unique over nodes and starts without drawing chance for every request.
@@ -157,6 +161,7 @@ class Door {
     this.#log = log;
     this.#isVerbose = log.isLevelEnabled?.("debug") ?? false;
     this.#requestsMax = settings.requestsMax ?? requestsMaxDefault;
+    this.#openStream = settings.openStream ?? webStream;
     const peers = new Peers(service, (request, info) => this.fetch(request, info));
     const secrets = new Secrets(settings.secretKeys ?? []);
     this.#context = {
@@ -168,7 +173,7 @@ class Door {
         service,
         peers,
         settings: settings.watch ?? {},
-        openStream: settings.openStream,
+        openStream: this.#openStream,
         failed: (error) => log.error({ err: error }, "gateway.watch_failed"),
       }),
       sets: new NamespaceSets(),
@@ -205,23 +210,40 @@ class Door {
     return this.#limits.record();
   }
 
-  /** Elysia routes; what a route does is ours, so its body parsing and its schemas stay out of the way. */
+  /**
+   * Elysia routes; what a route does is ours, so its body parsing and its schemas stay out of the way. It has no hooks,
+   * and a handler names what it takes of the context: then Elysia composes a plain function, without a promise of its own,
+   * and leaves bodies alone.
+   */
   #router(): { fetch(request: Request): Response | Promise<Response> } {
-    const app = new Elysia({ strictPath: true, normalize: false }).onError(({ request, error }) =>
-      this.#failed(request, error),
-    );
+    const app = new Elysia({ strictPath: true, normalize: false });
     for (const route of routes)
       app.route(
         route.method,
         route.path,
         // A path without parameters has none, not even an empty object of them.
         ({ request, params = {} }: { request: Request; params?: Record<string, string> }) =>
-          this.#run(route, request, params),
-        { parse: "none" },
+          this.#guarded(request, (origin) => this.#run(route, origin, params)),
       );
-    app.all("/*", ({ request }: { request: Request }) => this.#nowhere(request), { parse: "none" });
-    app.all("/", ({ request }: { request: Request }) => this.#nowhere(request), { parse: "none" });
+    for (const path of ["/*", "/"])
+      app.all(path, ({ request }: { request: Request }) =>
+        this.#guarded(request, (origin) => this.#nowhere(origin)),
+      );
     return app;
+  }
+
+  /** What is thrown outside of a route's own way Elysia would tell to the client as it is. */
+  #guarded(
+    request: Request,
+    run: (origin: Origin) => Response | Promise<Response>,
+  ): Response | Promise<Response> {
+    const origin = this.#origin;
+    if (origin?.request !== request) return this.#failed(request, this.#nextId(), unrouted);
+    try {
+      return run(origin);
+    } catch (error) {
+      return this.#failed(request, origin.requestId, error);
+    }
   }
 
   status(): { readonly requests: number; readonly watchers: number } {
@@ -248,27 +270,36 @@ class Door {
         ...(request.body !== null && { body: request.body, duplex: "half" }),
       });
     }
-    const origin: Origin = { info, head, requestId: givenRequestId(given) ?? this.#nextId() };
-    this.#origins.set(request, origin);
-    if (request.method === "OPTIONS") return this.#options(request, origin);
-    return this.#app.fetch(request);
+    const requestId = givenRequestId(given) ?? this.#nextId();
+    const origin = { request, info, head, requestId };
+    this.#origin = origin;
+    try {
+      if (request.method === "OPTIONS") return this.#options(origin);
+      return this.#app.fetch(request);
+    } catch (error) {
+      return this.#failed(request, requestId, error);
+    }
   }
 
   #nextId(): string {
     return `${this.#idPrefix}${(this.#idCount++).toString(36)}`;
   }
 
-  async #run(route: Route, request: Request, params: Record<string, string>): Promise<Response> {
-    const origin = this.#origins.get(request) as Origin;
+  /** At once where nothing has to be waited for: a promise costs more than many a read. */
+  #run(
+    route: Route,
+    { request, info, head, requestId }: Origin,
+    params: Record<string, string>,
+  ): Response | Promise<Response> {
     const { target, query } = partsOf(request.url);
     const call: Call = {
       request,
-      requestId: origin.requestId,
-      info: origin.info,
+      requestId,
+      info,
       target,
       params,
       query,
-      head: origin.head,
+      head,
       dryRun: false,
       body: undefined,
       // Browsers cannot send headers with an event stream.
@@ -277,35 +308,63 @@ class Door {
       revision: null,
       rateLimit: null,
     };
-    let answer: Answer;
     // Long polls wait, and have a bound of their own.
     const isCounted = !this.#context.watches.isWatch(route);
     const startedAt = performance.now();
     if (isCounted) this.#requests++;
+    const ended = (answer: Answer): Response => {
+      if (isCounted) this.#requests--;
+      return this.#ended(route, call, answer, isCounted, startedAt);
+    };
+    let answer: Answer | Promise<Answer>;
     try {
       if (this.#requests > this.#requestsMax && isCounted && route.access.scope !== "public")
         throw new Problem("overloaded", "This node has too many requests under way");
-      answer = await this.#answer(route, call);
+      answer = this.#answer(route, call);
     } catch (error) {
-      answer = this.#problem(route, error, call);
-    } finally {
-      if (isCounted) this.#requests--;
+      answer = this.#refused(route, call, error);
     }
-    const ms = performance.now() - startedAt;
-    if (isCounted) this.#metrics.ended(route, answer.status, ms / 1000);
-    if (this.#isVerbose)
-      this.#log.debug(
-        {
-          requestId: call.requestId,
-          route: route.id,
-          status: answer.status,
-          ms: Math.round(ms),
-          tenant: call.params["tenant"],
-          key: call.principal?.keyId,
-        },
-        "gateway.request",
-      );
-    return this.#respond(answer, call);
+    if (!(answer instanceof Promise)) return ended(answer);
+    return answer.catch((error: unknown) => this.#refused(route, call, error)).then(ended);
+  }
+
+  #ended(
+    route: Route,
+    call: Call,
+    answer: Answer,
+    isCounted: boolean,
+    startedAt: number,
+  ): Response {
+    try {
+      const ms = performance.now() - startedAt;
+      if (isCounted) this.#metrics.ended(route, answer.status, ms / 1000);
+      if (this.#isVerbose)
+        this.#log.debug(
+          {
+            requestId: call.requestId,
+            route: route.id,
+            status: answer.status,
+            ms: Math.round(ms),
+            tenant: call.params["tenant"],
+            key: call.principal?.keyId,
+          },
+          "gateway.request",
+        );
+      return this.#respond(answer, call);
+    } catch (error) {
+      return this.#failed(call.request, call.requestId, error);
+    }
+  }
+
+  /** Only who has a key of the tenant learns that it was deleted. */
+  #refused(route: Route, call: Call, error: unknown): Answer | Promise<Answer> {
+    if (!(error instanceof Problem) || error.code !== "tenant-deleted" || call.token === null)
+      return this.#problem(route, error, call);
+    const credential = credentialOf(call.token);
+    if (credential.kind !== "tenant") return this.#problem(route, error, call);
+    return this.#isKeyOfDeleted(credential.key.tenant, credential).then((isKnown) =>
+      this.#problem(route, isKnown ? error : unauthorized(), call),
+    );
   }
 
   #problem(route: Route, error: unknown, call: Call): Answer {
@@ -321,9 +380,7 @@ class Door {
     return told(internal());
   }
 
-  /** What is thrown outside of a route's own way would else be told to the client as it is. */
-  #failed(request: Request, error: unknown): Response {
-    const requestId = this.#origins.get(request)?.requestId ?? this.#nextId();
+  #failed(request: Request, requestId: string, error: unknown): Response {
     const path = partsOf(request.url).target.split("?", 1)[0];
     this.#log.error({ err: error, requestId, method: request.method, path }, logOfFailure);
     const { status, headers, body } = problemAnswer(internal(), requestId);
@@ -348,7 +405,11 @@ class Door {
         return new Response(null, { status: 304, headers });
       }
     }
-    if (!call.head) return new Response(bodyInit(answer.body), { status: answer.status, headers });
+    if (!call.head)
+      return new Response(bodyInit(answer.body, this.#openStream), {
+        status: answer.status,
+        headers,
+      });
     if (answer.body instanceof ReadableStream) void answer.body.cancel();
     // Left out, it would be filled in as zero: the length of the body that is not sent.
     else if (answer.body !== null)
@@ -358,7 +419,7 @@ class Door {
 
   // --- keys and places ---------------------------------------------------------------------------------------------------
 
-  async #answer(route: Route, call: Call): Promise<Answer> {
+  #answer(route: Route, call: Call): Answer | Promise<Answer> {
     checkDecoded(call.params);
     if (route.access.scope === "public") return this.#handle(route, call);
     if (call.token === null)
@@ -367,36 +428,40 @@ class Door {
     if (credential.kind === "broken") throw unauthorized();
     // It was made for one route, and may stand in logs and browsers.
     if (credential.kind === "stream" && route.id !== "watchFlags") throw unauthorized();
-    if (route.access.scope === "cluster") {
-      // Checked all the same: who sends no token that holds is told so, and nothing else.
-      if (credential.kind === "issued") await this.#issuers.principal(call.token, null);
-      if (credential.kind !== "root") throw new Problem("forbidden", "Only root keys may do that");
-      call.principal = await this.#root(credential.hash);
-      return this.#handle(route, call);
-    }
+    if (route.access.scope === "cluster") return this.#ofCluster(route, call, credential);
     const tenant = call.params["tenant"] as string;
     if (credential.kind === "tenant" && credential.key.tenant !== tenant)
       throw new Problem("forbidden", "This key belongs to another tenant");
-    if (credential.kind === "root") call.principal = await this.#root(credential.hash);
-    if (credential.kind === "issued")
-      call.principal = await this.#issuers.principal(call.token, tenant);
-    checkParams(route, call.params);
-    if (credential.kind === "root" && route.byDirectory) return this.#handle(route, call);
-    try {
-      return await this.#ofTenant(route, call, tenant, credential);
-    } catch (error) {
-      if (
-        error instanceof Problem &&
-        error.code === "tenant-deleted" &&
-        credential.kind === "tenant" &&
-        !(await this.#isKeyOfDeleted(tenant, credential))
-      )
-        throw unauthorized();
-      throw error;
+    if (credential.kind === "tenant" || credential.kind === "stream") {
+      checkParams(route, call.params);
+      return this.#ofTenant(route, call, tenant, credential);
     }
+    return this.#ofOthers(route, call, tenant, credential);
   }
 
-  /** Only who has a key of the tenant learns that it was deleted. */
+  async #ofCluster(route: Route, call: Call, credential: Credential): Promise<Answer> {
+    // Checked all the same: who sends no token that holds is told so, and nothing else.
+    if (credential.kind === "issued") await this.#issuers.principal(call.token as string, null);
+    if (credential.kind !== "root") throw new Problem("forbidden", "Only root keys may do that");
+    call.principal = await this.#root(credential.hash);
+    return this.#handle(route, call);
+  }
+
+  /** Keys that are not in the tenant's own state. */
+  async #ofOthers(
+    route: Route,
+    call: Call,
+    tenant: string,
+    credential: Credential,
+  ): Promise<Answer> {
+    if (credential.kind === "root") call.principal = await this.#root(credential.hash);
+    if (credential.kind === "issued")
+      call.principal = await this.#issuers.principal(call.token as string, tenant);
+    checkParams(route, call.params);
+    if (credential.kind === "root" && route.byDirectory) return this.#handle(route, call);
+    return this.#ofTenant(route, call, tenant, credential);
+  }
+
   async #isKeyOfDeleted(
     tenant: string,
     credential: Credential & { readonly kind: "tenant" },
@@ -412,18 +477,20 @@ class Door {
     }
   }
 
-  async #ofTenant(
+  #ofTenant(
     route: Route,
     call: Call,
     tenant: string,
     credential: Credential,
-  ): Promise<Answer> {
-    const isHere = this.#service.locateNow(tenant)?.local === true;
-    const nodes = isHere ? null : await this.#elsewhere(tenant, credential);
-    if (nodes !== null) return this.#forward(route, call, nodes);
-    return route.read === undefined
-      ? this.#change(route, call, tenant, credential)
-      : this.#read(route, call, tenant, credential);
+  ): Answer | Promise<Answer> {
+    const here = (): Answer | Promise<Answer> =>
+      route.read === undefined
+        ? this.#change(route, call, tenant, credential)
+        : this.#read(route, call, tenant, credential);
+    if (this.#service.locateNow(tenant)?.local === true) return here();
+    return this.#elsewhere(tenant, credential).then((nodes) =>
+      nodes === null ? here() : this.#forward(route, call, nodes),
+    );
   }
 
   async #root(hash: string): Promise<Call["principal"]> {
@@ -460,19 +527,21 @@ class Door {
 
   // --- here ----------------------------------------------------------------------------------------------------------------
 
-  async #handle(route: Route, call: Call): Promise<Answer> {
-    if (route.handle === undefined) throw new Error(`Route ${route.id} has no handler`);
+  #handle(route: Route, call: Call): Answer | Promise<Answer> {
+    const { handle } = route;
+    if (handle === undefined) throw new Error(`Route ${route.id} has no handler`);
     const query = readQuery(call.query, route.query, route.labels);
     if (query["dryRun"] === true) call.dryRun = true;
-    const body = await this.#body(route, call);
-    return route.handle(call, { query, body }, this.#context);
+    if (route.body === null) return handle(call, { query, body: undefined }, this.#context);
+    return this.#body(route, route.body, call).then((body) =>
+      handle(call, { query, body }, this.#context),
+    );
   }
 
-  async #body(route: Route, call: Call): Promise<unknown> {
-    if (route.body === null) return undefined;
+  async #body(route: Route, schema: TSchema, call: Call): Promise<unknown> {
     const given = await jsonBody(call.request, route.bodyBytesMax);
     const body = given === undefined && !route.bodyRequired ? {} : given;
-    check(route.body, body);
+    check(schema, body);
     call.body = body;
     return body;
   }
@@ -525,18 +594,31 @@ class Door {
   }
 
   /** One read checks the key and answers. */
-  async #read(route: Route, call: Call, tenant: string, credential: Credential): Promise<Answer> {
+  #read(
+    route: Route,
+    call: Call,
+    tenant: string,
+    credential: Credential,
+  ): Answer | Promise<Answer> {
+    const query = readQuery(call.query, route.query, route.labels);
+    if (route.body === null)
+      return this.#readWith(route, call, tenant, credential, { query, body: undefined });
+    return this.#body(route, route.body, call).then((body) =>
+      this.#readWith(route, call, tenant, credential, { query, body }),
+    );
+  }
+
+  #readWith(
+    route: Route,
+    call: Call,
+    tenant: string,
+    credential: Credential,
+    input: Input,
+  ): Answer | Promise<Answer> {
     const { read } = route;
     if (read === undefined) throw new Error(`Route ${route.id} does not read`);
-    const query = readQuery(call.query, route.query, route.labels);
-    const input = { query, body: await this.#body(route, call) };
-    const minRevision = minRevisionOf(call.request);
-    const options: ReadOptions = {
-      consistency: query["consistency"] === "stale" ? "stale" : "linearizable",
-      ...(minRevision !== undefined && { minRevision }),
-    };
     // What is thrown inside must not look to the host like a fault of the replica.
-    const query1 = (view: TenantView): Answer | Failed => {
+    const attempt = (view: TenantView): Answer | Failed => {
       try {
         call.revision = view.revision;
         this.#admit(route, call, view, credential);
@@ -545,14 +627,30 @@ class Door {
         return new Failed(error);
       }
     };
-    let answer = await this.#readAs(route, tenant, options, query1);
-    if (answer instanceof Failed && options.consistency === "stale" && answer.isUnauthorized)
-      answer = await this.#service.read(tenant, { consistency: "linearizable" }, query1);
-    if (answer instanceof Failed) throw answer.error;
-    return answer;
+    const minRevision = minRevisionOf(call.request);
+    const isStale = input.query["consistency"] === "stale";
+    const view = isStale && minRevision === undefined ? this.#service.viewNow(tenant) : null;
+    if (view !== null) {
+      const answer = attempt(view);
+      if (!(answer instanceof Failed)) return answer;
+      // It may have been made a moment ago through another node.
+      if (!answer.isUnauthorized) throw answer.error;
+      return this.#service.read(tenant, { consistency: "linearizable" }, attempt).then(succeeded);
+    }
+    const options: ReadOptions = {
+      consistency: isStale ? "stale" : "linearizable",
+      ...(minRevision !== undefined && { minRevision }),
+    };
+    const answered = this.#readAs(route, tenant, options, attempt);
+    if (!isStale) return answered.then(succeeded);
+    return answered.then((answer) =>
+      answer instanceof Failed && answer.isUnauthorized
+        ? this.#service.read(tenant, { consistency: "linearizable" }, attempt).then(succeeded)
+        : succeeded(answer),
+    );
   }
 
-  async #readAs<T>(
+  #readAs<T>(
     route: Route,
     tenant: string,
     options: ReadOptions,
@@ -560,18 +658,18 @@ class Door {
   ): Promise<T> {
     if (!route.available || options.consistency === "stale")
       return this.#service.read(tenant, options, query);
-    try {
-      return await this.#service.read(tenant, { ...options, timeoutMs: quorumWaitMs }, query);
-    } catch (error) {
-      if (!(error instanceof Problem) || error.code !== "no-quorum") throw error;
-      return this.#service.read(tenant, { ...options, consistency: "stale" }, query);
-    }
+    return this.#service
+      .read(tenant, { ...options, timeoutMs: quorumWaitMs }, query)
+      .catch((error: unknown) => {
+        if (!(error instanceof Problem) || error.code !== "no-quorum") throw error;
+        return this.#service.read(tenant, { ...options, consistency: "stale" }, query);
+      });
   }
 
   // --- no route --------------------------------------------------------------------------------------------------------------
 
-  #nowhere(request: Request): Response {
-    const origin = this.#origins.get(request) as Origin;
+  #nowhere(origin: Origin): Response {
+    const { request } = origin;
     const { target } = partsOf(request.url);
     const allowed = methodsAt(target);
     const headers: Record<string, string> = { "x-request-id": origin.requestId };
@@ -590,12 +688,13 @@ class Door {
   }
 
   /** Preflights of browsers, and plain OPTIONS. */
-  #options(request: Request, origin: Origin): Response {
+  #options(origin: Origin): Response {
+    const { request, requestId } = origin;
     const allowed = methodsAt(partsOf(request.url).target);
-    if (allowed.length === 0) return this.#nowhere(request);
+    if (allowed.length === 0) return this.#nowhere(origin);
     const headers: Record<string, string> = {
       allow: allowed.join(", "),
-      "x-request-id": origin.requestId,
+      "x-request-id": requestId,
     };
     if (request.headers.get("origin") !== null) {
       allowOrigin(headers);
@@ -613,10 +712,17 @@ const quorumWaitMs = 2_000;
 const addressEnded =
   "This address of an event stream is not known, or no longer valid: evaluate all flags again, which gives a new one";
 
+const unrouted = new Error("A request was not routed within the call that brought it");
 const logOfFailure = "gateway.request_failed";
 
 function internal(): Problem {
   return new Problem("internal", "The request failed here; the log has it under its request id");
+}
+
+/** @throws what was thrown inside */
+function succeeded(answer: Answer | Failed): Answer {
+  if (answer instanceof Failed) throw answer.error;
+  return answer;
 }
 
 /** Something thrown inside a read, carried out of it. */
@@ -664,13 +770,27 @@ function allowOrigin(headers: Record<string, string>): void {
 }
 
 const noQuery = new URLSearchParams();
+/** Asked for lately: the same client asks for the same again and again. Not mutated, and not those with a key in them. */
+const queries = new Map<string, URLSearchParams>();
+const queriesMax = 1_000;
+const queryLengthMax = 256;
+
+function queryOf(text: string): URLSearchParams {
+  let query = queries.get(text);
+  if (query !== undefined) return query;
+  query = new URLSearchParams(text);
+  if (text.length > queryLengthMax || query.has("token")) return query;
+  if (queries.size >= queriesMax) queries.clear();
+  queries.set(text, query);
+  return query;
+}
 
 /** Path and query of an absolute URL. */
 function partsOf(url: string): { readonly target: string; readonly query: URLSearchParams } {
   const start = url.indexOf("/", url.indexOf("//") + 2);
   const target = start === -1 ? "/" : url.slice(start);
   const mark = target.indexOf("?");
-  return { target, query: mark === -1 ? noQuery : new URLSearchParams(target.slice(mark + 1)) };
+  return { target, query: mark === -1 ? noQuery : queryOf(target.slice(mark + 1)) };
 }
 
 function pathOf(call: Call): string {

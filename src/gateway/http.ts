@@ -10,6 +10,7 @@ import { Problem, problems, type ProblemBody, type ProblemDetailError } from "..
 import type { KeyKind } from "../machine/rows.ts";
 import { parseJsonText } from "../model/json.ts";
 import { escapePointer, shown } from "../model/names.ts";
+import type { OpenStream } from "./streams.ts";
 
 export interface RequestInfo {
   readonly remoteAddress?: string | undefined;
@@ -83,15 +84,16 @@ const streamedBytesMin = 15 * 1024;
 const utf8Bytes = new TextEncoder();
 
 /** A body as a Response takes it best. */
-export function bodyInit(body: Answer["body"]): Answer["body"] {
+export function bodyInit(body: Answer["body"], openStream: OpenStream): Answer["body"] {
   if (body === null || body instanceof ReadableStream || body.length < streamedBytesMin)
     return body;
-  const bytes = typeof body === "string" ? utf8Bytes.encode(body) : body;
-  return new ReadableStream({
-    start(controller) {
-      controller.enqueue(bytes);
-      controller.close();
+  return openStream({
+    open(sink) {
+      sink.write(typeof body === "string" ? utf8Bytes.encode(body) : body);
+      sink.end();
     },
+    drained() {},
+    gone() {},
   });
 }
 
@@ -400,6 +402,28 @@ function explain(error: { readonly message: string; readonly schema: TSchema }):
  * says so. Numbers and booleans are written as in JSON.
  */
 export function readQuery(
+  query: URLSearchParams,
+  schema: TObject | null,
+  labels: boolean,
+): Readonly<Record<string, unknown>> {
+  const known = readLately.get(query);
+  if (known?.schema === schema && known.labels === labels) return known.values;
+  const values = Object.freeze(valuesOf(query, schema, labels));
+  readLately.set(query, { schema, labels, values });
+  return values;
+}
+
+/** For which route a query was read last: the gateway gives the same object for the same text. */
+const readLately = new WeakMap<
+  URLSearchParams,
+  {
+    readonly schema: TObject | null;
+    readonly labels: boolean;
+    readonly values: Readonly<Record<string, unknown>>;
+  }
+>();
+
+function valuesOf(
   query: URLSearchParams,
   schema: TObject | null,
   labels: boolean,

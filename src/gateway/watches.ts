@@ -27,7 +27,7 @@ import {
 } from "./http.ts";
 import type { Peers } from "./peers.ts";
 import type { Secrets } from "./secrets.ts";
-import { webStream, type OpenStream } from "./streams.ts";
+import type { OpenStream } from "./streams.ts";
 import {
   Broadcast,
   PollWatcher,
@@ -220,8 +220,7 @@ export interface WatchesOptions {
   readonly peers: Peers;
   readonly settings: Partial<WatchSettings>;
   readonly failed: (error: unknown) => void;
-  /** Default: streams of the web. */
-  readonly openStream?: OpenStream | undefined;
+  readonly openStream: OpenStream;
 }
 
 interface Caller {
@@ -252,7 +251,7 @@ export class Watches {
     this.#peers = options.peers;
     this.#settings = { ...settingsDefault, ...options.settings };
     this.#failed = options.failed;
-    this.#openStream = options.openStream ?? webStream;
+    this.#openStream = options.openStream;
     this.#timer = setInterval(() => this.#tick(), Math.min(tickMs, this.#settings.bookmarkMs));
     this.#timer.unref?.();
   }
