@@ -11,17 +11,16 @@
  * Run: npm run bench -- failover, or bun bench/failover.ts [--tenants 1000] [--rate 200] [--watched 50] [--write]
  *      [--only kill,stop,partition]
  */
+import { mkdtempSync, rmSync } from "node:fs";
 import { connect, createServer, type AddressInfo, type Server, type Socket } from "node:net";
-import { loadavg } from "node:os";
+import { loadavg, tmpdir } from "node:os";
+import path from "node:path";
 import process from "node:process";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { startCluster } from "../infra/cluster.mjs";
 import { ensureNatsServer, startNatsServer } from "../infra/nats_server.mjs";
 import { ask, eventually, Follower, inParallel, persist } from "../test/e2e/api.ts";
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import path from "node:path";
 import { printRows, quantiles, writeReport, type Curve, type Row } from "./report.ts";
 
 const { values } = parseArgs({

@@ -36,6 +36,12 @@ import {
 /** @typedef {import("./bootstrap.mjs").Runtime} Runtime */
 
 /**
+ * @typedef {object} Place
+ * @property {string} host where its gateway is reached; it listens on all addresses of its place
+ * @property {readonly string[]} command what runs a command there, e.g. ["ip", "netns", "exec", "n1"]
+ */
+
+/**
  * @typedef {object} ClusterOptions
  * @property {number} [nodes] how many; 3 unless told
  * @property {number} [initial] so many of them are the initial nodes and are started; the others join when `start`ed
@@ -45,6 +51,7 @@ import {
  * @property {readonly Runtime[]} [runtimes] used in turn: ["bun", "deno", "node"] makes a mixed cluster
  * @property {Readonly<Record<string, string>>} [env] added to every node's environment
  * @property {(node: string) => Readonly<Record<string, string>>} [nodeEnv] added to one node's
+ * @property {(node: string) => Place} [place] where one runs, if not just here
  * @property {string} [tenants] folder of manifests, applied by the first node
  * @property {string} [rootToken] made if not given
  * @property {string} [natsUrl] of a server that runs already; without it one is started, and stopped with the cluster
@@ -117,6 +124,7 @@ export class ClusterNode {
    * @param {Runtime} options.runtime
    * @param {string} options.main
    * @param {Record<string, string | undefined>} options.env
+   * @param {Place} [options.place]
    * @param {number} options.readyTimeoutMs
    * @param {ClusterOptions["onLine"]} options.onLine
    * @param {ClusterOptions["onDeath"]} options.onDeath
@@ -129,7 +137,7 @@ export class ClusterNode {
     return this.#options.name;
   }
   get url() {
-    return `http://127.0.0.1:${this.#options.port}`;
+    return `http://${this.#options.place?.host ?? "127.0.0.1"}:${this.#options.port}`;
   }
   get dataDir() {
     return this.#options.dataDir;
@@ -152,9 +160,10 @@ export class ClusterNode {
   /** Starts the process; does not wait until it is ready. */
   start() {
     if (this.running) return;
-    const { name, runtime, main, env, onLine, onDeath } = this.#options;
+    const { name, runtime, main, env, place, onLine, onDeath } = this.#options;
     const { command, args } = runCommand(runtime, main, ["start"]);
-    const child = spawn(command, args, {
+    const [program, ...words] = [...(place?.command ?? []), command, ...args];
+    const child = spawn(/** @type {string} */ (program), words, {
       cwd: root,
       env,
       stdio: ["ignore", "pipe", "pipe"],
@@ -305,10 +314,12 @@ export async function startCluster(options = {}) {
       runtime: /** @type {Runtime} */ (runtimes[i % runtimes.length]),
       main,
       readyTimeoutMs,
+      ...(options.place && { place: options.place(name) }),
       onLine: options.onLine,
       onDeath: options.onDeath,
       env: {
         ...inherited,
+        ...(options.place && { CONFLUX_HOST: "0.0.0.0" }),
         CONFLUX_PORT: String(port),
         CONFLUX_DATA: path.join(dataDir, name),
         CONFLUX_NODE: name,

@@ -1,7 +1,7 @@
 /** Types of nats_server.mjs, which is plain JavaScript because it runs before anything is installed. */
 
 export interface NatsServer {
-  /** `nats://127.0.0.1:<port>` */
+  /** `nats://<host>:<port>` */
   readonly url: string;
   readonly port: number;
   readonly pid: number;
@@ -22,6 +22,8 @@ export function ensureNatsServer(options?: { log?: (line: string) => void }): Pr
 /** @throws {Error} with the end of its log when it does not come up */
 export function startNatsServer(options?: {
   port?: number;
+  /** 127.0.0.1 without it. */
+  host?: string;
   /** Text of a configuration file; host and port are set beside it. */
   config?: string;
   /** Folder to keep its log in, made if need be; else the log goes when the server does. */

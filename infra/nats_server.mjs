@@ -31,7 +31,7 @@ const pollMs = 10;
 
 /**
  * @typedef {object} NatsServer
- * @property {string} url `nats://127.0.0.1:<port>`
+ * @property {string} url `nats://<host>:<port>`
  * @property {number} port
  * @property {number} pid
  * @property {() => Promise<void>} stop ends it in order, or by force after five seconds
@@ -104,16 +104,17 @@ export async function ensureNatsServer({ log = () => {} } = {}) {
 }
 
 /**
- * Starts a nats-server on 127.0.0.1 and waits until it answers. It ends with this process.
+ * Starts a nats-server on 127.0.0.1, or another address of this machine, and waits until it answers. It ends with this process.
  * @param {object} [options]
  * @param {number} [options.port] a free one is picked without it
+ * @param {string} [options.host] 127.0.0.1 without it
  * @param {string} [options.config] text of a configuration file; host and port are set beside it
  * @param {string} [options.dir] folder to keep its log in, made if need be; else the log goes when the server does
  * @param {string} [options.logFile] or the file to log to
  * @returns {Promise<NatsServer>}
  * @throws {Error} with the end of its log when it does not come up
  */
-export async function startNatsServer({ port, config, dir, logFile } = {}) {
+export async function startNatsServer({ port, host = "127.0.0.1", config, dir, logFile } = {}) {
   const path = findNatsServer();
   if (path === null)
     throw new Error("Cannot find nats-server: run `node infra/nats_server.mjs ensure`");
@@ -122,7 +123,7 @@ export async function startNatsServer({ port, config, dir, logFile } = {}) {
   const log = logFile ?? join(dir ?? folder, "nats-server.log");
   // Port -1 lets the server pick one, so that nobody else can take it in between. It tells in a file once it listens;
   // asking the port alone could be answered by another server there.
-  const args = ["-a", "127.0.0.1", "-p", String(port ?? -1), "-l", log, "--ports_file_dir", folder];
+  const args = ["-a", host, "-p", String(port ?? -1), "-l", log, "--ports_file_dir", folder];
   if (config !== undefined) {
     const file = join(folder, "nats.conf");
     writeFileSync(file, config, { mode: 0o600 });
@@ -176,8 +177,8 @@ export async function startNatsServer({ port, config, dir, logFile } = {}) {
   const deadline = performance.now() + startMsMax;
   while (!life.ended && performance.now() < deadline) {
     const open = readPort(folder);
-    if (open !== null && (await greets(open)))
-      return { url: `nats://127.0.0.1:${open}`, port: open, pid, stop, kill, signal };
+    if (open !== null && (await greets(host, open)))
+      return { url: `nats://${host}:${open}`, port: open, pid, stop, kill, signal };
     await sleep(pollMs);
   }
   const tail = existsSync(log) ? readFileSync(log, "utf8").split("\n").slice(-6).join("\n") : "";
@@ -289,13 +290,14 @@ function readPort(folder) {
 }
 
 /**
- * Whether a NATS server greets at that port.
+ * Whether a NATS server greets there.
+ * @param {string} host
  * @param {number} port
  * @returns {Promise<boolean>}
  */
-function greets(port) {
+function greets(host, port) {
   return new Promise((resolve) => {
-    const socket = createConnection({ host: "127.0.0.1", port });
+    const socket = createConnection({ host, port });
     const finish = (/** @type {boolean} */ answer) => {
       clearTimeout(timer);
       socket.destroy();
