@@ -90,7 +90,7 @@ const { values: args } = parseArgs({
 const isQuick = args.quick;
 const rounds = Number(args.rounds);
 const seconds = Number(args.seconds ?? (isQuick ? 1 : 2));
-const warmSeconds = isQuick ? 4 : 6;
+const warmSeconds = isQuick ? 3 : 6;
 const concurrencies = isQuick ? [1, 64, 256] : [1, 16, 64, 256];
 const sizes = [1_024, 16_384];
 const tenantCounts = (args.tenants ?? (isQuick ? "50" : "150,1000")).split(",").map(Number);
@@ -204,7 +204,7 @@ async function watch(
   const cell = { scenario: "watch", connections: watchers, bytes: 128, tenants: 1 };
   await time(cell, async () => {
     took = [];
-    const written = await publish(Math.max(3, seconds));
+    const written = await publish(isQuick ? 2 : 3);
     const end = performance.now() + 5_000;
     while (took.length < written * watchers && performance.now() < end) await sleep(10);
     // What never came took for ever.
