@@ -686,7 +686,8 @@ function write(run: Run): void {
     `${base}.svg`,
     plot(
       rows,
-      systems.map(({ name }) => name),
+      // A system of another kind would dwarf the rest.
+      systems.filter((one_) => one_.isForOrientation !== true).map(({ name }) => name),
     ),
   );
   writeFileSync(`${base}.md`, report(all));
