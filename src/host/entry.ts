@@ -3,7 +3,8 @@
  *
  * Its name says little: the disk that voted under it may be another one (invariant 9). So one of the initial nodes that
  * has nothing asks the others first. It is itself only if a majority of them (this one among them) has nothing either; if
- * anybody has a directory, it joins under a new id, like a node that is not among the initial ones. Until then it neither
+ * anybody has a directory, it joins under a new id, like a node that is not among the initial ones. Those may all have left
+ * and been replaced: whoever else speaks up is asked too (simulation, seed 73000054). Until then it neither
  * votes nor answers.
  */
 import type { Member } from "../machine/rows.ts";
@@ -29,6 +30,8 @@ export interface SystemIdentity {
 
 export interface EntryHooks {
   alive(node: string): boolean;
+  /** Nodes that were heard of, the initial ones among them or not. */
+  known(): Iterable<string>;
   ask(node: string, done: (answer: Acquaintance | null) => void): void;
   join(node: string, done: (identity: SystemIdentity | null) => void): void;
   /** It is decided. */
@@ -67,20 +70,25 @@ export class Entry {
     if (this.#done || now - this.#askedAt < ASK_EVERY_MS) return;
     this.#askedAt = now;
     if (this.#joins) return this.#join();
-    for (const peer of this.#peers) {
-      if (!this.#hooks.alive(peer)) continue;
+    for (const peer of this.#alive()) {
       this.#hooks.ask(peer, (answer) => {
         if (answer !== null) this.#answers.set(peer, answer);
       });
     }
   }
 
+  #alive(): string[] {
+    const nodes = new Set([...this.#peers, ...this.#hooks.known()]);
+    return [...nodes].filter((node) => this.#hooks.alive(node));
+  }
+
   #decide(now: number): void {
-    const answers = [...this.#answers.values()];
-    if (answers.includes("directory")) {
+    if ([...this.#answers.values()].includes("directory")) {
       this.#joins = true;
       return;
     }
+    // Others than the initial ones have no say in whether all begins here.
+    const answers = this.#peers.filter((peer) => this.#answers.has(peer));
     const hasMajority = (answers.length + 1) * 2 > this.#peers.length + 1;
     const isPatient = answers.length < this.#peers.length && now - this.#startedAt < GRACE_MS;
     if (!hasMajority || isPatient) return;
@@ -90,7 +98,7 @@ export class Entry {
   }
 
   #join(): void {
-    const alive = this.#peers.filter((peer) => this.#hooks.alive(peer));
+    const alive = this.#alive();
     const peer = alive[this.#turn++ % alive.length];
     if (peer === undefined || this.#asking) return;
     this.#asking = true;

@@ -82,12 +82,11 @@ export function nextStep(
     const changes = [{ kind: ChangeKind.addLearner, id: missing.id }];
     return { kind: "change", changes, joining: [missing] };
   }
-  const isReady = (id: ReplicaId): boolean => {
-    if (isVoter(id)) return true;
+  const keepsUp = (id: ReplicaId): boolean => {
     const peer = progress.find((other) => other.id === id);
     return peer?.state === "replicate" && lastIndex - peer.match <= LEARNER_LAG_MAX;
   };
-  if (!wanted.every(isReady)) return wait;
+  if (!wanted.every((id) => isVoter(id) || keepsUp(id))) return wait;
 
   // Added by a leader whose directory was behind, for a placement that was given up meanwhile (simulation, seed 3002046).
   const known = new Set([
@@ -109,9 +108,11 @@ export function nextStep(
   if (promotions.length + others.length === 0) {
     return target.learners.every(({ id }) => isMember(id)) ? { kind: "settled" } : wait;
   }
-  // Into a configuration that could not act there is no way back.
-  const alive = target.voters.filter(({ node }) => supports(node)).length;
-  if (alive * 2 <= wanted.length) return wait;
+  // Into a configuration that could not act there is no way back. Its node says nothing of a replica that was stopped.
+  const able = target.voters.filter(
+    ({ id, node }) => id === self || (supports(node) && keepsUp(id)),
+  );
+  if (able.length * 2 <= wanted.length) return wait;
 
   if (wanted.includes(self)) {
     return { kind: "change", changes: [...promotions, ...others], joining: [] };
@@ -147,6 +148,8 @@ export interface MembershipHooks {
   supports(node: string): boolean;
   /** The replica of this group here, woken if it sleeps; null when there is none, or no room. */
   wake(group: number): Replica | null;
+  /** The same, only if it is awake. */
+  present(group: number): Replica | null;
   /** Nobody is known to lead it. */
   leaderless(replica: Replica): void;
   /** Runs something of a replica, whose outcome is then sent out. */
@@ -163,6 +166,8 @@ export class Membership {
   readonly #marks = new Map<number, Mark>();
   /** Groups whose settling is being proposed. */
   readonly #settling = new Set<number>();
+  /** Groups led here that may not be as the directory wants them, though they do not move. */
+  readonly #doubted = new Set<number>();
   /** Where the last round ended. */
   #cursor = 0;
   /** The directory's revision at which nothing moved; looking through it costs more than all the rest of a round. */
@@ -174,9 +179,37 @@ export class Membership {
     this.#hooks = hooks;
   }
 
+  /**
+   * Call when a replica here has come to lead the group, and when the directory has news of one that is led here. A
+   * leader whose directory is behind goes on with a move that was given up: when another leader has settled what was
+   * wanted instead, the directory calls nothing moving, and the group is not what it says (simulation, seed 200004630).
+   */
+  look(group: number): void {
+    if (group !== SYSTEM_GROUP) this.#doubted.add(group);
+  }
+
+  #lookAgain(): void {
+    const groups: number[] = [];
+    for (const group of this.#doubted) if (groups.push(group) === GROUPS_PER_ROUND) break;
+    for (const group of groups) {
+      // Those that are not done come again behind the others.
+      this.#doubted.delete(group);
+      const row = this.#directory.byGroup(group);
+      const replica = this.#hooks.present(group);
+      if (row === undefined || replica?.raft.isLeader !== true || replica.halted !== null) continue;
+      if (row.placement.replicas.some(({ state }) => state !== undefined)) continue;
+      let settled = false;
+      takeStep(replica, targetOf(row.placement), this.#hooks, () => {
+        settled = true;
+      });
+      if (!settled) this.#doubted.add(group);
+    }
+  }
+
   /** Call a few times a second. */
   round(): void {
     this.#advanceSystem();
+    this.#lookAgain();
     const { revision } = this.#directory;
     if (revision !== null && revision === this.#stillAt) return;
     const rows = this.#directory.moving(this.#cursor, GROUPS_PER_ROUND);

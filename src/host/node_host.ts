@@ -357,12 +357,7 @@ export class NodeHost implements ConfigService {
     this.#clock = options.clock;
     this.#log = options.log;
     this.#prng = new Prng(options.seed);
-    this.directory = new Directory(() => {
-      const system = this.#replicas.get(SYSTEM_GROUP);
-      // While a snapshot is installed the rows are those of an old checkpoint: by them this node woke a replica that had
-      // moved away long ago, without its log (simulation, seed 200004932).
-      return system === undefined || system.installing ? null : system.view;
-    });
+    this.directory = new Directory(() => this.#replicas.get(SYSTEM_GROUP)?.view ?? null);
     this.hub = new WatchHub((error) => {
       this.#log.error({ err: error }, "watch.listener_failed");
     });
@@ -430,6 +425,8 @@ export class NodeHost implements ConfigService {
       installed: (replica) => {
         if (replica.group === SYSTEM_GROUP) {
           this.#swept = false;
+          for (const { group, raft } of this.#replicas.values())
+            if (raft.isLeader) this.#membership.look(group);
           for (const { node } of this.directory.nodes()) this.liveness.add(node);
         }
         this.#schedules.set(replica.group, replica.dueAt);
@@ -445,6 +442,7 @@ export class NodeHost implements ConfigService {
         if (replica !== null) replica.usedAt = this.#clock.monotonicMs();
         return replica;
       },
+      present: (group) => this.#replicas.get(group) ?? null,
       leaderless: (replica) => {
         if (this.#isFirstToCampaign(replica)) this.#campaignSoon(replica);
       },
@@ -455,6 +453,10 @@ export class NodeHost implements ConfigService {
       leads: () => {
         const raft = this.#systemReady ? this.#replicas.get(SYSTEM_GROUP)?.raft : undefined;
         return raft?.isLeader === true && raft.appliedIndex === raft.commitIndex;
+      },
+      votes: (node) => {
+        const system = this.#replicas.get(SYSTEM_GROUP);
+        return system === undefined || [...system.voters()].some(([, other]) => other === node);
       },
       supports: (node) => this.liveness.supports(node),
       propose: (action, timeoutMs, done) => this.#proposeSystem(action, timeoutMs, done),
@@ -567,6 +569,7 @@ export class NodeHost implements ConfigService {
     };
     return {
       alive: (peer) => this.liveness.supports(peer),
+      known: () => this.liveness.peers,
       ask: (peer, done) => ask<Acquaintance>(peer, Method.acquaintance, done),
       join: (peer, done) => ask<SystemIdentity>(peer, Method.join, done),
       enter: (identity) => {
@@ -735,8 +738,8 @@ export class NodeHost implements ConfigService {
       this.#records = this.#records.slice(count);
       for (const [offset, { replica, group }] of batch.entries()) {
         replica.sequenceSubmitted = first + offset;
-        // Of a replica that was purged meanwhile nothing needs to be kept.
-        if (this.#replicas.get(group) !== replica)
+        // Of a replica whose environment was removed meanwhile nothing needs to be kept.
+        if (this.#replicas.get(group) !== replica && !this.#closing.has(group))
           this.#options.journal.release(group, first + offset);
       }
     }
@@ -1214,6 +1217,7 @@ export class NodeHost implements ConfigService {
     );
     if (raft.isLeader && !replica.initialised) this.#initialise(replica);
     else this.#settleQuotas(replica);
+    if (raft.isLeader) this.#membership.look(group);
     if (raft.lead === NONE) return;
     const attempts = this.#attempts;
     this.#attempts = [];
@@ -1325,11 +1329,14 @@ export class NodeHost implements ConfigService {
     }
     const isFresh = !existed && !beginsIn(records, identity.replica) && group !== SYSTEM_GROUP;
     if (isFresh && !this.#directoryIsCurrent && !this.#confirmed.has(group)) return null;
+    const isInitial = identity.members.some(({ id }) => id === identity.replica);
+    if (isFresh && !isInitial && (records.length > 0 || this.#damaged.has(group))) {
+      // Of its predecessor nothing may be left when it begins.
+      this.#dropLeftovers(group);
+      return null;
+    }
     const environment = environments.open(name);
     this.#recovered.delete(group);
-    const isInitial = identity.members.some(({ id }) => id === identity.replica);
-    // Its predecessor's records, and what is damaged of them, are nobody's.
-    if (isFresh && !isInitial) this.#forgetRecords(group);
     // What the journal lost of a group cannot have been of a replica that joins just now.
     let damage =
       isFresh && !isInitial
@@ -1544,10 +1551,38 @@ export class NodeHost implements ConfigService {
         this.#checkpointQueue.add(group);
         return;
       }
-      const last = this.#recovered.get(group)?.at(-1);
-      this.#recovered.delete(group);
-      if (last !== undefined) this.#options.journal.release(group, last.sequence);
+      if (this.#replicas.has(group) || this.#closing.has(group)) return;
+      this.#dropLeftovers(group);
     });
+  }
+
+  /**
+   * What is on the disk of replicas of the group that are nobody's any more. The environments go before the journal
+   * forgets what they lack: a crash in between, with a directory that has yet to hear again what it knew before, must
+   * find a replica whole or not at all, never without its votes (simulation, seed 200006333).
+   */
+  #dropLeftovers(group: number): void {
+    const { environments } = this.#options;
+    const names = environments.names().filter((name) => replicaNamed(name)?.group === group);
+    this.#endLeftovers(
+      group,
+      Promise.all(names.map((name) => environments.remove(name))).then(() => {}),
+    );
+  }
+
+  #endLeftovers(group: number, removed: Promise<void>): void {
+    const ended = removed
+      .then(
+        () => this.#forgetRecords(group),
+        (error: unknown) => {
+          this.#log.error({ group, err: error }, "environment.remove_failed");
+        },
+      )
+      .then(() => {
+        this.#closing.delete(group);
+        this.#endQuarantine(group);
+      });
+    this.#closing.set(group, ended);
   }
 
   #stored(replica: Replica, error: Error | null): void {
@@ -1626,7 +1661,9 @@ export class NodeHost implements ConfigService {
         if (replica !== null && replica.raft.lead === NONE) this.#campaignSoon(replica);
       }
       const present = row === undefined ? undefined : this.#replicas.get(row.group);
-      if (present !== undefined) this.#settleSoon(present);
+      if (present === undefined) continue;
+      this.#settleSoon(present);
+      if (present.raft.isLeader) this.#membership.look(row.group);
     }
   }
 
@@ -1658,13 +1695,8 @@ export class NodeHost implements ConfigService {
     this.#snapshots.forget(replica);
     this.#replicas.delete(group);
     this.#ticking.delete(replica);
-    this.#forgetRecords(group);
     const name = environmentName({ tenant, group, replica: id });
-    const removed = this.#removeWhenStored(replica, name).then(() => {
-      this.#closing.delete(group);
-      this.#endQuarantine(group);
-    });
-    this.#closing.set(group, removed);
+    this.#endLeftovers(group, this.#removeWhenStored(replica, name));
   }
 
   /** The replica that the journal's records of this group speak of is gone. */
@@ -1740,15 +1772,11 @@ export class NodeHost implements ConfigService {
   }
 
   async #removeWhenStored(replica: Replica, environment: string): Promise<void> {
-    try {
-      await new Promise<void>((resolve) => {
-        replica.whenStored(resolve);
-      });
-      await replica.environment.close();
-      await this.#options.environments.remove(environment);
-    } catch (error) {
-      this.#log.error({ tenant: replica.tenant, err: error }, "environment.remove_failed");
-    }
+    await new Promise<void>((resolve) => {
+      replica.whenStored(resolve);
+    });
+    await replica.environment.close();
+    await this.#options.environments.remove(environment);
   }
 
   // --- calls between nodes -------------------------------------------------------------------------------------------------

@@ -148,6 +148,7 @@ export interface Range {
  * the environment's own end closes it, and reading it then throws.
  */
 export interface EnvironmentSnapshot {
+  get(key: string): string | undefined;
   range(range: Range): Iterable<readonly [key: string, value: string]>;
   close(): void;
 }

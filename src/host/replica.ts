@@ -845,9 +845,9 @@ export class Replica {
     this.#offered = this.#offered.filter((other) => other !== offered);
     this.#storing = true;
     this.#installing = true;
-    // The environment may show the new state before it says so: from here on nobody reads log or rows of the old one.
+    // The environment may show the new state before it says so: until then the old one is read beside it.
     this.log.restart(snapshot);
-    this.#state.reset();
+    this.#state.hold();
     const hard = append.hardState ?? this.#commitUnwritten ?? this.#durableHard;
     // From here on the environment holds the newest hard state; an older one must not follow it into the journal.
     this.#commitUnwritten = null;
@@ -877,7 +877,6 @@ export class Replica {
     this.#appliedTerm = snapshot.term;
     this.#sequenceStored = sequence;
     this.#appliedStored = snapshot.index;
-    // Whoever asked for a row meanwhile may have been given one of the old state.
     this.#state.reset();
     this.#installing = false;
     this.#conf = snapshot.confState;

@@ -39,6 +39,8 @@ export class TenantState implements StateTransaction {
   #frozen: Overlay | null = null;
   /** Rows of the environment read lately: keys, options of a namespace and the like are asked for by every request. */
   readonly #parsed = new Map<string, unknown>();
+  /** What is read below the overlays while the environment gets another state. */
+  #held: EnvironmentSnapshot | null = null;
   /** Keys of the active overlay that neither the environment nor the frozen overlay has. */
   #added = new Set<string>();
   /** Those of the frozen overlay that were new with it: they are hardly read again. */
@@ -61,7 +63,7 @@ export class TenantState implements StateTransaction {
   }
 
   #read(key: string): unknown {
-    const text = this.#environment.get(key);
+    const text = this.#held === null ? this.#environment.get(key) : this.#held.get(key);
     if (text === undefined) return undefined;
     const row: unknown = JSON.parse(text);
     if (text.length <= PARSED_LENGTH_MAX) this.#keep(key, row);
@@ -105,7 +107,7 @@ export class TenantState implements StateTransaction {
 
   *range<T = unknown>(range: KeyRange): Generator<readonly [key: string, row: T]> {
     const below = layered(
-      parsed(this.#environment.range(range)),
+      parsed((this.#held ?? this.#environment).range(range)),
       this.#frozen === null ? null : this.#frozen.range(range),
       range.reverse === true,
     );
@@ -163,8 +165,20 @@ export class TenantState implements StateTransaction {
     this.#again = [];
   }
 
-  /** A snapshot is about to replace everything in the environment, or just did: nothing of before counts any more. */
+  /**
+   * A snapshot is about to replace everything in the environment: what was applied is there to be read until `reset`,
+   * whole. What is only in the environment is older, and a directory that goes back lets removed replicas begin anew
+   * (simulation, seed 200004932).
+   */
+  hold(): void {
+    assert(this.#frozen === null && this.#held === null, "a checkpoint or a snapshot is under way");
+    this.#held = this.#environment.snapshot();
+  }
+
+  /** The snapshot is there: nothing of before counts any more. */
   reset(): void {
+    this.#held?.close();
+    this.#held = null;
     this.#active = new SortedMap();
     this.#added = new Set();
     this.#unread = new Set();

@@ -32,13 +32,14 @@ export interface Envelope {
    * every replica for ever, so a new meaning is a new number here. 2: deleting versions heeds the namespace's protection.
    * 3: audit rows are chained, with the hashes of what was before and after. 4: the directory gives each tenant its epoch.
    * 5: a node that is removed takes the root keys along that only it had.
+   * 6: nothing is placed on a node that leaves, or has left.
    */
   readonly semantics?: number;
   readonly action: Action;
 }
 
 /** What commands that are made now say. */
-export const semanticsNow = 5;
+export const semanticsNow = 6;
 
 export type Command = Envelope;
 

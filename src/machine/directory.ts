@@ -269,6 +269,7 @@ function createTenant(
         : `Undelete or purge it first: a deleted tenant ${tenant} is kept`,
     );
   guardNodes(nodes);
+  guardPlaces(draft, nodes);
   const keyError = checkKeyId(action.adminKey.id);
   if (keyError !== null) refuse("invalid", keyError);
   // Its group could not begin with it.
@@ -374,6 +375,13 @@ function moveTenant(draft: Draft, action: Of<"directory.move">): Done<"directory
   if (generation !== current)
     refuse("conflict", `Look again: the placement is of generation ${current}, not ${generation}`);
   guardNodes(nodes);
+  const staying = before.placement.replicas.filter(
+    (replica) => !isLeaving(replica) && !lost.includes(replica.id),
+  );
+  guardPlaces(
+    draft,
+    nodes.filter((node) => !staying.some((replica) => replica.node === node)),
+  );
   let nextReplica = before.nextReplica;
   const replicas = before.placement.replicas.map((replica): PlacedReplica => {
     if (replica.state === "lost" || lost.includes(replica.id)) return { ...replica, state: "lost" };
@@ -427,6 +435,24 @@ function guardNodes(nodes: readonly string[]): void {
   if (nodes.length === 0 || nodes.length > replicasMax || new Set(nodes).size < nodes.length)
     refuse("invalid", `Name 1 to ${replicasMax} different nodes for the replicas`);
   nodes.forEach(guardNode);
+}
+
+/**
+ * Who placed it may not have heard yet that the node leaves; the reconciler, which takes a node out where it sees nothing
+ * on it any more, would not see what comes behind it.
+ */
+function guardPlaces(draft: Draft, nodes: readonly string[]): void {
+  const system = draft.get<SystemRow>(systemKey);
+  if (draft.semantics < 6 || system === undefined) return;
+  for (const node of nodes) {
+    const isMember = systemReplicaOf(system, node) !== undefined;
+    const row = draft.get<NodeRow>(nodeKey(node));
+    if (!isMember || row?.phase === "leaving" || row?.role === "gateway")
+      refuse(
+        "conflict",
+        `Look again for places: node ${node} leaves, or is no member that holds any`,
+      );
+  }
 }
 
 function registerNode(draft: Draft, action: Of<"node.register">): Done<"node.register"> {

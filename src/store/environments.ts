@@ -605,6 +605,11 @@ class LmdbSnapshot implements EnvironmentSnapshot {
     this.#onClose = onClose;
   }
 
+  get(key: string): string | undefined {
+    assert(!this.#closed, "Snapshot is closed");
+    return this.#state.get(key, { transaction: this.#transaction });
+  }
+
   range(range: Range): Generator<readonly [key: string, value: string]> {
     return paged(range, (page) => {
       assert(!this.#closed, "Snapshot is closed");

@@ -280,6 +280,24 @@ describe("a snapshot", () => {
     expect(node.host?.directory.tenant("beta")).toBeDefined();
     expect(node.host?.directory.tenant("gamma")).toBeDefined();
   });
+
+  test("that is being installed leaves what was applied to be seen, not what the last checkpoint had", async () => {
+    const rows = await newerRows();
+    const node = await started();
+    node.follow(5, [beginning, createTenant("alpha")]);
+    node.commitsStalled = true;
+    send(node, rows);
+    for (const isShown of [false, true]) {
+      if (isShown) node.commitsShow();
+      const directory = node.host?.directory;
+      expect(directory?.tenant("alpha")).toBeDefined();
+      expect(directory?.tenants("", 9).map(({ tenant }) => tenant)).toEqual(["alpha"]);
+      expect(directory?.tenant("beta")).toBeUndefined();
+    }
+    node.written();
+    expect(node.host?.directory.tenant("alpha")).toBeUndefined();
+    expect(node.host?.directory.tenant("beta")).toBeDefined();
+  });
 });
 
 describe("a storage that fails", () => {

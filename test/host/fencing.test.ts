@@ -306,7 +306,11 @@ describe("who proposed here", () => {
   test("is not told that nothing was done when the replica stops", async () => {
     const { node, results } = await proposed();
     node.step("heartbeat", { from: 3, term: node.replica().raft.term });
+    // It is in the log, and others may commit it.
     expect(results).toEqual([{ kind: "unknown" }]);
+    const late: unknown[] = [];
+    node.replica().propose(new Uint8Array(1), 0, (result) => late.push(result));
+    expect(late).toMatchObject([{ kind: "halted" }]);
   });
 });
 

@@ -2,6 +2,7 @@
 import { describe, expect, test } from "vitest";
 import { nextStep, type Target } from "../../src/host/membership.ts";
 import type { Replacement } from "../../src/host/ports.ts";
+import type { Replica } from "../../src/host/replica.ts";
 import type { HistoryRow } from "../../src/machine/rows.ts";
 import type { PeerStatus } from "../../src/raft/raft.ts";
 import { emptyConfState } from "../../src/raft/raft.ts";
@@ -91,10 +92,26 @@ describe("the next step", () => {
       joining: [],
     });
   });
+  test("sends away a learner that no placement knows", () => {
+    const followers = [peer(2, 1_000), peer(3, 1_000), peer(9, 0, "probe")];
+    expect(step(conf([1, 2, 3], [9]), target([1, 2, 3]), followers)).toEqual({
+      kind: "change",
+      changes: [{ kind: removeNode, id: 9 }],
+      joining: [],
+    });
+  });
   test("is none into a configuration that could not act", () => {
     const now = conf([1, 2, 3]);
-    expect(step(now, target([1, 3], [2]), [], ["n3"])).toEqual({ kind: "wait" });
-    expect(step(now, target([1, 2], [3]), [], ["n3"])).toMatchObject({ kind: "change" });
+    const followers = [peer(2, 1_000), peer(3, 1_000)];
+    expect(step(now, target([1, 3], [2]), followers, ["n3"])).toEqual({ kind: "wait" });
+    expect(step(now, target([1, 2], [3]), followers, ["n3"])).toMatchObject({ kind: "change" });
+    // Its node is alive, and its replica far behind, or stopped.
+    expect(step(now, target([1, 2], [3]), [peer(2, 800), peer(3, 1_000)])).toEqual({
+      kind: "wait",
+    });
+    expect(step(now, target([1, 2], [3]), [peer(2, 1_000, "probe"), peer(3, 1_000)])).toEqual({
+      kind: "wait",
+    });
   });
   test("of a leader that leaves is to hand over, and never to remove itself", () => {
     const followers = [peer(2, 900), peer(3, 990)];
@@ -215,6 +232,97 @@ describe("a tenant", () => {
     expect(whereabouts(cluster, "acme")).toEqual([stays.name]);
     await cluster.until("led", () => cluster.node(1).host?.ready === true);
     expect(await cluster.read(stays, "acme", latest)).toBe("kept");
+  });
+
+  test("is made what the directory wants also when a leader that was behind did what was given up", async () => {
+    const cluster = await ready();
+    await cluster.create("acme");
+    const row = cluster.node(0).host?.directory.tenant("acme");
+    expect(row?.placement.replicas.every(({ state }) => state === undefined)).toBe(true);
+    const conf = (): string =>
+      String(
+        cluster.replicas("acme").find(({ replica }) => replica.raft.isLeader)?.replica.conf.voters,
+      );
+    for (const news of ["another leader", "the directory"]) {
+      const leader = cluster.replicas("acme").find(({ replica }) => replica.raft.isLeader);
+      const { id, raft } = (leader as { replica: Replica }).replica;
+      const others = [1, 2, 3].filter((other) => other !== id);
+      // What it would do for a placement that names it alone.
+      leader?.replica.proposeMembers(
+        others.map((other) => ({ kind: removeNode, id: other })),
+        [],
+      );
+      raft.tick();
+      await cluster.until("alone", () => conf() === String(id));
+      if (news === "another leader") {
+        cluster.world.crash(leader?.node as SimNode);
+        cluster.world.start(leader?.node as SimNode);
+      } else {
+        const update = { op: "directory.update", tenant: "acme", description: "x" } as const;
+        expect((await cluster.change(cluster.node(0), "_system", command(update))).ok).toBe(true);
+      }
+      await cluster.until(`three again by ${news}`, () => conf() === "1,2,3");
+      const outcome = await cluster.change(cluster.node(1), "acme", publish(news));
+      expect(outcome.ok).toBe(true);
+    }
+  });
+
+  test("is whole or gone on a node that it leaves, when the power fails while it goes", async () => {
+    let wholes = 0;
+    for (let round = 0; round < 8; round++) {
+      const cluster = await ready();
+      await cluster.create("acme");
+      await cluster.create("beta");
+      cluster.world.weather = { ...cluster.world.weather, disk: [20, 20] };
+      const node = cluster.node(2);
+      const own = (): Replica | undefined =>
+        cluster.replicas("acme").find((each) => each.node === node)?.replica;
+      // Each round draws another fate for the commit that is under way in the end.
+      for (let drawn = 0; drawn < round; drawn++) {
+        own()?.checkpoint();
+        await cluster.pass(200);
+        await cluster.change(cluster.node(0), "acme", publish(`${drawn}`));
+      }
+      await move(cluster, "acme", ["n1", "n2"]);
+      await cluster.until("settled", () =>
+        cluster.world.alive.some(
+          ({ host }) => host?.directory.tenant("acme")?.placement.replicas.length === 2,
+        ),
+      );
+      // It heard of it first.
+      if (own() === undefined) continue;
+      // The environment gets what was promised here; it takes a while.
+      const before = own()?.raft.status();
+      expect(own()?.checkpoint()).toBe(true);
+      await cluster.until("gone from memory", () => own() === undefined);
+      // What the journal forgets goes to the disk with somebody else's records.
+      expect((await cluster.change(cluster.node(0), "beta", publish("x"))).ok).toBe(true);
+      for (const each of cluster.world.nodes) cluster.world.crash(each);
+      cluster.world.start(node);
+      await cluster.pass(1_000);
+      const after = own()?.raft.status();
+      if (after === undefined) continue;
+      wholes += 1;
+      expect(after.term).toBe(before?.term);
+      expect(after.lastIndex).toBeGreaterThanOrEqual(before?.lastIndex ?? Infinity);
+    }
+    // Otherwise nothing was seen.
+    expect(wholes).toBeGreaterThan(0);
+  });
+
+  test("is served by those who were sent away and called back, when nobody else ever had it", async () => {
+    const cluster = await ready();
+    await cluster.create("acme", ["n1"]);
+    const node = cluster.node(0);
+    const to = (nodes: readonly string[], generation: number, lost: readonly number[]) =>
+      command({ op: "directory.move", tenant: "acme", nodes, generation, lost });
+    expect((await cluster.change(node, "_system", to(["n2"], 0, []))).ok).toBe(true);
+    expect((await cluster.change(node, "_system", to(["n1"], 1, [2]))).ok).toBe(true);
+    const placement = () => node.host?.directory.tenant("acme")?.placement;
+    await cluster.until("called back", () => placement()?.generation === 2);
+    expect(placement()?.replicas.map(({ state }) => state)).toEqual(["joining", "lost"]);
+    expect(node.host?.locateNow("acme")).toEqual({ local: true });
+    await settled(cluster, "acme", ["n1"]);
   });
 
   test("that sleeps is woken to move", async () => {

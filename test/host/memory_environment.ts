@@ -120,7 +120,11 @@ export class MemoryEnvironment implements Environment {
 
   snapshot(): EnvironmentSnapshot {
     const rows = this.#rows.clone();
-    return { range: (range) => rangeOf(rows, range), close: () => {} };
+    return {
+      get: (key) => rows.get(key),
+      range: (range) => rangeOf(rows, range),
+      close: () => {},
+    };
   }
 
   /** As on disk there is room for one: another one takes the place of the first. */

@@ -231,6 +231,14 @@ export class ScriptedNode {
     this.turn();
   }
 
+  /** Commits under way can be read already, though nobody was told that they are durable. */
+  commitsShow(): void {
+    for (const commit of this.#commits) {
+      commit.apply();
+      commit.apply = () => {};
+    }
+  }
+
   // --- the others ----------------------------------------------------------------------------------------------------
 
   hear(...nodes: readonly string[]): void {

@@ -94,6 +94,31 @@ describe("TenantState", () => {
     expect(state.checkpointing).toBe(false);
   });
 
+  test("hold() keeps what there is to be read, whatever happens to the environment", () => {
+    const environment = new MemoryEnvironment();
+    const state = new TenantState(environment);
+    const write = (rows: (readonly [string, string | undefined])[]): void =>
+      environment.write({ meta: new Uint8Array(), rows, entries: [], entriesDeleted: [] });
+    write([
+      ["a", "1"],
+      ["b", "1"],
+    ]);
+    state.put("b", 2);
+    state.hold();
+    write([
+      ["a", "9"],
+      ["b", "9"],
+      ["c", "9"],
+    ]);
+    const everything = { gte: "", lt: "z" };
+    expect([state.get("a"), state.get("b"), state.get("c")]).toEqual([1, 2, undefined]);
+    expect([...state.range(everything)].map(([, row]) => row)).toEqual([1, 2]);
+    expect(() => state.hold()).toThrow("under way");
+    state.reset();
+    expect([state.get("a"), state.get("b"), state.get("c")]).toEqual([9, 9, 9]);
+    expect([...state.range(everything)].map(([, row]) => row)).toEqual([9, 9, 9]);
+  });
+
   test("a second freeze before the thaw is a mistake of the caller", () => {
     const state = new TenantState(new MemoryEnvironment());
     state.freeze();

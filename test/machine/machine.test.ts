@@ -879,6 +879,36 @@ describe("the directory", () => {
     directory.ok({ op: "directory.delete", tenant: "acme", purge: true });
     expect(moving()).toEqual([]);
   });
+  test("places nothing on a node that leaves, or has left", () => {
+    const directory = new Tenant("_system");
+    const now = { semantics: semanticsNow } as const;
+    const initial = ["n1", "n2", "n3"].map((node, at) => ({ node, id: at + 1 }));
+    for (const { node } of initial)
+      directory.ok({ op: "node.register", node, boot: 1, initial }, now);
+    directory.ok(create("acme"), now);
+    const phase = (to: "leaving" | "active") =>
+      directory.ok({ op: "node.phase", node: "n3", phase: to }, now);
+    const move = (generation: number, nodes: readonly string[], lost: readonly number[] = []) =>
+      ({ op: "directory.move", tenant: "acme", nodes, lost, generation }) as const;
+    phase("leaving");
+    directory.no("conflict", create("beta"), now);
+    // What is there may stay, not come back, and no other one may come.
+    directory.no("conflict", move(0, ["n1", "n2", "n3"], [3]), now);
+    directory.ok(move(0, ["n1", "n3"]), now);
+    directory.ok(move(1, ["n1", "n2"]), now);
+    directory.no("conflict", move(2, ["n1", "n3"]), now);
+    phase("active");
+    directory.ok(move(2, ["n1", "n3"]), now);
+    directory.ok(move(3, ["n1", "n2"]), now);
+    directory.ok({ op: "directory.settle", tenant: "acme", generation: 4 }, now);
+    directory.ok({ op: "node.remove", node: "n3" }, now);
+    directory.no("conflict", create("beta"), now);
+    directory.no("conflict", move(4, ["n1", "n3"]), now);
+    directory.no("conflict", move(4, ["n1", "n9"]), now);
+    // A command of before means what it meant.
+    directory.ok(move(4, ["n1", "n9"]), { semantics: 5 });
+    directory.ok(create("beta"), { semantics: 5 });
+  });
   test("knows its nodes and their root keys", () => {
     const directory = new Tenant("_system");
     const { state } = directory;

@@ -49,6 +49,15 @@ const ofRaft: readonly Mutation[] = [
     replace: `;`,
     killers: [raft],
   },
+  {
+    id: "learner-asks-nobody",
+    rule: "T5",
+    breaks: "A learner that forgot its leader and lacks nothing is never spoken to again",
+    file: "src/raft/raft.ts",
+    find: `      this.#seekLeader();`,
+    replace: ``,
+    killers: [raft, { kind: "sim", seeds: 1, from: 3_000_159 }, sim],
+  },
   // --- votes and terms -----------------------------------------------------------------------------------------------
   {
     id: "vote-not-persisted",
@@ -1096,10 +1105,30 @@ const ofHost: readonly Mutation[] = [
     rule: "S5",
     breaks: "Rows applied before a snapshot lie over it",
     file: "src/host/replica.ts",
-    find: `    this.log.restart(snapshot);
-    this.#state.reset();`,
-    replace: `    this.log.restart(snapshot);`,
+    find: `    this.#state.reset();
+    this.#installing = false;`,
+    replace: `    this.#installing = false;`,
     killers: [host, sim],
+  },
+  {
+    id: "older-rows-while-installing",
+    rule: "S5",
+    breaks:
+      "While a snapshot is installed the rows of the last checkpoint are seen: a directory goes back in time",
+    file: "src/host/replica.ts",
+    find: `    this.#state.hold();`,
+    replace: `    this.#state.reset();`,
+    killers: [host, sim],
+  },
+  {
+    id: "environment-shows-through",
+    rule: "S5",
+    breaks:
+      "While a snapshot is installed rows of the new state are seen between those of the old one",
+    file: "src/host/tenant_state.ts",
+    find: `    const text = this.#held === null ? this.#environment.get(key) : this.#held.get(key);`,
+    replace: `    const text = this.#environment.get(key);`,
+    killers: [host],
   },
   {
     id: "snapshot-parts-mixed",
@@ -1180,6 +1209,16 @@ const ofHost: readonly Mutation[] = [
     killers: [host, sim],
   },
   {
+    id: "halted-called-refused",
+    rule: "C3",
+    breaks:
+      "A change in the log is called refused when its replica stops or moves away, and is made by the others",
+    file: "src/host/replica.ts",
+    find: `    this.#failAll({ kind: "unknown" }, "halted");`,
+    replace: `    this.#failAll({ kind: "halted", reason }, "halted");`,
+    killers: [host],
+  },
+  {
     id: "call-executed-twice",
     rule: "T1",
     breaks: "A call whose frame arrives twice is executed twice",
@@ -1196,6 +1235,24 @@ const ofHost: readonly Mutation[] = [
     find: `    if (taken.boot > boot || id`,
     replace: `    if (id`,
     killers: [host],
+  },
+  {
+    id: "call-for-an-earlier-life",
+    rule: "C5",
+    breaks: "A call that was meant for an earlier life of a node is executed in this one once more",
+    file: "src/host/rpc.ts",
+    find: `    if (toBoot !== 0 && toBoot !== this.#boot) return;`,
+    replace: ``,
+    killers: [host],
+  },
+  {
+    id: "called-back-serve-not",
+    rule: "M9",
+    breaks: "A tenant whose replicas were all sent away and called back is served by nobody",
+    file: "src/host/node_host.ts",
+    find: `  return (serving.length > 0 ? serving : coming).map(({ node }) => node);`,
+    replace: `  return (serving.length < 0 ? coming : serving).map(({ node }) => node);`,
+    killers: [host, { kind: "sim", seeds: 1, from: 3_003_971 }, sim],
   },
   {
     id: "answer-of-anybody",
@@ -1256,8 +1313,8 @@ const ofHost: readonly Mutation[] = [
     rule: "M9",
     breaks: "A learner gets its vote before it has the log",
     file: "src/host/membership.ts",
-    find: `    return peer?.state === "replicate" && lastIndex - peer.match <= LEARNER_LAG_MAX;`,
-    replace: `    return peer !== undefined;`,
+    find: `  if (!wanted.every((id) => isVoter(id) || keepsUp(id))) return wait;`,
+    replace: ``,
     killers: [host],
   },
   {
@@ -1274,8 +1331,117 @@ const ofHost: readonly Mutation[] = [
     rule: "M15",
     breaks: "Members are changed into a configuration whose majority is down",
     file: "src/host/membership.ts",
-    find: `  if (alive * 2 <= wanted.length) return wait;`,
+    find: `  if (able.length * 2 <= wanted.length) return wait;`,
     replace: ``,
+    killers: [host],
+  },
+  {
+    id: "node-speaks-for-its-replica",
+    rule: "M15",
+    breaks:
+      "A voter whose node is alive counts for a new configuration, though its replica is stopped or far behind",
+    file: "src/host/membership.ts",
+    find: `    ({ id, node }) => id === self || (supports(node) && keepsUp(id)),`,
+    replace: `    ({ node }) => supports(node),`,
+    killers: [host],
+  },
+  {
+    id: "given-up-move-goes-on",
+    rule: "H4",
+    breaks:
+      "What a leader with an old directory changed stays, when the directory calls the tenant settled",
+    file: "src/host/membership.ts",
+    find: `    if (group !== SYSTEM_GROUP) this.#doubted.add(group);`,
+    replace: `    if (group === SYSTEM_GROUP) this.#doubted.add(group);`,
+    killers: [host],
+  },
+  {
+    id: "stray-learner-stays",
+    rule: "H4",
+    breaks: "A learner that no placement knows is sent the log for ever",
+    file: "src/host/membership.ts",
+    find: `    ...[...target.leaving.filter(isMember), ...strays].map((id) => ({`,
+    replace: `    ...target.leaving.filter(isMember).map((id) => ({`,
+    killers: [host, sim],
+  },
+  {
+    id: "removed-with-its-vote",
+    rule: "M7",
+    breaks:
+      "A node that leaves is gone from the directory while it has a vote in the directory's own group",
+    file: "src/host/reconciler.ts",
+    find: `    if (this.#hooks.votes(node)) return true;`,
+    replace: ``,
+    killers: [host, sim],
+  },
+  {
+    id: "removed-with-its-tenants",
+    rule: "M15",
+    breaks: "A node that leaves is gone from the directory while tenants are on it",
+    file: "src/host/reconciler.ts",
+    find: `      for (const { node } of row.placement.replicas) this.#seenOn.add(node);`,
+    replace: ``,
+    killers: [host, sim],
+  },
+  {
+    id: "vote-taken-too-soon",
+    rule: "M15",
+    breaks:
+      "A node that is to leave loses its vote although it cannot leave, and fewer losses are survived",
+    file: "src/host/reconciler.ts",
+    find: `      return row !== undefined && !this.#emptied.has(row.node);`,
+    replace: `      return row !== undefined && row.phase !== "leaving";`,
+    killers: [host],
+  },
+  {
+    id: "drained-node-filled",
+    rule: "M15",
+    breaks: "Replicas are placed on a node that is being drained",
+    file: "src/host/reconciler.ts",
+    find: `      return known !== undefined && known.phase === undefined && !isGone(known);`,
+    replace: `      return known !== undefined && !isGone(known);`,
+    killers: [host],
+  },
+  {
+    id: "newcomer-asks-the-first-only",
+    rule: "M7",
+    breaks:
+      "Where all initial nodes were replaced, two that come back with nothing begin another cluster",
+    file: "src/host/entry.ts",
+    find: `    const nodes = new Set([...this.#peers, ...this.#hooks.known()]);`,
+    replace: `    const nodes = new Set(this.#peers);`,
+    killers: [host, sim],
+  },
+  {
+    id: "leads-without-directory",
+    rule: "H4",
+    breaks: "A node whose directory is damaged leads tenants that it can neither move nor leave",
+    file: "src/host/node_host.ts",
+    find: `    const blind = this.#replicas.get(SYSTEM_GROUP)?.halted != null;`,
+    replace: `    const blind = false;`,
+    killers: [host],
+  },
+  {
+    id: "begins-anew-under-old-directory",
+    rule: "M7",
+    breaks:
+      "A directory that is behind after a crash lets a removed replica begin anew, its votes forgotten",
+    file: "src/host/node_host.ts",
+    find: `    if (isFresh && !this.#directoryIsCurrent && !this.#confirmed.has(group)) return null;`,
+    replace: ``,
+    killers: [host, sim],
+  },
+  {
+    id: "journal-forgets-first",
+    rule: "E1",
+    breaks:
+      "The journal forgets a replica that leaves before its environment is gone: it comes back without its votes",
+    file: "src/host/node_host.ts",
+    find: `    const name = environmentName({ tenant, group, replica: id });
+    this.#endLeftovers(`,
+    replace: `    const name = environmentName({ tenant, group, replica: id });
+    this.#forgetRecords(group);
+    this.#endLeftovers(`,
     killers: [host],
   },
   {
@@ -1293,8 +1459,8 @@ const ofHost: readonly Mutation[] = [
     breaks:
       "A node comes in under its old id although its disk is empty and others know a directory",
     file: "src/host/entry.ts",
-    find: `    if (answers.includes("directory")) {`,
-    replace: `    if (answers.length > 2) {`,
+    find: `    if ([...this.#answers.values()].includes("directory")) {`,
+    replace: `    if (this.#answers.size > 2) {`,
     killers: [host, sim],
   },
   {
@@ -1753,6 +1919,16 @@ const ofMachine: readonly Mutation[] = [
     file: "src/machine/directory.ts",
     find: `id: nextReplica++, state: "joining"`,
     replace: `id: replicas.length + 1, state: "joining"`,
+    killers: [machine],
+  },
+  {
+    id: "placed-on-who-leaves",
+    rule: "M15",
+    breaks:
+      "A tenant is placed on a node that leaves, behind the back of who looks whether it is empty",
+    file: "src/machine/directory.ts",
+    find: `  if (draft.semantics < 6 || system === undefined) return;`,
+    replace: `  if (draft.semantics < 99 || system === undefined) return;`,
     killers: [machine],
   },
   {

@@ -111,7 +111,8 @@ export class Greenhouse {
       // With a path before it bun takes the file itself and not everything of a similar name.
       const files = killer.files.map((file) => `./${file}`);
       const filter = killer.name === undefined ? [] : ["--test-name-pattern", killer.name];
-      const args = ["test", "--bail", ...filter, ...files];
+      // A machine that is busy with something else must not be what kills.
+      const args = ["test", "--bail", "--timeout", String(TEST_TIMEOUT_MS), ...filter, ...files];
       const { code, output } = await run(bun, args, this.folder, TEST_TIMEOUT_MS);
       if (code === 0) return null;
       if (code === null) return `time-out of ${killer.files.join(", ")}`;

@@ -24,15 +24,18 @@ export interface RegisterOperation {
 
 /**
  * @param created revision of each config when it was made, without content
+ * @param published what was published in the end, at which revision: it decides what became of changes that nobody
+ *   answered, where it is known, and leaves the search little to try
  * @returns what is wrong, in words; a search that gave up counts as wrong, or nobody would notice
  */
 export function checkHistory(
   history: readonly RegisterOperation[],
   created: ReadonlyMap<string, number>,
+  published: ReadonlyMap<string, ReadonlyMap<string, number>> = new Map(),
 ): string[] {
   const keys = new Map<string, Operation<VersionedInput, VersionedOutput>[]>();
   for (const operation of history) {
-    const judged = asOperation(operation);
+    const judged = asOperation(operation, published.get(operation.key));
     if (judged === null) continue;
     const { key } = operation;
     keys.set(key, [...(keys.get(key) ?? []), judged]);
@@ -47,13 +50,10 @@ export function checkHistory(
   return violations;
 }
 
-function asOperation({
-  client,
-  key,
-  call,
-  end,
-  op,
-}: RegisterOperation): Operation<VersionedInput, VersionedOutput> | null {
+function asOperation(
+  { client, key, call, end, op }: RegisterOperation,
+  published: ReadonlyMap<string, number> | undefined,
+): Operation<VersionedInput, VersionedOutput> | null {
   if (op === null) return null;
   const times = { client, calledAt: call, returnedAt: end ?? Infinity };
   if (op.kind === "read") {
@@ -61,9 +61,9 @@ function asOperation({
     const { value, revision } = op;
     return { ...times, input: { op: "read", config: key }, output: { value, revision } };
   }
-  return {
-    ...times,
-    input: { op: "publish", config: key, value: op.value },
-    output: op.revision ?? unknown,
-  };
+  const { value } = op;
+  const revision = op.revision ?? published?.get(value) ?? null;
+  // Never made. Whoever saw it all the same saw what nobody published.
+  if (revision === null && published !== undefined) return null;
+  return { ...times, input: { op: "publish", config: key, value }, output: revision ?? unknown };
 }

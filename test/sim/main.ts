@@ -34,6 +34,7 @@ async function one(seed: number): Promise<boolean> {
   totals.crashes += result.crashes;
   totals.elections += result.elections;
   totals.moves += result.moves;
+  totals.departures += result.departures;
   if (result.violations.length === 0) return true;
   process.stdout.write(
     `\nseed ${seed} broke ${result.violations.length} invariants:\n${result.violations
@@ -57,6 +58,7 @@ const totals = {
   crashes: 0,
   elections: 0,
   moves: 0,
+  departures: 0,
 };
 const startedAt = performance.now();
 let failed = 0;
@@ -112,5 +114,5 @@ async function leases(): Promise<never> {
 
 function summary(): string {
   const seconds = (performance.now() - startedAt) / 1_000;
-  return `${totals.seeds} seeds, ${failed} failed, ${totals.events} events (${Math.round(totals.events / seconds)}/s), ${Math.round(totals.virtualMs / 60_000)} virtual minutes, ${totals.crashes} crashes, ${totals.elections} elections, ${totals.moves} moves, ${totals.acknowledged} acknowledged writes, ${seconds.toFixed(0)} s`;
+  return `${totals.seeds} seeds, ${failed} failed, ${totals.events} events (${Math.round(totals.events / seconds)}/s), ${Math.round(totals.virtualMs / 60_000)} virtual minutes, ${totals.crashes} crashes, ${totals.elections} elections, ${totals.moves} moves, ${totals.departures} nodes that left, ${totals.acknowledged} acknowledged writes, ${seconds.toFixed(0)} s`;
 }

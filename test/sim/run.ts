@@ -4,8 +4,14 @@
  */
 import type { Log, Tuning } from "../../src/host/node_host.ts";
 import type { Replica } from "../../src/host/replica.ts";
-import type { Command, Outcome } from "../../src/machine/command.ts";
-import { getConfig, getHistoryRow, getText, historyAfter } from "../../src/machine/queries.ts";
+import { semanticsNow, type Command, type Outcome } from "../../src/machine/command.ts";
+import {
+  getConfig,
+  getHistoryRow,
+  getText,
+  getVersion,
+  historyAfter,
+} from "../../src/machine/queries.ts";
 import {
   isLeaving,
   type HistoryRow,
@@ -35,6 +41,8 @@ export interface RunResult {
   readonly elections: number;
   /** Placements that the directory took. */
   readonly moves: number;
+  /** Nodes that left for good. */
+  readonly departures: number;
   /** Broken invariants; empty for a good run. */
   readonly violations: readonly string[];
 }
@@ -117,6 +125,9 @@ function drawSwarm(prng: Prng, stormMs: number): Swarm {
   return { ...swarm, tuning: { ...swarm.tuning, awakeMax, awakeLimit } };
 }
 
+/** Those who leave are looked for this often. */
+const SEE_OFF_MS = 20;
+
 interface Acknowledged {
   readonly tenant: string;
   readonly name: string;
@@ -131,6 +142,8 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
   // A generator of its own: what earlier seeds drew stays as it was.
   const scarcity = new Prng(options.seed + 0x5eed);
   const scarceEveryMs = scarcity.pick([0, 0, 0, 1_500]);
+  const parting = new Prng(options.seed + 0x1ea4e);
+  const leaveEveryMs = parting.pick([0, 3_000]);
   const violations: string[] = [];
   const invariants = new Invariants((violation) => violations.push(violation));
   let elections = 0;
@@ -167,14 +180,19 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
   });
   world.trace = options.trace ?? null;
   invariants.world = world;
+  world.onThrown = (error) =>
+    violations.push(`thrown: ${error instanceof Error ? error.stack : String(error)}`);
   world.onSent = (lane, bytes) => invariants.sent(lane, bytes);
   let crashes = 0;
   let moves = 0;
   const nemesis = prng.fork();
   /** Nodes whose disk was told to fail: they are right to end. */
   const faulty = new Set<string>();
+  /** Nodes that left and do not come back. */
+  const gone = new Set<SimNode>();
+  let departures = 0;
   const restart = (node: SimNode): void => {
-    if (node.host === null) world.start(node);
+    if (node.host === null && !gone.has(node)) world.start(node);
   };
 
   const initial = world.nodes.slice(0, swarm.nodes);
@@ -200,6 +218,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
   const proposal = (action: Command["action"]): Command => ({
     at: 1_700_000_000_000 + Math.floor(world.now),
     actor: system,
+    semantics: semanticsNow,
     action,
   });
   const change = async (tenant: string, action: Command["action"]): Promise<Outcome | null> => {
@@ -251,6 +270,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
   // --- storm ---------------------------------------------------------------------------------------------------------
   const history: RegisterOperation[] = [];
   const acknowledged: Acknowledged[] = [];
+  const refused: { readonly key: string; readonly text: string }[] = [];
   let operations = 0;
   let storming = true;
   const holders = (tenant: string): SimNode[] =>
@@ -311,6 +331,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
           } else if (error !== null && error.code !== "outcome-unknown") {
             // Certainly not done: the checker must not be allowed to place it.
             operation.op = null;
+            refused.push({ key, text });
           }
           next();
         });
@@ -396,6 +417,10 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
   }
   // What a wiped disk was the only one to have would be lost, and with rot elsewhere that can be more.
   const wipes = swarm.wipes && !swarm.rot && !swarm.singleVoter;
+  // Where few nodes are left, `_system` has one vote only.
+  const leaves = leaveEveryMs > 0 && !wipes && !swarm.rot;
+  /** Initial nodes that may come back with nothing: were they a majority, they could begin anew. */
+  let returnable = Math.ceil(swarm.nodes / 2) - 1;
   /** Tenants that come and go beside the others. */
   let passing = 0;
   every(swarm.churnEveryMs, () => {
@@ -452,6 +477,41 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
     const action = { op: "node.phase", node: name, phase } as const;
     at?.host?.proposeWith("_system", proposal(action), 2_000, () => {});
   });
+  // Told to leave; when the directory knows a node no more, its process ends that very moment and its disk is thrown away.
+  const leaving = new Map<SimNode, number>();
+  every(leaves ? leaveEveryMs : 0, () => {
+    const node = parting.pick(world.nodes);
+    const at = world.alive.length === 0 ? undefined : parting.pick(world.alive).host;
+    const revision = at?.directory.revision ?? null;
+    if (at == null || revision === null || at.directory.node(node.name) === undefined) return;
+    // Also when nobody answers it may have been done.
+    leaving.set(node, revision);
+    const action = { op: "node.phase", node: node.name, phase: "leaving" } as const;
+    at.proposeWith("_system", proposal(action), 2_000, () => {});
+  });
+  const hasLeft = (node: SimNode, toldAt: number): boolean =>
+    world.alive.some(
+      ({ name, host }) =>
+        name !== node.name &&
+        host !== null &&
+        (host.directory.revision ?? 0) > toldAt &&
+        host.directory.node(node.name) === undefined,
+    );
+  const seeOff = (): void => {
+    for (const [node, toldAt] of leaving) {
+      if (!hasLeft(node, toldAt)) continue;
+      leaving.delete(node);
+      departures += 1;
+      if (node.host !== null) world.crash(node);
+      world.wipe(node);
+      // Another machine of that name may come.
+      const returns = parting.chance(0.5) && (!initial.includes(node) || returnable-- > 0);
+      if (!returns) gone.add(node);
+      else world.after(parting.between(10, 3_000), () => restart(node));
+    }
+    world.after(SEE_OFF_MS, seeOff);
+  };
+  if (leaves) seeOff();
   for (const spare of world.nodes.slice(swarm.nodes)) {
     world.after(nemesis.between(100, swarm.stormMs), () => restart(spare));
   }
@@ -491,7 +551,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
     }
   }
   // Whose directory rotted knows of nothing until it is restored.
-  const seeing = world.nodes.filter(({ name }) => name !== rotten);
+  const seeing = world.alive.filter(({ name }) => name !== rotten);
   const damaged = world.nodes.find(({ name }) => name === rotten);
   const waits = (row: TenantRow): boolean => waitsFor(damaged, row);
   // Of a move that waits, those that its group's leader does not count any more were left behind already.
@@ -526,7 +586,11 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
         }
       }
     }
-    violations.push(...checkHistory(history, created));
+    const published = publishedIn(world, tenants, configs);
+    for (const { key, text } of refused)
+      if (published.get(key)?.has(text) === true)
+        violations.push(`a refused change was not made: ${key} has "${text}"`);
+    violations.push(...checkHistory(history, created, published));
   }
   return {
     seed: options.seed,
@@ -538,6 +602,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
     crashes,
     elections,
     moves,
+    departures,
     violations,
   };
 }
@@ -643,6 +708,34 @@ function judgeVersions(
     }
   }
   return violations;
+}
+
+/** What was published, and at which revision, by tenant and config; absent where no replica can say all of it. */
+function publishedIn(
+  world: World,
+  tenants: readonly string[],
+  configs: readonly string[],
+): Map<string, ReadonlyMap<string, number>> {
+  const published = new Map<string, ReadonlyMap<string, number>>();
+  for (const tenant of tenants) {
+    const [first, ...others] = replicasOf(world, tenant);
+    if (first === undefined) continue;
+    const { view } = others.reduce(
+      (best, one) => (one.view.revision > best.view.revision ? one : best),
+      first,
+    );
+    for (const name of configs) {
+      const last = getConfig(view, "default", name)?.latestVersion ?? 0;
+      const revisions = new Map<string, number>();
+      for (let version = 1; version <= last; version++) {
+        const text = getText(view, "default", name, version);
+        const row = getVersion(view, "default", name, version);
+        if (text !== null && row !== null) revisions.set(text, row.revision);
+      }
+      if (revisions.size === last) published.set(`${tenant}/${name}`, revisions);
+    }
+  }
+  return published;
 }
 
 function* replicasOf(

@@ -248,6 +248,10 @@ export class World {
   /** What went on, one line each; equal seeds give equal traces. */
   traceHash = 0;
   trace: ((line: string) => void) | null = null;
+  /** What nobody caught would have ended the process. */
+  onThrown: (error: unknown) => void = (error) => {
+    throw error;
+  };
   /** Sees everything that leaves a node. */
   onSent: (lane: Lane, bytes: Uint8Array) => void = () => {};
   readonly #agenda = new Agenda();
@@ -307,7 +311,11 @@ export class World {
       }
       this.now = Math.max(this.now, next.at);
       this.events += 1;
-      next.run();
+      try {
+        next.run();
+      } catch (error) {
+        this.onThrown(error);
+      }
       // Closing and removing environments are the only promises below the public methods; what they wait for elsewhere
       // ends within a few events.
       if (this.#promised || this.events % PROMISES_EVERY === 0) {

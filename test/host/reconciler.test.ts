@@ -1,0 +1,131 @@
+/** Nodes that leave, on real nodes in the simulated world, and one that lost its directory. */
+import { describe, expect, test } from "vitest";
+import { readJournal } from "../../src/store/journal.ts";
+import { payloadStart, readSegment } from "../../src/store/journal_format.ts";
+import type { SimNode } from "../sim/world.ts";
+import { type Cluster, latest, publish, ready } from "./cluster.ts";
+import { command } from "./scripted_node.ts";
+
+const SYSTEM = "_system";
+
+async function setPhase(
+  cluster: Cluster,
+  node: string,
+  phase: "active" | "draining" | "leaving",
+): Promise<void> {
+  const at = cluster.world.alive.find(({ name }) => name !== node) as SimNode;
+  const outcome = await cluster.change(at, SYSTEM, command({ op: "node.phase", node, phase }));
+  expect(outcome.ok).toBe(true);
+}
+
+/** By the one that leads it. */
+function systemConf(cluster: Cluster) {
+  const leader = cluster.leader(SYSTEM);
+  return cluster.replicas(SYSTEM).find(({ node }) => node === leader)?.replica.conf;
+}
+
+function placed(cluster: Cluster, tenant: string): string[] {
+  const directory = cluster.leader(SYSTEM)?.host?.directory;
+  const replicas = directory?.tenant(tenant)?.placement.replicas ?? [];
+  return replicas.every(({ state }) => state === undefined)
+    ? replicas.map(({ node }) => node).sort()
+    : [];
+}
+
+/** Until the directory knows the node no more, and that it has no vote and no tenant then. */
+async function untilLeft(cluster: Cluster, name: string): Promise<void> {
+  const knows = ({ host }: SimNode): boolean => host?.directory.node(name) !== undefined;
+  const others = (): SimNode[] => cluster.world.alive.filter((node) => node.name !== name);
+  await cluster.until(`${name} has left`, () => !others().every(knows), 60_000);
+  const own = cluster.replicas(SYSTEM).find(({ node }) => node.name === name)?.replica.id ?? 0;
+  const conf = systemConf(cluster);
+  expect([...(conf?.voters ?? []), ...(conf?.votersOutgoing ?? [])]).not.toContain(own);
+  const node = cluster.world.nodes.find((each) => each.name === name) as SimNode;
+  cluster.world.crash(node);
+  cluster.world.wipe(node);
+}
+
+/** With one more node that has joined. */
+async function withSpare(): Promise<Cluster> {
+  const cluster = await ready({ nodes: 3, spares: 1 });
+  for (const spare of cluster.world.nodes.slice(3)) {
+    cluster.world.start(spare);
+    await cluster.until("joined", () => spare.host?.ready === true);
+  }
+  return cluster;
+}
+
+describe("a node that leaves", () => {
+  test("is taken out when nothing is on it any more, and has lost its vote before", async () => {
+    const cluster = await withSpare();
+    await cluster.create("acme");
+    await cluster.change(cluster.node(1), "acme", publish("kept"));
+    await setPhase(cluster, "n1", "leaving");
+    await untilLeft(cluster, "n1");
+    expect(placed(cluster, "acme")).toEqual(["n2", "n3", "n4"]);
+    await cluster.until("three votes", () => systemConf(cluster)?.voters.length === 3);
+    expect(await cluster.read(cluster.node(3), "acme", latest)).toBe("kept");
+    // The next one has nowhere to send its tenant: until then all stay what they are.
+    await setPhase(cluster, "n2", "leaving");
+    await cluster.pass(5_000);
+    expect(systemConf(cluster)?.voters.length).toBe(3);
+    expect(placed(cluster, "acme")).toEqual(["n2", "n3", "n4"]);
+    const generation = cluster.node(2).host?.directory.tenant("acme")?.placement.generation ?? 0;
+    const nodes = ["n3", "n4"];
+    const move = { op: "directory.move", tenant: "acme", nodes, generation } as const;
+    expect((await cluster.change(cluster.node(2), SYSTEM, command(move))).ok).toBe(true);
+    await untilLeft(cluster, "n2");
+    expect(systemConf(cluster)?.voters.length).toBe(1);
+    expect((await cluster.change(cluster.node(2), "acme", publish("still"))).ok).toBe(true);
+  });
+
+  test("comes again with an empty disk as another one, also where none of the first nodes is left", async () => {
+    const cluster = await withSpare();
+    for (const name of ["n1", "n2", "n3"]) {
+      await setPhase(cluster, name, "leaving");
+      await untilLeft(cluster, name);
+    }
+    // Two of the three initial ones: by themselves they would begin anew.
+    for (const at of [0, 1]) cluster.world.start(cluster.node(at));
+    await cluster.until(
+      "back",
+      () => cluster.world.alive.every(({ host }) => host?.ready === true),
+      20_000,
+    );
+    const ids = cluster.replicas(SYSTEM).map(({ replica }) => replica.id);
+    expect(Math.min(...ids)).toBeGreaterThan(3);
+    await cluster.until("known", () => cluster.node(3).host?.directory.nodes().length === 3);
+  });
+});
+
+describe("a node without a directory", () => {
+  test("leads nobody whom another one can lead", async () => {
+    const cluster = await ready({ tuning: { checkpointBytes: 1 } });
+    await cluster.create("acme");
+    await cluster.pass(500);
+    const node = cluster.node(2);
+    cluster.world.crash(node);
+    // One bit of what its journal has of the directory.
+    const rotten = node.disk.list().find((name) => {
+      const { records } = readSegment(node.disk.read(name), name, false);
+      const record = records.find(({ group }) => group === 1);
+      if (record === undefined) return false;
+      node.disk.flipBit(name, payloadStart(record) + 1, 0);
+      return true;
+    });
+    expect(rotten).toBeDefined();
+    expect(readJournal(node.disk).recovery.damaged.has(1)).toBe(true);
+    cluster.world.start(node);
+    const halted = (): string | null =>
+      cluster.replicas(SYSTEM).find((each) => each.node === node)?.replica.halted ?? null;
+    await cluster.until("stopped", () => halted() !== null);
+    void cluster.leader("acme")?.host?.transfer("acme", node.name);
+    await cluster.until("led there", () => cluster.leader("acme") === node);
+    await cluster.until(
+      "led elsewhere",
+      () => cluster.leader("acme") !== null && cluster.leader("acme") !== node,
+      30_000,
+    );
+    expect((await cluster.change(cluster.node(0), "acme", publish("still"))).ok).toBe(true);
+  });
+});
