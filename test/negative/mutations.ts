@@ -1389,8 +1389,8 @@ const ofHost: readonly Mutation[] = [
     breaks:
       "A node that is to leave loses its vote although it cannot leave, and fewer losses are survived",
     file: "src/host/reconciler.ts",
-    find: `      return row !== undefined && !this.#emptied.has(row.node);`,
-    replace: `      return row !== undefined && row.phase !== "leaving";`,
+    find: `      return row !== undefined && !this.#emptied.has(row.node) && row.role`,
+    replace: `      return row !== undefined && row.phase !== "leaving" && row.role`,
     killers: [host],
   },
   {
