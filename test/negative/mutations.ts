@@ -1398,7 +1398,7 @@ const ofHost: readonly Mutation[] = [
     rule: "M15",
     breaks: "Replicas are placed on a node that is being drained",
     file: "src/host/reconciler.ts",
-    find: `      return known !== undefined && known.phase === undefined && !isGone(known);`,
+    find: `      return known !== undefined && isPlaceable(known) && !isGone(known);`,
     replace: `      return known !== undefined && !isGone(known);`,
     killers: [host],
   },
