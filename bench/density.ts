@@ -7,18 +7,24 @@
  * (0.4 ms), elects (one journal write each, ~0.3 ms) and commits two entries: about 3 ms.
  *
  * Run: npm run bench -- density, or bun bench/density.ts [--tenants 100000] [--used 2000] [--seconds 10]
+ *      [--write]
  */
 import { readFileSync } from "node:fs";
+import { loadavg } from "node:os";
+import process from "node:process";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { startCluster } from "../infra/cluster.mjs";
 import { ask } from "../test/e2e/api.ts";
+import { processorSeconds } from "./processes.ts";
+import { quantiles, writeReport, type Curve, type Row } from "./report.ts";
 
 const { values } = parseArgs({
   options: {
     tenants: { type: "string", default: "100000" },
     used: { type: "string", default: "2000" },
     seconds: { type: "string", default: "10" },
+    write: { type: "boolean", default: false },
   },
 });
 const tenants = Number(values.tenants);
@@ -34,28 +40,26 @@ function residentMb(pid: number | undefined): number {
   );
 }
 
-/** Processor time so far, in seconds. */
-function processorSeconds(pid: number | undefined): number {
-  const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]?.split(" ") ?? [];
-  return (Number(fields[11]) + Number(fields[12])) / 100;
+const load = loadavg()[0] ?? 0;
+const rows: Row[] = [];
+const curves: Curve[] = [];
+
+function row(what: string, figure: string, wanted = ""): void {
+  rows.push({ what, figure, wanted });
+  console.log(`${what.padEnd(52)} ${figure}${wanted === "" ? "" : `   (wanted: ${wanted})`}`);
 }
 
-async function idle(cluster: Cluster, what: string): Promise<void> {
-  const before = cluster.nodes.map(({ pid }) => processorSeconds(pid));
+async function idle(cluster: Cluster, what: string, wanted = ""): Promise<void> {
+  const so = (): number[] =>
+    cluster.nodes.map(({ pid }) => processorSeconds(pid === undefined ? [] : [pid]));
+  const before = so();
   await sleep(seconds * 1_000);
-  const share = cluster.nodes.map(
-    ({ pid }, at) => ((processorSeconds(pid) - (before[at] as number)) / seconds) * 100,
+  const share = so().map((after, at) => ((after - (before[at] as number)) / seconds) * 100);
+  row(
+    what,
+    `${share.map((one) => one.toFixed(1)).join(", ")} % of a core; ${cluster.nodes.map(({ pid }) => residentMb(pid)).join(", ")} MB resident`,
+    wanted,
   );
-  console.log(
-    `${what.padEnd(34)} ${share.map((one) => one.toFixed(1)).join(", ")} % of a core; ${cluster.nodes.map(({ pid }) => residentMb(pid)).join(", ")} MB resident`,
-  );
-}
-
-function percentiles(times: number[]): string {
-  times.sort((a, b) => a - b);
-  const at = (part: number): string =>
-    (times[Math.floor((times.length - 1) * part)] as number).toFixed(1);
-  return `p50 ${at(0.5)} ms, p99 ${at(0.99)} ms, longest ${at(1)} ms`;
 }
 
 const cluster = await startCluster({ nodes: 3, env: { CONFLUX_LOG: "error" } });
@@ -70,10 +74,11 @@ try {
     const answer = await ask(`${url}/v1/tenants/batch`, { token, body });
     if (answer.status !== 201) throw new Error(JSON.stringify(answer.body));
   }
-  console.log(
-    `${tenants} tenants with 3 voters made in ${((performance.now() - startedAt) / 1_000).toFixed(1)} s`,
+  row(
+    `${tenants} tenants with 3 voters made in bulk`,
+    `${((performance.now() - startedAt) / 1_000).toFixed(1)} s`,
   );
-  await idle(cluster, `idle, ${tenants} tenants`);
+  await idle(cluster, `idle, ${tenants} tenants`, "each < 2 %, < 400 MB");
 
   const times: number[] = [];
   const stride = Math.max(1, Math.floor(tenants / used));
@@ -85,7 +90,12 @@ try {
     if (answer.status !== 200) throw new Error(JSON.stringify(answer.body));
     times.push(performance.now() - at);
   }
-  console.log(`first request to a tenant, one after the other: ${percentiles(times)}`);
+  const { p50, p99, max, curve } = quantiles(times);
+  row(
+    "first request to a tenant, one after the other",
+    `p50 ${p50.toFixed(1)} ms, p99 ${p99.toFixed(1)} ms, longest ${max.toFixed(1)} ms`,
+  );
+  curves.push({ name: "first request to a tenant", curve });
   await idle(cluster, `idle, ${used} of them awake`);
 
   const node = cluster.nodes[1];
@@ -93,9 +103,21 @@ try {
   await node?.stop();
   const stoppedAt = performance.now();
   await node?.restart();
-  console.log(
-    `a node stopped in ${((stoppedAt - at) / 1_000).toFixed(2)} s, and was ready ${((performance.now() - stoppedAt) / 1_000).toFixed(2)} s after its start`,
-  );
+  const readyMs = performance.now() - stoppedAt;
+  row("a node stops in order", `${((stoppedAt - at) / 1_000).toFixed(2)} s`);
+  row("and is ready after its start", `${(readyMs / 1_000).toFixed(2)} s`, "< 3 s");
+  if (values.write)
+    writeReport({
+      name: "density",
+      title: "What tenants cost that nobody uses",
+      args: process.argv.slice(2),
+      setting: "three nodes and nats-server on one machine; figures of each node",
+      load,
+      text: `Idle is measured over ${seconds} s. The first requests are to tenants that were never used, which make their environments on all three nodes; then ${used} replicas are awake on each.`,
+      rows,
+      plot: "First request to a tenant, by share of tenants",
+      curves,
+    });
 } finally {
   await cluster.stop();
 }
