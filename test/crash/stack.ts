@@ -57,8 +57,14 @@ export async function openStack(
     // So few that most checkpoints are large commits, which are not one transaction.
     rowsPerTurn: 16,
   },
+  place: { name: string; peers: readonly string[]; network: LoopbackNetwork } = {
+    name: node,
+    peers: [node],
+    network: new LoopbackNetwork(),
+  },
 ): Promise<Stack> {
-  const data = await openDataDirectory({ directory, cluster, node, peers: [node] });
+  const { name, peers, network } = place;
+  const data = await openDataDirectory({ directory, cluster, node: name, peers });
   const environments = new LmdbEnvironments({
     data: data.path,
     ...(bounds.rowsPerTurn !== undefined && { rowsPerTurn: bounds.rowsPerTurn }),
@@ -71,15 +77,15 @@ export async function openStack(
   });
   const host = new NodeHost({
     cluster,
-    node,
+    node: name,
     boot: data.boot,
     version: "crash",
-    peers: [node],
+    peers,
     transportKind: "loopback",
     journal,
     environments,
     quarantine: new QuarantineDirectory(data.path),
-    transport: new LoopbackNetwork().join({ cluster, node, boot: data.boot }),
+    transport: network.join({ cluster, node: name, boot: data.boot }),
     clock,
     seed: randomInt(2 ** 32 - 1),
     log: { ...silent, error: (fields, message) => onError(message, fields) },
