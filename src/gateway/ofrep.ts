@@ -226,19 +226,18 @@ function evaluateAll(
     const texts: string[] = [];
     let length = 0;
     for (const part of plan) {
-      let text: string;
-      let keys: readonly string[];
-      if (part.kind === "fixed") ({ text, keys } = part);
-      else {
-        const resolution =
-          part.kind === "flag" ? part.flag.evaluate(one) : resolved(view, part.member, labels, one);
-        if (resolution === null) continue;
-        text = encoded(resolution);
-        keys = [resolution.key];
+      if (part.kind === "fixed") {
+        length += part.text.length;
+        if (length <= snapshotBytesMax) texts.push(part.text);
+        else for (const key of part.keys) texts.push(tooMuch(key));
+        continue;
       }
+      const resolution =
+        part.kind === "flag" ? part.flag.evaluate(one) : resolved(view, part.member, labels, one);
+      if (resolution === null) continue;
+      const text = encoded(resolution);
       length += text.length;
-      if (length <= snapshotBytesMax) texts.push(text);
-      else for (const key of keys) texts.push(tooMuch(key));
+      texts.push(length <= snapshotBytesMax ? text : tooMuch(resolution.key));
     }
     return texts.join(",");
   };
@@ -246,7 +245,7 @@ function evaluateAll(
   const digest = createHash("sha256");
   digest.update(`${view.epoch} ${set.mark} ${address ?? ""}\n${canonical(context)}`);
   // No revision stands for the passing of time: where flags look at it, only what they give tells.
-  const early = plan.some((part) => usesTime(view, part, labels)) ? evaluate() : null;
+  const early = timeMatters(view, plan, labels) ? evaluate() : null;
   if (early !== null) digest.update(early);
   const etag = `"${digest.digest("base64url").slice(0, 32)}"`;
   const given = call.request.headers.get("if-none-match");
@@ -269,6 +268,16 @@ function resolved(
 ): Resolution | null {
   const chosen = member.choose(view, labels);
   return chosen === null ? null : chosen.content.resolve(call, member, chosen.rule);
+}
+
+/** Of plans without rules it is known once and for all. */
+const timeless = new WeakSet<readonly Part[]>();
+
+function timeMatters(view: TenantView, plan: readonly Part[], labels: Labels): boolean {
+  if (timeless.has(plan)) return false;
+  if (plan.some((part) => usesTime(view, part, labels))) return true;
+  if (plan.every((part) => part.kind !== "ruled")) timeless.add(plan);
+  return false;
 }
 
 function usesTime(view: TenantView, part: Part, labels: Labels): boolean {

@@ -8,10 +8,9 @@
  * operators outside of flagd's schema are refused, a custom operator works inside `map` and its like (flagd-core fails
  * there), and texts are hashed as UTF-8, as the daemon does (flagd-core takes UTF-16 units: other buckets beyond ASCII).
  */
-import { compareVersions, parseVersion } from "./semver.ts";
-import type { Version } from "./semver.ts";
+import { compareVersions, parseVersion, relations, type Version } from "./semver.ts";
 import { escapePointer, shown } from "./names.ts";
-import { murmur3Text } from "./murmur3.ts";
+import { HashedPrefix, HashedSuffix, murmur3Text } from "./murmur3.ts";
 
 export type FlagContext = Readonly<Record<string, unknown>>;
 
@@ -53,10 +52,20 @@ export class FlagCall {
   readonly seconds: number;
   #left = 0;
   #leftOfSet = setWorkMax;
+  #target: HashedSuffix | null | undefined;
 
   constructor(context: FlagContext, nowMs: number) {
     this.context = context;
     this.seconds = Math.floor(nowMs / 1_000);
+  }
+
+  /** Of the targeting key, which is hashed after the key of each flag; null: there is none. */
+  get target(): HashedSuffix | null {
+    if (this.#target === undefined) {
+      const key = this.context["targetingKey"];
+      this.#target = key ? new HashedSuffix(plain(key)) : null;
+    }
+    return this.#target;
   }
 
   begin(): void {
@@ -413,9 +422,10 @@ class Compiler {
       }
       if (typeof first.constant.value !== "string") {
         const ready = bucketsOf([first.constant.value, ...buckets]);
+        const prefix = new HashedPrefix(key);
         const run: Run = (_, call) => {
-          const target = call.context["targetingKey"];
-          return target ? bucketed(`${key}${plain(target)}`, ready) : null;
+          const { target } = call;
+          return target === null ? null : bucketAt(target.after(prefix), ready);
         };
         return { run, constant: null, nodes };
       }
@@ -679,7 +689,17 @@ function comparing(parts: readonly Part[], isStrict: boolean, comparison: Compar
       values.every((value, i) => i === 0 || compared(values[i - 1], value, isStrict, comparison)),
     );
   const [a, b] = [first.run, second.run];
-  const run: Run = (data, call) => compared(a(data, call), b(data, call), isStrict, comparison);
+  const constant = second.constant?.value;
+  let run: Run;
+  // Most look whether an attribute is this text: of two texts every comparison is its own operator's.
+  if (typeof constant === "string")
+    run = (data, call) => {
+      const value = a(data, call);
+      return typeof value === "string"
+        ? comparison(value as never, constant as never)
+        : compared(value, constant, isStrict, comparison);
+    };
+  else run = (data, call) => compared(a(data, call), b(data, call), isStrict, comparison);
   return folded(parts, { run, constant: null, nodes: 1 + first.nodes + second.nodes });
 }
 
@@ -700,7 +720,8 @@ function membership(parts: readonly Part[]): Part | null {
   const list = within?.constant?.value;
   if (item === undefined || item.constant !== null || !Array.isArray(list)) return null;
   const members = new Set<unknown>(list);
-  const run: Run = (data, call) => members.has(item.run(data, call));
+  const of = item.run;
+  const run: Run = (data, call) => members.has(of(data, call));
   return { run, constant: null, nodes: 1 + item.nodes + list.length };
 }
 
@@ -807,13 +828,24 @@ function affixCheck(parts: readonly Part[], holds: Affix): Part {
 
 // --- sem_ver -------------------------------------------------------------------------------------------------------------
 
+/** A version whose numbers are exact as doubles. */
+interface NumberedVersion extends Version {
+  readonly numbers: readonly [number, number, number];
+}
+
 /** What was parsed lately: rules name the same versions in every evaluation, and clients have few. */
-const versions = new Map<string, Version | null>();
+const versions = new Map<string, NumberedVersion | null>();
 const versionsMax = 1_000;
+/** All flags of a set look at the same one. */
+let latest: { readonly given: string; readonly version: NumberedVersion | null } = {
+  given: "",
+  version: null,
+};
 const digitsMax = 15;
 
-function versionOf(value: unknown): Version | null {
+function versionOf(value: unknown): NumberedVersion | null {
   const given = plain(value);
+  if (given === latest.given) return latest.version;
   if (given.length > 64) return parsedVersion(given);
   let version = versions.get(given);
   if (version === undefined) {
@@ -821,21 +853,46 @@ function versionOf(value: unknown): Version | null {
     version = parsedVersion(given);
     versions.set(given, version);
   }
+  latest = { given, version };
   return version;
 }
 
 /** With or without v; minor and patch may be left out where nothing follows. */
-function parsedVersion(given: string): Version | null {
+function parsedVersion(given: string): NumberedVersion | null {
   const text = given.replace(/^[vV]/, "").trim();
   if (!/^v?\d+\.\d+\.\d+/.test(text) && !/^\d+(?:\.\d+)?$/.test(text)) return null;
   const version = parseVersion(text);
-  return version?.core.every((number) => number.length <= digitsMax) === true ? version : null;
+  if (version?.core.every((number) => number.length <= digitsMax) !== true) return null;
+  const [major, minor, patch] = version.core;
+  return { ...version, numbers: [Number(major), Number(minor), Number(patch)] };
 }
+
+function orderOf(a: NumberedVersion, b: NumberedVersion): number {
+  for (let i = 0; i < 3; i++) {
+    const order = (a.numbers[i] as number) - (b.numbers[i] as number);
+    if (order !== 0) return order;
+  }
+  return a.prerelease.length + b.prerelease.length === 0 ? 0 : compareVersions(a, b);
+}
+
+type VersionTest = (a: NumberedVersion, b: NumberedVersion) => boolean;
+
+/** flagd: the same major, the same minor; unlike in release rules, lower versions are not left out. */
+const versionTests: ReadonlyMap<unknown, VersionTest> = new Map<unknown, VersionTest>([
+  ...Object.entries(relations).map(
+    ([operator, holds]) =>
+      [operator, (a, b) => holds(orderOf(a, b))] satisfies [string, VersionTest],
+  ),
+  ["^", (a, b) => a.numbers[0] === b.numbers[0]],
+  ["~", (a, b) => a.numbers[0] === b.numbers[0] && a.numbers[1] === b.numbers[1]],
+]);
 
 /** Null where an argument is not what it should be. */
 function semVer(values: readonly unknown[]): boolean | null {
   const [left, operator, right] = values;
-  return values.length === 3 ? compareBy(operator, versionOf(left), versionOf(right)) : null;
+  if (values.length !== 3) return null;
+  const [a, b] = [versionOf(left), versionOf(right)];
+  return a === null || b === null ? null : (versionTests.get(operator)?.(a, b) ?? null);
 }
 
 /** The usual form compares with a version that is known beforehand. */
@@ -843,36 +900,14 @@ function versionCheck(parts: readonly Part[]): Part {
   const [left, operator, right] = parts;
   if (left === undefined || left.constant !== null || !operator?.constant || !right?.constant)
     return strict(parts, semVer);
-  const by = operator.constant.value;
+  const holds = versionTests.get(operator.constant.value);
   const version = versionOf(right.constant.value);
-  const run: Run = (data, call) => compareBy(by, versionOf(left.run(data, call)), version);
+  const of = left.run;
+  const run: Run = (data, call) => {
+    const given = versionOf(of(data, call));
+    return given === null || version === null || holds === undefined ? null : holds(given, version);
+  };
   return { run, constant: null, nodes: 3 + left.nodes };
-}
-
-function compareBy(operator: unknown, a: Version | null, b: Version | null): boolean | null {
-  if (a === null || b === null) return null;
-  const order = compareVersions(a, b);
-  switch (operator) {
-    case "=":
-      return order === 0;
-    case "!=":
-      return order !== 0;
-    case "<":
-      return order < 0;
-    case "<=":
-      return order <= 0;
-    case ">":
-      return order > 0;
-    case ">=":
-      return order >= 0;
-    // flagd: the same major, the same minor; unlike in release rules, lower versions are not left out.
-    case "^":
-      return a.core[0] === b.core[0];
-    case "~":
-      return a.core[0] === b.core[0] && a.core[1] === b.core[1];
-    default:
-      return null;
-  }
 }
 
 // --- fractional ------------------------------------------------------------------------------------------------------------
@@ -902,8 +937,11 @@ function bucketsOf(entries: readonly unknown[]): Buckets | null {
 
 /** Algorithm flagd-v2: (murmur3_x86_32(utf8(text)) × total weight) >> 32, in the order of the entries. */
 function bucketed(text: string, buckets: Buckets | null): unknown {
+  return bucketAt(murmur3Text(text), buckets);
+}
+
+function bucketAt(hash: number, buckets: Buckets | null): unknown {
   if (buckets === null) return null;
-  const hash = murmur3Text(text);
   const { total, ends } = buckets;
   // A product of 63 bits, in two halves that are exact in a double.
   const high = hash * Math.floor(total / 0x1_0000);

@@ -63,3 +63,94 @@ export function murmur3Text(text: string, seed = 0): number {
   if (whole < length) h ^= mix(tail);
   return finish(h, length);
 }
+
+// --- one text after many others ----------------------------------------------------------------------------------------
+
+/** One step of the hash, by a block that was mixed. */
+function step(h: number, mixed: number): number {
+  const turned = h ^ mixed;
+  return (Math.imul((turned << 13) | (turned >>> 19), 5) + 0xe6546b64) | 0;
+}
+
+/** Four units from `at` on, or as many as there are. */
+function block(text: string, at: number): number {
+  let bits = 0;
+  for (let i = Math.min(at + 4, text.length) - 1; i >= at; i--)
+    bits = (bits << 8) | text.charCodeAt(i);
+  return bits;
+}
+
+// oxlint-disable-next-line no-control-regex -- what is one byte each in UTF-8
+const ascii = /^[\x00-\x7f]*$/;
+
+/** The beginning of texts, hashed as far as it alone decides. */
+export class HashedPrefix {
+  readonly text: string;
+  readonly isAscii: boolean;
+  readonly state: number;
+  /** Its bytes in the block that it shares with what follows. */
+  readonly carry: number;
+
+  constructor(text: string) {
+    this.text = text;
+    this.isAscii = ascii.test(text);
+    const whole = text.length & ~3;
+    let h = 0;
+    for (let i = 0; i < whole; i += 4) h = step(h, mix(block(text, i)));
+    this.state = h;
+    this.carry = block(text, whole);
+  }
+}
+
+/** The end of many texts: what it adds is worked out once for each place in a block where it may begin. */
+export class HashedSuffix {
+  readonly #text: string;
+  readonly #isAscii: boolean;
+  readonly #places: (Place | undefined)[] = [];
+
+  constructor(text: string) {
+    this.#text = text;
+    this.#isAscii = ascii.test(text);
+  }
+
+  /** The same as `murmur3Text(prefix.text + text)`. */
+  after(prefix: HashedPrefix): number {
+    const text = this.#text;
+    if (!this.#isAscii || !prefix.isAscii) return murmur3Text(prefix.text + text);
+    const length = prefix.text.length + text.length;
+    const begins = prefix.text.length & 3;
+    const place = (this.#places[begins] ??= placeOf(text, begins));
+    let h = prefix.state;
+    if (begins > 0) {
+      const shared = mix(prefix.carry | place.first);
+      if (place.isWithin) return finish(h ^ shared, length);
+      h = step(h, shared);
+    }
+    for (let i = 0; i < place.blocks.length; i++) h = step(h, place.blocks[i] as number);
+    return finish(h ^ place.tail, length);
+  }
+}
+
+interface Place {
+  /** Its bytes in the block that it shares with what comes before. */
+  readonly first: number;
+  /** It ends before that block does. */
+  readonly isWithin: boolean;
+  /** Mixed. */
+  readonly blocks: readonly number[];
+  /** Mixed; 0: none. */
+  readonly tail: number;
+}
+
+function placeOf(text: string, begins: number): Place {
+  const from = begins === 0 ? 0 : 4 - begins;
+  const blocks: number[] = [];
+  let at = from;
+  for (; at + 4 <= text.length; at += 4) blocks.push(mix(block(text, at)));
+  return {
+    first: block(text.slice(0, from), 0) << (8 * begins),
+    isWithin: text.length < from,
+    blocks,
+    tail: at < text.length ? mix(block(text, at)) : 0,
+  };
+}

@@ -12,7 +12,19 @@ export interface Version {
   readonly prerelease: readonly string[];
 }
 
-type Operator = "=" | "!=" | "<" | "<=" | ">" | ">=" | "^" | "~";
+type Operator = Relation | "^" | "~";
+
+export type Relation = "=" | "!=" | "<" | "<=" | ">" | ">=";
+
+/** Whether a relation holds between two versions of this order, as `compareVersions` gives it. */
+export const relations: Readonly<Record<Relation, (order: number) => boolean>> = {
+  "=": (order) => order === 0,
+  "!=": (order) => order !== 0,
+  "<": (order) => order < 0,
+  "<=": (order) => order <= 0,
+  ">": (order) => order > 0,
+  ">=": (order) => order >= 0,
+};
 
 interface Comparator {
   readonly operator: Operator;
@@ -98,18 +110,6 @@ export function parseRange(text: string): Range | null {
 function holds({ operator, version: base }: Comparator, version: Version): boolean {
   const order = compareVersions(version, base);
   switch (operator) {
-    case "=":
-      return order === 0;
-    case "!=":
-      return order !== 0;
-    case "<":
-      return order < 0;
-    case "<=":
-      return order <= 0;
-    case ">":
-      return order > 0;
-    case ">=":
-      return order >= 0;
     case "^": {
       // The leftmost number that is not zero must stay: ^1.2.3 < 2.0.0, ^0.2.3 < 0.3.0, ^0.0.3 < 0.0.4.
       const fixed = base.core[0] !== "0" ? 1 : base.core[1] !== "0" ? 2 : 3;
@@ -117,6 +117,8 @@ function holds({ operator, version: base }: Comparator, version: Version): boole
     }
     case "~":
       return order >= 0 && sameCore(version, base, 2);
+    default:
+      return relations[operator](order);
   }
 }
 
