@@ -145,6 +145,8 @@ export class NodeJournal implements Journal {
   readonly #writeBytesMax: number;
   readonly pendingBytesMax: number;
 
+  /** Of the next segment. */
+  #number: number;
   /** Oldest first; the last one is being written once `#file` is open. */
   readonly #segments: Segment[] = [];
   #file: JournalFile | null = null;
@@ -188,6 +190,7 @@ export class NodeJournal implements Journal {
       (Math.floor(replayed.sequenceMax / sequencesPerOpening) + 1) * sequencesPerOpening;
     this.#recovery = replayed.recovery;
     // The name of a segment whose creation was cut short is taken again.
+    this.#number = replayed.numberNext;
     this.#busy = true;
     this.#removeFiles(replayed.unused, () => this.#startSegment());
   }
@@ -416,7 +419,7 @@ export class NodeJournal implements Journal {
   /** Creates the file, writes its header, then makes its name durable: only then may anything in it count. */
   #startSegment(): void {
     const previous = this.#segments.at(-1);
-    const number = previous === undefined ? 1 : previous.number + 1;
+    const number = this.#number++;
     const old = this.#file;
     this.#file = null;
     const create = (): void =>
@@ -533,6 +536,8 @@ export interface ReadJournal {
   readonly torn: { readonly name: string; readonly at: number } | null;
   /** Segments whose creation was cut short: nothing was ever in them. */
   readonly unused: readonly string[];
+  /** Of the segment that is begun next. */
+  readonly numberNext: number;
   readonly sequenceMax: JournalSequence;
   readonly recovery: NodeJournalRecovery;
   readonly findings: readonly JournalFinding[];
@@ -671,6 +676,11 @@ export function readJournal(
     };
   }
 
+  const numberMax = numbers.at(-1) ?? 0;
+  // One segment alone, without records, whose header rotted: where its sequences began nobody can say any more, and
+  // environments hold what was given before. By its number they were fewer than this: each segment is begun by an opening
+  // or holds fewer records than two openings lie apart (simulation, seed 400000152).
+  if (segments.length === 0 && unused.length > 0) sequenceMax = numberMax * 2 * sequencesPerOpening;
   const ranges = lost.filter(({ from, to }) => from <= to);
   for (const group of groups.keys())
     for (const { from, to, where } of ranges)
@@ -684,6 +694,7 @@ export function readJournal(
     segments: segments.reverse(),
     torn,
     unused,
+    numberNext: unused.length > 0 ? numberMax : numberMax + 1,
     sequenceMax,
     recovery: { groups, damaged, tornBytes: torn?.bytes ?? 0, lost: ranges },
     findings: findings.reverse(),

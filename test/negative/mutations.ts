@@ -1723,6 +1723,16 @@ const ofJournal: readonly Mutation[] = [
     killers: [journal, sim],
   },
   {
+    id: "sequences-begin-anew",
+    rule: "J2",
+    breaks:
+      "After the header of the only, empty segment rotted, sequences begin where environments are beyond already: what follows is not replayed",
+    file: "src/store/journal.ts",
+    find: `    sequenceMax = numberMax * 2 * sequencesPerOpening;`,
+    replace: `    sequenceMax = 0;`,
+    killers: [journal],
+  },
+  {
     id: "notes-between-batches",
     rule: "J2",
     breaks: "A note of releases takes a sequence behind records that are written after it",

@@ -471,6 +471,30 @@ describe("damage", () => {
     }
   });
 
+  test("of the header of a segment that is alone and empty gives no sequence again", () => {
+    const disk = new SimDisk({ seed: 1 });
+    let last = 0;
+    for (let opening = 0; opening < 4; opening++) {
+      // Whatever was there is released: the next opening removes it and leaves a header behind.
+      const { journal } = open(disk);
+      disk.run();
+      const sequence = journal.append([{ group: 1, payload: new Uint8Array(9) }], () => undefined);
+      expect(sequence).toBeGreaterThan(last);
+      last = sequence;
+      disk.run();
+      journal.forget(1);
+      journal.append([{ group: 2, payload: new Uint8Array(9) }], () => undefined);
+      disk.run();
+      journal.forget(2);
+      const next = open(disk).journal;
+      next.forget(2);
+      disk.run();
+      const names = disk.list();
+      expect(names.length).toBe(1);
+      disk.flipBit(names[0] as string, 40, 1);
+    }
+  });
+
   test("of the end of an earlier segment, and a missing segment, concern all groups", () => {
     for (const how of ["end", "segment"]) {
       const disk = new SimDisk({ seed: 1 });
