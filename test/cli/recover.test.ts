@@ -113,7 +113,6 @@ describe("recover", () => {
     expect(done.applied).toBe(true);
 
     const { host, close } = await start();
-    onTestFinished(close);
     const epochs = new Set<number>();
     const epochOf = (tenant: string): Promise<number> =>
       host.read(tenant, { consistency: "linearizable" }, ({ epoch }) => epoch);
@@ -131,5 +130,6 @@ describe("recover", () => {
     expect(epochs.size).toBe(1);
     expect(host.directory.tenant("a")).toMatchObject({ regrow: 3 });
     expect(host.directory.nodes().map(({ node }) => node)).toEqual(["n1"]);
+    await close();
   }, 30_000);
 });
