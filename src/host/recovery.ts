@@ -307,10 +307,16 @@ function planGroup(
   nodes: readonly string[],
 ): GroupPlan {
   const { tenant, group, replicas } = placed;
-  const isOf = (one: ReplicaFound): boolean =>
-    one.incarnation === placed.incarnation &&
-    replicas.some(({ id, node }) => id === one.id && node === one.node);
-  const mine = all.filter(isOf);
+  const mine = all
+    .filter((one) => replicas.some(({ id, node }) => id === one.id && node === one.node))
+    .map((one) =>
+      one.damaged !== null || one.incarnation === placed.incarnation
+        ? one
+        : {
+            ...one,
+            damaged: `it is of incarnation ${one.incarnation}, and the directory knows ${placed.incarnation}`,
+          },
+    );
   const damaged = mine.flatMap(({ node, damaged: reason }) =>
     reason === null ? [] : [{ node, reason }],
   );
