@@ -19,6 +19,40 @@ export const doors = {
 
 const imports = /(?:from|import|import\()\s*"(\.[^"]+)\.[jt]s"/g;
 
+const intro = `# conflux-sdk
+
+Live configuration from Conflux, typed, for Bun, Deno, Node, browsers and edge workers. Nothing native, and nothing is loaded but itself: \`fetch\` and streams are all it needs.
+
+\`\`\`sh
+npm install conflux-sdk
+\`\`\`
+
+| door | what it is |
+| --- | --- |
+| \`conflux-sdk\` | the client: effective values for its labels, always there, always live |
+| \`conflux-sdk/server\` | the same for services: it holds the rules and decides for each caller in its own process |
+| \`conflux-sdk/react\` | hooks |
+| \`conflux-sdk/openfeature\` | providers for OpenFeature's server and web SDKs |
+| \`conflux-sdk/file\` | keeps what was known last on disk (Node, Deno, Bun) |
+| \`conflux-sdk/testing\` | the same client for tests, its values set by them |
+| \`conflux-sdk/admin\` | manages configs, releases, keys and tenants |
+`;
+/** Sections of the repository's README that are for who installs the package; tests run their programs. */
+const sections = ["From a service in Node, Deno or Bun", "From a React app"];
+/** How the package is made: whoever reads it has it. */
+const aboutPacking = /^`npm run build && .*\n/m;
+
+/** @param {string} readme the repository's */
+function packageReadme(readme) {
+  const parts = readme.split(/^## /m);
+  const found = sections.map((title) => {
+    const part = parts.find((one) => one.startsWith(`${title}\n`));
+    if (part === undefined) throw new Error(`README.md has no section ${title}`);
+    return `## ${part.replace(aboutPacking, "").trimEnd()}\n`;
+  });
+  return [intro, ...found].join("\n");
+}
+
 /**
  * @param {string} root of the repository
  * @param {string} dist what `tsc` wrote
@@ -61,5 +95,7 @@ export function packSdk(root, dist) {
   };
   writeFileSync(path.join(out, "package.json"), `${JSON.stringify(manifest, null, 2)}\n`);
   cpSync(path.join(root, "LICENSE"), path.join(out, "LICENSE"));
+  const readme = readFileSync(path.join(root, "README.md"), "utf8");
+  writeFileSync(path.join(out, "README.md"), packageReadme(readme));
   return out;
 }

@@ -12,9 +12,13 @@ import {
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import path from "node:path";
+import { createContext, runInContext } from "node:vm";
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { doors, packSdk } from "../../infra/sdk_package.mjs";
+import { serve } from "../../src/runtime/serve.ts";
+import type * as Sdk from "../../src/sdk/mod.ts";
+import { Harness } from "../gateway/harness.ts";
 
 const root = path.resolve(import.meta.dirname, "../..");
 const modules = path.resolve(
@@ -22,6 +26,27 @@ const modules = path.resolve(
   "..",
 );
 const bin = (name: string): string => path.join(modules, ".bin", name);
+/** Of the Minimum Common Web API (WinterTC), what edge workers have, too; the language's own come by themselves. */
+const workerGlobals = [
+  "AbortController",
+  "AbortSignal",
+  "Headers",
+  "ReadableStream",
+  "Request",
+  "Response",
+  "TextDecoder",
+  "TextEncoder",
+  "URL",
+  "URLSearchParams",
+  "clearTimeout",
+  "console",
+  "crypto",
+  "fetch",
+  "performance",
+  "queueMicrotask",
+  "setTimeout",
+  "structuredClone",
+] as const;
 const clientBytesMax = 12 * 1024;
 
 let project: string;
@@ -96,6 +121,66 @@ export { Admin, ConfluxServer };
       "node",
     ];
     run(bin("tsc"), [...options, "program.ts"]);
+  }, 60_000);
+
+  test("is packed with a README of its own, whose doors are those of the package", () => {
+    const packed = path.join(project, "node_modules", "conflux-sdk");
+    const [{ files }] = JSON.parse(
+      run("npm", ["pack", "--dry-run", "--json", "--loglevel=silent", packed]),
+    ) as [{ files: { path: string }[] }];
+    const names = files.map((file) => file.path);
+    expect(names).toEqual(expect.arrayContaining(["README.md", "LICENSE", "package.json"]));
+    const readme = readFileSync(path.join(packed, "README.md"), "utf8");
+    const shown = [...readme.matchAll(/^\| `conflux-sdk(\/\w+)?` \|/gm)].map(
+      ([, door]) => `.${door ?? ""}`,
+    );
+    expect(shown.toSorted()).toEqual(Object.keys(doors).toSorted());
+    expect(readme).not.toContain("npm run build");
+  }, 60_000);
+
+  test("needs only what workers have: no Node, no window", async () => {
+    writeFileSync(path.join(project, "worker.js"), 'export * from "conflux-sdk";');
+    run(bin("bun"), [
+      "build",
+      "--target",
+      "browser",
+      "--format",
+      "cjs",
+      "--outfile",
+      "worker.cjs",
+      "worker.js",
+    ]);
+    const harness = new Harness();
+    const server = await serve((request, info) => harness.gateway().fetch(request, info), {
+      host: "127.0.0.1",
+      port: 0,
+    });
+    try {
+      await harness.tenant("shop");
+      const limits = "/v1/tenants/shop/namespaces/prod/configs/limits";
+      await harness.call("PUT", limits, { body: { content: { max: 100 } } });
+      const { token } = await harness.key("shop", "client");
+      const module = { exports: {} as typeof Sdk };
+      const web = Object.fromEntries(workerGlobals.map((name) => [name, globalThis[name]]));
+      const context = createContext({ ...web, module, exports: module.exports });
+      runInContext(readFileSync(path.join(project, "worker.cjs"), "utf8"), context);
+      const client = new module.exports.Conflux<{ limits: { max: number } }>({
+        url: server.url,
+        token,
+        tenant: "shop",
+        namespace: "prod",
+      });
+      expect(await client.ready({ timeoutMs: 10_000 })).toBe("live");
+      expect(client.get("limits")).toEqual({ max: 100 });
+      const changed = new Promise((resolve) => client.onChange(resolve));
+      await harness.call("POST", `${limits}/publish`, { body: { content: { max: 200 } } });
+      await changed;
+      expect(client.get("limits")).toEqual({ max: 200 });
+      await client.close();
+    } finally {
+      harness.close();
+      await server.stop(0);
+    }
   }, 60_000);
 
   test("costs a browser at most 12 KiB, and what is not used costs nothing", () => {
