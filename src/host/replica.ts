@@ -805,6 +805,8 @@ export class Replica {
 
   /** The last entry that nobody needs any more, as far as the bounds allow. */
   #compactTo(applied: number): number {
+    // Nobody else is there who could ask for any of it; who joins begins with a snapshot.
+    if (this.#members.size === 1 && this.#snapshots.size === 0) return applied;
     const { entries, bytes, bytesForLagging } = this.#logKept;
     const from = this.log.keepFrom(applied, { entries, bytes });
     const wanted = Math.min(from, this.#neededFrom());

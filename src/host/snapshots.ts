@@ -159,6 +159,8 @@ export class SnapshotExchange {
     if (outgoing === undefined) return;
     if (outgoing.finished && outgoing.unacknowledged.length === 0) return this.#end(transfer, true);
     if (outgoing.finished || outgoing.unacknowledged.length >= CREDIT_PARTS) return;
+    // Eight acknowledgements that come together are no reason to make eight parts in one turn.
+    if (outgoing.scheduled) return;
     let made: PartRows | undefined;
     this.#hooks.contained(outgoing.replica, () => {
       made = outgoing.parts.next().value as PartRows;

@@ -195,6 +195,25 @@ describe("a tenant", () => {
     }
   });
 
+  test("of one replica keeps no log behind what is applied, and grows by a snapshot all the same", async () => {
+    const cluster = await ready({ tuning: { checkpointBytes: 1 } });
+    await cluster.create("acme", ["n1"]);
+    for (const text of ["a", "b", "c"])
+      await cluster.change(cluster.node(0), "acme", publish(text));
+    const [only] = cluster.replicas("acme");
+    const isCut = (): boolean =>
+      only !== undefined && only.replica.log.firstIndex() === only.replica.raft.appliedIndex + 1;
+    await cluster.until("checkpointed", isCut);
+    await move(cluster, "acme", ["n1", "n2", "n3"]);
+    await settled(cluster, "acme", ["n1", "n2", "n3"]);
+    for (const node of cluster.world.nodes)
+      expect(await cluster.read(node, "acme", latest)).toBe("c");
+    // With peers it keeps what one a little behind may ask for.
+    await cluster.change(cluster.node(0), "acme", publish("d"));
+    await cluster.pass(1_000);
+    expect(isCut()).toBe(false);
+  });
+
   test("goes to a new replica as a snapshot, members and all, when its log is gone", async () => {
     const cluster = await ready({ nodes: 4, tuning: { logKeptEntries: 0, checkpointBytes: 1 } });
     await cluster.create("acme");

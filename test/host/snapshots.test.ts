@@ -119,6 +119,39 @@ describe("a snapshot on its way", () => {
     expect(sender.exchange.status.sending + receiver.exchange.status.receiving).toBe(0);
   });
 
+  test("makes no long turn: one part's rows are drawn a turn, whatever its size and however acknowledgements come", () => {
+    const [sender, receiver] = [new Side(), new Side()];
+    const many = Array.from({ length: 20_000 }, (_, at) => [`r${at}`, "x".repeat(20)] as const);
+    let drawn = 0;
+    const counted = {
+      *[Symbol.iterator]() {
+        for (const row of many) {
+          drawn += 1;
+          yield row;
+        }
+      },
+    } as unknown as Rows;
+    const perTurn: number[] = [];
+    const turn = (run: () => void): void => {
+      const before = drawn;
+      run();
+      perTurn.push(drawn - before);
+    };
+    turn(() => sender.exchange.send(replicaWith(counted), "n2", install(7)));
+    while (sender.items.length + receiver.items.length + sender.deferred.length > 0) {
+      for (const run of sender.deferred.splice(0)) turn(run);
+      for (const { item } of sender.items.splice(0)) receiver.exchange.onPart("n1", item);
+      // All that came back arrives in one turn.
+      turn(() => {
+        for (const { item } of receiver.items.splice(0)) sender.exchange.onAck("n2", item);
+      });
+    }
+    expect(receiver.received[0]?.rows).toEqual(many);
+    // Rows of 22 to 26 characters until there are 1,000 of them, and the one behind that tells that it is full.
+    expect(Math.max(...perTurn)).toBeLessThanOrEqual(Math.ceil(partBytes / 22) + 1);
+    expect(perTurn.filter((rows) => rows > 0).length).toBeGreaterThan(400);
+  });
+
   test("waits for what is written: neither side holds more than the credit", () => {
     const [sender, receiver] = [new Side(), new Side()];
     receiver.holdWrites = true;
