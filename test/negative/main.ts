@@ -1,10 +1,11 @@
 /**
  * Plants every bug of mutations.ts, one at a time, and demands that each is found: `bun test/negative/main.ts`, with
  * `--only id,id` for some of them or `--slice 2/4` for the second quarter. A run over all of them writes the table
- * docs/planted-bugs.md. Ends with 1 when one survives. `--by sim` (or `test`) lets only killers of that kind loose, to see
+ * docs/planted-bugs.md, and so do runs over parts of them that keep what they found in one file (`--results FILE`), with the
+ * last part. Ends with 1 when one survives. `--by sim` (or `test`) lets only killers of that kind loose, to see
  * what the simulator finds by itself.
  */
-import { writeFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
@@ -17,6 +18,7 @@ const { values } = parseArgs({
     only: { type: "string" },
     slice: { type: "string" },
     by: { type: "string" },
+    results: { type: "string" },
     "skip-control": { type: "boolean", default: false },
   },
 });
@@ -47,8 +49,23 @@ const survivors = results.filter(({ verdict }) => !verdict.killed);
 const seconds = Math.round((performance.now() - startedAt) / 1_000);
 tell(`${results.length} planted, ${results.length - survivors.length} killed, in ${seconds} s\n`);
 for (const { mutation } of survivors) tell(`survived: ${mutation.id} (${mutation.file})\n`);
-if (chosen.length === mutations.length && values.by === undefined)
-  writeFileSync(path.join(root, "docs/planted-bugs.md"), table());
+if (values.by === undefined) {
+  const known = new Map<string, Verdict>();
+  if (values.results !== undefined && existsSync(values.results))
+    for (const [id, verdict] of JSON.parse(readFileSync(values.results, "utf8")) as [
+      string,
+      Verdict,
+    ][])
+      known.set(id, verdict);
+  for (const { mutation, verdict } of results) known.set(mutation.id, verdict);
+  if (values.results !== undefined) writeFileSync(values.results, JSON.stringify([...known]));
+  const all = mutations.flatMap((mutation) => {
+    const verdict = known.get(mutation.id);
+    return verdict === undefined ? [] : [{ mutation, verdict }];
+  });
+  if (all.length === mutations.length)
+    writeFileSync(path.join(root, "docs/planted-bugs.md"), table(all));
+}
 process.exit(survivors.length === 0 ? 0 : 1);
 
 function tell(text: string): void {
@@ -100,7 +117,7 @@ async function control(): Promise<void> {
   }
 }
 
-function table(): string {
+function table(all: readonly { mutation: Mutation; verdict: Verdict }[]): string {
   const lines = [
     "# Planted bugs",
     "",
@@ -111,7 +128,7 @@ function table(): string {
     "| bug | rule | where | what it breaks | killed by | s |",
     "| --- | --- | --- | --- | --- | --- |",
   ];
-  for (const { mutation, verdict } of results) {
+  for (const { mutation, verdict } of all) {
     const cells = [
       mutation.id,
       mutation.rule,
@@ -122,11 +139,11 @@ function table(): string {
     ];
     lines.push(`| ${cells.map(cell).join(" | ")} |`);
   }
-  const bySeed = results.filter(({ verdict }) => verdict.by.startsWith("seed ")).length;
-  const killed = results.length - survivors.length;
+  const bySeed = all.filter(({ verdict }) => verdict.by.startsWith("seed ")).length;
+  const killed = all.filter(({ verdict }) => verdict.killed).length;
   lines.push(
     "",
-    `${results.length} planted: ${killed - bySeed} killed by a test, ${bySeed} by the simulator, ${survivors.length} survive.`,
+    `${all.length} planted: ${killed - bySeed} killed by a test, ${bySeed} by the simulator, ${all.length - killed} survive.`,
     "",
   );
   return lines.join("\n");
