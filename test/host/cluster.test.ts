@@ -175,6 +175,45 @@ describe("many groups", () => {
     const untouched = tenants.filter((tenant) => !orphans.includes(tenant));
     for (const tenant of untouched) expect(termOf(tenant)).toBe(before.get(tenant));
   });
+
+  test("share the disk: a write waits for no more than what is under way of the busiest, and its own", async () => {
+    // Another segment is a matter of several operations, once in many megabytes.
+    const cluster = await ready({ segmentBytes: 64 * 1024 * 1024 });
+    const { world } = cluster;
+    for (const tenant of ["busy", "quiet"]) await cluster.create(tenant);
+    await cluster.pass(1_000);
+    world.weather = { ...world.weather, disk: [20, 20] };
+    const leader = (tenant: string): SimNode => cluster.leader(tenant) ?? cluster.node(0);
+    const longest = async (name: string): Promise<number> => {
+      let ms = 0;
+      for (let at = 0; at < 5; at++) {
+        const begun = world.now;
+        const outcome = await cluster.change(leader("quiet"), "quiet", publish(`${name}${at}`));
+        expect(outcome.ok).toBe(true);
+        ms = Math.max(ms, world.now - begun);
+        await cluster.pass(37);
+      }
+      return ms;
+    };
+    const alone = await longest("alone");
+    let written = 0;
+    let isBusy = true;
+    const write = (): void => {
+      if (!isBusy) return;
+      for (let at = 0; at < 5; at++)
+        leader("busy").host?.proposeWith("busy", publish("x".repeat(500)), 5_000, (error) => {
+          if (error === null) written += 1;
+        });
+      world.after(5, write);
+    };
+    write();
+    await cluster.pass(200);
+    const beside = await longest("beside");
+    isBusy = false;
+    // As many as it could, and each of the quiet one's two writes waits for one of it.
+    expect(written).toBeGreaterThan(100);
+    expect(beside).toBeLessThanOrEqual(2 * alone + 20);
+  });
 });
 
 describe("a group that sleeps on every node", () => {

@@ -16,6 +16,7 @@ export class Cluster {
     options: {
       nodes?: number;
       spares?: number;
+      segmentBytes?: number;
       tuning?: Partial<Tuning>;
     } = {},
   ) {
