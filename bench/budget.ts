@@ -51,7 +51,10 @@ const stages: readonly (readonly [stage: string, url: RegExp, name?: RegExp])[] 
   ["respond", /gateway\/gateway\.ts/, /respond/],
   ["parse and check", /gateway\/(http|route)\.ts|typebox|elysia|runtime\/serve\.ts/],
   ["authorise and admit", /gateway\/(auth|limits|tokens|access)\.ts/],
-  ["build the command", /gateway\/(changes|contents|configs|values)\.ts|model\//],
+  [
+    "build the command",
+    /gateway\/(changes|contents|configs|config_answers|values|value_routes)\.ts|model\//,
+  ],
   ["gateway, rest", /gateway\//],
   ["encode and decode", /host\/codec\.ts|raft\/codec\.ts|lib\/bytes\.ts|host\/rpc\.ts/],
   ["checkpoint", /store\/environments\.ts|lmdb|ordered-binary|msgpackr/],

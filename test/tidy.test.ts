@@ -221,6 +221,25 @@ function floorViolations(sources: Sources): string[] {
   return complaints;
 }
 
+/** Rooms whose files import each other in one direction, types included: each can be read after those below it. */
+const straightRooms: ReadonlySet<string> = new Set(["gateway", "sdk"]);
+
+/** The first circle found from each file on, as `a → b → a`. */
+function circles(sources: Sources): string[] {
+  const found: string[] = [];
+  const isDone = new Set<string>();
+  const visit = (file: string, above: readonly string[]): void => {
+    const at = above.indexOf(file);
+    if (at !== -1) found.push([...above.slice(at), file].join(" → "));
+    if (at !== -1 || isDone.has(file)) return;
+    for (const { to } of importsOf(sources.get(file) ?? ""))
+      if (to.startsWith(".")) visit(resolved(file, to), [...above, file]);
+    isDone.add(file);
+  };
+  for (const file of sources.keys()) if (straightRooms.has(roomOf(file))) visit(file, []);
+  return found.filter((circle) => straightRooms.has(roomOf(circle)));
+}
+
 /** The pure rooms' files, and those that host/replica.ts brings along at run time. */
 function pureFiles(sources: Sources): string[] {
   const found = new Set([...sources.keys()].filter((file) => pureRooms.has(roomOf(file))));
@@ -314,6 +333,24 @@ describe("floors", () => {
   test("hold in src", () => {
     expect(src.size).toBeGreaterThan(0);
     expect(floorViolations(src)).toEqual([]);
+  });
+});
+
+describe("circles", () => {
+  test("are found, through types and other files", () => {
+    const sources = new Map([
+      ["src/gateway/a.ts", 'import type { B } from "./b.ts";'],
+      ["src/gateway/b.ts", 'import { c } from "./c.ts";\nimport { d } from "./d.ts";'],
+      ["src/gateway/c.ts", 'import { a } from "./a.ts";'],
+      ["src/gateway/d.ts", ""],
+    ]);
+    expect(circles(sources)).toEqual([
+      "src/gateway/a.ts → src/gateway/b.ts → src/gateway/c.ts → src/gateway/a.ts",
+    ]);
+  });
+
+  test("are not in the gateway and the SDK", () => {
+    expect(circles(src)).toEqual([]);
   });
 });
 

@@ -53,6 +53,7 @@ import {
   type Context,
   type Route,
 } from "./route.ts";
+import { configAnswer, configDetail, releaseAnswer, versionAnswer } from "./config_answers.ts";
 
 const T = "/v1/tenants/:tenant";
 const N = `${T}/namespaces/:namespace`;
@@ -618,53 +619,4 @@ function resultAnswer<Op extends TransactionOperation["op"]>(
     default:
       return configAnswer(any.config as ConfigInfo);
   }
-}
-
-export function configAnswer(info: ConfigInfo): ConfigAnswer {
-  const { rules, release, createdAt, updatedAt, deletedAt, ...rest } = info;
-  return {
-    ...rest,
-    tags: { ...rest.tags },
-    secret: rest.secret ?? false,
-    release: release === 0 ? null : release,
-    ruleCount: rules,
-    createdAt: time(createdAt),
-    updatedAt: time(updatedAt),
-    deletedAt: time(deletedAt),
-  };
-}
-
-export function configDetail(row: ConfigRow): ConfigDetailAnswer {
-  return {
-    ...configAnswer(configInfo(row)),
-    schema: row.schema === null ? null : (JSON.parse(row.schema.text) as unknown),
-    rules: row.rules as ConfigDetailAnswer["rules"],
-  };
-}
-
-function versionAnswer(row: VersionRow): VersionAnswer {
-  return {
-    version: row.version,
-    hash: row.hash,
-    bytes: row.bytes,
-    format: row.format,
-    schemaHash: row.schemaHash,
-    message: row.message,
-    at: time(row.at),
-    by: row.by,
-    revision: row.revision,
-  };
-}
-
-function releaseAnswer(row: ReleaseRow): ReleaseAnswer {
-  return {
-    release: row.release,
-    rules: row.rules as ReleaseAnswer["rules"],
-    default: row.default,
-    message: row.message,
-    at: time(row.at),
-    by: row.by,
-    revision: row.revision,
-    rollbackOf: row.rollbackOf,
-  };
 }

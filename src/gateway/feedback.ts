@@ -4,22 +4,14 @@
  * Kept in the memory of the node that was told: it is what holds now, not history, and instances tell it anew every few
  * minutes. What is forgotten by a restart, by age or by the bounds below comes back by itself.
  */
-import { Type } from "@sinclair/typebox";
-import { Problem } from "../api/problems.ts";
-import { FeedbackAnswer, FeedbackPost, type FeedbackItem } from "../api/schemas.ts";
-import { checkConfigName, systemTenant } from "../model/names.ts";
-import { json, time, type Call } from "./http.ts";
-import { route, type Context, type Route } from "./route.ts";
-
-const N = "/v1/tenants/:tenant/namespaces/:namespace";
+import type { FeedbackItem } from "../api/schemas.ts";
+import { time } from "./http.ts";
 
 /** What is not told anew for so long is forgotten: three times the clients' interval. */
-const keptMs = 15 * 60_000;
+export const keptMs = 15 * 60_000;
 /** One entry per instance and config; beyond it the one told longest ago is forgotten. */
 export const perTenantMax = 50_000;
 export const perNodeMax = 200_000;
-const gatherTimeoutMs = 2_000;
-const rejectionsShownMax = 20;
 
 interface Entry {
   readonly version: number;
@@ -78,124 +70,4 @@ export class Feedback {
     if (entries?.size === 0) this.#tenants.delete(tenant);
     return items;
   }
-}
-
-export const feedbackRoutes: readonly Route[] = [
-  route({
-    method: "POST",
-    path: `${N}/feedback`,
-    id: "postFeedback",
-    tag: "feedback",
-    summary: "An instance tells which versions it took, or refused and why",
-    body: FeedbackPost,
-    responses: {
-      204: { description: "Noted, in the memory of one node, for a quarter of an hour" },
-    },
-    handle: (call, { body }, { feedback }) => {
-      const { tenant, namespace } = call.params as { tenant: string; namespace: string };
-      for (const [i, { name }] of body.values.entries()) {
-        const wrong = checkConfigName(name);
-        if (wrong !== null)
-          throw new Problem("invalid-name", wrong, {
-            errors: [{ pointer: `/values/${i}/name`, detail: wrong }],
-          });
-      }
-      const at = Date.now();
-      if (!call.dryRun)
-        for (const { name, version, state, reason = "" } of body.values)
-          feedback.add(tenant, `${namespace}/${name}`, body.instance, {
-            version,
-            reason: state === "applied" ? null : reason,
-            at,
-          });
-      return { status: 204, headers: {}, body: null };
-    },
-  }),
-  route({
-    method: "GET",
-    path: `${N}/configs/:name/feedback`,
-    id: "getFeedback",
-    tag: "feedback",
-    summary: "Per version, how many instances took or refused it, and why",
-    query: {
-      local: Type.Optional(
-        Type.Boolean({ description: "Only what this node was told, and all of it one by one" }),
-      ),
-    },
-    responses: {
-      200: {
-        description: `What instances told in the last ${keptMs / 60_000} minutes, each its last word`,
-        schema: FeedbackAnswer,
-      },
-    },
-    handle: async (call, { query }, context) => {
-      const { tenant, namespace, name } = call.params as Record<string, string>;
-      const here = context.feedback.of(tenant as string, `${namespace}/${name}`, Date.now());
-      if (query.local === true) return json({ ...summaryOf(here), items: here, missing: [] });
-      const { items, missing } = await fromOthers(call, context, tenant as string);
-      return json({ ...summaryOf([...here, ...items]), missing });
-    },
-  }),
-];
-
-/** What the tenant's other nodes were told. */
-async function fromOthers(
-  call: Call,
-  { service, peers }: Context,
-  tenant: string,
-): Promise<{ readonly items: readonly FeedbackItem[]; readonly missing: readonly string[] }> {
-  if (tenant === systemTenant) return { items: [], missing: [] };
-  const { replicas } = await service.group(tenant);
-  const others = replicas.map((replica) => replica.node).filter((node) => node !== service.node);
-  const missing: string[] = [];
-  const path = call.target.split("?", 1)[0] as string;
-  const lists = await Promise.all(
-    others.map(async (node): Promise<readonly FeedbackItem[]> => {
-      try {
-        const answer = await peers.forward(call, [node], null, {
-          target: `${path}?local=true`,
-          timeoutMs: gatherTimeoutMs,
-        });
-        const text = new TextDecoder().decode(answer.body as Uint8Array);
-        if (answer.status === 200) return (JSON.parse(text) as { items: FeedbackItem[] }).items;
-      } catch (error) {
-        if (!(error instanceof Problem)) throw error;
-      }
-      missing.push(node);
-      return [];
-    }),
-  );
-  return { items: lists.flat(), missing };
-}
-
-function summaryOf(all: readonly FeedbackItem[]) {
-  // An instance that changed nodes is known to both: its last word counts.
-  const latest = new Map<string, FeedbackItem>();
-  for (const item of all) {
-    const known = latest.get(item.instance);
-    if (known === undefined || known.at < item.at) latest.set(item.instance, item);
-  }
-  const versions = new Map<number, FeedbackItem[]>();
-  for (const item of latest.values()) {
-    const items = versions.get(item.version);
-    if (items === undefined) versions.set(item.version, [item]);
-    else items.push(item);
-  }
-  return {
-    instances: latest.size,
-    versions: [...versions]
-      .sort(([a], [b]) => b - a)
-      .map(([version, items]) => {
-        const rejected = items.filter((item) => item.state === "rejected");
-        return {
-          version,
-          applied: items.length - rejected.length,
-          rejected: rejected.length,
-          rejections: rejected
-            .sort((a, b) => (a.at < b.at ? 1 : -1))
-            .slice(0, rejectionsShownMax)
-            .map(({ instance, reason = "", at }) => ({ instance, reason, at })),
-        };
-      }),
-  };
 }

@@ -24,10 +24,12 @@ import {
   unauthorized,
   type Credential,
 } from "./auth.ts";
-import { Backups, backupRoutes } from "./backup.ts";
+import { Backups } from "./backup.ts";
+import { backupRoutes } from "./backup_routes.ts";
 import { clusterRoutes } from "./cluster.ts";
 import { configRoutes } from "./configs.ts";
-import { Feedback, feedbackRoutes } from "./feedback.ts";
+import { Feedback } from "./feedback.ts";
+import { feedbackRoutes } from "./feedback_routes.ts";
 import {
   bodyBytes,
   bodyInit,
@@ -50,12 +52,13 @@ import { NamespaceSets } from "./namespace_sets.ts";
 import { ofrepFailure, ofrepRoutes } from "./ofrep.ts";
 import { notHereAnswer, Peers } from "./peers.ts";
 import type { Context, Input, Route } from "./route.ts";
-import { secretRoutes, Secrets, type SecretKey } from "./secrets.ts";
+import { secretRoutes } from "./secret_routes.ts";
+import { Secrets, type SecretKey } from "./secrets.ts";
 import { purgeExpired } from "./retention.ts";
 import { tenantRoutes } from "./tenants.ts";
 import { webStream, type OpenStream } from "./streams.ts";
 import { base62 } from "./tokens.ts";
-import { valueRoutes } from "./values.ts";
+import { valueRoutes } from "./value_routes.ts";
 import { watchRoutes } from "./watch_routes.ts";
 import type { WatchSettings } from "./watchers.ts";
 import { Watches } from "./watches.ts";

@@ -7,7 +7,8 @@ import { accessOf } from "./access.ts";
 import { authorizeNamespace, covers } from "./auth.ts";
 import { route, type Route } from "./route.ts";
 import { readsSecrets } from "./secrets.ts";
-import { labelsOf, refuseRules, rulesQuery } from "./values.ts";
+import { rulesQuery } from "./value_routes.ts";
+import { labelsOf, refuseRules } from "./values.ts";
 import type { EffectiveFilter, FlagFilter, TenantFilter } from "./watch_sources.ts";
 import { waitMsOf, watchTag } from "./watches.ts";
 

@@ -20,7 +20,7 @@ import {
 import { judgedAt } from "../machine/schedules.ts";
 import type { ConfigRow, StoredChange } from "../machine/rows.ts";
 import type { Labels } from "../model/release.ts";
-import { configDetail } from "./configs.ts";
+import { configDetail } from "./config_answers.ts";
 import { time } from "./http.ts";
 import { concernsChain } from "./namespace_sets.ts";
 import { openedText, type Secrets } from "./secrets.ts";

@@ -20,6 +20,7 @@
  * and, written by the replica itself and not by a command:
  *   host/members              Member[] (of the group's configuration, from its first change on)
  */
+import type { AuditFacts } from "../model/audit.ts";
 import type { ContentFormat, ReleaseRule } from "../model/release.ts";
 import type { NewKey } from "./command.ts";
 
@@ -289,15 +290,7 @@ export interface HistoryRow {
   readonly changes: readonly StoredChange[];
 }
 
-export interface AuditRow {
-  readonly sequence: number;
-  readonly revision: number;
-  readonly at: number;
-  readonly actor: { readonly kind: string; readonly keyId: string };
-  readonly action: string;
-  readonly target: string;
-  readonly requestId: string | null;
-  readonly address: string | null;
+export interface AuditRow extends Omit<AuditFacts, "before" | "after"> {
   /** See model/audit.ts. All four are absent in rows from before there was a chain. */
   readonly before?: string | null;
   readonly after?: string | null;
