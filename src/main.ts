@@ -16,7 +16,7 @@ import { hashToken, makeRootToken } from "./gateway/tokens.ts";
 import { SYSTEM_TENANT } from "./host/directory.ts";
 import { NodeHost } from "./host/node_host.ts";
 import type { Clock, Transport } from "./host/ports.ts";
-import { semanticsNow, type Action } from "./machine/command.ts";
+import type { Action } from "./machine/command.ts";
 import { holdMallocThreshold } from "./runtime/memory.ts";
 import { useDigest } from "./model/content.ts";
 import { runtime } from "./runtime/runtime.ts";
@@ -267,7 +267,7 @@ async function main(args: readonly string[]): Promise<void> {
     const outcome = await host.propose(SYSTEM_TENANT, {
       at: Date.now(),
       actor: { kind: "system", keyId: node },
-      semantics: semanticsNow,
+      semantics: host.semantics,
       action,
     });
     if (!outcome.ok) throw new Problem(outcome.code, outcome.detail);
@@ -279,6 +279,8 @@ async function main(args: readonly string[]): Promise<void> {
       boot: directory.boot,
       disk: directory.disk,
       initial: host.systemInitial,
+      level: host.levelToBegin,
+      levels: host.levels,
       role: settings.role,
       ...(settings.zone !== null && { zone: settings.zone }),
     }),

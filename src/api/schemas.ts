@@ -925,6 +925,14 @@ const NodeEntry = Type.Object({
   alive: Type.Boolean(),
   heardMsAgo: orNull(Type.Number()),
   boot: orNull(Type.Number()),
+  version: orNull(Type.String({ description: "As the node says itself; null: it did not" })),
+  levels: orNull(Type.Object({ min: Type.Integer(), max: Type.Integer() })),
+  leaders: orNull(
+    Type.Integer({
+      minimum: 0,
+      description: "Groups with other voters that are led there; null: not said, or no more taken",
+    }),
+  ),
 });
 
 export const ClusterStatusAnswer = answer("ClusterStatus", {
@@ -945,7 +953,17 @@ export const ClusterStatusAnswer = answer("ClusterStatus", {
     }),
     { description: "Whom this node lost since its start, oldest first; `until` null: still" },
   ),
-  replicas: Type.Object({ warm: Count, leaders: Count }),
+  level: orNull(
+    Type.Integer({ description: "Commands up to this level are used: all nodes must know it" }),
+  ),
+  replicas: Type.Object({
+    warm: Count,
+    leaders: Count,
+    given: Type.Integer({
+      minimum: 0,
+      description: "Leaderships given away since the start, so that nodes lead alike",
+    }),
+  }),
   journal: Type.Object({ segments: Count, bytes: Count, appends: Count, syncs: Count }),
   environments: Type.Object({ open: Count, cap: Count }),
   quarantine: Type.Array(
@@ -980,6 +998,21 @@ export const ClusterMember = answer("ClusterMember", {
 
 export const NodeRequest = request("NodeRequest", {
   node: Type.String({ maxLength: 128, description: "Name of a node" }),
+});
+
+export const UpgradeRequest = request("UpgradeRequest", {
+  level: Type.Optional(
+    Type.Integer({
+      minimum: 1,
+      maximum: 1_000_000,
+      description: "Default: the highest that all nodes know",
+    }),
+  ),
+});
+
+export const UpgradeAnswer = answer("Upgrade", {
+  level: Type.Integer({ description: "Of the cluster, from now on" }),
+  before: Type.Integer(),
 });
 
 export const RepairRequest = request("RepairRequest", {

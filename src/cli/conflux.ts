@@ -449,7 +449,7 @@ const commands: readonly Command[] = [
     name: "cluster",
     summary: "The nodes (with a root key)",
     usage:
-      "status | members | join N | leave N | drain N | undrain N | repair N TENANT | recover DATA… | nats-config --nodes N1,N2,…",
+      "status | members | join N | leave N | drain N | undrain N | repair N TENANT | upgrade | recover DATA… | nats-config --nodes N1,N2,…",
     words: [1, Number.MAX_SAFE_INTEGER],
     options: { ...natsConfigOptions, ...recoverOptions },
     run: cluster,
@@ -1283,10 +1283,20 @@ async function cluster(context: Context): Promise<void> {
     drain: 1,
     undrain: 1,
     repair: 2,
+    upgrade: 0,
     "nats-config": 0,
   });
   if (verb === "nats-config") return showNatsConfig(context);
   if (verb === "members") return showMembers(context);
+  if (verb === "upgrade") {
+    const { level, before } = await context.admin.upgradeCluster();
+    context.show({ level, before }, () =>
+      level === before
+        ? `The cluster is at level ${level} already, the highest that all nodes know`
+        : `The cluster is at level ${level}, before ${before}: older versions may not come back`,
+    );
+    return;
+  }
   if (verb === "repair") {
     const repair = await context.admin.repairReplica(node as string, context.words[2] as string);
     context.show(
@@ -1311,17 +1321,21 @@ async function cluster(context: Context): Promise<void> {
         ["asked", `${status.node}, version ${status.version}`],
         ["ready", status.ready ? "yes" : "no"],
         ["transport", `${status.transport}, ${status.connected ? "connected" : "disconnected"}`],
+        ["level", status.level ?? "not known yet"],
         ["tenants", status.tenants],
         ["replicas here", `${status.replicas.warm} warm, ${status.replicas.leaders} leaders`],
       ]),
       "",
       table(
-        ["NODE", "ALIVE", "HEARD", "BOOT"],
-        status.nodes.map(({ name, self, alive, heardMsAgo, boot }) => [
+        ["NODE", "ALIVE", "HEARD", "BOOT", "VERSION", "LEVELS", "LEADERS"],
+        status.nodes.map(({ name, self, alive, heardMsAgo, boot, version, levels, leaders }) => [
           name,
           alive ? "yes" : "no",
           self ? "itself" : heardMsAgo === null ? "never" : `${Math.round(heardMsAgo)} ms ago`,
           boot,
+          version ?? "?",
+          levels === null ? "?" : `${levels.min}-${levels.max}`,
+          leaders,
         ]),
       ),
       ...(status.absences.length === 0

@@ -57,6 +57,7 @@ export const accessTable = {
   drainNode: cluster,
   undrainNode: cluster,
   repairReplica: cluster,
+  upgradeCluster: cluster,
   listClusterTenants: cluster,
   putIssuer: cluster,
   listIssuers: cluster,

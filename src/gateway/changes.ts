@@ -5,13 +5,7 @@
 import { createHash } from "node:crypto";
 import { Problem } from "../api/problems.ts";
 import { dryRun } from "../machine/machine.ts";
-import {
-  semanticsNow,
-  type Action,
-  type Command,
-  type Outcome,
-  type Precondition,
-} from "../machine/command.ts";
+import type { Action, Command, Outcome, Precondition } from "../machine/command.ts";
 import type { ResultOf } from "../machine/results.ts";
 import { checkIdempotencyKey } from "../model/names.ts";
 import {
@@ -62,7 +56,7 @@ export async function change<Op extends Action["op"]>(
   let isSealed = false;
   const attempt = async (consistency: "stale" | "linearizable"): Promise<Outcome> => {
     const built = typeof action === "function" ? await action(consistency) : action;
-    const { idempotency, ...rest } = commandOf(call, built, context.secrets);
+    const { idempotency, ...rest } = commandOf(call, built, context);
     const command = isOnce || idempotency === undefined ? rest : { ...rest, idempotency };
     isSealed = hasSecret(built);
     return call.dryRun
@@ -92,7 +86,7 @@ export async function changeDirectory<Op extends Action["op"]>(
   context: Context,
   action: ActionOf<Op>,
 ): Promise<Changed<Op>> {
-  const command = commandOf(call, action, context.secrets);
+  const command = commandOf(call, action, context);
   const outcome = await context.peers.systemPropose(
     command.actor.kind === "root" ? command : ofTenant(command, call),
     call.dryRun,
@@ -148,7 +142,7 @@ function refused(outcome: Outcome & { readonly ok: false }): Problem {
   );
 }
 
-function commandOf(call: Call, action: Action, secrets: Secrets): Command {
+function commandOf(call: Call, action: Action, { secrets, service }: Context): Command {
   const { principal, requestId, info } = call;
   if (principal === null) throw new Error("A change needs a principal");
   const address = info.remoteAddress;
@@ -166,7 +160,7 @@ function commandOf(call: Call, action: Action, secrets: Secrets): Command {
       ...(address !== undefined && { address }),
     },
     ...(idempotency !== null && { idempotency }),
-    semantics: semanticsNow,
+    semantics: service.semantics,
     action,
   };
 }

@@ -15,9 +15,12 @@ import {
   RepairAnswer,
   RepairRequest,
   tenantStates,
+  UpgradeAnswer,
+  UpgradeRequest,
 } from "../api/schemas.ts";
 import { Problem, problems, type ProblemCode } from "../api/problems.ts";
 import type { ClusterStatus } from "../host/ports.ts";
+import { levelFirst } from "../machine/command.ts";
 import { systemKey, under } from "../machine/keys.ts";
 import { isLeaving, type NodeRow, type SystemRow, type TenantRow } from "../machine/rows.ts";
 import { changeDirectory, changedAnswer } from "./changes.ts";
@@ -177,6 +180,30 @@ export const clusterRoutes: readonly Route[] = [
   }),
   route({
     method: "POST",
+    path: "/v1/cluster/upgrade",
+    id: "upgradeCluster",
+    tag: "cluster",
+    summary:
+      "Use what all nodes know since they were upgraded; from then on no older version may come back",
+    body: UpgradeRequest,
+    responses: { 200: { description: "The cluster's level", schema: UpgradeAnswer } },
+    handle: async (call, { body }, context) => {
+      const most = levelOfAll(context.service.cluster(), await nodeRows(context));
+      const { level = most.level } = body;
+      if (level > most.level)
+        throw new Problem(
+          "conflict",
+          `Upgrade node "${most.node}" first: its version ${most.version} knows levels up to ${most.level}, not ${level}`,
+        );
+      const changed = await changeDirectory<"system.level">(call, context, {
+        op: "system.level",
+        level,
+      });
+      return changedAnswer(changed, changed.result);
+    },
+  }),
+  route({
+    method: "POST",
     path: "/v1/cluster/nodes/:node/repair",
     id: "repairReplica",
     tag: "cluster",
@@ -227,6 +254,27 @@ function statusOf(status: ClusterStatus, now: number): object {
     reason,
   }));
   return { ...status, absences };
+}
+
+/** The highest level that every node knows, and one that knows no more. Who cannot be asked cannot be counted on. */
+function levelOfAll(
+  { nodes }: ClusterStatus,
+  rows: readonly NodeRow[],
+): { readonly level: number; readonly node: string; readonly version: string } {
+  let most = { level: Infinity, node: "", version: "" };
+  for (const { node } of rows) {
+    const seen = nodes.find(({ name }) => name === node);
+    if (seen === undefined || !(seen.alive || seen.self))
+      throw new Problem(
+        "conflict",
+        `Bring back node "${node}" first, or let it leave: what its version knows cannot be asked`,
+      );
+    const { levels, version } = seen;
+    // One that says nothing of levels is of a version before there were any.
+    const level = levels?.max ?? levelFirst;
+    if (level < most.level) most = { level, node, version: version ?? "unknown" };
+  }
+  return most;
 }
 
 async function nodeRows({ peers }: Context): Promise<NodeRow[]> {

@@ -10,7 +10,6 @@
  */
 import { Problem } from "../api/problems.ts";
 import type { ConfigService, TenantView } from "../host/ports.ts";
-import { semanticsNow } from "../machine/command.ts";
 import { usageKeysMax } from "../machine/machine.ts";
 import { getQuotas } from "../machine/queries.ts";
 import { defaultQuotas, type Quotas } from "../machine/rows.ts";
@@ -202,7 +201,7 @@ export class Limits {
       await this.#service.propose(tenant, {
         at: Date.now(),
         actor: { kind: "system", keyId: this.#service.node },
-        semantics: semanticsNow,
+        semantics: this.#service.semantics,
         action: {
           op: "usage.record",
           requests: asked,

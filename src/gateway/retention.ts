@@ -3,7 +3,6 @@
  * that it is done once; a successor goes on with what is left.
  */
 import type { ConfigService } from "../host/ports.ts";
-import { semanticsNow } from "../machine/command.ts";
 import { under } from "../machine/keys.ts";
 import type { TenantRow } from "../machine/rows.ts";
 import { systemTenant } from "../model/names.ts";
@@ -33,7 +32,7 @@ export async function purgeExpired(
     const outcome = await service.propose(systemTenant, {
       at: nowMs,
       actor: { kind: "system", keyId: "retention" },
-      semantics: semanticsNow,
+      semantics: service.semantics,
       // Undeleted in this moment, it stays.
       action: { op: "directory.delete", tenant, purge: true, ifMatch: [revision] },
     });

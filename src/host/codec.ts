@@ -8,6 +8,7 @@ import { decodeEntry, decodeMessage, encodeEntry, encodeMessage } from "../raft/
 import type { Entry, HardState, Message } from "../raft/types.ts";
 import { metaFromBytes, metaToBytes } from "./replica.ts";
 import type { ReplicaMeta } from "./group_log.ts";
+import type { NodeNews } from "./versions.ts";
 
 // --- journal records ---------------------------------------------------------------------------------------------------
 
@@ -195,16 +196,30 @@ export interface Heartbeat {
   /** The epoch in which its sender supports the receiver, 0 in none; and the receiver's newest heartbeat that it heard. */
   readonly epoch: number;
   readonly echo: SentAt | null;
+  /** Null from nodes that say nothing of the kind. */
+  readonly news: NodeNews | null;
 }
 
-export function encodeHeartbeat({ sent, epoch, echo }: Heartbeat): Uint8Array {
-  const writer = new ByteWriter(64);
+/** In the place of a number of leaders: none are to be added. */
+const TAKES_NO_LEADERS = 0xffff_ffff;
+const VERSION_BYTES_MAX = 64;
+
+export function encodeHeartbeat({ sent, epoch, echo, news }: Heartbeat): Uint8Array {
+  const writer = new ByteWriter(128);
   writer.u53(sent.monotonicUs);
   writer.u53(sent.wallMs);
   writer.u53(epoch);
   writer.u53(echo?.boot ?? 0);
   writer.u53(echo?.monotonicUs ?? 0);
   writer.u53(echo?.wallMs ?? 0);
+  if (news === null) return writer.view();
+  writer.u32(news.levels.min);
+  writer.u32(news.levels.max);
+  writer.u32(news.level);
+  writer.u32(news.leaders ?? TAKES_NO_LEADERS);
+  const version = utf8.encode(news.version).subarray(0, VERSION_BYTES_MAX);
+  writer.u16(version.length);
+  writer.bytes(version);
   return writer.view();
 }
 
@@ -215,7 +230,14 @@ export function decodeHeartbeat(item: Uint8Array): Heartbeat | null {
   const sent = { monotonicUs: reader.u53(), wallMs: reader.u53() };
   const epoch = reader.u53();
   const echo = { boot: reader.u53(), monotonicUs: reader.u53(), wallMs: reader.u53() };
-  return { sent, epoch, echo: echo.boot === 0 ? null : echo };
+  const beat = { sent, epoch, echo: echo.boot === 0 ? null : echo };
+  if (reader.remaining === 0) return { ...beat, news: null };
+  const levels = { min: reader.u32(), max: reader.u32() };
+  const level = reader.u32();
+  const leaders = reader.u32();
+  const version = new TextDecoder().decode(reader.view(reader.u16()));
+  const news = { version, levels, level, leaders: leaders === TAKES_NO_LEADERS ? null : leaders };
+  return { ...beat, news };
 }
 
 // --- snapshots -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@
  * anybody may count on what it promised in an earlier life. The argument is docs/adr/0012.
  */
 import type { Bond, LeaseSupport, ReplicaId } from "../raft/types.ts";
-import { decodeHeartbeat, encodeHeartbeat, type SentAt } from "./codec.ts";
+import type { Heartbeat, SentAt } from "./codec.ts";
 import { SUPPORT_MS, type Liveness } from "./liveness.ts";
 import type { Clock } from "./ports.ts";
 
@@ -61,10 +61,10 @@ export class Leases {
   }
 
   /** What the heartbeat to `node` carries that leaves now. */
-  heartbeatTo(node: string): Uint8Array {
+  heartbeatTo(node: string): Omit<Heartbeat, "news"> {
     const { clock, liveness } = this.#options;
     const heard = this.#peers.get(node)?.heard;
-    return encodeHeartbeat({
+    return {
       // Rounded down: an earlier time of sending is the safe one.
       sent: {
         monotonicUs: Math.floor(clock.monotonicMs() * 1_000),
@@ -72,14 +72,11 @@ export class Leases {
       },
       epoch: liveness.epochOf(node),
       echo: heard ?? null,
-    });
+    };
   }
 
   /** To be called after `Liveness.heard` of the same heartbeat, so that what is given back was heard in the epoch named. */
-  heard(node: string, boot: number, item: Uint8Array): void {
-    const heartbeat = decodeHeartbeat(item);
-    if (heartbeat === null) return;
-    const { sent, epoch, echo } = heartbeat;
+  heard(node: string, boot: number, { sent, epoch, echo }: Omit<Heartbeat, "news">): void {
     let peer = this.#peers.get(node);
     if (peer === undefined || boot > peer.heard.boot) {
       peer = { heard: { boot, ...sent }, epoch: 0, sent: null };

@@ -13,7 +13,7 @@ import { Problem, type ProblemCode } from "../api/problems.ts";
 import { assert } from "../lib/assert.ts";
 import { Prng } from "../lib/prng.ts";
 import {
-  semanticsNow,
+  levelFirst,
   type Command,
   type NodeRole,
   type Outcome,
@@ -37,9 +37,12 @@ import {
   type ReplicaId,
   type StorageAppend,
 } from "../raft/types.ts";
+import { Balance, isMovable } from "./balance.ts";
 import {
   appendRecord,
   createRecord,
+  decodeHeartbeat,
+  encodeHeartbeat,
   FrameWriter,
   frameItems,
   ItemKind,
@@ -47,6 +50,7 @@ import {
   parseRecord,
   recoveredIncarnation,
   recoveredItem,
+  type Heartbeat,
 } from "./codec.ts";
 import { Directory, SYSTEM_GROUP, SYSTEM_TENANT } from "./directory.ts";
 import type { ReplicaMeta } from "./group_log.ts";
@@ -74,6 +78,7 @@ import type {
   JournalRecovery,
   Lane,
   LostRecords,
+  NodeStatus,
   Quarantine,
   QuarantinedReplica,
   ReadOptions,
@@ -97,6 +102,7 @@ import {
 import { Method, Rpc } from "./rpc.ts";
 import { Schedules } from "./schedules.ts";
 import { SnapshotExchange } from "./snapshots.ts";
+import { levelsHere, Versions, type Levels, type NodeNews } from "./versions.ts";
 import { WatchHub } from "./watch_hub.ts";
 
 /** Rejections of the machine are problems of the API; this fails to compile when one is missing there. */
@@ -145,6 +151,8 @@ export interface Tuning {
   readonly sleepAfterMs: number;
   /** Replicas of a node that was not heard of for this long get a place elsewhere. */
   readonly replaceAfterMs: number;
+  /** When nodes neither came nor went for this long, those that lead more groups than others give some away. */
+  readonly balanceAfterMs: number;
   /** Replicas in memory beyond this many sleep as soon as they are unused for SLEEP_FOR_ROOM_MS. */
   readonly awakeMax: number;
   /** Beyond this many none wakes before one sleeps, and requests for it wait. */
@@ -160,6 +168,7 @@ const tuningDefaults: Tuning = {
   snapshotPartBytes: 128 * 1024,
   sleepAfterMs: 10 * 60_000,
   replaceAfterMs: 5 * 60_000,
+  balanceAfterMs: 10_000,
   // Each costs about 100 KB (`npm run bench -- density`).
   awakeMax: 10_000,
   awakeLimit: 20_000,
@@ -231,6 +240,8 @@ export interface NodeHostOptions {
   readonly tuning?: Partial<Tuning>;
   /** Without it damage lasts as long as the segments in which it was found. */
   readonly quarantine?: Quarantine;
+  /** Levels of commands that this version knows; tests give others. */
+  readonly levels?: Levels;
   /** How much a clock may gain or lose, as a part of the time that passes; null: no lease reads here. Default 0.1. */
   readonly clockDriftMax?: number | null;
   /** Without it no write is refused for want of room. */
@@ -289,6 +300,8 @@ export class NodeHost implements ConfigService {
   readonly #log: Log;
   readonly #prng: Prng;
   readonly #leases: Leases;
+  readonly #versions: Versions;
+  readonly #balance: Balance;
   readonly #rpc: Rpc;
   readonly #snapshots: SnapshotExchange;
   readonly #schedules = new Schedules();
@@ -367,6 +380,20 @@ export class NodeHost implements ConfigService {
       down: (node: string) => this.#nodeDown(node),
     };
     this.liveness = new Liveness(options.node, clock.monotonicMs(), events, boot);
+    this.#versions = new Versions(options.version, options.levels ?? levelsHere, () => {
+      const row = this.directory.system();
+      return row === undefined ? null : (row.level ?? levelFirst);
+    });
+    this.#balance = new Balance(this.node, this.#tuning.balanceAfterMs, clock.monotonicMs(), {
+      nodes: () => [this.node, ...this.liveness.peers],
+      leadersOn: (node) => (node === this.node ? this.#leadersHere : this.#leadersOn(node)),
+      replicas: () => this.#replicas.values(),
+      transfer: (replica, to) => {
+        const { tenant, group } = replica;
+        this.#log.debug({ tenant, group, to: to.node }, "replica.balanced");
+        this.#guarded(replica, () => replica.raft.transferLeadership(to.id));
+      },
+    });
     this.#rpc = new Rpc(
       options.boot,
       (node, item, call) => this.#queueRpc(node, item, call),
@@ -861,6 +888,7 @@ export class NodeHost implements ConfigService {
       this.#entry?.round(now);
       this.#membership.round();
       this.#reconciler.round(now);
+      if (!this.#stopping && this.directory.moving(0, 1).length === 0) this.#balance.round(now);
     }
     if (now - this.#sleptAt > SLEEP_CHECK_MS) {
       this.#sleptAt = now;
@@ -1004,7 +1032,7 @@ export class NodeHost implements ConfigService {
     switch (kind) {
       case ItemKind.heartbeat:
         this.liveness.heard(from, boot, this.#clock.monotonicMs());
-        this.#leases.heard(from, boot, item);
+        this.#takeHeartbeat(from, boot, decodeHeartbeat(item));
         return;
       case ItemKind.recovered:
         return this.#heardRecovered(from, recoveredIncarnation(item));
@@ -1082,18 +1110,73 @@ export class NodeHost implements ConfigService {
   #heartbeat(): void {
     this.liveness.check(this.#clock.monotonicMs());
     const { incarnation = 1 } = this.#replicas.get(SYSTEM_GROUP) ?? {};
+    const news = this.#news;
+    this.#refuseOtherLevels();
     for (const node of this.liveness.peers) {
       const { control } = this.#outbox(node).frames;
-      control.add(ItemKind.heartbeat, this.#leases.heartbeatTo(node));
+      const beat = { ...this.#leases.heartbeatTo(node), news };
+      control.add(ItemKind.heartbeat, encodeHeartbeat(beat));
       if (incarnation > 1) control.add(ItemKind.recovered, recoveredItem(incarnation));
       this.#flush(node);
     }
+  }
+
+  #takeHeartbeat(from: string, boot: number, heartbeat: Heartbeat | null): void {
+    if (heartbeat === null || boot < this.liveness.bootOf(from)) return;
+    this.#leases.heard(from, boot, heartbeat);
+    if (heartbeat.news !== null) this.#versions.heard(from, heartbeat.news);
+  }
+
+  /** What this node says of itself. */
+  get #news(): NodeNews {
+    const { version } = this.#options;
+    const { levels, level } = this.#versions;
+    return { version, levels, level: level ?? 0, leaders: this.#leadersHere };
+  }
+
+  /** It could not apply what it is sent, and would be one replica less in every group: it says so and ends. */
+  #refuseOtherLevels(): void {
+    const { refusal } = this.#versions;
+    if (refusal === null || this.#stopping) return;
+    this.#stopping = true;
+    this.#options.onFatal(new Error(refusal));
+  }
+
+  /** Groups led here that others could lead; null when it should be no more. */
+  get #leadersHere(): number | null {
+    const phase = this.directory.node(this.node)?.phase;
+    if (this.#stopping || !this.ready || phase !== undefined || this.#diskLevel !== "free")
+      return null;
+    let count = 0;
+    for (const replica of this.#replicas.values()) if (isMovable(replica)) count += 1;
+    return count;
+  }
+
+  #leadersOn(node: string): number | null {
+    const row = this.directory.node(node);
+    if (row === undefined || row.phase !== undefined || row.role === "gateway") return null;
+    return this.liveness.supports(node) ? (this.#versions.newsOf(node)?.leaders ?? null) : null;
+  }
+
+  /** The newest meaning of commands that all nodes know. */
+  get semantics(): number {
+    return this.#versions.semantics;
+  }
+
+  /** At which level a new cluster begins: what all initial nodes know that were heard. */
+  get levelToBegin(): number {
+    return this.#versions.common(this.#options.peers);
+  }
+
+  get levels(): Levels {
+    return this.#versions.levels;
   }
 
   // --- liveness and elections --------------------------------------------------------------------------------------------
 
   #nodeUp(node: string): void {
     this.#log.info({ peer: node }, "node.up");
+    this.#balance.disturbed(this.#clock.monotonicMs());
     // Leaders go on with their followers there, followers look whether their leader still is one.
     for (const replica of this.#replicas.values()) {
       if (replica.halted === null && hasMember(replica, node)) this.#mark(replica);
@@ -1103,6 +1186,7 @@ export class NodeHost implements ConfigService {
   #nodeDown(node: string): void {
     this.#log.warn({ peer: node }, "node.down");
     this.#leases.lapsed();
+    this.#balance.disturbed(this.#clock.monotonicMs());
     this.#rpc.nodeDown(node);
     const now = this.#clock.monotonicMs();
     for (const replica of this.#replicas.values()) {
@@ -1203,7 +1287,7 @@ export class NodeHost implements ConfigService {
     const command: Command = {
       at: this.#clock.wallMs(),
       actor: { kind: "system", keyId: "system" },
-      semantics: semanticsNow,
+      semantics: this.semantics,
       action: { op: "schedule.pass" },
     };
     this.#proposeHere(replica, encoder.encode(JSON.stringify(command)), deadline, done);
@@ -1234,7 +1318,7 @@ export class NodeHost implements ConfigService {
     const command: Command = {
       at: this.#clock.wallMs(),
       actor: { kind: "system", keyId: "system" },
-      semantics: semanticsNow,
+      semantics: this.semantics,
       action: {
         op: "tenant.init",
         tenant: replica.tenant,
@@ -1281,7 +1365,7 @@ export class NodeHost implements ConfigService {
     const command: Command = {
       at: this.#clock.wallMs(),
       actor: { kind: "system", keyId: "system" },
-      semantics: semanticsNow,
+      semantics: this.semantics,
       action: { op: "tenant.quotas", quotas: row.quotas, revision: row.revision },
     };
     const data = encoder.encode(JSON.stringify(command));
@@ -1400,6 +1484,7 @@ export class NodeHost implements ConfigService {
       },
       leases: this.#leases.supportOf((id) => replica.nodeOf(id)),
       bond: this.#leases.awake(identity.group, identity.replica),
+      semanticsMax: this.#versions.levels.max,
       sequence,
       logKept: {
         entries: this.#tuning.logKeptEntries,
@@ -1877,7 +1962,7 @@ export class NodeHost implements ConfigService {
   #proposeSystem(action: SystemAction, timeoutMs: number, done: Done<Outcome>): void {
     const at = this.#clock.wallMs();
     const actor = { kind: "system", keyId: this.node } as const;
-    const command: Command = { at, actor, semantics: semanticsNow, action };
+    const command: Command = { at, actor, semantics: this.semantics, action };
     this.proposeWith(SYSTEM_TENANT, command, timeoutMs, done);
   }
 
@@ -2413,13 +2498,15 @@ export class NodeHost implements ConfigService {
           self: name === this.node,
           ...status,
           ...(name === this.node ? { boot: options.boot } : {}),
+          ...newsShown(name === this.node ? this.#news : this.#versions.newsOf(name)),
         };
       }),
       absences: this.liveness.absences.map(({ from, until, ...rest }) => {
         const wall = (at: number): number => Math.round(this.#clock.wallMs() - (now - at));
         return { ...rest, from: wall(from), until: until === null ? null : wall(until) };
       }),
-      replicas: { warm: this.#replicas.size, leaders },
+      level: this.#versions.level,
+      replicas: { warm: this.#replicas.size, leaders, given: this.#balance.given },
       journal: options.journal.status,
       environments: { open: options.environments.open_count, cap: options.environments.cap },
       quarantine: this.#quarantined(),
@@ -2713,6 +2800,11 @@ function takesRoom(data: Uint8Array): boolean {
 
 function mebibytes(bytes: number): string {
   return (bytes / 2 ** 20).toFixed(0);
+}
+
+function newsShown(news: NodeNews | undefined): Pick<NodeStatus, "version" | "levels" | "leaders"> {
+  const { version = null, levels = null, leaders = null } = news ?? {};
+  return { version, levels, leaders };
 }
 
 function diskStatus(disk: DiskSpace | undefined): DiskSpace | null {

@@ -293,6 +293,12 @@ export interface NodeStatus {
   /** Milliseconds since this node last heard of it; null = never, or itself. */
   readonly heardMsAgo: number | null;
   readonly boot: number | null;
+  /** As it says itself; null where it said nothing. */
+  readonly version: string | null;
+  /** Levels of commands that it knows, both ends among them. */
+  readonly levels: { readonly min: number; readonly max: number } | null;
+  /** Groups with other voters that are led there; null: not said, or it takes no more. */
+  readonly leaders: number | null;
 }
 
 export interface ClusterStatus {
@@ -310,7 +316,10 @@ export interface ClusterStatus {
     readonly until: number | null;
     readonly reason: "silent" | "restarted";
   }[];
-  readonly replicas: { readonly warm: number; readonly leaders: number };
+  /** Commands up to this level are proposed; null while this node does not know. */
+  readonly level: number | null;
+  /** `given`: leaderships that this node gave away since its start, so that nodes lead alike. */
+  readonly replicas: { readonly warm: number; readonly leaders: number; readonly given: number };
   readonly journal: Journal["status"];
   readonly environments: { readonly open: number; readonly cap: number };
   /** Replicas here that damage keeps from voting and answering, a bounded number; tenant null: not known (yet). */
@@ -348,6 +357,8 @@ export interface Replacement {
  */
 export interface ConfigService {
   readonly node: string;
+  /** The newest meaning of commands that every node of the cluster knows: what those made now say. */
+  readonly semantics: number;
   readonly ready: boolean;
   /** Whether this node holds a replica of the tenant; else which nodes do, best first. Unknown tenant: `null`; a deleted one is where it was. */
   locate(

@@ -11,7 +11,7 @@
 import { assert } from "../lib/assert.ts";
 import type { Prng } from "../lib/prng.ts";
 import { apply } from "../machine/machine.ts";
-import type { Command, Outcome } from "../machine/command.ts";
+import { semanticsNow, type Command, type Outcome } from "../machine/command.ts";
 import { membersKey } from "../machine/keys.ts";
 import type { HistoryRow, Member, TenantMeta } from "../machine/rows.ts";
 import { decodeConfChange, newReady, Raft } from "../raft/raft.ts";
@@ -148,6 +148,7 @@ export class Replica {
   readonly #hooks: ReplicaHooks;
   readonly #logKept: LogKept;
   readonly #supports: (id: ReplicaId) => boolean;
+  readonly #semanticsMax: number;
   readonly #ready: Ready = newReady();
   readonly #proposals = new Map<number, Proposal>();
   #readsWaiting: Read[] = [];
@@ -194,6 +195,8 @@ export class Replica {
     bond?: Bond | null;
     sequence: number;
     logKept: LogKept;
+    /** The newest meaning of commands that is known here. */
+    semanticsMax?: number;
   }) {
     const { meta, log, environment, random } = options;
     this.tenant = meta.tenant;
@@ -209,6 +212,7 @@ export class Replica {
     this.#hooks = options.hooks;
     this.#logKept = options.logKept;
     this.#supports = options.supports;
+    this.#semanticsMax = options.semanticsMax ?? semanticsNow;
     this.#appliedTerm = meta.appliedTerm;
     this.#durableIndex = log.lastIndex();
     this.#durableHard = log.initialState().hardState;
@@ -660,7 +664,14 @@ export class Replica {
       if (entry.kind === EntryKind.confChange) {
         this.#applyMembers(decodeConfChange(entry.data));
       } else if (entry.data.length > 0) {
-        const applied = apply(this.#state, JSON.parse(decoder.decode(entry.data)) as Command);
+        const command = JSON.parse(decoder.decode(entry.data)) as Command;
+        const level = command.semantics ?? 1;
+        if (level > this.#semanticsMax) {
+          // As this version would take it, the state could become another one than elsewhere.
+          const known = `this version knows levels up to ${this.#semanticsMax}`;
+          assert(false, `Cannot apply entry ${entry.index}: its level is ${level}, ${known}`);
+        }
+        const applied = apply(this.#state, command);
         outcome = applied.outcome;
         this.#appliedTerm = entry.term;
         this.raft.applied(entry.index, bytes);

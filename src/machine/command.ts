@@ -40,6 +40,8 @@ export interface Envelope {
 
 /** What commands that are made now say. */
 export const semanticsNow = 6;
+/** Of clusters whose directory says nothing: the one at which it began to. */
+export const levelFirst = 6;
 
 export type Command = Envelope;
 
@@ -262,6 +264,10 @@ export type SystemAction =
       readonly disk?: string;
       /** Members of the group of `_system` before its first log entry; the first to register says so. */
       readonly initial?: readonly Member[];
+      /** With `initial`: the level at which a new cluster begins. */
+      readonly level?: number;
+      /** What it can apply; refused when the cluster's level is not among them. */
+      readonly levels?: { readonly min: number; readonly max: number };
       /** Refused for a gateway where the node may have replicas; absent: as it was. */
       readonly role?: NodeRole;
     }
@@ -289,6 +295,8 @@ export type SystemAction =
       readonly generation: number;
     }
   | { readonly op: "system.settle"; readonly generation: number }
+  /** From here on commands of this level may be proposed, and nodes that do not know it have to end. */
+  | { readonly op: "system.level"; readonly level: number }
   /** Groups that lost their quorum go on from one replica each; nodes that are gone are forgotten (recovery.ts). */
   | {
       readonly op: "directory.recover";

@@ -7,7 +7,7 @@
  */
 import { unreachable } from "../lib/assert.ts";
 import { checkKeyId, isName, isTenantName } from "../model/names.ts";
-import type { Action, NodeRole, SystemAction } from "./command.ts";
+import { levelFirst, type Action, type NodeRole, type SystemAction } from "./command.ts";
 import { guardPrecondition, refuse } from "./draft.ts";
 import type { Draft } from "./draft.ts";
 import {
@@ -119,6 +119,7 @@ const systemOps: ReadonlySet<string> = new Set<SystemAction["op"]>([
   "node.remove",
   "system.place",
   "system.settle",
+  "system.level",
   "directory.recover",
   "issuer.put",
   "issuer.delete",
@@ -161,7 +162,7 @@ function targetOf(
 ): AuditTarget {
   if ("tenant" in action) return { target: action.tenant, key: tenantKey(action.tenant) };
   if ("node" in action) return { target: action.node, key: nodeKey(action.node) };
-  if (action.op === "system.place" || action.op === "system.settle")
+  if (action.op === "system.place" || action.op === "system.settle" || action.op === "system.level")
     return { target: "_system", key: systemKey };
   const name = action.op === "issuer.put" ? action.issuer.name : action.name;
   return { target: name, key: issuerKey(name) };
@@ -195,6 +196,8 @@ function dispatch(draft: Draft, action: SystemAction): Done<SystemAction["op"]> 
       return placeSystem(draft, action);
     case "system.settle":
       return settleSystem(draft, action);
+    case "system.level":
+      return raiseLevel(draft, action);
     case "directory.recover":
       return recoverDirectory(draft, action);
     case "issuer.put":
@@ -473,8 +476,17 @@ function registerNode(draft: Draft, action: Of<"node.register">): Done<"node.reg
   if (system === undefined && initial !== undefined) {
     const replicas = initial.map(({ node, id }) => ({ node, id }));
     const nextReplica = Math.max(0, ...replicas.map(({ id }) => id)) + 1;
-    draft.put(systemKey, { placement: { replicas }, initial: replicas, nextReplica });
+    const { level } = action;
+    const row: SystemRow = { placement: { replicas }, initial: replicas, nextReplica };
+    draft.put(systemKey, { ...row, ...(level !== undefined && { level }) });
   }
+  const level = draft.get<SystemRow>(systemKey)?.level ?? levelFirst;
+  const { levels } = action;
+  if (levels !== undefined && (level < levels.min || level > levels.max))
+    refuse(
+      "conflict",
+      `Install another version on node ${action.node}: its own knows levels ${levels.min} to ${levels.max}, the cluster is at level ${level}`,
+    );
   if (system !== undefined && systemReplicaOf(system, action.node) === undefined)
     refuse("conflict", `Let it join: node ${action.node} is not a member, or has left`);
   if (
@@ -621,6 +633,18 @@ function settleSystem(draft: Draft, action: Of<"system.settle">): Done<"system.s
   draft.put(systemKey, { ...system, placement: { replicas, generation } });
   draft.change({ type: "tenant", namespace: "", name: "_system" });
   return { created: false, result: { generation } };
+}
+
+function raiseLevel(draft: Draft, { level }: Of<"system.level">): Done<"system.level"> {
+  const system = systemOf(draft);
+  const before = system.level ?? levelFirst;
+  if (level < before)
+    refuse("conflict", `Leave it: the cluster is at level ${before}, which is never lowered`);
+  if (level > before) {
+    draft.put(systemKey, { ...system, level });
+    draft.change({ type: "tenant", namespace: "", name: "_system" });
+  }
+  return { created: false, result: { level, before } };
 }
 
 function systemOf(draft: Draft, generation?: number): SystemRow {

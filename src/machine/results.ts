@@ -106,6 +106,7 @@ export interface ResultByOp {
   "node.remove": { readonly node: string };
   "system.place": { readonly generation: number };
   "system.settle": { readonly generation: number };
+  "system.level": { readonly level: number; readonly before: number };
   "directory.recover": { readonly tenants: readonly string[] };
   "issuer.put": { readonly issuer: IssuerRow };
   "issuer.delete": { readonly name: string };

@@ -342,6 +342,8 @@ export interface SystemRow {
   readonly nextReplica: number;
   /** Grows with each unsafe recovery; absent: 1. */
   readonly incarnation?: number;
+  /** Commands of this level (`Envelope.semantics`) and below may be proposed; absent: `levelFirst`. It only grows. */
+  readonly level?: number;
 }
 
 export interface TenantRow {

@@ -239,6 +239,11 @@ export class Raft {
     return this.#conf;
   }
 
+  /** This leader is handing over. */
+  get isTransferring(): boolean {
+    return this.#role === "leader" && this.#transferee !== NONE;
+  }
+
   /** This leader would refuse another configuration change now, or has a joint one to leave. */
   get hasPendingConfChange(): boolean {
     return this.#pendingConfIndex > this.#log.applied || isJoint(this.#conf);

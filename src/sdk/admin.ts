@@ -35,6 +35,7 @@ import type {
   ReleaseAnswer,
   ReleasePut,
   RepairAnswer,
+  UpgradeAnswer,
   RestoreAnswer,
   RestoreBegin,
   RestoreBegun,
@@ -519,6 +520,14 @@ export class Admin {
     return to === "join" || to === "leave"
       ? this.#change("POST", `/v1/cluster/${to}`, { node })
       : this.#change("POST", `/v1/cluster/nodes/${encodeURIComponent(node)}/${to}`, undefined);
+  }
+
+  /**
+   * All nodes were upgraded: use what they know, up to `level` (default: the highest that all know). Never taken back.
+   * @throws Problem `conflict` naming a node that knows less, or that cannot be asked
+   */
+  upgradeCluster(level?: number): Promise<Static<typeof UpgradeAnswer>> {
+    return this.#change("POST", "/v1/cluster/upgrade", { ...(level !== undefined && { level }) });
   }
 
   /** A tenant's damaged replica on `node` gets another one in its place. @throws Problem `conflict` where that is unsafe */

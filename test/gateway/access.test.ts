@@ -38,6 +38,7 @@ const bodies: Record<string, unknown> = {
   joinNode: { node: "n2" },
   leaveNode: { node: "n2" },
   repairReplica: { tenant: "acme" },
+  upgradeCluster: {},
   rotateKey: { overlapSeconds: 60 },
   putIssuer: {
     issuer: "https://id.example",

@@ -106,7 +106,9 @@ export class SoloCluster {
       action: { op: "tenant.init", tenant: "_system", quotas: {}, keys: [] },
     });
     for (const node of nodes) {
-      system.apply({ at: Date.now(), actor: by, action: { op: "node.register", node, boot: 1 } });
+      const initial = nodes.map((name, at) => ({ node: name, id: at + 1 }));
+      const action = { op: "node.register", node, boot: 1, initial } as const;
+      system.apply({ at: Date.now(), actor: by, action });
       this.services.set(node, new SoloService(node, this));
     }
     system.apply({
@@ -180,6 +182,9 @@ export class SoloCluster {
 export class SoloService implements ConfigService {
   readonly node: string;
   ready = true;
+  readonly semantics = semanticsNow;
+  /** What its version knows, as it says. */
+  levels: { readonly min: number; readonly max: number } | null = { min: 1, max: semanticsNow };
   /** Answers `exchange` as if the node were gone. */
   isDown = false;
   readonly exchanges: { node: string; bytes: number }[] = [];
@@ -297,9 +302,17 @@ export class SoloService implements ConfigService {
         alive: !this.#cluster.service(name).isDown,
         heardMsAgo: name === this.node ? null : 1,
         boot: 1,
+        version: "0.0.0",
+        levels: this.#cluster.service(name).levels,
+        leaders: 1,
       })),
       absences: [{ node: "n9", from: 1_000, until: 3_500, reason: "silent" }],
-      replicas: { warm: this.#cluster.tenants.size, leaders: this.#cluster.tenants.size },
+      level: this.semantics,
+      replicas: {
+        warm: this.#cluster.tenants.size,
+        leaders: this.#cluster.tenants.size,
+        given: 0,
+      },
       journal: { segments: 1, bytes: 0, appends: 0, syncs: 0 },
       disk: null,
       environments: { open: 1, cap: 100 },

@@ -2,6 +2,7 @@
 import { expect } from "vitest";
 import type { Problem } from "../../src/api/problems.ts";
 import type { Tuning } from "../../src/host/node_host.ts";
+import type { Levels } from "../../src/host/versions.ts";
 import type { TenantView } from "../../src/host/ports.ts";
 import type { Replica } from "../../src/host/replica.ts";
 import type { Command, Outcome } from "../../src/machine/command.ts";
@@ -18,9 +19,13 @@ export class Cluster {
       spares?: number;
       segmentBytes?: number;
       tuning?: Partial<Tuning>;
+      /** By node, in order: what their versions know. */
+      levels?: readonly Levels[];
     } = {},
   ) {
-    this.world = new World({ seed: 1, nodes: 3, ...options });
+    const { levels = [], ...rest } = options;
+    this.world = new World({ seed: 1, nodes: 3, ...rest });
+    for (const [at, of] of levels.entries()) this.node(at).levels = of;
     for (const node of this.world.nodes.slice(0, options.nodes ?? 3)) this.world.start(node);
   }
 

@@ -1,8 +1,14 @@
 import { describe, expect, test } from "vitest";
-import { decodeHeartbeat, encodeHeartbeat, ItemKind } from "../../src/host/codec.ts";
+import {
+  decodeHeartbeat,
+  encodeHeartbeat,
+  ItemKind,
+  type Heartbeat,
+} from "../../src/host/codec.ts";
 import { Leases } from "../../src/host/leases.ts";
 import { Liveness, SUPPORT_MS } from "../../src/host/liveness.ts";
 import type { Clock } from "../../src/host/ports.ts";
+import { Cluster } from "./cluster.ts";
 import { beginning, ScriptedNode } from "./scripted_node.ts";
 
 /** A node's part in it, on clocks that the test turns. */
@@ -25,9 +31,9 @@ class Node {
     this.leases = new Leases({ clockDriftMax, boot, isNew: false, clock, liveness: this.liveness });
   }
 
-  hear(from: string, boot: number, item: Uint8Array): void {
+  hear(from: string, boot: number, beat: Omit<Heartbeat, "news"> | null): void {
     this.liveness.heard(from, boot, this.now);
-    this.leases.heard(from, boot, item);
+    if (beat !== null) this.leases.heard(from, boot, beat);
   }
 
   pass(ms: number): void {
@@ -107,7 +113,7 @@ describe("support that a node holds", () => {
 
   test("is none from nodes that say nothing of it, nor where leases are off", () => {
     const leader = new Node("a");
-    leader.hear("other", 1, new Uint8Array(0));
+    leader.hear("other", 1, decodeHeartbeat(new Uint8Array(0)));
     expect(leader.held).toBe(0);
     const off = new Node("a", 2, null);
     exchanged(off, new Node("b"));
@@ -115,7 +121,8 @@ describe("support that a node holds", () => {
   });
 
   test("a heartbeat may grow at its end", () => {
-    const beat = { sent: { monotonicUs: 5, wallMs: 6 }, epoch: 7, echo: null };
+    const news = { version: "1.2.3", levels: { min: 2, max: 9 }, level: 4, leaders: null };
+    const beat = { sent: { monotonicUs: 5, wallMs: 6 }, epoch: 7, echo: null, news };
     const item = encodeHeartbeat(beat);
     const longer = new Uint8Array(item.length + 9);
     longer.set(item);
@@ -126,7 +133,7 @@ describe("support that a node holds", () => {
 describe("what binds a replica that sleeps", () => {
   test("is given back to it alone, once, and forgotten when support ends", () => {
     const node = new Node("a");
-    node.hear("other", 1, new Uint8Array(0));
+    node.hear("other", 1, null);
     const bond = { lead: 2, term: 3, epoch: node.liveness.epochOf("other") };
     node.leases.asleep(8, 1, bond);
     expect(node.leases.awake(8, 1)).toEqual(bond);
@@ -134,7 +141,7 @@ describe("what binds a replica that sleeps", () => {
     node.leases.asleep(8, 1, bond);
     expect(node.leases.awake(8, 4)).toBe(null);
     node.leases.asleep(8, 1, bond);
-    node.hear("other", 2, new Uint8Array(0));
+    node.hear("other", 2, null);
     node.leases.lapsed();
     expect(node.leases.awake(8, 1)).toBe(null);
   });
@@ -159,7 +166,7 @@ describe("a node that starts again", () => {
     const node = new ScriptedNode();
     await node.start();
     const sent = { monotonicUs: 123_456, wallMs: 1_700_000_000_000 };
-    const item = encodeHeartbeat({ sent, epoch: 0, echo: null });
+    const item = encodeHeartbeat({ sent, epoch: 0, echo: null, news: null });
     node.frame("n2", "control", ItemKind.heartbeat, item, 4);
     node.takeItems(ItemKind.heartbeat);
     node.pass(150, []);
@@ -169,5 +176,29 @@ describe("a node that starts again", () => {
     expect(beats.find(([to]) => to === "n2")?.[1]).toMatchObject({ echo: { boot: 4, ...sent } });
     expect(beats.find(([to]) => to === "n2")?.[1]?.epoch).toBeGreaterThan(0);
     expect(beats.find(([to]) => to === "n3")?.[1]).toMatchObject({ epoch: 0, echo: null });
+  });
+});
+
+describe("a linearizable read", () => {
+  test("on a leader with a lease sends nothing and is answered in the call", async () => {
+    const cluster = new Cluster();
+    await cluster.ready();
+    await cluster.create("acme");
+    await cluster.pass(1_000);
+    const leader = cluster.world.nodes.find((node) =>
+      [...(node.host?.replicas() ?? [])].some(
+        ({ tenant, raft }) => tenant === "acme" && raft.isLeader,
+      ),
+    );
+    let sent = 0;
+    cluster.world.onSent = () => {
+      sent += 1;
+    };
+    let answered = 0;
+    for (let read = 0; read < 100; read++)
+      leader?.host?.readWith("acme", { consistency: "linearizable" }, (error) => {
+        if (error === null) answered += 1;
+      });
+    expect([answered, sent]).toEqual([100, 0]);
   });
 });

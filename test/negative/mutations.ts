@@ -907,6 +907,26 @@ const ofRaft: readonly Mutation[] = [
 ];
 
 const ofHost: readonly Mutation[] = [
+  // --- versions and balance --------------------------------------------------------------------------------------------
+  {
+    id: "level-of-the-newest",
+    rule: "H5",
+    breaks: "A newer version proposes what the older ones beside it do not know",
+    file: "src/host/versions.ts",
+    find: `    return Math.min(this.#level() ?? levelFirst, this.#levels.max);`,
+    replace: `    return this.#levels.max;`,
+    killers: [host],
+  },
+  {
+    id: "unknown-level-applied",
+    rule: "H5",
+    breaks:
+      "A command of a level that is not known here is applied as what it would have been before",
+    file: "src/host/replica.ts",
+    find: `        if (level > this.#semanticsMax) {`,
+    replace: `        if (level > Infinity) {`,
+    killers: [host],
+  },
   {
     id: "vote-not-in-journal",
     rule: "E3",

@@ -72,8 +72,9 @@ interface Swarm {
   readonly rot: boolean;
   readonly singleVoter: boolean;
   readonly segmentBytes: number;
-  readonly tuning: Omit<Tuning, "replaceAfterMs">;
+  readonly tuning: Omit<Tuning, "replaceAfterMs" | "balanceAfterMs">;
   readonly replaceAfterMs: number;
+  readonly balanceAfterMs: number;
 }
 
 /** The seed draws what kind of run it is, so that a thousand seeds are a thousand kinds (swarm testing). */
@@ -118,6 +119,7 @@ function drawSwarm(prng: Prng, stormMs: number): Swarm {
     drainEveryMs: prng.pick([0, 0, 4_000]),
     spares: prng.pick([0, 0, 0, 1, 2]),
     moveEveryMs: prng.pick([0, 700, 2_000, 5_000]),
+    balanceAfterMs: prng.pick([200, 2_000, 10_000]),
   };
   // Where none sleep for want of use they sleep for want of room.
   const awakeMax = swarm.tuning.sleepAfterMs === 600_000 ? 3 : swarm.environmentsMax - 16;
@@ -175,7 +177,11 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
     environmentsMax: swarm.environmentsMax,
     clockSkew: swarm.clockSkew,
     segmentBytes: swarm.segmentBytes,
-    tuning: { ...swarm.tuning, replaceAfterMs: swarm.replaceAfterMs },
+    tuning: {
+      ...swarm.tuning,
+      replaceAfterMs: swarm.replaceAfterMs,
+      balanceAfterMs: swarm.balanceAfterMs,
+    },
     log,
   });
   world.trace = options.trace ?? null;

@@ -6,6 +6,7 @@
  */
 import { Prng } from "../../src/lib/prng.ts";
 import { NodeHost, type Log, type Tuning } from "../../src/host/node_host.ts";
+import type { Levels } from "../../src/host/versions.ts";
 import type {
   Clock,
   DiskSpace,
@@ -214,6 +215,9 @@ export interface SimNode {
   /** How far its wall clock is off; it may jump. */
   wallOffset: number;
   diskStalledUntil: number;
+  /** Which version of the program it runs, and the levels of commands that this knows; null: of these sources. */
+  version: string;
+  levels: Levels | null;
   /** Why the process had to end; the world then kills it. */
   fatal: Error | null;
 }
@@ -287,6 +291,8 @@ export class World {
           (options.clockSkew === true ? 0.9 + prng.below(200) / 1_000 : 1),
         wallOffset: 0,
         diskStalledUntil: 0,
+        version: "sim",
+        levels: null,
         fatal: null,
       };
       this.nodes.push(node);
@@ -461,7 +467,8 @@ export class World {
       cluster: "sim",
       node: node.name,
       boot: node.boot,
-      version: "sim",
+      version: node.version,
+      ...(node.levels !== null && { levels: node.levels }),
       peers: this.nodes.slice(0, this.#options.nodes).map((peer) => peer.name),
       diskId: node.diskName,
       transportKind: "loopback",
@@ -494,7 +501,9 @@ export class World {
     const initial = host.systemInitial;
     if (initial.length === 0) return again();
     const { name, boot, diskName } = node;
-    const action = { op: "node.register", node: name, boot, disk: diskName, initial } as const;
+    const { levelToBegin: level, levels } = host;
+    const of = { node: name, boot, disk: diskName, initial, level, levels };
+    const action = { op: "node.register", ...of } as const;
     const at = 1_700_000_000_000 + Math.floor(this.now);
     const actor = { kind: "system", keyId: name } as const;
     host.proposeWith("_system", { at, actor, action }, 3_000, (error, outcome) => {

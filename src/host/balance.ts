@@ -1,0 +1,118 @@
+/**
+ * Leaders spread over the nodes: a node that leads clearly more groups than the others gives some away, a few at a time,
+ * to those who lead fewest, and only while nothing else goes on. Nobody plans: each node knows the others' numbers from
+ * their heartbeats and parts with its own surplus alone, so that two cannot take from one another in turns.
+ */
+import type { Member } from "../machine/rows.ts";
+import { SYSTEM_GROUP } from "./directory.ts";
+import type { Replica } from "./replica.ts";
+
+/** Above this many times the mean a node gives leaderships away, down to as little above it as one transfer can. */
+const SURPLUS = 1.1;
+/** Under way at once; the next ones wait until all of these ended. */
+const TRANSFERS_MAX = 4;
+const ROUND_MS = 500;
+/** Numbers from heartbeats have to show what the last transfers changed. */
+const REST_MS = 500;
+
+export interface BalanceHooks {
+  /** Nodes may lead now; of this one too. Null: it takes none (full disk, drained, about to stop), or does not say. */
+  leadersOn(node: string): number | null;
+  /** All nodes that are to be counted, this one among them. */
+  nodes(): readonly string[];
+  replicas(): Iterable<Replica>;
+  transfer(replica: Replica, to: Member): void;
+}
+
+/** A group whose leadership could be another's. Those with one voter are nobody's surplus. */
+export function isMovable(replica: Replica): boolean {
+  const { raft, conf, group } = replica;
+  return (
+    replica.halted === null && group !== SYSTEM_GROUP && raft.isLeader && conf.voters.length > 1
+  );
+}
+
+export class Balance {
+  readonly #node: string;
+  readonly #hooks: BalanceHooks;
+  readonly #calmMs: number;
+  #changedAt: number;
+  #roundAt = -Infinity;
+  #underWay: Replica[] = [];
+  /** Leaderships that this node gave away to balance, since it started. */
+  given = 0;
+
+  /** @param calmMs nothing is given away before nodes neither came nor went for so long */
+  constructor(node: string, calmMs: number, now: number, hooks: BalanceHooks) {
+    this.#node = node;
+    this.#calmMs = calmMs;
+    this.#changedAt = now;
+    this.#hooks = hooks;
+  }
+
+  /** A node came or went: what follows from that comes first. */
+  disturbed(now: number): void {
+    this.#changedAt = now;
+  }
+
+  /** Call a few times a second. `now` is host time, ms. */
+  round(now: number): void {
+    if (now - this.#roundAt < ROUND_MS || now - this.#changedAt < this.#calmMs) return;
+    this.#roundAt = now;
+    if (this.#underWay.some(({ halted, raft }) => halted === null && raft.isTransferring)) return;
+    if (this.#underWay.length > 0) {
+      this.given += this.#underWay.filter(({ raft }) => !raft.isLeader).length;
+      this.#underWay = [];
+      this.#roundAt = now + REST_MS - ROUND_MS;
+      return;
+    }
+    const leaders = new Map<string, number>();
+    for (const node of this.#hooks.nodes()) {
+      const count = this.#hooks.leadersOn(node);
+      if (count !== null) leaders.set(node, count);
+    }
+    const own = leaders.get(this.#node);
+    if (own === undefined || leaders.size < 2) return;
+    let total = 0;
+    for (const count of leaders.values()) total += count;
+    const mean = total / leaders.size;
+    if (own > mean * SURPLUS) this.#give(leaders, own, mean);
+  }
+
+  #give(leaders: Map<string, number>, own: number, mean: number): void {
+    let left = own;
+    const give = (wantsIdle: boolean): void => {
+      for (const replica of this.#hooks.replicas()) {
+        if (this.#underWay.length >= TRANSFERS_MAX || left <= mean * SURPLUS) return;
+        if (!isMovable(replica) || this.#underWay.includes(replica)) continue;
+        // Those that nobody waits for first.
+        if (replica.idle !== wantsIdle) continue;
+        const heir = this.#heirOf(replica, leaders);
+        const led = heir === null ? Infinity : (leaders.get(heir.node) ?? Infinity);
+        // With less between them it would only change places.
+        if (heir === null || left - led < 2) continue;
+        leaders.set(heir.node, led + 1);
+        left -= 1;
+        this.#underWay.push(replica);
+        this.#hooks.transfer(replica, heir);
+      }
+    };
+    give(true);
+    give(false);
+  }
+
+  /** Of the voters that have everything, the one whose node leads fewest. */
+  #heirOf(replica: Replica, leaders: ReadonlyMap<string, number>): Member | null {
+    const { raft } = replica;
+    if (raft.hasPendingConfChange || raft.isTransferring) return null;
+    let best: Member | null = null;
+    for (const { id, match, state, isLearner } of raft.status().progress) {
+      const node = replica.members.get(id);
+      if (node === undefined || id === replica.id || isLearner) continue;
+      const led = leaders.get(node);
+      if (led === undefined || state !== "replicate" || match < raft.lastIndex) continue;
+      if (best === null || led < (leaders.get(best.node) ?? Infinity)) best = { id, node };
+    }
+    return best;
+  }
+}

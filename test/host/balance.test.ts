@@ -1,0 +1,100 @@
+import { describe, expect, test } from "vitest";
+import { Cluster } from "./cluster.ts";
+import type { SimNode } from "../sim/world.ts";
+
+const TENANTS = 18;
+const names = Array.from({ length: TENANTS }, (_, at) => `t${at + 1}`);
+
+/** How many of the tenants each node leads. */
+function led(cluster: Cluster): number[] {
+  const countOn = (node: SimNode): number =>
+    [...(node.host?.replicas() ?? [])].filter(
+      ({ tenant, raft, halted }) => tenant !== "_system" && raft.isLeader && halted === null,
+    ).length;
+  return cluster.world.nodes.map(countOn);
+}
+
+const most = (counts: readonly number[]): number => Math.max(...counts);
+const total = (counts: readonly number[]): number => counts.reduce((sum, count) => sum + count, 0);
+
+async function crowded(
+  options: { nodes?: number; balanceAfterMs?: number } = {},
+): Promise<Cluster> {
+  const { nodes = 3, balanceAfterMs = 1_000 } = options;
+  const cluster = new Cluster({ nodes, tuning: { balanceAfterMs } });
+  await cluster.ready();
+  for (const name of names) await cluster.create(name, ["n1", "n2", "n3"]);
+  // All on one: the others are away for a while.
+  const [first, ...others] = cluster.world.nodes;
+  for (const name of names)
+    for (const node of others)
+      for (const replica of node.host?.replicas() ?? [])
+        if (replica.tenant === name && replica.raft.isLeader) {
+          const heir = [...replica.members].find(([, at]) => at === first?.name);
+          cluster.world.within(node, () => replica.raft.transferLeadership(heir?.[0] ?? 0));
+        }
+  return cluster;
+}
+
+describe("leaders", () => {
+  test("spread until no node leads more than 1.2 times the mean, and then stay", async () => {
+    const cluster = await crowded();
+    await cluster.until(
+      "leaders spread",
+      () => total(led(cluster)) === TENANTS && most(led(cluster)) <= (TENANTS / 3) * 1.2,
+      60_000,
+    );
+    await cluster.pass(5_000);
+    const before = led(cluster);
+    const given = cluster.world.nodes.map((node) => node.host?.cluster().replicas.given ?? 0);
+    expect(most(before)).toBeLessThanOrEqual((TENANTS / 3) * 1.2);
+    await cluster.pass(20_000);
+    expect(led(cluster)).toEqual(before);
+    expect(cluster.world.nodes.map((node) => node.host?.cluster().replicas.given)).toEqual(given);
+    const status = cluster.node(0).host?.cluster();
+    expect(status?.nodes.map(({ leaders }) => leaders)).toEqual(before);
+  });
+
+  test("are not given away while nodes come and go, nor to one that is drained", async () => {
+    const cluster = await crowded({ balanceAfterMs: 5_000 });
+    const third = cluster.node(2);
+    const action = { op: "node.phase", node: "n3", phase: "draining" } as const;
+    await cluster.change(cluster.node(0), "_system", {
+      at: 1_700_000_000_000,
+      actor: { kind: "system", keyId: "test" },
+      action,
+    });
+    // It is where the directory still has replicas: there is nowhere else for them.
+    await cluster.pass(30_000);
+    const status = cluster.node(0).host?.cluster();
+    expect(status?.nodes.find(({ name }) => name === "n3")?.leaders).toBe(null);
+    const [one = 0, two = 0] = led(cluster);
+    expect(Math.abs(one - two)).toBeLessThanOrEqual(2);
+
+    const before = cluster.world.nodes.map((node) => node.host?.cluster().replicas.given);
+    for (let round = 0; round < 5; round++) {
+      cluster.world.crash(third);
+      await cluster.pass(1_500);
+      cluster.world.start(third);
+      await cluster.pass(1_500);
+    }
+    expect(
+      cluster.world.nodes.slice(0, 2).map((node) => node.host?.cluster().replicas.given),
+    ).toEqual(before.slice(0, 2));
+  });
+
+  test("with one voter are nobody's to give", async () => {
+    const cluster = new Cluster({ tuning: { balanceAfterMs: 500 } });
+    await cluster.ready();
+    for (const name of names.slice(0, 6)) await cluster.create(name, ["n1"]);
+    await cluster.pass(10_000);
+    expect(led(cluster)[0]).toBe(6);
+    expect(cluster.node(0).host?.cluster().replicas.given).toBe(0);
+    expect(
+      cluster
+        .node(0)
+        .host?.cluster()
+        .nodes.map(({ leaders }) => leaders),
+    ).toEqual([0, 0, 0]);
+  });
+});
