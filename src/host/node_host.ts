@@ -132,6 +132,8 @@ const CAMPAIGNS_PER_PULSE = 64;
 /** A campaign that brought no leader is tried again after this long, plus as much again by chance. */
 const CAMPAIGN_RETRY_MS = 1_000;
 const CAMPAIGN_TRIES = 10;
+/** Nodes do not notice a loss in the same moment, and whoever has not noticed yet refuses its vote. */
+const LAPSE_SPREAD_MS = 2 * PULSE_MS;
 const CLOCK_DRIFT_MAX = 0.1;
 /** When things are written behind; the simulator makes them happen more often. */
 export interface Tuning {
@@ -858,6 +860,7 @@ export class NodeHost implements ConfigService {
 
   #pulse(): void {
     const now = this.#clock.monotonicMs();
+    this.liveness.check(now);
     const attempts = this.#attempts;
     this.#attempts = [];
     for (const attempt of attempts) {
@@ -1195,7 +1198,7 @@ export class NodeHost implements ConfigService {
       if (led) this.#contained(replica, () => replica.raft.forgetLeader());
       this.#mark(replica);
       if (!led || !this.#isFirstToCampaign(replica)) continue;
-      this.#campaigns.set(replica, { due: now, tries: CAMPAIGN_TRIES });
+      this.#campaigns.set(replica, { due: now + LAPSE_SPREAD_MS, tries: CAMPAIGN_TRIES });
     }
   }
 
