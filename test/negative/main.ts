@@ -1,8 +1,7 @@
 /**
  * Plants every bug of mutations.ts, one at a time, and demands that each is found: `bun test/negative/main.ts`, with
  * `--only id,id` for some of them or `--slice 2/4` for the second quarter. A run over all of them writes the table
- * docs/planted-bugs.md, and so do runs over parts of them that keep what they found in one file (`--results FILE`), with the
- * last part. Ends with 1 when one survives. `--by sim` (or `test`) lets only killers of that kind loose, to see
+ * docs/planted-bugs.md, and so does one that goes on where another ended (`--results FILE` keeps each verdict as it comes). Ends with 1 when one survives. `--by sim` (or `test`) lets only killers of that kind loose, to see
  * what the simulator finds by itself.
  */
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
@@ -23,7 +22,15 @@ const { values } = parseArgs({
   },
 });
 
-const chosen = limited(choose());
+/** By mutation, of earlier runs and of this one. */
+const known = new Map<string, Verdict>();
+if (values.results !== undefined && existsSync(values.results))
+  for (const [id, verdict] of JSON.parse(readFileSync(values.results, "utf8")) as [
+    string,
+    Verdict,
+  ][])
+    known.set(id, verdict);
+const chosen = limited(choose()).filter(({ id }) => !known.has(id));
 checkPlaces(mutations);
 const greenhouse = new Greenhouse();
 for (const signal of ["SIGINT", "SIGTERM"] as const)
@@ -39,6 +46,8 @@ try {
     tell(`${index + 1}/${chosen.length} ${mutation.id} `);
     const verdict = await greenhouse.try(mutation);
     results.push({ mutation, verdict });
+    known.set(mutation.id, verdict);
+    if (values.results !== undefined) writeFileSync(values.results, JSON.stringify([...known]));
     const end = verdict.killed ? "killed" : "SURVIVED";
     tell(`${end} after ${(verdict.ms / 1_000).toFixed(1)} s: ${verdict.by}\n`);
   }
@@ -50,15 +59,6 @@ const seconds = Math.round((performance.now() - startedAt) / 1_000);
 tell(`${results.length} planted, ${results.length - survivors.length} killed, in ${seconds} s\n`);
 for (const { mutation } of survivors) tell(`survived: ${mutation.id} (${mutation.file})\n`);
 if (values.by === undefined) {
-  const known = new Map<string, Verdict>();
-  if (values.results !== undefined && existsSync(values.results))
-    for (const [id, verdict] of JSON.parse(readFileSync(values.results, "utf8")) as [
-      string,
-      Verdict,
-    ][])
-      known.set(id, verdict);
-  for (const { mutation, verdict } of results) known.set(mutation.id, verdict);
-  if (values.results !== undefined) writeFileSync(values.results, JSON.stringify([...known]));
   const all = mutations.flatMap((mutation) => {
     const verdict = known.get(mutation.id);
     return verdict === undefined ? [] : [{ mutation, verdict }];
