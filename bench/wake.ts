@@ -40,9 +40,9 @@ async function firstRequests(
   request: (url: string, number: number) => Promise<{ status: number; body: unknown }>,
 ): Promise<Phase> {
   const pids = (): number[] => cluster.nodes.flatMap(({ pid }) => pid ?? []);
-  // Connections are open, and nothing of the start is under way any more.
+  // Connections are open, and what a node that just started owes to earlier promises is over.
   for (const { url } of cluster.nodes) await ask(`${url}/readyz`);
-  await sleep(1_500);
+  await sleep(3_000);
   const before = processorSeconds(pids());
   const times: number[] = [];
   for (let number = 0; number < tenants; number += 1) {
