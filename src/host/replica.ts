@@ -626,10 +626,13 @@ export class Replica {
 
   #isOnlyCommit(append: StorageAppend): boolean {
     const { hardState, entries, responses, own } = append;
-    if (entries.length > 0 || own.length > 0) return false;
+    if (entries.length > 0) return false;
+    // A pre-vote binds nobody (thesis §9.6): neither does it change what is stored, nor need it outlive a crash.
+    for (const { type } of own) if (type !== MessageType.preVoteResponse) return false;
     // Acknowledgements speak of entries that are durable, or on their way into the journal before this.
     for (const { type } of responses) {
-      if (type !== MessageType.appendEntriesResponse) return false;
+      if (type !== MessageType.appendEntriesResponse && type !== MessageType.preVoteResponse)
+        return false;
     }
     const { term, vote } = this.#hardSubmitted;
     return hardState === null || (hardState.term === term && hardState.vote === vote);

@@ -9,6 +9,7 @@ import { apply } from "../../src/machine/machine.ts";
 import type { StateTransaction } from "../../src/machine/machine.ts";
 import { MessageType } from "../../src/raft/types.ts";
 import { World, type SimNode } from "../sim/world.ts";
+import { ready } from "./cluster.ts";
 import { command, createTenant } from "./scripted_node.ts";
 
 function publish(text: string): Command {
@@ -134,4 +135,25 @@ test("a publish reads and writes few rows, however many versions there are", () 
   expect(counts.put).toBe(7);
   // The oldest version with its text, and the oldest release.
   expect(counts.delete).toBe(3);
+});
+
+test("an election costs two journal writes at each node that takes part: votes and the first entry, no pre-votes", async () => {
+  const cluster = await ready();
+  await cluster.create("t");
+  await cluster.pass(3_000);
+  const victim = cluster.leader("t") as SimNode;
+  const led = [...(victim.host?.replicas() ?? [])].filter(({ raft }) => raft.isLeader).length;
+  const survivors = cluster.world.nodes.filter((node) => node !== victim);
+  const appends = (): number =>
+    survivors.reduce((sum, { host }) => sum + (host?.cluster().journal.appends ?? 0), 0);
+  const before = appends();
+  cluster.world.crash(victim);
+  await cluster.until("led again", () => {
+    const leader = cluster.leader("t");
+    return leader !== null && leader !== victim;
+  });
+  await cluster.pass(1_000);
+  // Groups whose elections fall into one turn share their writes.
+  expect(appends() - before).toBeLessThanOrEqual(4 * led);
+  expect(appends() - before).toBeGreaterThanOrEqual(4);
 });
