@@ -128,6 +128,7 @@ describe("directory.recover", () => {
   test("lets a tenant grow to what it had, and is over then", () => {
     const machine = directory();
     machine.do(recovery);
+    machine.do({ op: "node.join", node: "n4", disk: "disk-n4" });
     const row = (): TenantRow => queries.getTenant(machine.state, "acme") as TenantRow;
     const move = (nodes: readonly string[]): unknown => {
       const { generation = 0 } = row().placement;
