@@ -743,21 +743,7 @@ async function main(): Promise<void> {
   console.log(
     `probe: ${usual.spinMs.toFixed(1)} ms of processor, ${usual.syncMs.toFixed(2)} ms for a sync; load average ${loadBefore}${loadBefore > 0.5 ? ": THE MACHINE IS NOT QUIET" : ""}`,
   );
-  for (let round = 1; round <= rounds; round++)
-    for (const system of asked) {
-      if (versions.get(system.name) === null) continue;
-      console.log(
-        `round ${round} of ${rounds}: ${system.name}, after ${performance.now().toFixed(0)} ms`,
-      );
-      const running = await system.start();
-      try {
-        await measure(system, running, names, probe, usual);
-      } finally {
-        await running.stop();
-      }
-    }
-  probe.close();
-  write({
+  const run: Run = {
     command: `npm run bench:peers -- ${process.argv.slice(2).join(" ")}`.replace(/ -- $/, ""),
     at: new Date().toISOString(),
     sha: spawnSync("git", ["-C", root, "rev-parse", "HEAD"], { encoding: "utf8" }).stdout.trim(),
@@ -771,9 +757,31 @@ async function main(): Promise<void> {
       durability,
       version: versions.get(name) ?? null,
     })),
-  });
+  };
+  for (let round = 1; round <= rounds; round++) {
+    for (const system of asked) {
+      if (versions.get(system.name) === null) continue;
+      console.log(
+        `round ${round} of ${rounds}: ${system.name}, after ${performance.now().toFixed(0)} ms`,
+      );
+      const running = await system.start();
+      try {
+        await measure(system, running, names, probe, usual);
+      } finally {
+        await running.stop();
+      }
+    }
+    // After each, so that a run that is ended early leaves what it has.
+    write({ ...run, rounds: round });
+  }
+  probe.close();
 }
 
+for (const signal of ["SIGINT", "SIGTERM"])
+  process.on(signal, () => {
+    removeFolders();
+    process.exit(1);
+  });
 try {
   await main();
 } finally {
