@@ -4,6 +4,7 @@ import { runSeed } from "./run.ts";
 
 /** Seeds that once broke something; what it was is in the commit that made them pass. */
 const regressions = [
+  410_001_256, // (the simulation's) promises of a process that was gone removed a file of the next one
   400_000_152, // the header of the journal's only segment rotted: sequences began anew, and a vote was not replayed
   73_000_054, // all initial nodes had left, and two that came back with nothing began another cluster
   72_000_069, // a node was taken out of the directory while it had the only vote of the directory's own group

@@ -16,7 +16,7 @@ import type {
   Lane,
   Transport,
 } from "../../src/host/ports.ts";
-import { NodeJournal } from "../../src/store/journal.ts";
+import { NodeJournal, type JournalDisk } from "../../src/store/journal.ts";
 import { committedBy, MemoryEnvironment, type PreparedChange } from "../host/memory_environment.ts";
 import { MemoryQuarantine } from "../host/memory_quarantine.ts";
 import { SimDisk } from "../store/sim_disk.ts";
@@ -439,7 +439,7 @@ export class World {
     const { life } = node;
     this.note(`start ${node.name} boot ${node.boot}`);
     const journal = new NodeJournal({
-      disk: node.disk,
+      disk: this.#diskInLife(node),
       salt: this.prng.uint32(),
       segmentBytes: this.#options.segmentBytes ?? 256 * 1024,
       onFatal: (error) => {
@@ -509,6 +509,26 @@ export class World {
     host.proposeWith("_system", { at, actor, action }, 3_000, (error, outcome) => {
       if (error !== null || outcome?.ok !== true) again();
     });
+  }
+
+  /** What promises of a process that is gone still come to do touches no disk any more. */
+  #diskInLife(node: SimNode): JournalDisk {
+    const { life, disk } = node;
+    const living =
+      <Args extends unknown[]>(act: (...args: Args) => void) =>
+      (...args: Args): void => {
+        if (node.life === life) act(...args);
+      };
+    return {
+      list: () => disk.list(),
+      read: (name) => disk.read(name),
+      truncate: living((name: string, size: number) => disk.truncate(name, size)),
+      create: living((...args: Parameters<JournalDisk["create"]>) => disk.create(...args)),
+      remove: living((...args: Parameters<JournalDisk["remove"]>) => disk.remove(...args)),
+      syncDirectory: living((...args: Parameters<JournalDisk["syncDirectory"]>) =>
+        disk.syncDirectory(...args),
+      ),
+    };
   }
 
   /** Another disk, empty, takes the place of this one. Only while the process is down. */
