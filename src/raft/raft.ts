@@ -568,6 +568,7 @@ export class Raft {
       this.#answerOutdated(m);
       return;
     }
+    if (m.reject && isVoteResponse(m.type)) this.#learnCommit(m);
     if (m.type === MessageType.requestVote || m.type === MessageType.preVote) {
       this.#castVote(m);
     } else if (this.#role === "leader") {
@@ -616,10 +617,7 @@ export class Raft {
         return;
       case MessageType.preVote: {
         // An answer and not silence, or two groups of pre-candidates with different terms could block each other.
-        const answer = this.#message(MessageType.preVoteResponse, m.from);
-        answer.reject = true;
-        this.#after.push(answer);
-        this.#introduceTo(m.from);
+        this.#refuseVote(MessageType.preVoteResponse, m.from);
         return;
       }
       case MessageType.requestVote:
@@ -664,8 +662,8 @@ export class Raft {
       this.#vote === m.from ||
       (this.#vote === NONE && this.#lead === NONE) ||
       (isPreVote && m.term > this.#term);
-    const answer = this.#message(type, m.from);
     if (free && !isBound && this.#log.isUpToDate(m.index, m.logTerm)) {
+      const answer = this.#message(type, m.from);
       // The term asked about, which for a pre-vote is not ours: with ours the sender would take the answer for old.
       answer.term = m.term;
       if (!isPreVote) {
@@ -674,11 +672,39 @@ export class Raft {
         // The leader that is handing over reads by no lease any more.
         if (m.context === FORCED) this.#bond = null;
       }
+      this.#after.push(answer);
     } else {
-      answer.reject = true;
-      this.#introduceTo(m.from);
+      this.#refuseVote(type, m.from);
+    }
+  }
+
+  /**
+   * With what is committed here, in place of a leader: whoever was removed may have the longer log, and refuse for ever the
+   * one who needs its vote because it does not know of the removal yet.
+   */
+  #refuseVote(type: MessageType, to: ReplicaId): void {
+    const answer = this.#message(type, to);
+    answer.reject = true;
+    if (this.#supports !== null) {
+      const { commit } = this.#log;
+      const term = this.#log.term(commit);
+      if (term !== UNKNOWN_TERM) {
+        answer.commit = commit;
+        answer.logTerm = term;
+      }
     }
     this.#after.push(answer);
+    this.#introduceTo(to);
+  }
+
+  /** Committed there, and the same entry here: committed (log matching, Raft §5.3). */
+  #learnCommit({ commit, logTerm }: Message): void {
+    const log = this.#log;
+    if (commit <= log.commit || commit > log.lastIndex || !log.matches(commit, logTerm)) return;
+    log.commitTo(commit);
+    const isCandidate = this.#role === "candidate" || this.#role === "preCandidate";
+    // What is counted now may be no majority any more.
+    if (isCandidate && this.#hasUnappliedConfChange()) this.#becomeFollower(this.#term, NONE);
   }
 
   #inLease(from: ReplicaId): boolean {
@@ -1616,10 +1642,13 @@ function isAnswer(type: MessageType): boolean {
   return (
     type === MessageType.appendEntriesResponse ||
     type === MessageType.heartbeatResponse ||
-    type === MessageType.requestVoteResponse ||
-    type === MessageType.preVoteResponse ||
-    type === MessageType.readIndexResponse
+    type === MessageType.readIndexResponse ||
+    isVoteResponse(type)
   );
+}
+
+function isVoteResponse(type: MessageType): boolean {
+  return type === MessageType.requestVoteResponse || type === MessageType.preVoteResponse;
 }
 
 function statusOf(peer: Progress): PeerStatus {

@@ -173,6 +173,42 @@ describe("a leader with liveness from outside", () => {
     expect(second.raft.confState.voters).toEqual([2, 3]);
   });
 
+  test("and lost its lead with the longer log lets the last voter lead, who does not know of the removal", () => {
+    let alive = true;
+    const peers = cluster(2, { config: { ...everybody, supports: () => alive } });
+    const [leader, second] = peers as [Peer, Peer];
+    leader.raft.campaign();
+    exchange(peers);
+    const change = {
+      transition: "auto",
+      changes: [{ kind: 1, id: 1 }],
+      context: new Uint8Array(0),
+    } as const;
+    expect(leader.raft.proposeConfChange(change).ok).toBe(true);
+    leader.settle();
+    const [append] = leader.sent.splice(0);
+    leader.raft.propose(bytes("x"));
+    leader.settle();
+    // Only the change arrives, and of its answer the leader alone hears.
+    second.raft.step(append as Message);
+    second.settle();
+    for (const m of second.sent.splice(0)) leader.raft.step(m);
+    leader.settle();
+    expect(leader.raft.confState.voters).toEqual([2]);
+    expect(second.raft.confState.voters).toEqual([1, 2]);
+    leader.sent.length = 0;
+    alive = false;
+    leader.tick(40);
+    expect(leader.raft.isLeader).toBe(false);
+    for (let i = 0; i < 100 && !second.raft.isLeader; i++) {
+      second.raft.tick();
+      exchange(peers, (m) => m.type === MessageType.appendEntries);
+    }
+    expect(second.raft.isLeader).toBe(true);
+    expect(second.raft.confState.voters).toEqual([2]);
+    expect(second.raft.commitIndex).toBeGreaterThan(2);
+  });
+
   test("that was deposed and removed tells who takes it for the leader still, when asked", () => {
     const peers = resting();
     const [leader, second, third] = peers;
