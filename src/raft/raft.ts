@@ -141,6 +141,9 @@ export class Raft {
 
   /** Made once, so that counting a quorum allocates nothing. */
   readonly #matchOf = (id: ReplicaId): number => this.#peer(id)?.match ?? 0;
+  /** Where log and commit index stood at the last beat. */
+  #lastAtBeat = 0;
+  #commitAtBeat = 0;
   readonly #knownCommitOf = (id: ReplicaId): number => this.#peer(id)?.knownCommit ?? 0;
   readonly #voteOf = (id: ReplicaId): Vote => this.#peer(id)?.vote ?? Vote.none;
   readonly #readConfirmedOf = (id: ReplicaId): number => this.#peer(id)?.readConfirmed ?? 0;
@@ -1029,10 +1032,20 @@ export class Raft {
     for (const peer of this.#peers) {
       if (peer.id === this.#id) continue;
       // Thousands of groups calling a node that is gone would be the heartbeats that D3 did away with.
-      const needed =
-        peer.introduce || (this.#supports(peer.id) ? !this.#isCaughtUp(peer) : !quorum);
+      const needed = peer.introduce || (this.#supports(peer.id) ? this.#lags(peer) : !quorum);
       if (needed) this.#sendHeartbeat(peer, round);
     }
+    this.#lastAtBeat = this.#log.lastIndex;
+    this.#commitAtBeat = this.#log.commit;
+  }
+
+  /** It is not caught up with what was here a beat ago: what was sent since may be on its way. */
+  #lags(peer: Progress): boolean {
+    return (
+      peer.state !== "replicate" ||
+      peer.match < this.#lastAtBeat ||
+      peer.knownCommit < this.#commitAtBeat
+    );
   }
 
   #broadcastHeartbeat(round: number): void {

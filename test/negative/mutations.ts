@@ -75,12 +75,12 @@ const ofRaft: readonly Mutation[] = [
     rule: "E1",
     breaks: "The answer to a request for votes leaves before the vote is durable",
     file: "src/raft/raft.ts",
-    find: `      this.#introduceTo(m.from);
-    }
-    this.#after.push(answer);`,
-    replace: `      this.#introduceTo(m.from);
-    }
-    this.#messages.push(answer);`,
+    find: `        if (m.context === FORCED) this.#bond = null;
+      }
+      this.#after.push(answer);`,
+    replace: `        if (m.context === FORCED) this.#bond = null;
+      }
+      this.#messages.push(answer);`,
     killers: [raft, sim],
   },
   {
@@ -211,9 +211,7 @@ const ofRaft: readonly Mutation[] = [
     breaks:
       "A pre-vote of an earlier term is dropped instead of refused: two camps block each other",
     file: "src/raft/raft.ts",
-    find: `        answer.reject = true;
-        this.#after.push(answer);
-        this.#introduceTo(m.from);`,
+    find: `        this.#refuseVote(MessageType.preVoteResponse, m.from);`,
     replace: `        this.#introduceTo(m.from);`,
     killers: [raft],
   },
@@ -402,13 +400,13 @@ const ofRaft: readonly Mutation[] = [
     find: `      this.#answerOutdated(m);
       return;
     }
-    if (m.type === MessageType.requestVote`,
+    if (m.reject`,
     replace: `      if (m.type !== MessageType.appendEntriesResponse) {
         this.#answerOutdated(m);
         return;
       }
     }
-    if (m.type === MessageType.requestVote`,
+    if (m.reject`,
     killers: [raft, sim],
   },
   {

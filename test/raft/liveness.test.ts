@@ -71,6 +71,8 @@ describe("a group at rest", () => {
     exchange(peers, (m) => m.to === 3 && m.type === MessageType.appendEntries && m.commit > 1);
     expect(third.raft.commitIndex).toBe(1);
     expect(leader.raft.idle).toBe(false);
+    // What was sent since the last beat may be on its way still.
+    leader.raft.tick();
     leader.raft.tick();
     exchange(peers);
     expect(third.raft.commitIndex).toBe(2);
