@@ -3,7 +3,7 @@ import { describe, expect, test } from "vitest";
 import { readJournal } from "../../src/store/journal.ts";
 import { payloadStart, readSegment } from "../../src/store/journal_format.ts";
 import type { SimNode } from "../sim/world.ts";
-import { type Cluster, latest, publish, ready } from "./cluster.ts";
+import { Cluster, latest, publish, ready } from "./cluster.ts";
 import { command } from "./scripted_node.ts";
 
 const SYSTEM = "_system";
@@ -96,6 +96,30 @@ describe("a node that leaves", () => {
     expect(Math.min(...ids)).toBeGreaterThan(3);
     await cluster.until("known", () => cluster.node(3).host?.directory.nodes().length === 3);
   });
+});
+
+test("initial nodes that have yet to register have their votes, from the first moment on", async () => {
+  const cluster = new Cluster();
+  // The third of them comes an hour later.
+  cluster.world.crash(cluster.node(2));
+  const fewest = (): number =>
+    Math.min(
+      ...cluster.replicas(SYSTEM).map(({ replica: { conf } }) => {
+        const { voters, votersOutgoing } = conf;
+        return votersOutgoing.length === 0 ? voters.length : 0;
+      }),
+    );
+  let least = 3;
+  const watch = (done: boolean): boolean => {
+    least = Math.min(least, fewest());
+    return done;
+  };
+  await cluster.until("two are ready", () =>
+    watch(cluster.world.alive.every(({ host }) => host?.ready === true)),
+  );
+  const end = cluster.world.now + 5_000;
+  await cluster.world.run(end, () => watch(false));
+  expect(least).toBe(3);
 });
 
 describe("a node without a directory", () => {

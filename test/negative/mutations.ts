@@ -1407,8 +1407,8 @@ const ofHost: readonly Mutation[] = [
     breaks:
       "A node that is to leave loses its vote although it cannot leave, and fewer losses are survived",
     file: "src/host/reconciler.ts",
-    find: `      return row !== undefined && !this.#emptied.has(row.node) && row.role`,
-    replace: `      return row !== undefined && row.phase !== "leaving" && row.role`,
+    find: `      return !this.#emptied.has(row.node) && row.role`,
+    replace: `      return row.phase !== "leaving" && row.role`,
     killers: [host],
   },
   {
