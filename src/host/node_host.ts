@@ -336,7 +336,7 @@ export class NodeHost implements ConfigService {
   readonly #campaigns = new Map<Replica, Campaign>();
   #campaignsDeferred = false;
   readonly #revisionWaiters = new Map<number, RevisionWaiter[]>();
-  #checkpoints = 0;
+  readonly #checkpoints = new Set<Replica>();
   #expiredAt = 0;
   #sleptAt = 0;
   #roomMadeAt = 0;
@@ -679,7 +679,7 @@ export class NodeHost implements ConfigService {
     await this.#until(() => {
       for (const replica of unwritten.splice(
         0,
-        this.#busyMax(CHECKPOINTS_AT_ONCE_MAX) - this.#checkpoints,
+        this.#busyMax(CHECKPOINTS_AT_ONCE_MAX) - this.#checkpoints.size,
       ))
         this.#checkpoint(replica);
       return unwritten.length === 0;
@@ -1387,6 +1387,8 @@ export class NodeHost implements ConfigService {
     try {
       return this.#wakeCold(group);
     } catch (error) {
+      // Nothing is wrong with it: too many others are busy, and whoever asks asks again.
+      if (error instanceof Problem && error.code === "overloaded") return null;
       // One tenant's environment must not stop the others, nor whoever happened to ask for it.
       this.#unreadable.set(group, error instanceof Error ? error.message : String(error));
       this.#log.error({ group, err: error }, "replica.cannot_wake");
@@ -1595,7 +1597,7 @@ export class NodeHost implements ConfigService {
     const atOnce = this.#busyMax(Math.min(CHECKPOINTS_AT_ONCE_MAX, CHECKPOINTS_AT_ONCE * pressure));
     let recoveredBytes = 0;
     for (const group of this.#checkpointQueue) {
-      if (this.#checkpoints >= atOnce) return;
+      if (this.#checkpoints.size >= atOnce) return;
       const records = this.#replicas.has(group) ? undefined : this.#recovered.get(group);
       if (records !== undefined) {
         if (recoveredBytes >= RECOVERY_BYTES_PER_PULSE) continue;
@@ -1614,7 +1616,7 @@ export class NodeHost implements ConfigService {
 
   #checkpoint(replica: Replica): void {
     this.#contained(replica, () => {
-      if (replica.checkpoint()) this.#checkpoints += 1;
+      if (replica.checkpoint()) this.#checkpoints.add(replica);
     });
   }
 
@@ -1674,7 +1676,7 @@ export class NodeHost implements ConfigService {
   }
 
   #stored(replica: Replica, error: Error | null): void {
-    this.#checkpoints = Math.max(0, this.#checkpoints - 1);
+    this.#checkpoints.delete(replica);
     if (error !== null) {
       // After a failed commit nobody knows what an environment holds.
       this.#options.onFatal(

@@ -508,6 +508,23 @@ describe("a damaged replica", () => {
   });
 });
 
+test("a replica for which there is no room just now wakes when there is", async () => {
+  const cluster = await ready();
+  await cluster.create("acme");
+  const node = cluster.node(2);
+  cluster.world.crash(node);
+  const name = node.environments.names().find((each) => each.startsWith("acme.")) as string;
+  node.environments.busy.add(name);
+  cluster.world.start(node);
+  await cluster.until("here again", () => node.host?.ready === true);
+  expect((await cluster.change(cluster.node(0), "acme", publish("kept"))).ok).toBe(true);
+  await cluster.pass(500);
+  expect(cluster.replicas("acme").map((each) => each.node)).not.toContain(node);
+  node.environments.busy.clear();
+  expect(await cluster.read(node, "acme", latest)).toBe("kept");
+  await cluster.until("awake", () => cluster.replicas("acme").some((each) => each.node === node));
+});
+
 describe("a replica that was removed", () => {
   test("and has not heard of it deposes nobody, and drops its bytes when it hears", async () => {
     const cluster = await ready({ nodes: 4 });

@@ -4,6 +4,7 @@
  *
  * Nothing of the host's below its promises is replaced: clock, disk, environments and transport are its own ports.
  */
+import { Problem } from "../../src/api/problems.ts";
 import { Prng } from "../../src/lib/prng.ts";
 import { NodeHost, type Log, type Tuning } from "../../src/host/node_host.ts";
 import type { Levels } from "../../src/host/versions.ts";
@@ -103,6 +104,8 @@ class SimEnvironments implements Environments {
   readonly removed = new Set<string>();
   /** Of these the files are not to be read. */
   readonly broken = new Set<string>();
+  /** Names for which there is no room just now. */
+  readonly busy = new Set<string>();
   readonly #schedule: (run: () => void) => void;
   readonly #prng: Prng;
   /** The next commit fails, having been made or not. */
@@ -147,6 +150,7 @@ class SimEnvironments implements Environments {
   }
 
   open(name: string): Environment {
+    if (this.busy.has(name)) throw new Problem("overloaded", "Too many are busy at once");
     if (this.broken.has(name)) throw new Error(`Environment ${name} cannot be read`);
     if (this.#open.has(name)) throw new Error(`Environment ${name} is open already`);
     this.#open.add(name);
