@@ -158,11 +158,15 @@ async function main(args: readonly string[]): Promise<void> {
   });
   const root = rootToken(settings);
   const fatal = (error: Error): void => {
-    log.fatal({ err: error }, "node.fatal");
-    // Nothing may be acknowledged any more, and nothing that is open can be trusted to close.
-    // Not by process.stderr, which may still hold it when the process is gone.
-    writeSync(2, `conflux: ${error.message}\n`);
-    process.kill(process.pid, "SIGKILL");
+    try {
+      log.fatal({ err: error }, "node.fatal");
+      // Not by process.stderr, which may still hold it when the process is gone.
+      writeSync(2, `conflux: ${error.message}\n`);
+    } finally {
+      // Nothing may be acknowledged any more, and nothing that is open can be trusted to close; also when nobody reads
+      // what it says (a full pipe refuses it).
+      process.kill(process.pid, "SIGKILL");
+    }
   };
   const disk = new DiskMonitor({
     directory: directory.path,

@@ -18,8 +18,12 @@ import { join, resolve } from "node:path";
 import { syncDirectorySync, writeFileDurably } from "./disk.ts";
 import { lockDirectory } from "./lock.ts";
 
-/** Of the directory as a whole; the journal's segments carry their own. */
-export const dataFormat = 1;
+/**
+ * Of the directory as a whole; the journal's segments carry their own. Since 2 there may be a quarantine/, and environments
+ * with the text of a large commit: whoever passes over the one lets a damaged replica vote, over the other serves half of
+ * a commit. An older directory is read as it is, and is of this format from then on.
+ */
+export const dataFormat = 2;
 
 const identityFile = "conflux.json";
 /** While it is there some groups are of the new incarnation and some of the old one. */
@@ -86,7 +90,7 @@ export async function openDataDirectory(options: DataDirectoryOptions): Promise<
       throw new DataDirectoryError(
         `A recovery of data directory ${path} was begun and not finished: run conflux cluster recover again, with the same directories`,
       );
-    const identity: Identity = { ...before, boot: before.boot + 1 };
+    const identity: Identity = { ...before, format: dataFormat, boot: before.boot + 1 };
     writeIdentity(path, identity);
     let stopWatching = (): void => undefined;
     return {
@@ -172,10 +176,6 @@ function assertOurs(
   found: Identity,
   { cluster, node, peers }: DataDirectoryOptions,
 ): void {
-  if (found.format > dataFormat)
-    throw new DataDirectoryError(
-      `Data directory ${path} has format ${found.format}, this program knows up to ${dataFormat}; start the newer program`,
-    );
   if (found.cluster !== cluster)
     throw new DataDirectoryError(
       `Data directory ${path} belongs to cluster ${found.cluster}, this node is of cluster ${cluster}; set the right directory or cluster`,
@@ -222,6 +222,10 @@ function readIdentity(path: string): Identity | null {
   )
     throw new DataDirectoryError(
       `Cannot read ${file}: format, cluster, node, disk, boot or peers is missing; restore it`,
+    );
+  if (format > dataFormat)
+    throw new DataDirectoryError(
+      `Data directory ${path} has format ${format}, this program knows up to ${dataFormat}; start the newer program`,
     );
   return { format, cluster, node, disk, boot: boot as number, peers };
 }

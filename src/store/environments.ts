@@ -87,7 +87,7 @@ export interface EnvironmentsOptions {
   readonly capMax?: number;
   /** Of a commit; more of them make it a large one. For tests. */
   readonly rowsPerTurn?: number;
-  /** A commit begins; what it returns is called when it has ended. */
+  /** A transaction of a commit begins; what it returns is called when it has ended. */
   readonly begin?: () => () => void;
 }
 
@@ -362,11 +362,12 @@ export class LmdbEnvironment implements Environment {
     assert(!this.#closed, "Environment is closed");
     this.used = true;
     if (this.#databases !== null) return this.#databases;
+    this.#pool.opening();
     let databases: Databases;
     try {
-      this.#pool.opening();
       checkDataFile(this.#path);
       databases = openDatabases(this.#path);
+      redo(databases);
     } catch (error) {
       throw new Error(`Cannot open environment ${dirname(this.#path)}`, { cause: error });
     }
@@ -375,7 +376,6 @@ export class LmdbEnvironment implements Environment {
     this.#state = databases.state;
     this.#other = null;
     this.#pool.opened(this);
-    redo(databases);
     // What an earlier life left half received would otherwise keep its space.
     if (databases.isStaged) this.stage().discard();
     return databases;
@@ -454,7 +454,7 @@ export class LmdbEnvironment implements Environment {
           pending.push(metas.put(metaKey, meta));
         }),
       );
-      await Promise.all(pending);
+      await this.#watched(Promise.all(pending));
     };
     this.#installing = true;
     this.#run(write, (error) => {
@@ -472,9 +472,10 @@ export class LmdbEnvironment implements Environment {
     const rows = new Drawing(change.rows);
     const first = rows.next(this.#rowsPerTurn);
     const log = gatherLog(change);
-    if (rows.ended)
-      this.#run(() => write(databases, this.#state as State, { ...log, rows: first }), done);
-    else this.#run(() => this.#commitLarge(databases, log, first, rows), done);
+    if (rows.ended) {
+      const state = this.#state as State;
+      this.#run(() => this.#watched(write(databases, state, { ...log, rows: first })), done);
+    } else this.#run(() => this.#commitLarge(databases, log, first, rows), done);
   }
 
   #run(write: () => Promise<void>, done: (error: Error | null) => void): void {
@@ -485,9 +486,7 @@ export class LmdbEnvironment implements Environment {
       return;
     }
     this.#committing = true;
-    const end = this.#pool.begin();
     const finish = (error: Error | null): void => {
-      end();
       this.#committing = false;
       this.#failed = error;
       done(error);
@@ -496,6 +495,16 @@ export class LmdbEnvironment implements Environment {
       () => finish(null),
       async (error: unknown) => finish(await commitError(error)),
     );
+  }
+
+  /** A transaction by itself: a large commit is many, and all of them together take as long as they are many. */
+  async #watched(written: Promise<unknown>): Promise<void> {
+    const end = this.#pool.begin();
+    try {
+      await written;
+    } finally {
+      end();
+    }
   }
 
   async close(): Promise<void> {
@@ -544,9 +553,10 @@ export class LmdbEnvironment implements Environment {
       if (drawn.ended) break;
       await nextTurn();
     }
-    await write(databases, state, { ...log, rows: [], redo: parts });
-    for (const rows of batches) await write(databases, state, { rows });
-    await write(databases, state, { rows: [], redone: parts.map(([key]) => key) });
+    await this.#watched(write(databases, state, { ...log, rows: [], redo: parts }));
+    for (const rows of batches) await this.#watched(write(databases, state, { rows }));
+    const redone = parts.map(([key]) => key);
+    await this.#watched(write(databases, state, { rows: [], redone }));
   }
 }
 
@@ -584,12 +594,17 @@ function redo({ root, state, meta }: Databases): void {
     parts.push(part);
   }
   if (parts.length === 0) return;
-  root.transactionSync(() => {
-    for (const [at, part] of parts.entries()) {
-      for (const row of redoRows(part)) void putRow(state, row);
-      void meta.remove(redoPartKey(at));
-    }
-  });
+  try {
+    const rows = parts.map(redoRows);
+    root.transactionSync(() => {
+      for (const row of rows.flat()) void putRow(state, row);
+      for (const at of parts.keys()) void meta.remove(redoPartKey(at));
+    });
+  } catch (error) {
+    // With half of the rows in their places nobody may read it: it stays closed.
+    closeNow(root);
+    throw error;
+  }
 }
 
 /** Made by `LmdbEnvironment.snapshot`. */

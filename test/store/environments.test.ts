@@ -155,6 +155,47 @@ describe("commit()", () => {
     await environment.close();
   });
 
+  test("of many rows is watched one transaction at a time: all of them may take long on a slow disk", async () => {
+    let under = 0;
+    let underMost = 0;
+    let ended = 0;
+    const begin = (): (() => void) => {
+      under += 1;
+      underMost = Math.max(underMost, under);
+      return () => ((under -= 1), (ended += 1));
+    };
+    const environments = new LmdbEnvironments({ data: temporary(), rowsPerTurn: 10, begin });
+    const environment = environments.open("acme");
+    await commit(environment, { rows: [["a", "1"]] });
+    expect(ended).toBe(1);
+    const many = Array.from({ length: 45 }, (_, n) => [`k${n}`, "1"] as const);
+    await commit(environment, { rows: many });
+    // Five times ten rows, and the text before and after.
+    expect([ended, underMost, under]).toEqual([1 + 7, 1, 0]);
+    await environment.close();
+  });
+
+  test("of many rows whose text is damaged opens nothing", async () => {
+    const data = temporary();
+    const environments = new LmdbEnvironments({ data });
+    await environments.open("acme").close();
+    const root = open({
+      path: join(data, "tenants", "acme", "data.mdb"),
+      noSubdir: true,
+      maxDbs: 4,
+    });
+    const meta = root.openDB<Uint8Array, Uint8Array>("meta", {
+      encoding: "binary",
+      keyEncoding: "binary",
+    });
+    await meta.put(Uint8Array.of(4, 0, 0), bytes("a\t1\nb\t"));
+    await root.close();
+    for (let time = 0; time < 2; time++) {
+      expect(() => environments.open("acme")).toThrow("Cannot open environment");
+      expect(environments.open_count).toBe(0);
+    }
+  });
+
   test("of many rows that a crash cut short is ended by the next opening", async () => {
     const data = temporary();
     const environments = new LmdbEnvironments({ data });
@@ -370,7 +411,9 @@ describe("environments", () => {
       environment.snapshot();
       return environment;
     });
-    expect(() => environments.open("more")).toThrow("Cannot open environment");
+    expect(() => environments.open("more")).toThrow(
+      expect.objectContaining({ code: "overloaded" }),
+    );
     await busy[0]?.close();
     await environments.open("more").close();
     for (const environment of busy) await environment.close();
