@@ -34,7 +34,7 @@ import {
   segmentName,
   segmentNumber,
 } from "./journal_format.ts";
-import type { ReadRecord, ReadSegment } from "./journal_format.ts";
+import type { Damage, ReadRecord, ReadSegment } from "./journal_format.ts";
 
 // --- port --------------------------------------------------------------------------------------------------------
 
@@ -603,8 +603,11 @@ export function readJournal(
     if (read.header === null)
       found("segment-header", { at: 0, end: segmentHeaderBytes }, null, 1, 0);
 
-    sequenceMax = Math.max(sequenceMax, final, ...read.damage.map((place) => place.after));
-    const behind =
+    sequenceMax = Math.max(sequenceMax, final, ...read.damage.map(lastPossible));
+    // Where its sequences began nothing in it says any more: not its header, and not a record.
+    const isBlank = read.header === null && final === 0 && read.damage.every(isNameless);
+    if (isBlank) sequenceMax = Math.max(sequenceMax, sequencesUpTo(number));
+    const behind: JournalSequence =
       newer?.firstSequence ??
       (Math.floor(sequenceMax / sequencesPerOpening) + 1) * sequencesPerOpening;
     if (newer !== null && newer.number !== number + 1) {
@@ -671,16 +674,14 @@ export function readJournal(
     segments.push({ number, bytes: read.end, live });
     newer = {
       number,
-      firstSequence: read.header?.firstSequence ?? read.records[0]?.sequence ?? 1,
+      firstSequence: read.header?.firstSequence ?? read.records[0]?.sequence ?? behind,
       previousEnd: read.header?.previousEnd ?? 0,
     };
   }
 
   const numberMax = numbers.at(-1) ?? 0;
-  // One segment alone, without records, whose header rotted: where its sequences began nobody can say any more, and
-  // environments hold what was given before. By its number they were fewer than this: each segment is begun by an opening
-  // or holds fewer records than two openings lie apart (simulation, seed 400000152).
-  if (segments.length === 0 && unused.length > 0) sequenceMax = numberMax * 2 * sequencesPerOpening;
+  // One segment alone, without records, whose header rotted (simulation, seed 400000152).
+  if (segments.length === 0 && unused.length > 0) sequenceMax = sequencesUpTo(numberMax);
   const ranges = lost.filter(({ from, to }) => from <= to);
   for (const group of groups.keys())
     for (const { from, to, where } of ranges)
@@ -699,6 +700,26 @@ export function readJournal(
     recovery: { groups, damaged, tornBytes: torn?.bytes ?? 0, lost: ranges },
     findings: findings.reverse(),
   };
+}
+
+/**
+ * Where nobody can say any more where a segment's sequences began, while environments hold what was given before: by its
+ * number they were fewer than this, since each segment is begun by an opening or holds fewer records than two openings lie
+ * apart.
+ */
+function sequencesUpTo(number: number): JournalSequence {
+  return number * 2 * sequencesPerOpening;
+}
+
+function isNameless({ record }: Damage): boolean {
+  return record === null;
+}
+
+/** The last sequence that a damaged place can have held. */
+function lastPossible({ at, end, record, after, before }: Damage): JournalSequence {
+  return record === null && before === null
+    ? after + Math.ceil((end - at) / recordHeaderBytes)
+    : after;
 }
 
 // --- batches -----------------------------------------------------------------------------------------------------

@@ -1746,7 +1746,7 @@ const ofJournal: readonly Mutation[] = [
     breaks:
       "After the header of the only, empty segment rotted, sequences begin where environments are beyond already: what follows is not replayed",
     file: "src/store/journal.ts",
-    find: `sequenceMax = numberMax * 2 * sequencesPerOpening;`,
+    find: `sequenceMax = sequencesUpTo(numberMax);`,
     replace: `sequenceMax = 0;`,
     killers: [journal],
   },

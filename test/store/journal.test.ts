@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { Problem } from "../../src/api/problems.ts";
 import { Prng } from "../../src/lib/prng.ts";
-import { NodeJournal } from "../../src/store/journal.ts";
+import { NodeJournal, readJournal } from "../../src/store/journal.ts";
 import type { JournalOptions } from "../../src/store/journal.ts";
 import { crc32 } from "../../src/store/crc32.ts";
 import {
@@ -492,6 +492,26 @@ describe("damage", () => {
       const names = disk.list();
       expect(names.length).toBe(1);
       disk.flipBit(names[0] as string, 40, 1);
+    }
+  });
+
+  test("of the first sector of the newest segment hides no sequence, and gives none again", () => {
+    const disk = new SimDisk({ seed: 1 });
+    let last = 0;
+    for (let opening = 0; opening < 4; opening++) {
+      const { journal } = open(disk);
+      disk.run();
+      // Checkpointed once: only a loss that is known to reach further concerns it.
+      const sequence = journal.append([{ group: 1, payload: new Uint8Array(9) }], () => undefined);
+      expect(sequence).toBeGreaterThan(last);
+      disk.run();
+      journal.release(1, sequence);
+      last = journal.append([{ group: 1, payload: new Uint8Array(900) }], () => undefined);
+      disk.run();
+      const newest = disk.list().toSorted().at(-1) as string;
+      for (let at = 0; at < 512; at++) disk.flipBit(newest, at, 3);
+      const { lost } = readJournal(disk).recovery;
+      expect(Math.max(...lost.map(({ to }) => to))).toBeGreaterThanOrEqual(last);
     }
   });
 
