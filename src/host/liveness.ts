@@ -8,6 +8,7 @@
  */
 
 export const HEARTBEAT_MS = 150;
+/** Every node counts on it that the others have the same: another number needs a way to say so between versions. */
 export const SUPPORT_MS = 1_000;
 
 export interface LivenessEvents {
@@ -112,7 +113,8 @@ export class Liveness {
     const pause = now - this.#checkedAt - 2 * HEARTBEAT_MS;
     this.#checkedAt = now;
     for (const [node, peer] of this.#peers) {
-      if (pause > 0) peer.heardAt += pause;
+      // What came in at its end was heard before this: nobody is taken to have been heard in the future.
+      if (pause > 0) peer.heardAt = Math.min(now, peer.heardAt + pause);
       if (peer.alive && now - peer.heardAt > SUPPORT_MS) this.#lose(node, peer, "silent");
     }
   }

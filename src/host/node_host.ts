@@ -826,13 +826,20 @@ export class NodeHost implements ConfigService {
     });
   }
 
-  /** A replica that is not here any more, or sleeps and cannot wake now, leads nobody. */
+  /**
+   * A replica that is not here any more, or sleeps and cannot wake now, leads nobody. Only of a term that it has led is
+   * that said: one that sleeps may come to lead another, and this may arrive after it did, where it would end a promise.
+   */
   #disownFor(node: string, group: number, incarnation: number, message: Message): void {
+    const term = termLed(message);
+    if (term === 0) return;
     const answer: Message = {
       ...message,
       type: MessageType.forgetLeader,
       to: message.from,
       from: message.to,
+      term,
+      logTerm: 0,
       entries: [],
     };
     const outbox = this.#outbox(node);
@@ -2760,6 +2767,13 @@ function expectsLeader(type: MessageType): boolean {
     default:
       return false;
   }
+}
+
+/** Which term the sender knows to have been led by the replica that it answers; 0: none. */
+function termLed({ type, term, logTerm, index, reject }: Message): number {
+  if (type === MessageType.heartbeatResponse) return logTerm;
+  // Without either it only says that its sender is in a later term.
+  return type === MessageType.appendEntriesResponse && (reject || index > 0) ? term : 0;
 }
 
 /** Where a tenant is served: not by replicas that may have nothing yet, nor by those that lost it. */

@@ -71,13 +71,15 @@ export class Versions {
 
   /** Why this version must not run in this cluster, by its own directory or what another node says; null when it may. */
   get refusal(): string | null {
-    const own = this.#refusalAt(this.#level() ?? 0, "");
-    if (own !== null) return own;
+    // It is never lowered: who names a lower one than others do has yet to hear of the newest.
+    let newest = this.#level() ?? 0;
+    let of = "";
     for (const [node, { level, version }] of this.#news) {
-      const refusal = this.#refusalAt(level, `, where node ${node} runs version ${version}`);
-      if (refusal !== null) return refusal;
+      if (level <= newest) continue;
+      newest = level;
+      of = `, where node ${node} runs version ${version}`;
     }
-    return null;
+    return this.#refusalAt(newest, of);
   }
 
   #refusalAt(level: number, of: string): string | null {

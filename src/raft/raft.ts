@@ -645,6 +645,7 @@ export class Raft {
     if (this.#role !== "follower" || this.#supports === null || lead === NONE) return;
     const m = this.#message(MessageType.heartbeatResponse, lead);
     m.commit = this.#log.commit;
+    m.logTerm = this.#lead === NONE ? (this.#bond?.term ?? 0) : this.#term;
     this.#messages.push(m);
   }
 
@@ -672,8 +673,10 @@ export class Raft {
       if (!isPreVote) {
         this.#electionElapsed = 0;
         this.#vote = m.from;
-        // The leader that is handing over reads by no lease any more.
-        if (m.context === FORCED) this.#bond = null;
+        // The leader that is handing over reads by no lease any more. One of this very term did not hand over: this is a
+        // request that it won against, and which comes late or once more.
+        if (m.context === FORCED && this.#bond !== null && m.term > this.#bond.term)
+          this.#bond = null;
       }
       this.#after.push(answer);
     } else {
@@ -1169,6 +1172,7 @@ export class Raft {
     const answer = this.#message(MessageType.heartbeatResponse, m.from);
     answer.context = m.context;
     answer.commit = this.#log.commit;
+    answer.logTerm = this.#term;
     answer.index = this.#bind();
     this.#messages.push(answer);
   }

@@ -87,7 +87,10 @@ export interface Message {
   to: ReplicaId;
   from: ReplicaId;
   term: number;
-  /** appendEntries: term of the entry before; responses with reject: term at the hint; votes: last log term. */
+  /**
+   * appendEntries: term of the entry before; responses with reject: term at the hint; votes: last log term.
+   * heartbeatResponse: a term that was led by whom it is for; 0: none that is known.
+   */
   logTerm: number;
   /** appendEntries: index of the entry before; responses: matched or rejected index; votes: last log index. */
   index: number;

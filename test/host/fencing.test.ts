@@ -170,6 +170,23 @@ describe("a replica that sleeps", () => {
     expect(awake()).toBe(false);
     expect(node.step("requestVote", { ...asks, from: idOf("n3") }, of("n3"))).toEqual([]);
     expect(awake()).toBe(false);
+    // Who takes it for the leader is told that it leads no more, of a term that it led: it may yet lead a later one.
+    const expects = { to, from: idOf("n2"), term: 9 };
+    for (const [type, of3] of [
+      ["heartbeatResponse", { logTerm: 3 }],
+      ["heartbeatResponse", {}],
+      ["appendEntriesResponse", {}],
+    ] as const) {
+      const told = node.step(type, { ...expects, ...of3 }, of("n2"));
+      expect(told.map((m) => [m.type, m.term])).toEqual(
+        "logTerm" in of3 ? [[MessageType.forgetLeader, 3]] : [],
+      );
+    }
+    const follows = { ...expects, term: 3, index: 2 };
+    expect(node.step("appendEntriesResponse", follows, of("n2"))).toMatchObject([
+      { type: MessageType.forgetLeader, term: 3 },
+    ]);
+    expect(awake()).toBe(false);
     for (let turn = 0; turn < 8; turn++) await Promise.resolve();
     const later = node.step("requestVote", { ...asks, from: idOf("n3") }, of("n3"));
     expect(later).toMatchObject([{ term: 3, reject: true }]);

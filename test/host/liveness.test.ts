@@ -47,6 +47,16 @@ describe("Liveness", () => {
     expect(events).toEqual(["up n2", "down n2"]);
   });
 
+  test("after such a pause a loss is noticed as soon as ever, though somebody was heard before the pause was seen", () => {
+    const { liveness, events } = watched();
+    liveness.heard("n2", 1, 0);
+    liveness.check(HEARTBEAT_MS);
+    // What arrived meanwhile is read first when the process goes on.
+    liveness.heard("n2", 1, 30_000);
+    pass(liveness, 30_000, 30_000 + SUPPORT_MS + 2 * HEARTBEAT_MS);
+    expect(events).toEqual(["up n2", "down n2"]);
+  });
+
   test("remembers whom it lost, when and for how long", () => {
     const { liveness } = watched();
     liveness.heard("n2", 1, 100);

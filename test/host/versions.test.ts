@@ -100,4 +100,22 @@ describe("Versions", () => {
     );
     expect(new Versions("9.0.0", { min: 7, max: 9 }, () => null).refusal).toBe(null);
   });
+
+  test("takes nobody's word for a lower level than others name: it has yet to hear that it was raised", () => {
+    const news = (level: number) => ({
+      version: "8.0.0",
+      levels: { min: 6, max: 8 },
+      level,
+      leaders: 0,
+    });
+    const member = new Versions("9.0.0", { min: 7, max: 9 }, () => 7);
+    member.heard("n2", news(6));
+    expect(member.refusal).toBe(null);
+    member.heard("n3", news(10));
+    expect(member.refusal).toContain("is at level 10, where node n3 runs version 8.0.0");
+    const joins = new Versions("9.0.0", { min: 7, max: 9 }, () => null);
+    joins.heard("n3", news(7));
+    joins.heard("n2", news(6));
+    expect(joins.refusal).toBe(null);
+  });
 });

@@ -1583,7 +1583,7 @@ const ofHost: readonly Mutation[] = [
     rule: "R9",
     breaks: "A process that was frozen takes everybody else for dead",
     file: "src/host/liveness.ts",
-    find: `      if (pause > 0) peer.heardAt += pause;`,
+    find: `      if (pause > 0) peer.heardAt = Math.min(now, peer.heardAt + pause);`,
     replace: ``,
     killers: [host],
   },

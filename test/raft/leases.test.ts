@@ -123,6 +123,36 @@ describe("a leader that a majority is bound to", () => {
 });
 
 describe("a follower that is bound", () => {
+  test("stays so when a vote that a transfer forced is asked for once more, in the term that its leader won", () => {
+    const support = new Support([1, 2, 3]);
+    const follower = following(support, 2);
+    const asked = { ...asks(3, 4, 1), to: 2 };
+    expect(follower.step("requestVote", asked)).toMatchObject([{ to: 3, term: 4, reject: false }]);
+    follower.step("heartbeat", { from: 1, term: 4 });
+    const bond = { lead: 1, term: 4 };
+    expect(follower.raft.bond).toMatchObject(bond);
+    follower.step("requestVote", asked);
+    expect(follower.raft.bond).toMatchObject(bond);
+    expect(typesOf(follower.step("requestVote", asks(3, 5)))).toEqual(["1:heartbeatResponse"]);
+    follower.step("requestVote", asks(3, 5, 1));
+    expect(follower.raft.bond).toBe(null);
+  });
+
+  test("in a later term asks its leader about the term that it led, not about one that it may yet lead", () => {
+    const { peers } = leased();
+    const [, follower] = peers;
+    const { term } = follower.raft;
+    // It comes to know of a later term, which nobody leads yet.
+    follower.step("appendEntriesResponse", { from: 3, term: term + 1 });
+    const [asked] = follower.step("preVote", asks(3, term + 2));
+    expect(asked).toMatchObject({ to: 1, term: term + 1, logTerm: term });
+    follower.step("heartbeat", { from: 1, term: term + 1 });
+    expect(follower.raft.bond).toMatchObject({ lead: 1, term: term + 1 });
+    // The answer, which speaks of the earlier one, was under way for that long: the new promise stands.
+    follower.step("forgetLeader", { from: 1, term: asked?.logTerm ?? 0 });
+    expect(follower.raft.bond).toMatchObject({ lead: 1, term: term + 1 });
+  });
+
   test("helps nobody else, whatever term they ask about, and does not campaign", () => {
     const { peers } = leased();
     const [, follower] = peers;
