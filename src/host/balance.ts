@@ -5,6 +5,7 @@
  */
 import type { Member } from "../machine/rows.ts";
 import { SYSTEM_GROUP } from "./directory.ts";
+import type { ReplicaId } from "../raft/types.ts";
 import type { Replica } from "./replica.ts";
 
 /** Above this many times the mean a node gives leaderships away, down to as little above it as one transfer can. */
@@ -32,13 +33,24 @@ export function isMovable(replica: Replica): boolean {
   );
 }
 
+interface Transfer {
+  readonly replica: Replica;
+  readonly to: ReplicaId;
+  readonly term: number;
+}
+
 export class Balance {
   readonly #node: string;
   readonly #hooks: BalanceHooks;
   readonly #calmMs: number;
   #changedAt: number;
   #roundAt = -Infinity;
-  #underWay: Replica[] = [];
+  #underWay: Transfer[] = [];
+  /**
+   * Who did not take over, in which term of the leader: it may be stopped, which shows by nothing else while nobody
+   * writes, and every attempt holds the group up for a while and costs it its lease.
+   */
+  readonly #failed = new WeakMap<Replica, { readonly term: number; readonly heirs: ReplicaId[] }>();
   /** Leaderships that this node gave away to balance, since it started. */
   given = 0;
 
@@ -59,9 +71,10 @@ export class Balance {
   round(now: number): void {
     if (now - this.#roundAt < ROUND_MS || now - this.#changedAt < this.#calmMs) return;
     this.#roundAt = now;
-    if (this.#underWay.some(({ halted, raft }) => halted === null && raft.isTransferring)) return;
+    if (this.#underWay.some(({ replica: { halted, raft } }) => !halted && raft.isTransferring))
+      return;
     if (this.#underWay.length > 0) {
-      this.given += this.#underWay.filter(({ raft }) => !raft.isLeader).length;
+      for (const transfer of this.#underWay) this.#ended(transfer);
       this.#underWay = [];
       this.#roundAt = now + REST_MS - ROUND_MS;
       return;
@@ -79,12 +92,24 @@ export class Balance {
     if (own > mean * SURPLUS) this.#give(leaders, own, mean);
   }
 
+  #ended({ replica, to, term }: Transfer): void {
+    const { raft } = replica;
+    if (!raft.isLeader) this.given += 1;
+    else if (raft.term === term)
+      this.#failed.set(replica, { term, heirs: [...this.#failedOf(replica), to] });
+  }
+
+  #failedOf(replica: Replica): readonly ReplicaId[] {
+    const failed = this.#failed.get(replica);
+    return failed?.term === replica.raft.term ? failed.heirs : [];
+  }
+
   #give(leaders: Map<string, number>, own: number, mean: number): void {
     let left = own;
     const give = (wantsIdle: boolean): void => {
       for (const replica of this.#hooks.replicas()) {
         if (this.#underWay.length >= TRANSFERS_MAX || left <= mean * SURPLUS) return;
-        if (!isMovable(replica) || this.#underWay.includes(replica)) continue;
+        if (!isMovable(replica) || replica.raft.isTransferring) continue;
         // Those that nobody waits for first.
         if (replica.idle !== wantsIdle) continue;
         const heir = this.#heirOf(replica, leaders);
@@ -93,7 +118,7 @@ export class Balance {
         if (heir === null || left - led < 2) continue;
         leaders.set(heir.node, led + 1);
         left -= 1;
-        this.#underWay.push(replica);
+        this.#underWay.push({ replica, to: heir.id, term: replica.raft.term });
         this.#hooks.transfer(replica, heir);
       }
     };
@@ -105,10 +130,11 @@ export class Balance {
   #heirOf(replica: Replica, leaders: ReadonlyMap<string, number>): Member | null {
     const { raft } = replica;
     if (raft.hasPendingConfChange || raft.isTransferring) return null;
+    const failed = this.#failedOf(replica);
     let best: Member | null = null;
     for (const { id, match, state, isLearner } of raft.status().progress) {
       const node = replica.members.get(id);
-      if (node === undefined || id === replica.id || isLearner) continue;
+      if (node === undefined || id === replica.id || isLearner || failed.includes(id)) continue;
       const led = leaders.get(node);
       if (led === undefined || state !== "replicate" || match < raft.lastIndex) continue;
       if (best === null || led < (leaders.get(best.node) ?? Infinity)) best = { id, node };

@@ -83,6 +83,31 @@ describe("leaders", () => {
     ).toEqual(before.slice(0, 2));
   });
 
+  test("are offered once to who does not take them over, then to the others", async () => {
+    const cluster = await crowded({ balanceAfterMs: 5_000 });
+    await cluster.until("n1 leads all", () => led(cluster)[0] === TENANTS, 5_000);
+    // Nobody writes, so nothing tells the leaders.
+    for (const replica of cluster.node(2).host?.replicas() ?? [])
+      if (replica.tenant !== "_system") replica.halt("stopped by the test");
+    const offered: string[] = [];
+    let before = new Set<string>();
+    await cluster.until(
+      "leaders spread",
+      () => {
+        const now = new Set<string>();
+        for (const { tenant, raft } of cluster.node(0).host?.replicas() ?? [])
+          if (raft.isTransferring) now.add(`${tenant} to ${raft.status().transferee}`);
+        for (const offer of now) if (!before.has(offer)) offered.push(offer);
+        before = now;
+        const [one = 0, two = 0] = led(cluster);
+        return one + two === TENANTS && Math.abs(one - two) <= 2;
+      },
+      120_000,
+    );
+    await cluster.pass(10_000);
+    expect(new Set(offered).size).toBe(offered.length);
+  });
+
   test("with one voter are nobody's to give", async () => {
     const cluster = new Cluster({ tuning: { balanceAfterMs: 500 } });
     await cluster.ready();
