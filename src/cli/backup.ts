@@ -318,11 +318,17 @@ export interface RestoreOptions {
 }
 
 /** How far the target is; null when it is not being restored, or not there. */
-async function restoreState(admin: Admin, tenant: string): Promise<RestoreAnswer | null> {
+async function restoreState(
+  admin: Admin,
+  tenant: string,
+  isReplaced = false,
+): Promise<RestoreAnswer | null> {
   try {
     return await admin.restoreState(tenant);
   } catch (error) {
     if (error instanceof Problem && error.code === "not-found") return null;
+    // It may have lost all its replicas: whatever it was, it makes room.
+    if (isReplaced && error instanceof Problem && error.code === "no-quorum") return null;
     throw error;
   }
 }
@@ -345,7 +351,7 @@ async function restoreOne(
   const { head, rows, bytes } = await judge(path);
   guardName(head, tenant);
   const target = options.as ?? tenant;
-  let state = await restoreState(admin, target);
+  let state = await restoreState(admin, target, options.replace);
   let adminKey: string | undefined;
   if (state !== null && !isSame(state, head))
     throw new BackupError(

@@ -76,6 +76,7 @@ export async function recover(
 ): Promise<Recovery> {
   useDigest((bytes) => createHash("sha256").update(bytes).digest("hex"));
   const stopped: StoppedNode[] = [];
+  refuseTwice(directories);
   try {
     for (const directory of directories) stopped.push(await StoppedNode.open(directory));
     refuseMixture(stopped);
@@ -90,7 +91,11 @@ export async function recover(
     }
     const found: ReplicaFound[] = [];
     for (const node of stopped) for await (const one of node.survey(tell)) found.push(one);
-    if (options.gone.length === 0) return { found, plan: null, hash: null, applied: false };
+    if (options.gone.length === 0) {
+      if (options.apply !== null || options.yes)
+        throw new RecoveryError("Name the nodes that are gone for good, as for the plan: --gone …");
+      return { found, plan: null, hash: null, applied: false };
+    }
     const plan = planRecovery({
       cluster: stopped[0]?.cluster ?? "",
       nodes: stopped.map(({ node }) => node),
@@ -119,6 +124,12 @@ export async function recover(
 /** Not over when it was made: the same directories give the same plan again. */
 function hashOf(plan: RecoveryPlan): string {
   return createHash("sha256").update(JSON.stringify(plan)).digest("hex").slice(0, 12);
+}
+
+function refuseTwice(directories: readonly string[]): void {
+  const paths = directories.map((directory) => resolve(directory));
+  const twice = paths.find((path, at) => paths.indexOf(path) < at);
+  if (twice !== undefined) throw new RecoveryError(`${twice} is given twice`);
 }
 
 function refuseMixture(stopped: readonly StoppedNode[]): void {

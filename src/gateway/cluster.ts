@@ -22,7 +22,13 @@ import { Problem, problems, type ProblemCode } from "../api/problems.ts";
 import type { ClusterStatus } from "../host/ports.ts";
 import { levelFirst } from "../machine/command.ts";
 import { systemKey, under } from "../machine/keys.ts";
-import { isLeaving, type NodeRow, type SystemRow, type TenantRow } from "../machine/rows.ts";
+import {
+  isLeaving,
+  isLost,
+  type NodeRow,
+  type SystemRow,
+  type TenantRow,
+} from "../machine/rows.ts";
 import { changeDirectory, changedAnswer } from "./changes.ts";
 import { json, time, type Answer, type Call } from "./http.ts";
 import { openApi } from "./openapi.ts";
@@ -370,9 +376,11 @@ function membersOf(
 }
 
 async function clusterTenants(
-  { service, peers }: Context,
+  context: Context,
   options: { state: string | undefined; cursor: string | undefined; limit: number },
 ): Promise<{ items: unknown[]; next?: string }> {
+  const { service, peers } = context;
+  const nodes = new Map((await nodeRows(context)).map((row) => [row.node, row]));
   const alive = new Set(
     service
       .cluster()
@@ -390,11 +398,14 @@ async function clusterTenants(
       ...replica,
       alive: alive.has(replica.node),
     }));
-    const up = replicas.filter((replica) => replica.alive).length;
+    const isUp = (replica: (typeof replicas)[number]): boolean =>
+      replica.alive && replica.state !== "lost" && !isLost(replica, row, nodes.get(replica.node));
+    // Who joins has no vote yet.
+    const voters = replicas.filter((replica) => replica.state !== "joining");
     const state =
-      up * 2 <= replicas.length
+      voters.filter(isUp).length * 2 <= voters.length
         ? "leaderless"
-        : up < replicas.length || row.regrow !== undefined
+        : !replicas.every(isUp) || row.regrow !== undefined
           ? "under-replicated"
           : "ok";
     if (options.state !== undefined && options.state !== state) continue;

@@ -202,6 +202,9 @@ export class Peers {
         if (!safe && !(error instanceof Problem && notExecuted.has(error.code))) break;
       }
     }
+    // What changes nothing has no outcome that one could not know.
+    if (safe && last instanceof Problem && last.code === "outcome-unknown")
+      throw new Problem("no-quorum", "None of the nodes that could tell answers");
     throw last;
   }
 

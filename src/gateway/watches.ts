@@ -597,7 +597,18 @@ export class Watches {
         if (place === null || place.local) return this.#endRelay(relay, "moved");
         const polled = await this.#relayPoll(call, place.nodes, relay.cursor, relayWaitMs);
         if (polled.frames === null) {
-          if (polled.answer.status < 500) return this.#endRelay(relay, "unauthorized");
+          const { status, headers } = polled.answer;
+          const waitMs = status === 429 ? 1_000 * Number(headers["retry-after"]) : Number.NaN;
+          if (waitMs <= relayGiveUpMs) {
+            // Its polls count as requests; who watches here made one.
+            heardAt = Date.now();
+            await Promise.race([relay.ended, pause(waitMs)]);
+            continue;
+          }
+          // A cursor that is compacted they hear of when they come back.
+          const isOfCursor = status === 410 && call.query.get("history") === "every";
+          if (status < 500)
+            return this.#endRelay(relay, status === 429 || isOfCursor ? "moved" : "unauthorized");
           throw new Problem("no-quorum", "The other node cannot watch it now");
         }
         heardAt = Date.now();

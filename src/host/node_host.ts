@@ -22,6 +22,7 @@ import {
 } from "../machine/command.ts";
 import {
   isLeaving,
+  isLost,
   sameQuotas,
   type HistoryRow,
   type Member,
@@ -64,7 +65,7 @@ import {
   type SystemIdentity,
 } from "./entry.ts";
 import { Membership, replicaOn } from "./membership.ts";
-import { chooseNodes, isLost, isPlaceable, Reconciler, type Candidate } from "./reconciler.ts";
+import { chooseNodes, isPlaceable, Reconciler, type Candidate } from "./reconciler.ts";
 import { recoverLog } from "./recovery.ts";
 import type {
   Clock,
@@ -113,6 +114,8 @@ void everyRejectionIsAProblem;
 const PROPOSE_TIMEOUT_MS = 5_000;
 const READ_TIMEOUT_MS = 5_000;
 const STATUS_TIMEOUT_MS = 1_000;
+/** How long a gateway waits for a node that has not been heard of. */
+const EXCHANGE_SILENT_MS = 2_000;
 /** How long an attempt waits before it looks again who leads, when nothing tells it sooner. */
 const RETRY_MS = 50;
 /** Retries, campaigns and time-outs are looked at this often. */
@@ -2616,7 +2619,11 @@ export class NodeHost implements ConfigService {
 
   exchange(node: string, request: Uint8Array, timeoutMs: number): Promise<Uint8Array> {
     return new Promise((resolve, reject) => {
-      const deadline = this.#clock.monotonicMs() + timeoutMs;
+      // One that is silent may still answer, but is not waited for as long.
+      const waitMs = this.liveness.supports(node)
+        ? timeoutMs
+        : Math.min(timeoutMs, EXCHANGE_SILENT_MS);
+      const deadline = this.#clock.monotonicMs() + waitMs;
       this.#rpc.call(node, Method.exchange, request, deadline, (result) => {
         if (result.kind === "ok" && result.bytes.length === 0) {
           reject(

@@ -4,11 +4,19 @@
  * `_system` is led, one bounded step at a time, each a replicated command, so that any successor goes on.
  */
 import type { SystemAction } from "../machine/command.ts";
-import { isLeaving, type NodeRow, type PlacedReplica, type TenantRow } from "../machine/rows.ts";
+import {
+  isLeaving,
+  isLost,
+  type NodeRow,
+  type PlacedReplica,
+  type TenantRow,
+} from "../machine/rows.ts";
 import type { Directory } from "./directory.ts";
 
 /** Tenants that move at once by what is decided here. */
 const MOVES_MAX = 16;
+/** Of those that move by the directory, so many are looked at; more count as too many. */
+const MOVES_LOOKED_AT_MAX = 1_024;
 /** Rows looked at in one step. */
 const ROWS_PER_STEP = 256;
 /** Of them, of tenants that shall have more replicas. */
@@ -49,15 +57,6 @@ export function chooseNodes(
     order.splice(order.indexOf(next), 1);
   }
   return chosen.map(({ node }) => node);
-}
-
-/** Of a placement, those that did not lose their disk since. */
-export function isLost(
-  replica: PlacedReplica,
-  row: Pick<TenantRow, "incarnation">,
-  node: NodeRow | undefined,
-): boolean {
-  return node?.diskSince !== undefined && (replica.since ?? row.incarnation) < node.diskSince;
 }
 
 /** Nodes that may get replicas of tenants. */
@@ -195,7 +194,7 @@ export class Reconciler {
   #regrow(nodes: readonly NodeRow[], isGone: (node: NodeRow) => boolean): SystemAction | null {
     const rows = this.#directory.regrowing(this.#regrowCursor, REGROWING_PER_STEP);
     this.#regrowCursor = rows.length < REGROWING_PER_STEP ? 0 : (rows.at(-1)?.group ?? 0);
-    if (rows.length === 0 || this.#directory.moving(0, MOVES_MAX).length >= MOVES_MAX) return null;
+    if (rows.length === 0 || this.#isBusy(nodes)) return null;
     const candidates = nodes.filter(
       (one) => isPlaceable(one) && !isGone(one) && this.#hooks.supports(one.node),
     );
@@ -229,7 +228,7 @@ export class Reconciler {
       this.#begin();
     }
     if (this.#cursor === null || bad.length + changed.length === 0) return null;
-    if (this.#directory.moving(0, MOVES_MAX).length >= MOVES_MAX) return null;
+    if (this.#isBusy(nodes)) return null;
     const rows = this.#directory.tenants(this.#cursor, ROWS_PER_STEP);
     for (const row of rows) {
       this.#cursor = row.tenant;
@@ -263,6 +262,30 @@ export class Reconciler {
     return replicas.some((replica) => replica.node === node && replica.state !== "learner");
   }
 
+  /** As many move as may at once. Moves that wait for voters who may never come back do not hold up the others. */
+  #isBusy(nodes: readonly NodeRow[]): boolean {
+    const rows = this.#directory.moving(0, MOVES_LOOKED_AT_MAX);
+    if (rows.length < MOVES_MAX) return false;
+    if (rows.length === MOVES_LOOKED_AT_MAX) return true;
+    return rows.filter((row) => this.#canMove(row, nodes)).length >= MOVES_MAX;
+  }
+
+  /** A majority of its voters is there to agree to other members. */
+  #canMove(row: TenantRow, nodes: readonly NodeRow[]): boolean {
+    const voters = row.placement.replicas.filter(({ state }) => state !== "joining");
+    const present = voters.filter(
+      (replica) =>
+        replica.state !== "lost" &&
+        this.#hooks.supports(replica.node) &&
+        !isLost(
+          replica,
+          row,
+          nodes.find(({ node }) => node === replica.node),
+        ),
+    );
+    return present.length * 2 > voters.length;
+  }
+
   #move(
     row: TenantRow,
     nodes: readonly NodeRow[],
@@ -288,6 +311,8 @@ export class Reconciler {
     const target = [...chosen, ...rest.slice(0, wanted.length - chosen.length)];
     const same = target.every((node) => wanted.some((replica) => replica.node === node));
     if (same && lost.length === 0) return null;
+    // Without a majority nothing would come of it; when its nodes are back, it may not be needed.
+    if (!this.#canMove(row, nodes)) return null;
     return {
       op: "directory.move",
       tenant: row.tenant,

@@ -13,6 +13,7 @@
 import { apply } from "../machine/machine.ts";
 import type { Command } from "../machine/command.ts";
 import { membersKey } from "../machine/keys.ts";
+import { isLost } from "../machine/rows.ts";
 import type { Member, NodeRow, SystemRow, TenantMeta, TenantRow } from "../machine/rows.ts";
 import { decodeConfChange, emptyConfState } from "../raft/raft.ts";
 import { entryToBytes } from "../raft/codec.ts";
@@ -21,7 +22,6 @@ import { parseRecord } from "./codec.ts";
 import { SYSTEM_GROUP, SYSTEM_TENANT } from "./directory.ts";
 import { GroupLog, type ReplicaMeta } from "./group_log.ts";
 import type { Environment, EnvironmentChange } from "./ports.ts";
-import { isLost } from "./reconciler.ts";
 import { metaFromBytes, metaToBytes } from "./replica.ts";
 import { TenantState } from "./tenant_state.ts";
 
@@ -288,7 +288,7 @@ function refuseUnaccounted(
   const stranger = gone.find((node) => !known.has(node));
   if (stranger !== undefined)
     throw new RecoveryError(
-      `Node ${stranger} is not known to the directory: it knows ${[...known].sort().join(", ")}`,
+      `Node ${stranger} is not known to the directory: it knows ${[...known].sort().join(", ")}. After a recovery, whoever was gone is forgotten: then start the nodes`,
     );
 }
 

@@ -329,6 +329,15 @@ export function isLeaving({ state }: PlacedReplica): boolean {
   return state === "leaving" || state === "lost";
 }
 
+/** Its disk was lost since it was placed there, so it is not there any more. */
+export function isLost(
+  replica: PlacedReplica,
+  row: Pick<TenantRow, "incarnation">,
+  node: NodeRow | undefined,
+): boolean {
+  return node?.diskSince !== undefined && (replica.since ?? row.incarnation) < node.diskSince;
+}
+
 export interface StoredPlacement {
   readonly replicas: readonly PlacedReplica[];
   /** Grows with each move, so that what was meant for an earlier one is told apart; absent: never moved. */

@@ -84,7 +84,8 @@ describe("recover", () => {
     await expect(run(["n2", "n3"], "000000000000")).rejects.toThrow(String(planned.hash));
     await expect(
       recover([directory, directory], { gone: [], apply: null, yes: false }, quiet),
-    ).rejects.toThrow("in use");
+    ).rejects.toThrow("given twice");
+    await expect(run([], String(planned.hash))).rejects.toThrow("Name the nodes");
     // With two of three nothing is lost, and nothing to be done.
     const two = await recover(
       [directory, join(base, "n2")],

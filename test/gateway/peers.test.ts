@@ -122,8 +122,10 @@ describe("forwarding", () => {
     const put = await h.call("PUT", `${N}/configs/a`, { ...at("n4"), token, body: {} });
     expect([put.status, put.body.code]).toEqual([504, "outcome-unknown"]);
     expect(asked).toEqual(["n1"]);
-    await h.call("GET", `${N}/configs/a`, { ...at("n4"), token });
+    // What changes nothing is asked of all, and is no change whose fate is unknown.
+    const read = await h.call("GET", `${N}/configs/a`, { ...at("n4"), token });
     expect(asked).toEqual(["n1", "n1", "n2", "n3"]);
+    expect([read.status, read.body.code]).toEqual([503, "no-quorum"]);
   });
 
   test("a forwarded request is never forwarded again", async () => {
@@ -234,6 +236,22 @@ describe("relayed watches", () => {
     expect(h.gateway("n1").status().watchers).toBeLessThanOrEqual(1);
     for (const reader of [first, ...others]) await reader.cancel();
     expect(h.gateway("n4").status().watchers).toBe(0);
+  });
+
+  test("go on when their polls were too many for the quota", async () => {
+    const h = await setup();
+    await h.call("PUT", `${N}/configs/a`, { body: { content: 0 } });
+    const { token } = await h.key("acme", "client");
+    // A burst of five; the next one comes after a second.
+    await h.call("PATCH", T, { body: { quotas: { requestsPerSecondPerKey: 1 } } });
+    const reader = await subscribe(h, `${N}/watch`, token);
+    expect((await reader.next())?.event).toBe("sync");
+    for (let version = 2; version <= 8; version++) {
+      await publish(h, version);
+      const frame = (await reader.nextNews()) as Frame;
+      expect(frame.data.changes).toMatchObject([{ name: "a", version }]);
+    }
+    await reader.cancel();
   });
 
   test("end with the tenant", async () => {

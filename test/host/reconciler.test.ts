@@ -1,5 +1,6 @@
 /** Nodes that leave, on real nodes in the simulated world, and one that lost its directory. */
 import { describe, expect, test } from "vitest";
+import type { Tuning } from "../../src/host/node_host.ts";
 import { readJournal } from "../../src/store/journal.ts";
 import { payloadStart, readSegment } from "../../src/store/journal_format.ts";
 import type { SimNode } from "../sim/world.ts";
@@ -46,8 +47,8 @@ async function untilLeft(cluster: Cluster, name: string): Promise<void> {
 }
 
 /** With one more node that has joined. */
-async function withSpare(): Promise<Cluster> {
-  const cluster = await ready({ nodes: 3, spares: 1 });
+async function withSpare(tuning: Partial<Tuning> = {}): Promise<Cluster> {
+  const cluster = await ready({ nodes: 3, spares: 1, tuning });
   for (const spare of cluster.world.nodes.slice(3)) {
     cluster.world.start(spare);
     await cluster.until("joined", () => spare.host?.ready === true);
@@ -120,6 +121,25 @@ test("initial nodes that have yet to register have their votes, from the first m
   const end = cluster.world.now + 5_000;
   await cluster.world.run(end, () => watch(false));
   expect(least).toBe(3);
+});
+
+describe("a node that is gone for good", () => {
+  test("is replaced where a majority is left, whatever had its only replica there", async () => {
+    const cluster = await withSpare({ replaceAfterMs: 2_000 });
+    // More than may move at once, and first by name.
+    const alone = Array.from({ length: 20 }, (_, at) => `alone${at}`);
+    for (const tenant of alone) await cluster.create(tenant, ["n3"]);
+    await cluster.create("shared", ["n1", "n2", "n3"]);
+    cluster.world.crash(cluster.node(2));
+    await cluster.until("replaced", () => placed(cluster, "shared").join() === "n1,n2,n4", 60_000);
+    // Back with its disk it serves what only it has.
+    cluster.world.start(cluster.node(2));
+    await cluster.until("back", () => cluster.node(2).host?.ready === true, 20_000);
+    for (const tenant of alone) {
+      expect((await cluster.change(cluster.node(2), tenant, publish("still"))).ok).toBe(true);
+      expect(placed(cluster, tenant)).toEqual(["n3"]);
+    }
+  });
 });
 
 describe("a node without a directory", () => {
