@@ -140,7 +140,10 @@ const LAPSE_SPREAD_MS = 2 * PULSE_MS;
 const CLOCK_DRIFT_MAX = 0.1;
 /** When things are written behind; the simulator makes them happen more often. */
 export interface Tuning {
-  /** Overlay and log tail of a replica beyond this are checkpointed. */
+  /**
+   * Overlay and log tail of a replica beyond this are checkpointed; the directory's at a quarter of it: its rows are not
+   * overwritten while they wait, so that a large checkpoint saves nothing and holds memory (100,000 tenants, bench/density).
+   */
   readonly checkpointBytes: number;
   /** Journal segments beyond this many make the replicas that pin the oldest ones checkpoint. */
   readonly journalSegments: number;
@@ -883,8 +886,9 @@ export class NodeHost implements ConfigService {
       this.#expiredAt = now;
       this.#expire(now);
       for (const replica of this.#ticking) {
-        if (replica.checkpointBytes > this.#tuning.checkpointBytes)
-          this.#checkpointQueue.add(replica.group);
+        const { checkpointBytes } = this.#tuning;
+        const limit = replica.group === SYSTEM_GROUP ? checkpointBytes / 4 : checkpointBytes;
+        if (replica.checkpointBytes > limit) this.#checkpointQueue.add(replica.group);
       }
     }
     if (this.#journalFull) this.#schedule();
