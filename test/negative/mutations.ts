@@ -75,12 +75,12 @@ const ofRaft: readonly Mutation[] = [
     rule: "E1",
     breaks: "The answer to a request for votes leaves before the vote is durable",
     file: "src/raft/raft.ts",
-    find: `        if (m.context === FORCED) this.#bond = null;
-      }
-      this.#after.push(answer);`,
-    replace: `        if (m.context === FORCED) this.#bond = null;
-      }
-      this.#messages.push(answer);`,
+    find: `      }
+      this.#after.push(answer);
+    } else {`,
+    replace: `      }
+      this.#messages.push(answer);
+    } else {`,
     killers: [raft, sim],
   },
   {
