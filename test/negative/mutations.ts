@@ -56,7 +56,7 @@ const ofRaft: readonly Mutation[] = [
     file: "src/raft/raft.ts",
     find: `      this.#seekLeader();`,
     replace: ``,
-    killers: [raft, { kind: "sim", seeds: 1, from: 3_000_159 }, sim],
+    killers: [raft],
   },
   // --- votes and terms -----------------------------------------------------------------------------------------------
   {

@@ -140,6 +140,31 @@ describe("a leader with liveness from outside", () => {
     expect(leader.raft.idle).toBe(true);
   });
 
+  test("is asked for by a learner that forgot it, and lacks nothing: it starts no election that would tell", () => {
+    const peers = [1, 2, 3].map(
+      (id) => new Peer({ voters: [1, 2], learners: [3], id, config: everybody }),
+    );
+    const [leader, , learner] = peers as [Peer, Peer, Peer];
+    leader.raft.campaign();
+    exchange(peers);
+    for (let i = 0; i < 3; i++) {
+      leader.raft.tick();
+      exchange(peers);
+    }
+    expect(learner.raft.lead).toBe(1);
+    learner.raft.forgetLeader();
+    expect(learner.raft.lead).toBe(0);
+    expect(leader.raft.idle).toBe(true);
+    expect(learner.raft.idle).toBe(false);
+    for (let i = 0; i < 25; i++) {
+      for (const peer of peers) peer.raft.tick();
+      exchange(peers);
+    }
+    expect(learner.raft.lead).toBe(1);
+    expect(learner.raft.idle).toBe(true);
+    expect(leader.raft.isLeader).toBe(true);
+  });
+
   test("that restarted is forgotten by those who hold more of the log than it", () => {
     const [, second] = resting();
     const [answer] = second.step("preVote", { from: 1, term: 2, logTerm: 0, index: 0 });
