@@ -1,5 +1,10 @@
 /** Rows of configs in the form of the contract. */
-import type { ConfigAnswer, ConfigDetailAnswer, ReleaseAnswer, VersionAnswer } from "../api/schemas.ts";
+import type {
+  ConfigAnswer,
+  ConfigDetailAnswer,
+  ReleaseAnswer,
+  VersionAnswer,
+} from "../api/schemas.ts";
 import { configInfo, type ConfigInfo } from "../machine/results.ts";
 import type { ConfigRow, ReleaseRow, VersionRow } from "../machine/rows.ts";
 import { time } from "./http.ts";
