@@ -146,7 +146,7 @@ export const clusterRoutes: readonly Route[] = [
       if (!rows.some((row) => row.node === body.node))
         throw new Problem(
           "not-found",
-          `Start node "${body.node}" with CONFLUX_PEERS naming the initial nodes: it joins by itself`,
+          `Start node "${body.node}" with CONFLUX_PEERS naming nodes that are up: it joins by itself`,
         );
       return await setPhase(call, context, body.node, "active", body.zone);
     },

@@ -487,6 +487,9 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
   const leaving = new Map<SimNode, number>();
   every(leaves ? leaveEveryMs : 0, () => {
     const node = parting.pick(world.nodes);
+    // Who joins later has only the initial nodes' names to go by: one of them stays.
+    const rest = initial.filter((one) => one !== node && !leaving.has(one) && !gone.has(one));
+    if (rest.length === 0) return;
     const at = world.alive.length === 0 ? undefined : parting.pick(world.alive).host;
     const revision = at?.directory.revision ?? null;
     if (at == null || revision === null || at.directory.node(node.name) === undefined) return;
