@@ -132,7 +132,7 @@ describe("complaintsAfterCrash()", () => {
     const behind = await written();
     await change(behind.directory, [["txt/default/a/0000000000000010", '"1.1.3 50 x"']]);
     expect((await complaintsAfterCrash(behind.directory, behind.ledger)).join("\n")).toContain(
-      "and a is not the log's 1.1.10",
+      "LOST: 1.1.10, version 10 of a; there is 1.1.3",
     );
   });
 
