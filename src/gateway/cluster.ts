@@ -269,7 +269,10 @@ function levelOfAll(
 ): { readonly level: number; readonly node: string; readonly version: string } {
   // A level is never lowered: without nodes to ask there is none that all know.
   if (rows.length === 0)
-    throw new Problem("conflict", "No node has registered yet: try again when the cluster is ready");
+    throw new Problem(
+      "conflict",
+      "No node has registered yet: try again when the cluster is ready",
+    );
   let most = { level: Infinity, node: "", version: "" };
   for (const { node } of rows) {
     const seen = nodes.find(({ name }) => name === node);
