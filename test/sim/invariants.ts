@@ -225,11 +225,17 @@ export class Invariants {
   };
   /** The newest vote that left each replica: group/incarnation/voter. */
   readonly #promises = new Map<string, { readonly term: number; readonly vote: number }>();
-  readonly #seen = new Map<string, Seen>();
+  readonly #seen = new WeakMap<Replica, Seen>();
+  /** Each row of the table, with where its violations go. */
+  readonly #rows: readonly { readonly check: Invariant["check"]; readonly violated: Violated }[];
   #steps = 0;
 
   constructor(violated: Violated) {
     this.#violated = violated;
+    this.#rows = invariants.map(({ name, check }) => ({
+      check,
+      violated: (violation) => violated(`${name}: ${violation}`),
+    }));
   }
 
   /** Told of every leader as it is elected, so that none is missed between two steps. */
@@ -279,9 +285,7 @@ export class Invariants {
     this.#steps += 1;
     if (this.#steps % STEP_EVERY !== 0) return;
     for (const seen of this.#live()) {
-      for (const { name, check } of invariants) {
-        check(seen, this.#facts, (violation) => this.#violated(`${name}: ${violation}`));
-      }
+      for (const { check, violated } of this.#rows) check(seen, this.#facts, violated);
     }
     if (this.#steps % WHOLE_EVERY === 0) this.#whole();
   }
@@ -290,9 +294,9 @@ export class Invariants {
     for (const node of (this.world as World).nodes) {
       for (const replica of node.host?.replicas() ?? []) {
         if (replica.halted !== null || replica.installing) continue;
-        const name = `${node.name}/${replica.tenant}/${replica.incarnation}/${replica.id}`;
-        let seen = this.#seen.get(name);
-        if (seen === undefined || seen.replica !== replica) {
+        let seen = this.#seen.get(replica);
+        if (seen === undefined) {
+          const name = `${node.name}/${replica.tenant}/${replica.incarnation}/${replica.id}`;
           seen = {
             node,
             replica,
@@ -306,7 +310,7 @@ export class Invariants {
             ledLastTerm: 0,
             confAt: -1,
           };
-          this.#seen.set(name, seen);
+          this.#seen.set(replica, seen);
           this.#keptPromises(seen);
         }
         yield seen;
