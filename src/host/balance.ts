@@ -12,9 +12,8 @@ import type { Replica } from "./replica.ts";
 const SURPLUS = 1.1;
 /** Under way at once; the next ones wait until all of these ended. */
 const TRANSFERS_MAX = 4;
+/** After transfers the next round: numbers from heartbeats have to show by then what they changed. */
 const ROUND_MS = 500;
-/** Numbers from heartbeats have to show what the last transfers changed. */
-const REST_MS = 500;
 
 export interface BalanceHooks {
   /** Nodes may lead now; of this one too. Null: it takes none (full disk, drained, about to stop), or does not say. */
@@ -76,7 +75,6 @@ export class Balance {
     if (this.#underWay.length > 0) {
       for (const transfer of this.#underWay) this.#ended(transfer);
       this.#underWay = [];
-      this.#roundAt = now + REST_MS - ROUND_MS;
       return;
     }
     const leaders = new Map<string, number>();

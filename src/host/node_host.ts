@@ -885,8 +885,8 @@ export class NodeHost implements ConfigService {
     if (now - this.#expiredAt >= EXPIRE_MS) {
       this.#expiredAt = now;
       this.#expire(now);
+      const { checkpointBytes } = this.#tuning;
       for (const replica of this.#ticking) {
-        const { checkpointBytes } = this.#tuning;
         const limit = replica.group === SYSTEM_GROUP ? checkpointBytes / 4 : checkpointBytes;
         if (replica.checkpointBytes > limit) this.#checkpointQueue.add(replica.group);
       }

@@ -1,5 +1,6 @@
 /** An environment in memory: atomic like the real one, durable when its owner says so. Used by host tests and the simulator. */
 import type { ReplicaMeta } from "../../src/host/group_log.ts";
+import { freshMeta as freshMetaOf } from "../../src/host/node_host.ts";
 import type { Replica } from "../../src/host/replica.ts";
 import { SortedMap } from "../../src/lib/sorted_map.ts";
 import type {
@@ -9,7 +10,6 @@ import type {
   Range,
   Staging,
 } from "../../src/host/ports.ts";
-import { emptyConfState } from "../../src/raft/raft.ts";
 
 /** All rows of a replica, as a snapshot of it has them. */
 export function rowsOf(replica: Replica): (readonly [key: string, text: string])[] {
@@ -31,22 +31,8 @@ export interface PreparedChange {
 
 /** Of replica 1 of a group that has done nothing yet; replica i lives on node n<i>. */
 export function freshMeta(voters: readonly number[]): ReplicaMeta {
-  return {
-    format: 1,
-    tenant: "t",
-    group: 2,
-    incarnation: 1,
-    replica: 1,
-    members: voters.map((id) => ({ id, node: `n${id}` })),
-    hard: { term: 0, vote: 0, commit: 0 },
-    conf: { ...emptyConfState(), voters },
-    applied: 0,
-    appliedTerm: 0,
-    first: 1,
-    firstTerm: 0,
-    last: 0,
-    sequence: 0,
-  };
+  const members = voters.map((id) => ({ id, node: `n${id}` }));
+  return freshMetaOf({ tenant: "t", group: 2, incarnation: 1 }, 1, members);
 }
 
 /** `stored`, to which changes are committed as `commit` will have it. */

@@ -1,7 +1,7 @@
 /** Liveness from outside: no heartbeats in a group that is at rest, and nobody left behind because of it. */
 import { describe, expect, test } from "vitest";
 import { MessageType, type Message, type RaftConfig } from "../../src/raft/types.ts";
-import { bytes, cluster, exchange, message, Peer, typesOf } from "./helpers.ts";
+import { bytes, change, cluster, exchange, message, Peer, typesOf } from "./helpers.ts";
 
 const everybody: Partial<RaftConfig> = { preVote: true, checkQuorum: true, supports: () => true };
 
@@ -182,12 +182,7 @@ describe("a leader with liveness from outside", () => {
   test("that is removed leads until those who stay know it, then one of them leads", () => {
     const peers = resting();
     const [leader, second, third] = peers;
-    const change = {
-      transition: "auto",
-      changes: [{ kind: 1, id: 1 }],
-      context: new Uint8Array(0),
-    } as const;
-    expect(leader.raft.proposeConfChange(change).ok).toBe(true);
+    expect(leader.raft.proposeConfChange(change("auto", ["removeNode", 1])).ok).toBe(true);
     const telling = (m: Message): boolean =>
       m.type === MessageType.appendEntries && m.from === 1 && m.commit >= 2;
     exchange(peers, telling);
@@ -206,12 +201,7 @@ describe("a leader with liveness from outside", () => {
     const [leader, second] = peers as [Peer, Peer];
     leader.raft.campaign();
     exchange(peers);
-    const change = {
-      transition: "auto",
-      changes: [{ kind: 1, id: 1 }],
-      context: new Uint8Array(0),
-    } as const;
-    expect(leader.raft.proposeConfChange(change).ok).toBe(true);
+    expect(leader.raft.proposeConfChange(change("auto", ["removeNode", 1])).ok).toBe(true);
     leader.settle();
     const [append] = leader.sent.splice(0);
     leader.raft.propose(bytes("x"));
@@ -243,12 +233,7 @@ describe("a leader with liveness from outside", () => {
     // The third hears neither of the new term, nor of the removal.
     exchange(peers, (m) => m.to === 3);
     expect(second.raft.isLeader).toBe(true);
-    const change = {
-      transition: "auto",
-      changes: [{ kind: 1, id: 1 }],
-      context: new Uint8Array(0),
-    } as const;
-    expect(second.raft.proposeConfChange(change).ok).toBe(true);
+    expect(second.raft.proposeConfChange(change("auto", ["removeNode", 1])).ok).toBe(true);
     exchange(peers, (m) => m.to === 3);
     expect(leader.raft.confState.voters).toEqual([2, 3]);
     expect(third.raft.status()).toMatchObject({ lead: 1, term: 1 });
