@@ -42,6 +42,20 @@ function rows(entries: Iterable<readonly [string, string]>): Record<string, stri
 
 const everything = { gte: " ", lt: "\x7f" };
 
+/** The environment of acme as LMDB sees it. */
+function rawMeta(data: string) {
+  const root = open({
+    path: join(data, "tenants", "acme", "data.mdb"),
+    noSubdir: true,
+    maxDbs: 4,
+  });
+  const meta = root.openDB<Uint8Array, Uint8Array>("meta", {
+    encoding: "binary",
+    keyEncoding: "binary",
+  });
+  return { root, meta };
+}
+
 describe("commit()", () => {
   test("changes rows, entries and meta together, visible when it is done", async () => {
     const environments = new LmdbEnvironments({ data: temporary() });
@@ -179,15 +193,7 @@ describe("commit()", () => {
     const data = temporary();
     const environments = new LmdbEnvironments({ data });
     await environments.open("acme").close();
-    const root = open({
-      path: join(data, "tenants", "acme", "data.mdb"),
-      noSubdir: true,
-      maxDbs: 4,
-    });
-    const meta = root.openDB<Uint8Array, Uint8Array>("meta", {
-      encoding: "binary",
-      keyEncoding: "binary",
-    });
+    const { root, meta } = rawMeta(data);
     await meta.put(Uint8Array.of(4, 0, 0), bytes("a\t1\nb\t"));
     await root.close();
     for (let time = 0; time < 2; time++) {
@@ -209,15 +215,7 @@ describe("commit()", () => {
     });
     await environment.close();
     // What stands there between the first transaction of such a commit and its last.
-    const root = open({
-      path: join(data, "tenants", "acme", "data.mdb"),
-      noSubdir: true,
-      maxDbs: 4,
-    });
-    const meta = root.openDB<Uint8Array, Uint8Array>("meta", {
-      encoding: "binary",
-      keyEncoding: "binary",
-    });
+    const { root, meta } = rawMeta(data);
     await meta.put(Uint8Array.of(4, 0, 0), bytes('a\t"\\tä"\nb\n'));
     await meta.put(Uint8Array.of(4, 0, 1), bytes("d\t4\n"));
     await root.close();
