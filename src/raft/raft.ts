@@ -1172,7 +1172,8 @@ export class Raft {
     const answer = this.#message(MessageType.heartbeatResponse, m.from);
     answer.context = m.context;
     answer.commit = this.#log.commit;
-    answer.logTerm = this.#term;
+    // Without word of nodes there are no leases, nor replicas that sleep, for which it matters.
+    answer.logTerm = this.#supports === null ? 0 : this.#term;
     answer.index = this.#bind();
     this.#messages.push(answer);
   }
