@@ -16,8 +16,9 @@ import { recoveredPerCommandMax } from "../machine/recovery.ts";
 import type { Member, NodeRow, SystemRow, TenantRow } from "../machine/rows.ts";
 import type { ReplicaId } from "../raft/types.ts";
 import { useDigest } from "../model/content.ts";
+import { environmentName, replicaNamed } from "../host/cold_replicas.ts";
 import { SYSTEM_GROUP } from "../host/directory.ts";
-import { environmentName, freshMeta, replicaNamed } from "../host/node_host.ts";
+import { freshMeta } from "../host/group_log.ts";
 import {
   describeReplica,
   learnerMeta,

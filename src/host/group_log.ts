@@ -7,7 +7,16 @@
  */
 import { assert } from "../lib/assert.ts";
 import { entryFromBytes, entryToBytes } from "../raft/codec.ts";
-import type { ConfState, Entry, HardState, LogReader, SnapshotMeta } from "../raft/types.ts";
+import { emptyConfState } from "../raft/raft.ts";
+import {
+  NONE,
+  type ConfState,
+  type Entry,
+  type HardState,
+  type LogReader,
+  type ReplicaId,
+  type SnapshotMeta,
+} from "../raft/types.ts";
 import type { Member } from "../machine/rows.ts";
 import type { Environment } from "./ports.ts";
 
@@ -30,6 +39,31 @@ export interface ReplicaMeta {
   readonly last: number;
   /** Journal records of this group up to here are contained. */
   readonly sequence: number;
+}
+
+/** Of a replica whose group has nothing here yet: everybody begins with the group's first members. */
+export function freshMeta(
+  group: Pick<ReplicaMeta, "tenant" | "group" | "incarnation">,
+  replica: ReplicaId,
+  members: readonly Member[],
+): ReplicaMeta {
+  return {
+    format: 1,
+    ...group,
+    replica,
+    members,
+    hard: { term: 0, vote: NONE, commit: 0 },
+    conf: {
+      ...emptyConfState(),
+      voters: members.map(({ id }) => id).sort((a, b) => a - b),
+    },
+    applied: 0,
+    appliedTerm: 0,
+    first: 1,
+    firstTerm: 0,
+    last: 0,
+    sequence: 0,
+  };
 }
 
 /** The log's part of a checkpoint. */

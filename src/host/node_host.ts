@@ -30,7 +30,6 @@ import {
   type TenantMeta,
   type TenantRow,
 } from "../machine/rows.ts";
-import { emptyConfState } from "../raft/raft.ts";
 import {
   MessageType,
   NONE,
@@ -48,13 +47,13 @@ import {
   frameItems,
   ItemKind,
   parseRaftItem,
-  parseRecord,
   recoveredIncarnation,
   recoveredItem,
   type Heartbeat,
 } from "./codec.ts";
+import { ColdReplicas } from "./cold_replicas.ts";
 import { Directory, SYSTEM_GROUP, SYSTEM_TENANT } from "./directory.ts";
-import type { ReplicaMeta } from "./group_log.ts";
+import { freshMeta, type ReplicaMeta } from "./group_log.ts";
 import { Leases } from "./leases.ts";
 import { HEARTBEAT_MS, Liveness } from "./liveness.ts";
 import {
@@ -66,7 +65,7 @@ import {
 } from "./entry.ts";
 import { Membership, replicaOn } from "./membership.ts";
 import { chooseNodes, isPlaceable, Reconciler, type Candidate } from "./reconciler.ts";
-import { recoverLog } from "./recovery.ts";
+import { recoverLog, type RecoveredRecord } from "./recovery.ts";
 import type {
   Clock,
   ClusterStatus,
@@ -76,14 +75,11 @@ import type {
   Environments,
   GroupStatus,
   Journal,
-  JournalRecovery,
   Lane,
-  LostRecords,
+  Log,
   NodeStatus,
   Quarantine,
-  QuarantinedReplica,
   ReadOptions,
-  Remains,
   ReplicaStatus,
   TenantSnapshot,
   TenantView,
@@ -92,7 +88,6 @@ import type {
   WatchListener,
 } from "./ports.ts";
 import {
-  metaFromBytes,
   Replica,
   TICK_MS,
   type ProposalResult,
@@ -205,8 +200,6 @@ const MAKE_ROOM_MS = 250;
 const SLEEP_CHECK_MS = 1_000;
 /** A node with too many replicas awake says so this often. */
 const FULL_NOTICE_MS = 10_000;
-/** Leftovers of purged tenants are looked for at most this often, and only when there may be some. */
-const SWEEP_MS = 2_000;
 /** Groups that move take their next step this often. */
 const MEMBERSHIP_MS = 200;
 /** Who leads without a directory offers its leaderships this often; each offer may hold a group up for a moment. */
@@ -215,14 +208,6 @@ const BLIND_OFFER_MS = 10_000;
 const QUARANTINE_SHOWN_MAX = 100;
 /** Attempts and waiters this node keeps; more are refused. */
 const ATTEMPTS_MAX = 50_000;
-
-/** What the host logs with; pino fits. Values of tenants never go in. */
-export interface Log {
-  debug(fields: object, message: string): void;
-  info(fields: object, message: string): void;
-  warn(fields: object, message: string): void;
-  error(fields: object, message: string): void;
-}
 
 export interface NodeHostOptions {
   readonly cluster: string;
@@ -319,12 +304,7 @@ export class NodeHost implements ConfigService {
   #entry: Entry | null = null;
   #identity: SystemIdentity | null = null;
   readonly #replicas = new Map<number, Replica>();
-  /** Replicas whose environment is being closed; they wake again only after that. */
-  readonly #closing = new Map<number, Promise<void>>();
-  /** Journal records found at start, until their replica wakes. */
-  readonly #recovered = new Map<number, readonly { sequence: number; payload: Uint8Array }[]>();
-  readonly #damaged = new Map<number, QuarantinedReplica>();
-  readonly #lost: LostRecords | null;
+  readonly #cold: ColdReplicas;
   readonly #ticking = new Set<Replica>();
   readonly #outboxes = new Map<string, Outbox>();
   readonly #hooks: ReplicaHooks;
@@ -348,14 +328,6 @@ export class NodeHost implements ConfigService {
   #roomMadeAt = 0;
   #fullToldAt = -Infinity;
   #movedAt = 0;
-  /**
-   * The directory here is no older than what this node ever knew: asked of its leader in this life, or nothing was ever
-   * known. Until then a replica that is not on the disk may be one that was removed, and must not begin anew.
-   */
-  #directoryIsCurrent: boolean;
-  /** No environment of a tenant that is gone is left on the disk, as far as is known. */
-  #swept = false;
-  #sweptAt = -Infinity;
   #checkpointQueue = new Set<number>();
   /** Taken for callers of this node, who close them. */
   readonly #snapshotsOpen = new Set<ReplicaSnapshot>();
@@ -363,10 +335,6 @@ export class NodeHost implements ConfigService {
   readonly #initialising = new WeakMap<Replica, number>();
   /** Groups whose replica here could not be opened; until the next start nothing of them runs here. */
   readonly #unreadable = new Map<number, string>();
-  /** Groups about which the directory's leader is being asked. */
-  readonly #unknown = new Set<number>();
-  /** Groups that the directory's leader said are there. */
-  readonly #confirmed = new Set<number>();
   readonly #timers: (() => void)[] = [];
   #stopping = false;
   #exchangeHandler: ((from: string, request: Uint8Array) => Promise<Uint8Array>) | null = null;
@@ -459,7 +427,7 @@ export class NodeHost implements ConfigService {
       leaderChanged: (replica) => this.#leaderChanged(replica),
       installed: (replica) => {
         if (replica.group === SYSTEM_GROUP) {
-          this.#swept = false;
+          this.#cold.sweepSoon();
           for (const { group, raft } of this.#replicas.values())
             if (raft.isLeader) this.#membership.look(group);
           for (const { node } of this.directory.nodes()) this.liveness.add(node);
@@ -496,49 +464,19 @@ export class NodeHost implements ConfigService {
       supports: (node) => this.liveness.supports(node),
       propose: (action, timeoutMs, done) => this.#proposeSystem(action, timeoutMs, done),
     });
-    const recovery = options.journal.recovery();
-    for (const [group, records] of recovery.groups) this.#recovered.set(group, records);
-    const names = options.environments.names();
-    const isNew = recovery.groups.size === 0 && names.length === 0;
-    this.#directoryIsCurrent = isNew;
-    this.#leases = new Leases({ clockDriftMax, boot, isNew, clock, liveness: this.liveness });
-    this.#lost = this.#quarantine(recovery, names);
-    this.#serveCalls();
-  }
-
-  /**
-   * Damage that was found goes where it outlives the journal's segments, which then may go.
-   * @returns the newest of the records that are gone without the name of their group
-   */
-  #quarantine(recovery: JournalRecovery, environments: readonly string[]): LostRecords | null {
-    const { journal, quarantine } = this.#options;
-    const stored = new Map<number, ReplicaId>();
-    if (recovery.damaged.size > 0)
-      for (const name of environments) {
-        const named = replicaNamed(name);
-        // Of two the older one is a leftover.
-        if (named !== null)
-          stored.set(named.group, Math.max(named.id, stored.get(named.group) ?? 0));
-      }
-    for (const known of quarantine?.replicas ?? []) this.#damaged.set(known.group, known);
-    const found: Remains[] = [...recovery.damaged].map(([group, reason]) => {
-      const records = this.#recovered.get(group) ?? [];
-      return { group, replica: stored.get(group) ?? creationIn(records), reason, records };
+    this.#cold = new ColdReplicas(options, this.directory, {
+      awake: (group) => this.#replicas.get(group) ?? null,
+      discard: (replica, reason) => this.#discard(replica, reason),
+      askDirectory: (done) => {
+        this.readWith(SYSTEM_TENANT, { consistency: "linearizable" }, (error) => {
+          done(error === null);
+        });
+      },
+      confirmed: (group) => this.#checkpointQueue.add(group),
     });
-    for (const { group, replica, reason } of found)
-      this.#damaged.set(group, { group, replica, reason });
-    const known = quarantine?.lost ?? null;
-    const lost = recovery.lost.reduce<LostRecords | null>(
-      (newest, { to, where }) => (newest === null || newest.to < to ? { to, where } : newest),
-      known,
-    );
-    if (quarantine === undefined) return lost;
-    quarantine.keep(found, lost === known ? null : lost);
-    for (const { group } of found) {
-      this.#recovered.delete(group);
-      journal.forget(group);
-    }
-    return lost;
+    const { isNew } = this.#cold;
+    this.#leases = new Leases({ clockDriftMax, boot, isNew, clock, liveness: this.liveness });
+    this.#serveCalls();
   }
 
   // --- life ------------------------------------------------------------------------------------------------------------
@@ -560,22 +498,20 @@ export class NodeHost implements ConfigService {
       clock.every(HEARTBEAT_MS, () => this.#heartbeat()),
     );
     this.#heartbeat();
-    // What the journal still holds is brought up one replica at a time, so that its space becomes free.
-    for (const group of this.#recovered.keys()) this.#checkpointQueue.add(group);
-    // And what is damaged is said at once.
-    for (const group of this.#damaged.keys()) this.#checkpointQueue.add(group);
+    // What the journal still holds is brought up one replica at a time, so that its space becomes free; and what is damaged
+    // is said at once.
+    for (const group of this.#cold.groups()) this.#checkpointQueue.add(group);
   }
 
   /** Who this node is in the group of `_system`: by what is on its disk, or by its name where that is beyond doubt. */
   #storedIdentity(): SystemIdentity | null {
-    const { node, peers, diskId, environments } = this.#options;
+    const { node, peers, diskId } = this.#options;
     const initial = initialMembers(peers);
-    for (const name of environments.names()) {
-      const named = replicaNamed(name);
-      if (named?.group === SYSTEM_GROUP) return { id: named.id, initial };
-    }
+    const stored = this.#cold.storedReplica(SYSTEM_GROUP);
+    if (stored !== null) return { id: stored, initial };
     const own = initial.find((member) => member.node === node);
-    const isAlone = diskId === undefined || peers.length === 1 || this.#recovered.has(SYSTEM_GROUP);
+    const isAlone =
+      diskId === undefined || peers.length === 1 || this.#cold.records(SYSTEM_GROUP).length > 0;
     return own !== undefined && isAlone ? { id: own.id, initial } : null;
   }
 
@@ -702,7 +638,7 @@ export class NodeHost implements ConfigService {
       replica.abandon();
       if (!replica.busyStoring) await replica.environment.close();
     }
-    await Promise.all(this.#closing.values());
+    await this.#cold.ended();
     this.#replicas.clear();
     await this.#options.journal.close();
   }
@@ -774,7 +710,7 @@ export class NodeHost implements ConfigService {
       for (const [offset, { replica, group }] of batch.entries()) {
         replica.sequenceSubmitted = first + offset;
         // Of a replica whose environment was removed meanwhile nothing needs to be kept.
-        if (this.#replicas.get(group) !== replica && !this.#closing.has(group))
+        if (this.#replicas.get(group) !== replica && !this.#cold.isEnding(group))
           this.#options.journal.release(group, first + offset);
       }
     }
@@ -894,10 +830,7 @@ export class NodeHost implements ConfigService {
     if (this.#journalFull) this.#schedule();
     for (const node of this.#outboxes.keys()) this.#flush(node, true);
     this.#watchFitness(now);
-    if (!this.#swept && this.#systemReady && now - this.#sweptAt > SWEEP_MS) {
-      this.#sweptAt = now;
-      this.#sweepEnvironments();
-    }
+    this.#cold.round(now, this.#systemReady);
     this.#makeRoom(now);
     this.#runCheckpoints();
     if (now - this.#movedAt > MEMBERSHIP_MS) {
@@ -1397,7 +1330,7 @@ export class NodeHost implements ConfigService {
   #wake(group: number): Replica | null {
     const present = this.#replicas.get(group);
     if (present !== undefined) return present;
-    if (this.#closing.has(group) || this.#unreadable.has(group)) return null;
+    if (this.#cold.isEnding(group) || this.#unreadable.has(group)) return null;
     try {
       return this.#wakeCold(group);
     } catch (error) {
@@ -1413,7 +1346,6 @@ export class NodeHost implements ConfigService {
   #wakeCold(group: number): Replica | null {
     const identity = group === SYSTEM_GROUP ? this.#systemMeta() : this.#directoryMeta(group);
     if (identity === null) return null;
-    const { environments } = this.#options;
     if (this.#replicas.size >= this.#tuning.awakeLimit) {
       const now = this.#clock.monotonicMs();
       if (now - this.#fullToldAt > FULL_NOTICE_MS) {
@@ -1422,29 +1354,10 @@ export class NodeHost implements ConfigService {
       }
       return null;
     }
-    const name = environmentName(identity);
-    const existed = environments.exists(name);
-    const records = this.#recovered.get(group) ?? [];
-    if (!existed && isTail(records) && !this.#confirmed.has(group)) {
-      // The rest of a group whose beginning is gone: purged, most likely, and the directory here has not heard of it.
-      this.#dropIfUnknown(group);
-      return null;
-    }
-    const isFresh = !existed && !beginsIn(records, identity.replica) && group !== SYSTEM_GROUP;
-    if (isFresh && !this.#directoryIsCurrent && !this.#confirmed.has(group)) return null;
-    const isInitial = identity.members.some(({ id }) => id === identity.replica);
-    if (isFresh && !isInitial && (records.length > 0 || this.#damaged.has(group))) {
-      // Of its predecessor nothing may be left when it begins.
-      this.#dropLeftovers(group);
-      return null;
-    }
-    const environment = environments.open(name);
-    this.#recovered.delete(group);
-    // What the journal lost of a group cannot have been of a replica that joins just now.
-    let damage =
-      isFresh && !isInitial
-        ? null
-        : this.#damageOf(identity, environment, { existed, hasRecords: records.length > 0 });
+    const found = this.#cold.open(identity);
+    if (found === null) return null;
+    const { environment, records } = found;
+    let { damage } = found;
     let replica: Replica;
     try {
       replica = this.#load(identity, environment, damage === null ? records : null);
@@ -1467,27 +1380,11 @@ export class NodeHost implements ConfigService {
     return replica;
   }
 
-  /** What the journal lost of this replica, as far as it can tell; null when nothing. */
-  #damageOf(
-    { group, replica }: ReplicaMeta,
-    environment: Environment,
-    { existed, hasRecords }: { existed: boolean; hasRecords: boolean },
-  ): string | null {
-    const known = this.#damaged.get(group);
-    // One that took the damaged one's place has nothing of it.
-    if (known !== undefined && (known.replica ?? replica) === replica) return known.reason;
-    if (hasRecords || !existed || this.#lost === null) return null;
-    // Never checkpointed, and all it ever wrote may be among what was lost.
-    const stored = environment.meta();
-    const sequence = stored === null ? 0 : metaFromBytes(stored).sequence;
-    return sequence < this.#lost.to ? this.#lost.where : null;
-  }
-
   #load(
     identity: ReplicaMeta,
     environment: Environment,
     /** Null: they cannot be trusted. */
-    records: readonly { sequence: number; payload: Uint8Array }[] | null,
+    records: readonly RecoveredRecord[] | null,
   ): Replica {
     const isStored = environment.meta() !== null;
     const { meta, log, sequence, isFresh } = recoverLog(environment, identity, records ?? []);
@@ -1585,15 +1482,7 @@ export class NodeHost implements ConfigService {
     this.#failRevisionWaiters(replica.group);
     this.#leases.asleep(replica.group, replica.id, replica.raft.bond);
     replica.abandon();
-    const closed = replica.environment
-      .close()
-      .catch((error: unknown) => {
-        this.#log.error({ tenant: replica.tenant, err: error }, "environment.close_failed");
-      })
-      .then(() => {
-        this.#closing.delete(replica.group);
-      });
-    this.#closing.set(replica.group, closed);
+    this.#cold.close(replica);
   }
 
   // --- checkpoints -------------------------------------------------------------------------------------------------------
@@ -1612,15 +1501,15 @@ export class NodeHost implements ConfigService {
     let recoveredBytes = 0;
     for (const group of this.#checkpointQueue) {
       if (this.#checkpoints.size >= atOnce) return;
-      const records = this.#replicas.has(group) ? undefined : this.#recovered.get(group);
-      if (records !== undefined) {
+      const records = this.#replicas.has(group) ? [] : this.#cold.records(group);
+      if (records.length > 0) {
         if (recoveredBytes >= RECOVERY_BYTES_PER_PULSE) continue;
         for (const { payload } of records) recoveredBytes += payload.length;
       }
       this.#checkpointQueue.delete(group);
       const replica = this.#replicas.get(group) ?? this.#wake(group);
       if (replica === null) {
-        if (!this.#closing.has(group)) this.#dropIfUnknown(group);
+        this.#cold.dropIfUnknown(group);
         continue;
       }
       if (replica.halted !== null || !replica.needsCheckpoint) continue;
@@ -1637,56 +1526,6 @@ export class NodeHost implements ConfigService {
   /** Of what keeps an environment open while it lasts, so many at once: four kinds of it share what may be open. */
   #busyMax(max: number): number {
     return Math.min(max, Math.max(1, Math.floor(this.#options.environments.cap / 4)));
-  }
-
-  /**
-   * Journal records of a group that is not this node's any more are of no use. But a directory that is behind knows less
-   * than the journal: its leader is asked first (simulation, seeds 44 and 10106: an acknowledged log was dropped).
-   */
-  #dropIfUnknown(group: number): void {
-    if (this.#unknown.has(group)) return;
-    this.#unknown.add(group);
-    this.readWith(SYSTEM_TENANT, { consistency: "linearizable" }, (error) => {
-      this.#unknown.delete(group);
-      if (error !== null) return;
-      const row = this.directory.byGroup(group);
-      if (row !== undefined && replicaOn(row.placement, this.node) !== undefined) {
-        this.#confirmed.add(group);
-        this.#checkpointQueue.add(group);
-        return;
-      }
-      if (this.#replicas.has(group) || this.#closing.has(group)) return;
-      this.#dropLeftovers(group);
-    });
-  }
-
-  /**
-   * What is on the disk of replicas of the group that are nobody's any more. The environments go before the journal
-   * forgets what they lack: a crash in between, with a directory that has yet to hear again what it knew before, must
-   * find a replica whole or not at all, never without its votes (simulation, seed 200006333).
-   */
-  #dropLeftovers(group: number): void {
-    const { environments } = this.#options;
-    const names = environments.names().filter((name) => replicaNamed(name)?.group === group);
-    this.#endLeftovers(
-      group,
-      Promise.all(names.map((name) => environments.remove(name))).then(() => {}),
-    );
-  }
-
-  #endLeftovers(group: number, removed: Promise<void>): void {
-    const ended = removed
-      .then(
-        () => this.#forgetRecords(group),
-        (error: unknown) => {
-          this.#log.error({ group, err: error }, "environment.remove_failed");
-        },
-      )
-      .then(() => {
-        this.#closing.delete(group);
-        this.#endQuarantine(group);
-      });
-    this.#closing.set(group, ended);
   }
 
   #stored(replica: Replica, error: Error | null): void {
@@ -1747,13 +1586,13 @@ export class NodeHost implements ConfigService {
       if (row === undefined) {
         this.#forget(change.name);
         // One that slept has no replica to be found by.
-        this.#swept = false;
+        this.#cold.sweepSoon();
         continue;
       }
       // Replaced by a restored one of the same name.
       if (row.incarnation === event.revision) {
         this.#forget(change.name, row.group);
-        this.#swept = false;
+        this.#cold.sweepSoon();
       }
       this.#leaveIfMoved(row);
       // A new tenant's first replica asks for votes at once; its peers wake by being asked. Of many at a time each group
@@ -1785,102 +1624,21 @@ export class NodeHost implements ConfigService {
     const replica = this.#replicas.get(group);
     if (replica !== undefined && replica.id !== own?.id) this.#discard(replica, "moved");
     // Of one that could not be opened the sweep finds what is left; another one may take its place now.
-    if (this.#unreadable.delete(group)) this.#swept = false;
+    if (this.#unreadable.delete(group)) this.#cold.sweepSoon();
     // One that sleeps is found by its name.
-    if (own === undefined) this.#swept = false;
+    if (own === undefined) this.#cold.sweepSoon();
   }
 
   /** Stops a replica that is not this node's any more, and removes what it stored. */
   #discard(replica: Replica, reason: string): void {
-    const { tenant, group, id } = replica;
+    const { group } = replica;
     this.#failRevisionWaiters(group);
     this.hub.end(group, reason);
     replica.halt(reason);
     this.#snapshots.forget(replica);
     this.#replicas.delete(group);
     this.#ticking.delete(replica);
-    const name = environmentName({ tenant, group, replica: id });
-    this.#endLeftovers(group, this.#removeWhenStored(replica, name));
-  }
-
-  /** The replica that the journal's records of this group speak of is gone. */
-  #forgetRecords(group: number): void {
-    this.#recovered.delete(group);
-    this.#options.journal.forget(group);
-    // Without a name it would be taken for its successor's.
-    if (this.#damaged.get(group)?.replica === null) this.#endQuarantine(group);
-  }
-
-  /** Only when nothing is left of the replica that could be woken: a directory that is behind may name it once more. */
-  #endQuarantine(group: number): void {
-    const known = this.#damaged.get(group);
-    if (known === undefined) return;
-    const { environments, quarantine } = this.#options;
-    const isLeft =
-      known.replica !== null &&
-      environments.names().some((name) => {
-        const named = replicaNamed(name);
-        return named?.group === group && named.id === known.replica;
-      });
-    if (isLeft) return;
-    this.#damaged.delete(group);
-    try {
-      quarantine?.remove(group);
-    } catch (error) {
-      // It concerns nobody any more, and is looked at again with the next sweep after a start.
-      this.#log.error({ group, err: error }, "quarantine.remove_failed");
-    }
-  }
-
-  /**
-   * Environments of tenants that were purged while this node was down, or while they slept. Asks the directory's leader
-   * first: one that is behind knows less than the disk.
-   */
-  #sweepEnvironments(): void {
-    this.readWith(SYSTEM_TENANT, { consistency: "linearizable" }, (error) => {
-      // Without a leader now: the next change of the directory asks again.
-      if (error !== null) return;
-      this.#swept = true;
-      this.#directoryIsCurrent = true;
-      for (const { group, replica } of this.#damaged.values()) {
-        const row = this.directory.byGroup(group);
-        const own = row === undefined ? undefined : replicaOn(row.placement, this.node);
-        if (group !== SYSTEM_GROUP && own?.id !== (replica ?? own?.id)) this.#endQuarantine(group);
-      }
-      for (const name of this.#options.environments.names()) {
-        const named = replicaNamed(name);
-        if (named === null || named.group === SYSTEM_GROUP) continue;
-        const row = this.directory.byGroup(named.group);
-        if (row !== undefined && replicaOn(row.placement, this.node)?.id === named.id) continue;
-        const replica = this.#replicas.get(named.group);
-        if (replica?.id === named.id) {
-          this.#discard(replica, row === undefined ? "tenant-deleted" : "moved");
-        } else if (!this.#closing.has(named.group)) {
-          this.#remove(named.group, name);
-        }
-      }
-    });
-  }
-
-  #remove(group: number, environment: string): void {
-    const removed = this.#options.environments
-      .remove(environment)
-      .catch((error: unknown) => {
-        this.#log.error({ environment, err: error }, "environment.remove_failed");
-      })
-      .then(() => {
-        this.#closing.delete(group);
-        this.#endQuarantine(group);
-      });
-    this.#closing.set(group, removed);
-  }
-
-  async #removeWhenStored(replica: Replica, environment: string): Promise<void> {
-    await new Promise<void>((resolve) => {
-      replica.whenStored(resolve);
-    });
-    await replica.environment.close();
-    await this.#options.environments.remove(environment);
+    this.#cold.removeStopped(replica);
   }
 
   // --- calls between nodes -------------------------------------------------------------------------------------------------
@@ -2536,7 +2294,7 @@ export class NodeHost implements ConfigService {
 
   #quarantined(): ClusterStatus["quarantine"] {
     const reasons = new Map<number, string>();
-    for (const { group, reason } of this.#damaged.values()) reasons.set(group, reason);
+    for (const { group, reason } of this.#cold.damaged()) reasons.set(group, reason);
     for (const [group, reason] of this.#unreadable) reasons.set(group, reason);
     for (const { group, halted: reason } of this.#replicas.values())
       if (reason !== null) reasons.set(group, reason);
@@ -2685,73 +2443,6 @@ interface Found {
   readonly group: number;
   readonly local: boolean;
   readonly nodes: readonly string[];
-}
-
-export function environmentName(identity: {
-  readonly tenant: string;
-  readonly group: number;
-  readonly replica: number;
-}): string {
-  return `${identity.tenant}.${identity.group}.${identity.replica}`;
-}
-
-/** A replica of a group of which nothing is here: everybody begins with the group's first members. */
-export function freshMeta(
-  group: Pick<ReplicaMeta, "tenant" | "group" | "incarnation">,
-  replica: ReplicaId,
-  members: readonly Member[],
-): ReplicaMeta {
-  return {
-    format: 1,
-    ...group,
-    replica,
-    members,
-    hard: { term: 0, vote: NONE, commit: 0 },
-    conf: {
-      ...emptyConfState(),
-      voters: members.map(({ id }) => id).sort((a, b) => a - b),
-    },
-    applied: 0,
-    appliedTerm: 0,
-    first: 1,
-    firstTerm: 0,
-    last: 0,
-    sequence: 0,
-  };
-}
-
-/** Journal records that do not begin with the replica's first one. */
-function isTail(records: readonly { readonly payload: Uint8Array }[]): boolean {
-  const first = records[0];
-  return first !== undefined && parseRecord(first.payload).kind !== "create";
-}
-
-/** Which replica these records began; null when they do not say. */
-function creationIn(records: readonly { readonly payload: Uint8Array }[]): ReplicaId | null {
-  let id: ReplicaId | null = null;
-  for (const { payload } of records) {
-    const parsed = parseRecord(payload);
-    if (parsed.kind === "create") id = parsed.meta.replica;
-  }
-  return id;
-}
-
-/** The journal still has the beginning of this replica. */
-function beginsIn(records: readonly { readonly payload: Uint8Array }[], id: ReplicaId): boolean {
-  return records.some(({ payload }) => {
-    const parsed = parseRecord(payload);
-    return parsed.kind === "create" && parsed.meta.replica === id;
-  });
-}
-
-/** Tenant, group and replica in an environment's name; null for a name that is none. */
-export function replicaNamed(
-  environment: string,
-): { tenant: string; group: number; id: ReplicaId } | null {
-  const match = /^(.+)\.(\d+)\.(\d+)$/.exec(environment);
-  return match === null
-    ? null
-    : { tenant: match[1] as string, group: Number(match[2]), id: Number(match[3]) };
 }
 
 /** Few and small, and what elections wait for: they must not queue behind log entries. */

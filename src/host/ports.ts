@@ -20,6 +20,16 @@ export interface Clock {
   every(ms: number, run: () => void): () => void;
 }
 
+// --- log ---------------------------------------------------------------------------------------------------------------
+
+/** What the host logs with; pino fits. Values of tenants never go in. */
+export interface Log {
+  debug(fields: object, message: string): void;
+  info(fields: object, message: string): void;
+  warn(fields: object, message: string): void;
+  error(fields: object, message: string): void;
+}
+
 // --- journal: one per node, makes writes durable ---------------------------------------------------------------------
 
 /** One append of one group. `payload` is the host's; the journal knows only whose it is. */

@@ -1,6 +1,5 @@
 /** An environment in memory: atomic like the real one, durable when its owner says so. Used by host tests and the simulator. */
-import type { ReplicaMeta } from "../../src/host/group_log.ts";
-import { freshMeta as freshMetaOf } from "../../src/host/node_host.ts";
+import { freshMeta as freshMetaOf, type ReplicaMeta } from "../../src/host/group_log.ts";
 import type { Replica } from "../../src/host/replica.ts";
 import { SortedMap } from "../../src/lib/sorted_map.ts";
 import type {

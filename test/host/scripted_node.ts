@@ -11,8 +11,8 @@ import {
   parseRaftItem,
   raftItem,
 } from "../../src/host/codec.ts";
-import { NodeHost, type Log, type Tuning } from "../../src/host/node_host.ts";
-import type { Environment, Environments, FrameHandler, Lane } from "../../src/host/ports.ts";
+import { NodeHost, type Tuning } from "../../src/host/node_host.ts";
+import type { Environment, Environments, FrameHandler, Lane, Log } from "../../src/host/ports.ts";
 import type { Replica } from "../../src/host/replica.ts";
 import type { Command, Outcome } from "../../src/machine/command.ts";
 import { EntryKind, type Entry, type Message, type MessageType } from "../../src/raft/types.ts";

@@ -1444,7 +1444,7 @@ const ofHost: readonly Mutation[] = [
     rule: "M7",
     breaks:
       "A directory that is behind after a crash lets a removed replica begin anew, its votes forgotten",
-    file: "src/host/node_host.ts",
+    file: "src/host/cold_replicas.ts",
     find: `    if (isFresh && !this.#directoryIsCurrent && !this.#confirmed.has(group)) return null;`,
     replace: ``,
     killers: [host, sim],
@@ -1454,12 +1454,10 @@ const ofHost: readonly Mutation[] = [
     rule: "E1",
     breaks:
       "The journal forgets a replica that leaves before its environment is gone: it comes back without its votes",
-    file: "src/host/node_host.ts",
-    find: `    const name = environmentName({ tenant, group, replica: id });
-    this.#endLeftovers(`,
-    replace: `    const name = environmentName({ tenant, group, replica: id });
-    this.#forgetRecords(group);
-    this.#endLeftovers(`,
+    file: "src/host/cold_replicas.ts",
+    find: `    this.#endAll(replica.group, this.#removeWhenStored(replica));`,
+    replace: `    this.#forgetRecords(replica.group);
+    this.#endAll(replica.group, this.#removeWhenStored(replica));`,
     killers: [host],
   },
   {
@@ -1552,10 +1550,10 @@ const ofHost: readonly Mutation[] = [
     breaks:
       "A directory that is behind takes a tenant for gone, and its records are dropped from the journal",
     file: "src/host/node_host.ts",
-    find: `    this.#unknown.add(group);
-    this.readWith(SYSTEM_TENANT, { consistency: "linearizable" }, (error) => {`,
-    replace: `    this.#unknown.add(group);
-    this.readWith(SYSTEM_TENANT, { consistency: "stale" }, (error) => {`,
+    find: `        this.readWith(SYSTEM_TENANT, { consistency: "linearizable" }, (error) => {
+          done(error === null);`,
+    replace: `        this.readWith(SYSTEM_TENANT, { consistency: "stale" }, (error) => {
+          done(error === null);`,
     killers: [host, sim],
   },
   {

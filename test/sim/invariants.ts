@@ -3,7 +3,7 @@
  * paper (figure 3), the thesis or this project's architecture name it.
  */
 import { frameItems, ItemKind, parseRaftItem } from "../../src/host/codec.ts";
-import { environmentName } from "../../src/host/node_host.ts";
+import { environmentName } from "../../src/host/cold_replicas.ts";
 import type { Replica } from "../../src/host/replica.ts";
 import { rowsOf } from "../host/memory_environment.ts";
 import { MessageType, type ConfState } from "../../src/raft/types.ts";

@@ -2,7 +2,8 @@
  * One simulated life of a cluster, decided by its seed: a safety phase under faults, then everything heals and liveness
  * is demanded — the cluster must converge, serve, and still have every acknowledged write.
  */
-import type { Log, Tuning } from "../../src/host/node_host.ts";
+import type { Tuning } from "../../src/host/node_host.ts";
+import type { Log } from "../../src/host/ports.ts";
 import type { Replica } from "../../src/host/replica.ts";
 import { semanticsNow, type Command, type Outcome } from "../../src/machine/command.ts";
 import {

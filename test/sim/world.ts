@@ -6,7 +6,7 @@
  */
 import { Problem } from "../../src/api/problems.ts";
 import { Prng } from "../../src/lib/prng.ts";
-import { NodeHost, type Log, type Tuning } from "../../src/host/node_host.ts";
+import { NodeHost, type Tuning } from "../../src/host/node_host.ts";
 import type { Levels } from "../../src/host/versions.ts";
 import type {
   Clock,
@@ -16,6 +16,7 @@ import type {
   FrameHandler,
   Lane,
   Transport,
+  Log,
 } from "../../src/host/ports.ts";
 import { NodeJournal, type JournalDisk } from "../../src/store/journal.ts";
 import { committedBy, MemoryEnvironment, type PreparedChange } from "../host/memory_environment.ts";

@@ -1,0 +1,430 @@
+/**
+ * What this node's disk holds of replicas that are not in memory: journal records found at start, environments, and what
+ * is known to be damaged of either. It says how a replica may begin from that, and removes what is nobody's any more.
+ *
+ * - A directory that is behind knows less than the disk: nothing is removed, and after a crash nothing begins anew,
+ *   before the directory's leader was asked.
+ * - A replica that goes leaves its environment first, then what the journal has of it, then what was known of its damage.
+ *   After a crash in between a directory that is behind may name it once more, and must find it whole or not at all,
+ *   never without its votes (simulation, seed 200006333).
+ */
+import type { PlacedReplica } from "../machine/rows.ts";
+import type { ReplicaId } from "../raft/types.ts";
+import { parseRecord } from "./codec.ts";
+import { SYSTEM_GROUP, type Directory } from "./directory.ts";
+import type { ReplicaMeta } from "./group_log.ts";
+import { replicaOn } from "./membership.ts";
+import type {
+  Environment,
+  Environments,
+  Journal,
+  JournalRecovery,
+  Log,
+  LostRecords,
+  Quarantine,
+  QuarantinedReplica,
+  Remains,
+} from "./ports.ts";
+import type { RecoveredRecord } from "./recovery.ts";
+import { metaFromBytes, type Replica } from "./replica.ts";
+
+/** Environments that are nobody's are looked for at most this often, and only when there may be some. */
+const SWEEP_MS = 2_000;
+
+export interface ColdReplicasOptions {
+  readonly node: string;
+  readonly journal: Journal;
+  readonly environments: Environments;
+  readonly quarantine?: Quarantine;
+  readonly log: Log;
+}
+
+export interface ColdReplicasHooks {
+  /** The replica of this group that is in memory. */
+  awake(group: number): Replica | null;
+  /** Stops one that is in memory and is not this node's any more; it comes back as `removeStopped`. */
+  discard(replica: Replica, reason: string): void;
+  /** Asks the directory's leader, so that the directory here is no older than the question. False: nobody answered. */
+  askDirectory(done: (isCurrent: boolean) => void): void;
+  /** The directory's leader says that the group has a replica here, which `open` refused. */
+  confirmed(group: number): void;
+}
+
+/** A replica's beginning. */
+export interface ColdReplica {
+  readonly environment: Environment;
+  readonly records: readonly RecoveredRecord[];
+  /** Why it must neither vote nor answer; null when nothing is known to be gone. */
+  readonly damage: string | null;
+}
+
+export class ColdReplicas {
+  readonly #options: ColdReplicasOptions;
+  readonly #directory: Directory;
+  readonly #hooks: ColdReplicasHooks;
+  /** Nothing was on the disk when this node started. */
+  readonly isNew: boolean;
+  /** Journal records found at start, until their replica is opened. */
+  readonly #records = new Map<number, readonly RecoveredRecord[]>();
+  readonly #damaged = new Map<number, QuarantinedReplica>();
+  /** The newest of the records that are gone without the name of their group. */
+  readonly #lost: LostRecords | null;
+  /** Environments that are being closed or removed; their replica is opened only after that. */
+  readonly #ending = new Map<number, Promise<void>>();
+  /** By group, until the next round: many groups end at a time, and the disk is read as a whole. */
+  #names: Map<number, string[]> | null = null;
+  /**
+   * The directory here is no older than what this node ever knew: asked of its leader in this life, or nothing was ever
+   * known. Until then a replica that is not on the disk may be one that was removed, and must not begin anew.
+   */
+  #directoryIsCurrent: boolean;
+  /** Groups about which the directory's leader is being asked. */
+  readonly #asked = new Set<number>();
+  /** Groups that it said are there. */
+  readonly #confirmed = new Set<number>();
+  /** No environment that is nobody's is on the disk, as far as is known. */
+  #swept = false;
+  #sweptAt = -Infinity;
+
+  constructor(options: ColdReplicasOptions, directory: Directory, hooks: ColdReplicasHooks) {
+    this.#options = options;
+    this.#directory = directory;
+    this.#hooks = hooks;
+    const recovery = options.journal.recovery();
+    for (const [group, records] of recovery.groups) this.#records.set(group, records);
+    this.isNew = recovery.groups.size === 0 && this.#environments.size === 0;
+    this.#directoryIsCurrent = this.isNew;
+    this.#lost = this.#quarantine(recovery);
+  }
+
+  /**
+   * Damage that was found goes where it outlives the journal's segments, which then may go.
+   * @returns the newest of the records that are gone without the name of their group
+   */
+  #quarantine(recovery: JournalRecovery): LostRecords | null {
+    const { journal, quarantine } = this.#options;
+    for (const known of quarantine?.replicas ?? []) this.#damaged.set(known.group, known);
+    const found: Remains[] = [...recovery.damaged].map(([group, reason]) => {
+      const records = this.records(group);
+      return { group, replica: this.storedReplica(group) ?? creationIn(records), reason, records };
+    });
+    for (const { group, replica, reason } of found)
+      this.#damaged.set(group, { group, replica, reason });
+    const known = quarantine?.lost ?? null;
+    const lost = recovery.lost.reduce<LostRecords | null>(
+      (newest, { to, where }) => (newest === null || newest.to < to ? { to, where } : newest),
+      known,
+    );
+    if (quarantine === undefined) return lost;
+    quarantine.keep(found, lost === known ? null : lost);
+    for (const { group } of found) {
+      this.#records.delete(group);
+      journal.forget(group);
+    }
+    return lost;
+  }
+
+  // --- what is there -----------------------------------------------------------------------------------------------------
+
+  /** Groups that the journal holds, then those that are damaged; one may be both. */
+  *groups(): Iterable<number> {
+    yield* this.#records.keys();
+    yield* this.#damaged.keys();
+  }
+
+  records(group: number): readonly RecoveredRecord[] {
+    return this.#records.get(group) ?? [];
+  }
+
+  /** Which replica of the group has an environment; of several the newest, since the others are left over. */
+  storedReplica(group: number): ReplicaId | null {
+    const ids = (this.#environments.get(group) ?? []).map((name) => replicaNamed(name)?.id ?? 0);
+    return ids.length === 0 ? null : Math.max(...ids);
+  }
+
+  damaged(): Iterable<QuarantinedReplica> {
+    return this.#damaged.values();
+  }
+
+  get #environments(): Map<number, string[]> {
+    if (this.#names !== null) return this.#names;
+    const names = new Map<number, string[]>();
+    for (const name of this.#options.environments.names()) {
+      const named = replicaNamed(name);
+      if (named === null) continue;
+      const others = names.get(named.group);
+      if (others === undefined) names.set(named.group, [name]);
+      else others.push(name);
+    }
+    this.#names = names;
+    return names;
+  }
+
+  // --- opening and closing -----------------------------------------------------------------------------------------------
+
+  /** Its environment is being closed or removed. */
+  isEnding(group: number): boolean {
+    return this.#ending.has(group);
+  }
+
+  /**
+   * What a replica begins from. Null when it must not begin yet: the directory's leader is asked, or what a predecessor
+   * left is removed first.
+   * @throws what the environment throws when it does not open
+   */
+  open(identity: ReplicaMeta): ColdReplica | null {
+    const { environments } = this.#options;
+    const { group, replica, members } = identity;
+    const name = environmentName(identity);
+    const existed = environments.exists(name);
+    const records = this.records(group);
+    if (!existed && isTail(records) && !this.#confirmed.has(group)) {
+      // The rest of a group whose beginning is gone: purged, most likely, and the directory here has not heard of it.
+      this.dropIfUnknown(group);
+      return null;
+    }
+    const isFresh = !existed && !beginsIn(records, replica) && group !== SYSTEM_GROUP;
+    if (isFresh && !this.#directoryIsCurrent && !this.#confirmed.has(group)) return null;
+    const joins = isFresh && !members.some(({ id }) => id === replica);
+    if (joins && (records.length > 0 || this.#damaged.has(group))) {
+      // Of its predecessor nothing may be left when it begins.
+      this.#dropLeftovers(group);
+      return null;
+    }
+    const environment = environments.open(name);
+    if (!existed) this.#names = null;
+    this.#records.delete(group);
+    // What the journal lost of a group cannot have been of a replica that joins just now.
+    const isKnown = existed && records.length === 0;
+    const damage = joins ? null : this.#damageOf(identity, isKnown ? environment : null);
+    return { environment, records, damage };
+  }
+
+  /** @param stored the environment, when it alone says how far the replica was */
+  #damageOf({ group, replica }: ReplicaMeta, stored: Environment | null): string | null {
+    const known = this.#damaged.get(group);
+    // One that took the damaged one's place has nothing of it.
+    if (known !== undefined && (known.replica ?? replica) === replica) return known.reason;
+    if (stored === null || this.#lost === null) return null;
+    // Never checkpointed, and all it ever wrote may be among what was lost.
+    const meta = stored.meta();
+    const sequence = meta === null ? 0 : metaFromBytes(meta).sequence;
+    return sequence < this.#lost.to ? this.#lost.where : null;
+  }
+
+  /** Everything of a replica that was in memory is in its environment. */
+  close({ group, tenant, environment }: Replica): void {
+    const closed = environment
+      .close()
+      .catch((error: unknown) => {
+        this.#options.log.error({ tenant, err: error }, "environment.close_failed");
+      })
+      .then(() => {
+        this.#ending.delete(group);
+      });
+    this.#ending.set(group, closed);
+  }
+
+  /** Resolves when those are closed or removed that are at present. */
+  async ended(): Promise<void> {
+    await Promise.all(this.#ending.values());
+  }
+
+  // --- what is nobody's any more -------------------------------------------------------------------------------------------
+
+  /** Call with each pulse; `isReady`: the directory's leader can be asked. */
+  round(now: number, isReady: boolean): void {
+    this.#names = null;
+    if (this.#swept || !isReady || now - this.#sweptAt <= SWEEP_MS) return;
+    this.#sweptAt = now;
+    this.#sweep();
+  }
+
+  /** Environments may have become nobody's whose replicas sleep, or could not be opened. */
+  sweepSoon(): void {
+    this.#swept = false;
+  }
+
+  /**
+   * Environments of tenants that were purged while this node was down, or while they slept. Asks the directory's leader
+   * first: one that is behind knows less than the disk.
+   */
+  #sweep(): void {
+    this.#hooks.askDirectory((isCurrent) => {
+      // Without a leader now: the next change of the directory asks again.
+      if (!isCurrent) return;
+      this.#swept = true;
+      this.#directoryIsCurrent = true;
+      for (const { group, replica } of this.#damaged.values()) {
+        const own = this.#placed(group);
+        if (group !== SYSTEM_GROUP && own?.id !== (replica ?? own?.id)) this.#endQuarantine(group);
+      }
+      for (const name of this.#options.environments.names()) this.#removeUnlessOwn(name);
+    });
+  }
+
+  #removeUnlessOwn(environment: string): void {
+    const named = replicaNamed(environment);
+    if (named === null || named.group === SYSTEM_GROUP) return;
+    const { group, id } = named;
+    const row = this.#directory.byGroup(group);
+    if (row !== undefined && replicaOn(row.placement, this.#options.node)?.id === id) return;
+    const replica = this.#hooks.awake(group);
+    if (replica?.id === id) {
+      this.#hooks.discard(replica, row === undefined ? "tenant-deleted" : "moved");
+    } else if (!this.#ending.has(group)) {
+      this.#remove(group, environment);
+    }
+  }
+
+  /**
+   * Journal records of a group that is not this node's any more are of no use. But a directory that is behind knows less
+   * than the journal: its leader is asked first (simulation, seeds 44 and 10106: an acknowledged log was dropped).
+   */
+  dropIfUnknown(group: number): void {
+    if (this.#ending.has(group) || this.#asked.has(group)) return;
+    this.#asked.add(group);
+    this.#hooks.askDirectory((isCurrent) => {
+      this.#asked.delete(group);
+      if (!isCurrent) return;
+      if (this.#placed(group) !== undefined) {
+        this.#confirmed.add(group);
+        this.#hooks.confirmed(group);
+        return;
+      }
+      if (this.#hooks.awake(group) === null && !this.#ending.has(group)) this.#dropLeftovers(group);
+    });
+  }
+
+  /** The replica of the group that the directory gives to this node. */
+  #placed(group: number): PlacedReplica | undefined {
+    const row = this.#directory.byGroup(group);
+    return row === undefined ? undefined : replicaOn(row.placement, this.#options.node);
+  }
+
+  /** Of a group that has nothing in memory: all that is on the disk. */
+  #dropLeftovers(group: number): void {
+    const { environments } = this.#options;
+    const names = this.#environments.get(group) ?? [];
+    this.#environments.delete(group);
+    this.#endAll(
+      group,
+      Promise.all(names.map((name) => environments.remove(name))).then(() => {}),
+    );
+  }
+
+  /** All that is on the disk of a replica that was stopped and is not in memory any more. */
+  removeStopped(replica: Replica): void {
+    this.#endAll(replica.group, this.#removeWhenStored(replica));
+  }
+
+  async #removeWhenStored(replica: Replica): Promise<void> {
+    const { tenant, group, id } = replica;
+    await new Promise<void>((resolve) => {
+      replica.whenStored(resolve);
+    });
+    await replica.environment.close();
+    await this.#options.environments.remove(environmentName({ tenant, group, replica: id }));
+  }
+
+  /** The journal's records go when the environments have gone. */
+  #endAll(group: number, removed: Promise<void>): void {
+    const ended = removed
+      .then(
+        () => this.#forgetRecords(group),
+        (error: unknown) => {
+          this.#options.log.error({ group, err: error }, "environment.remove_failed");
+        },
+      )
+      .then(() => {
+        this.#ending.delete(group);
+        this.#endQuarantine(group);
+      });
+    this.#ending.set(group, ended);
+  }
+
+  /** One environment, of a replica of which the journal has nothing. */
+  #remove(group: number, environment: string): void {
+    const removed = this.#options.environments
+      .remove(environment)
+      .catch((error: unknown) => {
+        this.#options.log.error({ environment, err: error }, "environment.remove_failed");
+      })
+      .then(() => {
+        this.#ending.delete(group);
+        this.#endQuarantine(group);
+      });
+    this.#ending.set(group, removed);
+  }
+
+  /** The replica that the journal's records of this group speak of is gone. */
+  #forgetRecords(group: number): void {
+    this.#records.delete(group);
+    this.#options.journal.forget(group);
+    // Without a name it would be taken for its successor's.
+    if (this.#damaged.get(group)?.replica === null) this.#endQuarantine(group);
+  }
+
+  /** Only when nothing is left of the replica that could be opened: a directory that is behind may name it once more. */
+  #endQuarantine(group: number): void {
+    const known = this.#damaged.get(group);
+    if (known === undefined) return;
+    // It is rare, and what was removed just now may be among the names.
+    this.#names = null;
+    const names = this.#environments.get(group) ?? [];
+    if (names.some((name) => replicaNamed(name)?.id === known.replica)) return;
+    this.#damaged.delete(group);
+    try {
+      this.#options.quarantine?.remove(group);
+    } catch (error) {
+      // It concerns nobody any more, and is looked at again with the next sweep after a start.
+      this.#options.log.error({ group, err: error }, "quarantine.remove_failed");
+    }
+  }
+}
+
+// --- names of environments -------------------------------------------------------------------------------------------------
+
+export function environmentName(identity: {
+  readonly tenant: string;
+  readonly group: number;
+  readonly replica: ReplicaId;
+}): string {
+  return `${identity.tenant}.${identity.group}.${identity.replica}`;
+}
+
+/** Tenant, group and replica in an environment's name; null for a name that is none. */
+export function replicaNamed(
+  environment: string,
+): { tenant: string; group: number; id: ReplicaId } | null {
+  const match = /^(.+)\.(\d+)\.(\d+)$/.exec(environment);
+  return match === null
+    ? null
+    : { tenant: match[1] as string, group: Number(match[2]), id: Number(match[3]) };
+}
+
+// --- records of the journal ------------------------------------------------------------------------------------------------
+
+/** They do not begin with the replica's first one. */
+function isTail(records: readonly RecoveredRecord[]): boolean {
+  const first = records[0];
+  return first !== undefined && parseRecord(first.payload).kind !== "create";
+}
+
+/** Which replica they began; null when they do not say. */
+function creationIn(records: readonly RecoveredRecord[]): ReplicaId | null {
+  let id: ReplicaId | null = null;
+  for (const { payload } of records) {
+    const parsed = parseRecord(payload);
+    if (parsed.kind === "create") id = parsed.meta.replica;
+  }
+  return id;
+}
+
+/** They still have the beginning of this replica. */
+function beginsIn(records: readonly RecoveredRecord[], id: ReplicaId): boolean {
+  return records.some(({ payload }) => {
+    const parsed = parseRecord(payload);
+    return parsed.kind === "create" && parsed.meta.replica === id;
+  });
+}
