@@ -25,6 +25,7 @@ import { systemKey, under } from "../machine/keys.ts";
 import {
   isLeaving,
   isLost,
+  settledReplicas,
   type NodeRow,
   type SystemRow,
   type TenantRow,
@@ -407,7 +408,7 @@ async function clusterTenants(
     const isUp = (replica: (typeof replicas)[number]): boolean =>
       replica.alive && replica.state !== "lost" && !isLost(replica, row, nodes.get(replica.node));
     // Who joins has no vote yet.
-    const voters = replicas.filter((replica) => replica.state !== "joining");
+    const voters = settledReplicas(replicas);
     const state =
       voters.filter(isUp).length * 2 <= voters.length
         ? "leaderless"

@@ -23,6 +23,7 @@ import {
 import {
   isLeaving,
   isLost,
+  wasSettled,
   sameQuotas,
   type HistoryRow,
   type Member,
@@ -2480,10 +2481,10 @@ function termLed({ type, term, logTerm, index, reject }: Message): number {
 
 /** Where a tenant is served: not by replicas that may have nothing yet, nor by those that lost it. */
 function servingNodes({ placement: { replicas } }: TenantRow): string[] {
-  const serving = replicas.filter(({ state }) => state === undefined || state === "leaving");
-  // All of them were sent away and called back before they had gone: they serve still (simulation, seed 3003971).
-  const coming = replicas.filter(({ state }) => state === "joining");
-  return (serving.length > 0 ? serving : coming).map(({ node }) => node);
+  const left = replicas.filter(({ state }) => state !== "lost");
+  // One that was to join and leaves again may have got what it came for, when those before it may have gone.
+  const serving = left.filter((replica) => isLeaving(replica) || wasSettled(replica));
+  return (serving.length > 0 ? serving : left).map(({ node }) => node);
 }
 
 function hasMember(replica: Replica, node: string): boolean {

@@ -7,6 +7,7 @@ import type { SystemAction } from "../machine/command.ts";
 import {
   isLeaving,
   isLost,
+  settledReplicas,
   type NodeRow,
   type PlacedReplica,
   type TenantRow,
@@ -272,7 +273,7 @@ export class Reconciler {
 
   /** A majority of its voters is there to agree to other members. */
   #canMove(row: TenantRow, nodes: readonly NodeRow[]): boolean {
-    const voters = row.placement.replicas.filter(({ state }) => state !== "joining");
+    const voters = settledReplicas(row.placement.replicas);
     const present = voters.filter(
       (replica) =>
         replica.state !== "lost" &&

@@ -13,7 +13,7 @@
 import { apply } from "../machine/machine.ts";
 import type { Command } from "../machine/command.ts";
 import { membersKey } from "../machine/keys.ts";
-import { isLost } from "../machine/rows.ts";
+import { isLost, settledReplicas } from "../machine/rows.ts";
 import type { Member, NodeRow, SystemRow, TenantMeta, TenantRow } from "../machine/rows.ts";
 import { decodeConfChange, emptyConfState } from "../raft/raft.ts";
 import { entryToBytes } from "../raft/codec.ts";
@@ -249,7 +249,7 @@ export function planRecovery(options: {
         group: row.group,
         incarnation: row.incarnation,
         replicas,
-        voters: row.placement.replicas.filter(({ state }) => state !== "joining"),
+        voters: settledReplicas(row.placement.replicas),
       },
       byGroup.get(row.group) ?? [],
       nodes,

@@ -32,14 +32,15 @@ export interface Envelope {
    * every replica for ever, so a new meaning is a new number here. 2: deleting versions heeds the namespace's protection.
    * 3: audit rows are chained, with the hashes of what was before and after. 4: the directory gives each tenant its epoch.
    * 5: a node that is removed takes the root keys along that only it had.
-   * 6: nothing is placed on a node that leaves, or has left.
+   * 6: nothing is placed on a node that leaves, or has left. 7: while a tenant moves, the directory remembers who had a
+   * vote before.
    */
   readonly semantics?: number;
   readonly action: Action;
 }
 
 /** What commands that are made now say. */
-export const semanticsNow = 6;
+export const semanticsNow = 7;
 /** Of clusters whose directory says nothing: the one at which it began to. */
 export const levelFirst = 6;
 

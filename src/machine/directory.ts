@@ -24,7 +24,7 @@ import {
 import { dropRootKeys, recoverDirectory } from "./recovery.ts";
 import { tenantInfo } from "./results.ts";
 import type { ResultOf } from "./results.ts";
-import { defaultQuotas, isLeaving, sameQuotas } from "./rows.ts";
+import { defaultQuotas, isLeaving, sameQuotas, wasSettled } from "./rows.ts";
 import type {
   IssuerRow,
   NodeRow,
@@ -387,10 +387,11 @@ function moveTenant(draft: Draft, action: Of<"directory.move">): Done<"directory
   );
   let nextReplica = before.nextReplica;
   const replicas = before.placement.replicas.map((replica): PlacedReplica => {
-    if (replica.state === "lost" || lost.includes(replica.id)) return { ...replica, state: "lost" };
-    if (!nodes.includes(replica.node)) return { ...replica, state: "leaving" };
+    if (replica.state === "lost" || lost.includes(replica.id))
+      return inState(draft, replica, "lost");
+    if (!nodes.includes(replica.node)) return inState(draft, replica, "leaving");
     // Whether it has left already only its group knows: it joins again, and remembers what it promised.
-    return replica.state === "leaving" ? { ...replica, state: "joining" } : replica;
+    return replica.state === "leaving" ? inState(draft, replica, "joining") : replica;
   });
   for (const node of nodes) {
     if (replicas.some((replica) => replica.node === node && !isLeaving(replica))) continue;
@@ -411,6 +412,16 @@ function moveTenant(draft: Draft, action: Of<"directory.move">): Done<"directory
   return { created: false, result: { tenant: tenantInfo(row) } };
 }
 
+/** Sent away and called back, a new one and one that had its vote all along would look the same without a note. */
+function inState(
+  draft: Draft,
+  replica: PlacedReplica,
+  state: "joining" | "leaving" | "lost",
+): PlacedReplica {
+  if (draft.semantics < 7 || replica.state === state) return { ...replica, state };
+  return { ...replica, state, settled: wasSettled(replica) };
+}
+
 /** Once as many replicas are wanted as there were before a recovery, it is as any other tenant. */
 function regrown(draft: Draft, row: TenantRow, replicas: number): TenantRow {
   if (row.regrow === undefined || replicas < row.regrow) return row;
@@ -428,7 +439,7 @@ function settleTenant(draft: Draft, action: Of<"directory.settle">): Done<"direc
     return { created: false, result: { tenant: tenantInfo(before) } };
   const kept = replicas
     .filter((replica) => !isLeaving(replica))
-    .map(({ state: _settled, ...replica }) => replica);
+    .map(({ state: _state, settled: _settled, ...replica }) => replica);
   const row = putTenant(draft, { ...before, placement: { replicas: kept, generation } });
   draft.delete(moveKey(row.group));
   return { created: false, result: { tenant: tenantInfo(row) } };

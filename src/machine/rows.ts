@@ -321,12 +321,33 @@ export interface PlacedReplica extends Member {
    * has everything and no vote.
    */
   readonly state?: "joining" | "leaving" | "lost" | "learner";
+  /**
+   * Of one whose state was changed by a move: it had a vote when the placement was settled last, so what its group decided
+   * until then it may have been needed for. Absent where a command of before level 7 changed it.
+   */
+  readonly settled?: boolean;
   /** Revision of the directory that placed it; absent: the tenant's incarnation. */
   readonly since?: number;
 }
 
 export function isLeaving({ state }: PlacedReplica): boolean {
   return state === "leaving" || state === "lost";
+}
+
+/** It had a vote when the tenant's placement was settled last. */
+export function wasSettled(replica: PlacedReplica): boolean {
+  // Before level 7 one that was called back could not be told from a new one.
+  return replica.settled ?? replica.state !== "joining";
+}
+
+/**
+ * A tenant's replicas that had a vote when its placement was settled last: while it moves they serve it, and it takes a
+ * majority of them to let others in.
+ */
+export function settledReplicas<R extends PlacedReplica>(replicas: readonly R[]): readonly R[] {
+  const settled = replicas.filter(wasSettled);
+  // Before level 7 all may have been sent away and called back (simulation, seeds 3003971 and 850).
+  return settled.length > 0 ? settled : replicas;
 }
 
 /** Its disk was lost since it was placed there, so it is not there any more. */

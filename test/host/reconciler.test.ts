@@ -1,5 +1,6 @@
 /** Nodes that leave, on real nodes in the simulated world, and one that lost its directory. */
 import { describe, expect, test } from "vitest";
+import { semanticsNow } from "../../src/machine/command.ts";
 import type { Tuning } from "../../src/host/node_host.ts";
 import { readJournal } from "../../src/store/journal.ts";
 import { payloadStart, readSegment } from "../../src/store/journal_format.ts";
@@ -139,6 +140,48 @@ describe("a node that is gone for good", () => {
       expect((await cluster.change(cluster.node(2), tenant, publish("still"))).ok).toBe(true);
       expect(placed(cluster, tenant)).toEqual(["n3"]);
     }
+  });
+});
+
+describe("replicas that are sent away and called back", () => {
+  test("serve and count as before, until the move is settled", async () => {
+    const cluster = await withSpare({ replaceAfterMs: 600_000 });
+    await cluster.create("acme", ["n1", "n2", "n3"]);
+    cluster.world.crash(cluster.node(3));
+    cluster.world.crash(cluster.node(2));
+    await cluster.until("missed", () =>
+      cluster.world.alive.every(({ host }) => host?.liveness.supports("n3") === false),
+    );
+    const isLed = (tenant: string) => cluster.leader(tenant) !== null;
+    await cluster.until("led", () => [SYSTEM, "acme"].every(isLed));
+    const move = async (generation: number, nodes: readonly string[]): Promise<void> => {
+      const action = { op: "directory.move", tenant: "acme", nodes, generation } as const;
+      const asked = { ...command(action, `move-${generation}`), semantics: semanticsNow };
+      expect(await cluster.change(cluster.node(0), SYSTEM, asked)).toMatchObject({ ok: true });
+    };
+    // Nobody can go where nobody is.
+    await move(0, ["n4"]);
+    await move(1, ["n1", "n2", "n4"]);
+    const row = () => cluster.leader(SYSTEM)?.host?.directory.tenant("acme");
+    expect(row()?.placement.replicas.map(({ state }) => state)).toEqual([
+      "joining",
+      "joining",
+      "leaving",
+      "joining",
+    ]);
+    expect(cluster.node(0).host?.locateNow("acme")).toEqual({ local: true });
+    expect((await cluster.change(cluster.node(1), "acme", publish("kept"))).ok).toBe(true);
+    // What was placed there is gone, and n3, which is away, is not asked: two of the three before are a majority.
+    cluster.world.wipe(cluster.node(3));
+    cluster.world.start(cluster.node(3));
+    await cluster.until("settled", () => placed(cluster, "acme").join() === "n1,n2,n4", 30_000);
+    expect(row()?.placement.replicas).toEqual([
+      { node: "n1", id: 1 },
+      { node: "n2", id: 2 },
+      { node: "n4", id: 5, since: expect.any(Number) as number },
+    ]);
+    await cluster.until("told", () => cluster.node(3).host?.locateNow("acme")?.local === true);
+    expect(await cluster.read(cluster.node(3), "acme", latest)).toBe("kept");
   });
 });
 

@@ -21,7 +21,7 @@ import type { Applied } from "../../src/machine/machine.ts";
 import * as queries from "../../src/machine/queries.ts";
 import type { ResultOf } from "../../src/machine/results.ts";
 import { auditKey, metaKey, under } from "../../src/machine/keys.ts";
-import type { AuditRow } from "../../src/machine/rows.ts";
+import { settledReplicas, type AuditRow } from "../../src/machine/rows.ts";
 import { AuditChain } from "../../src/model/audit.ts";
 import { MemoryState } from "./memory_state.ts";
 
@@ -878,6 +878,48 @@ describe("the directory", () => {
     });
     directory.ok({ op: "directory.delete", tenant: "acme", purge: true });
     expect(moving()).toEqual([]);
+  });
+  test("remembers while a tenant moves who had a vote before", () => {
+    const before = new Tenant("_system");
+    const directory = new Tenant("_system");
+    for (const one of [before, directory]) one.ok(create("acme"));
+    const move = (generation: number, nodes: readonly string[], lost: readonly number[] = []) => {
+      const action = { op: "directory.move", tenant: "acme", nodes, lost, generation } as const;
+      before.ok(action, { semantics: 6 });
+      directory.ok(action, { semantics: semanticsNow });
+    };
+    const replicas = ({ state }: Tenant) =>
+      queries.getTenant(state, "acme")?.placement.replicas ?? [];
+    const settled = (of: Tenant) => settledReplicas(replicas(of)).map(({ id }) => id);
+    move(0, ["n4"]);
+    expect(settled(directory)).toEqual([1, 2, 3]);
+    move(1, ["n1", "n2", "n5"]);
+    move(2, ["n1", "n4", "n5"], [5]);
+    expect(replicas(directory).map(({ id, state, settled: was }) => [id, state, was])).toEqual([
+      [1, "joining", true],
+      [2, "leaving", true],
+      [3, "leaving", true],
+      [4, "joining", false],
+      [5, "lost", false],
+      [6, "joining", undefined],
+    ]);
+    expect(settled(directory)).toEqual([1, 2, 3]);
+    // What is asked for again changes nothing.
+    const again = { op: "directory.move", tenant: "acme", nodes: ["n1", "n4", "n5"] } as const;
+    const repeat = { ...again, generation: 3 };
+    expect(directory.ok(repeat, { semantics: semanticsNow }).commit).toBe(null);
+    // A command of before means what it meant, and those that nobody can tell apart all count.
+    expect(replicas(before).some((replica) => "settled" in replica)).toBe(false);
+    expect(settled(before)).toEqual([2, 3, 5]);
+    const back = new Tenant("_system");
+    back.ok(create("acme"));
+    for (const [generation, nodes] of [["n4"], ["n1", "n2", "n3", "n4"]].entries())
+      back.ok({ ...again, nodes, generation }, { semantics: 6 });
+    expect(settled(back)).toEqual([1, 2, 3, 4]);
+    const settle = { op: "directory.settle", tenant: "acme", generation: 3 } as const;
+    for (const one of [before, directory]) one.ok(settle);
+    expect(replicas(directory)).toEqual(replicas(before));
+    expect(replicas(directory)[0]).toEqual({ node: "n1", id: 1 });
   });
   test("places nothing on a node that leaves, or has left", () => {
     const directory = new Tenant("_system");
