@@ -128,8 +128,10 @@ const ANSWER_BYTES_MAX = 15 * 1024 * 1024;
 const FRAME_BYTES = 384 * 1024;
 /** After a node died, at most this many of its groups are campaigned for per pulse. */
 const CAMPAIGNS_PER_PULSE = 64;
-/** A campaign that brought no leader is tried again after this long, plus as much again by chance. */
+/** A campaign that nobody answered is tried again after this long, plus as much again by chance. */
 const CAMPAIGN_RETRY_MS = 1_000;
+/** One that was refused, after this long, and twice as long each time up to that, plus as much again by chance. */
+const CAMPAIGN_LOST_MS = PULSE_MS;
 const CAMPAIGN_TRIES = 10;
 /** Nodes do not notice a loss in the same moment, and whoever has not noticed yet refuses its vote. */
 const LAPSE_SPREAD_MS = 2 * PULSE_MS;
@@ -1004,6 +1006,7 @@ export class NodeHost implements ConfigService {
         // As if it had been lost on the way: its sender tries again, and a quorum elsewhere does not need it.
         if (this.#diskLevel === "out" && message.entries.length > 0) return;
         this.#guarded(replica, () => replica.step(message));
+        this.#furtherElection(replica, message);
         return;
       }
       case ItemKind.rpc:
@@ -1152,11 +1155,19 @@ export class NodeHost implements ConfigService {
 
   /** One of the live replicas goes first, another one for each group; the others follow by their own timers. */
   #isFirstToCampaign(replica: Replica): boolean {
+    return this.#rankAmongLive(replica, NONE) === 0;
+  }
+
+  /** Its place in the order of the live voters without `except`, which is another one for each group. */
+  #rankAmongLive(replica: Replica, except: ReplicaId): number {
     const alive = [...replica.voters()]
-      .filter(([, node]) => this.liveness.supports(node))
+      .filter(([id, node]) => id !== except && this.liveness.supports(node))
       .map(([id]) => id)
       .sort((left, right) => left - right);
-    return alive[replica.group % alive.length] === replica.id;
+    const place = alive.indexOf(replica.id);
+    const first = replica.group % alive.length;
+    // One without a vote comes after all that have one.
+    return place < 0 ? alive.length : (place - first + alive.length) % alive.length;
   }
 
   #campaignSoon(replica: Replica): void {
@@ -1169,6 +1180,38 @@ export class NodeHost implements ConfigService {
       this.#campaignsDeferred = false;
       this.#runCampaigns(this.#clock.monotonicMs());
     });
+  }
+
+  /**
+   * What is said in an election that brings no leader, so that nobody waits for a timer: who has more than the one that
+   * asks for votes asks instead, one after the other; and who was refused asks again.
+   */
+  #furtherElection(replica: Replica, message: Message): void {
+    const { raft } = replica;
+    if (replica.halted !== null || raft.role !== "follower" || raft.lead !== NONE) return;
+    const campaign = this.#campaigns.get(replica);
+    const now = this.#clock.monotonicMs();
+    switch (message.type) {
+      case MessageType.preVote:
+      case MessageType.requestVote: {
+        if (campaign !== undefined || !raft.isAheadOf(message)) return;
+        const rank = this.#rankAmongLive(replica, message.from);
+        if (rank === 0) return this.#campaignSoon(replica);
+        this.#campaigns.set(replica, { due: now + rank * PULSE_MS, tries: CAMPAIGN_TRIES });
+        return;
+      }
+      case MessageType.preVoteResponse:
+      case MessageType.requestVoteResponse: {
+        if (campaign === undefined || !message.reject) return;
+        const lost = CAMPAIGN_TRIES - campaign.tries - 1;
+        const wait = Math.min(CAMPAIGN_RETRY_MS, CAMPAIGN_LOST_MS * 2 ** lost);
+        const due = now + wait + this.#prng.below(wait);
+        if (due < campaign.due) this.#campaigns.set(replica, { ...campaign, due });
+        return;
+      }
+      default:
+        return;
+    }
   }
 
   #runCampaigns(now: number): void {

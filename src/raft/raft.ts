@@ -343,6 +343,11 @@ export class Raft {
     else this.#tickElection();
   }
 
+  /** This replica may be elected, and has more in its log than who sent this request for votes. */
+  isAheadOf(request: Message): boolean {
+    return this.#isPromotable() && !this.#log.isUpToDate(request.index, request.logTerm);
+  }
+
   /** Asks to be elected now, without waiting for the timer; not while a leader counts on a lease given here. */
   campaign(): void {
     const { readOnly, electionTicks } = this.#config;
