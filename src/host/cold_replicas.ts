@@ -69,6 +69,8 @@ export class ColdReplicas {
   readonly #damaged = new Map<number, QuarantinedReplica>();
   /** The newest of the records that are gone without the name of their group. */
   readonly #lost: LostRecords | null;
+  /** Why groups could not be opened; until the next start, or another place, nothing of them runs here. */
+  readonly #unreadable = new Map<number, string>();
   /** Environments that are being closed or removed; their replica is opened only after that. */
   readonly #ending = new Map<number, Promise<void>>();
   /** By group, until the next round: many groups end at a time, and the disk is read as a whole. */
@@ -142,8 +144,12 @@ export class ColdReplicas {
     return ids.length === 0 ? null : Math.max(...ids);
   }
 
-  damaged(): Iterable<QuarantinedReplica> {
-    return this.#damaged.values();
+  /** What keeps replicas from running here, by group. */
+  faults(): Map<number, string> {
+    const reasons = new Map<number, string>();
+    for (const { group, reason } of this.#damaged.values()) reasons.set(group, reason);
+    for (const [group, reason] of this.#unreadable) reasons.set(group, reason);
+    return reasons;
   }
 
   get #environments(): Map<number, string[]> {
@@ -165,6 +171,20 @@ export class ColdReplicas {
   /** Its environment is being closed or removed. */
   isEnding(group: number): boolean {
     return this.#ending.has(group);
+  }
+
+  mayOpen(group: number): boolean {
+    return !this.#ending.has(group) && !this.#unreadable.has(group);
+  }
+
+  /** It could not be opened, and is not tried again. */
+  setAside(group: number, error: unknown): void {
+    this.#unreadable.set(group, error instanceof Error ? error.message : String(error));
+    this.#options.log.error({ group, err: error }, "replica.cannot_wake");
+  }
+
+  isUnreadable(group: number): boolean {
+    return this.#unreadable.has(group);
   }
 
   /**
@@ -243,6 +263,14 @@ export class ColdReplicas {
   /** Environments may have become nobody's whose replicas sleep, or could not be opened. */
   sweepSoon(): void {
     this.#swept = false;
+  }
+
+  /** The directory has news of where the group is. */
+  placed(group: number, isHere: boolean): void {
+    // Of one that could not be opened the sweep finds what is left; another one may take its place now.
+    if (this.#unreadable.delete(group)) this.#swept = false;
+    // One that sleeps is found by its name.
+    if (!isHere) this.#swept = false;
   }
 
   /**

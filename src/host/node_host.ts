@@ -39,6 +39,7 @@ import {
   type StorageAppend,
 } from "../raft/types.ts";
 import { Balance, isMovable } from "./balance.ts";
+import { Care, noQuorum } from "./care.ts";
 import {
   appendRecord,
   createRecord,
@@ -65,7 +66,8 @@ import {
   type SystemIdentity,
 } from "./entry.ts";
 import { Membership, replicaOn } from "./membership.ts";
-import { chooseNodes, isPlaceable, Reconciler, type Candidate } from "./reconciler.ts";
+import { placeTenant } from "./placement.ts";
+import { Reconciler } from "./reconciler.ts";
 import { recoverLog, type RecoveredRecord } from "./recovery.ts";
 import type {
   Clock,
@@ -78,10 +80,8 @@ import type {
   Journal,
   Lane,
   Log,
-  NodeStatus,
   Quarantine,
   ReadOptions,
-  ReplicaStatus,
   TenantSnapshot,
   TenantView,
   Transport,
@@ -96,9 +96,10 @@ import {
   type ReadResult,
   type ReplicaHooks,
 } from "./replica.ts";
-import { Method, Rpc } from "./rpc.ts";
+import { encodeJson, Method, Rpc } from "./rpc.ts";
 import { Schedules } from "./schedules.ts";
 import { SnapshotExchange } from "./snapshots.ts";
+import { clusterStatus } from "./status.ts";
 import { levelsHere, Versions, type Levels, type NodeNews } from "./versions.ts";
 import { WatchHub } from "./watch_hub.ts";
 
@@ -109,7 +110,6 @@ void everyRejectionIsAProblem;
 
 const PROPOSE_TIMEOUT_MS = 5_000;
 const READ_TIMEOUT_MS = 5_000;
-const STATUS_TIMEOUT_MS = 1_000;
 /** How long a gateway waits for a node that has not been heard of. */
 const EXCHANGE_SILENT_MS = 2_000;
 /** How long an attempt waits before it looks again who leads, when nothing tells it sooner. */
@@ -207,8 +207,6 @@ const FULL_NOTICE_MS = 10_000;
 const MEMBERSHIP_MS = 200;
 /** Who leads without a directory offers its leaderships this often; each offer may hold a group up for a moment. */
 const BLIND_OFFER_MS = 10_000;
-/** Damaged replicas that the status names. */
-const QUARANTINE_SHOWN_MAX = 100;
 /** Attempts and waiters this node keeps; more are refused. */
 const ATTEMPTS_MAX = 50_000;
 
@@ -278,6 +276,13 @@ interface RevisionWaiter {
   readonly done: (ok: boolean) => void;
 }
 
+/** What a node says of itself that wants to be a member. */
+interface JoinQuestion {
+  readonly disk: string;
+  readonly zone?: string;
+  readonly role?: NodeRole;
+}
+
 type Done<T> = (error: Problem | null, value?: T) => void;
 
 const encoder = new TextEncoder();
@@ -303,6 +308,7 @@ export class NodeHost implements ConfigService {
   readonly #schedules = new Schedules();
   readonly #membership: Membership;
   readonly #reconciler: Reconciler;
+  readonly #care: Care;
   /** While it is not decided as which replica of `_system` this node comes in. */
   #entry: Entry | null = null;
   #identity: SystemIdentity | null = null;
@@ -336,8 +342,6 @@ export class NodeHost implements ConfigService {
   readonly #snapshotsOpen = new Set<ReplicaSnapshot>();
   /** In which term a leader proposed its tenant's first command. */
   readonly #initialising = new WeakMap<Replica, number>();
-  /** Groups whose replica here could not be opened; until the next start nothing of them runs here. */
-  readonly #unreadable = new Map<number, string>();
   readonly #timers: (() => void)[] = [];
   #stopping = false;
   #exchangeHandler: ((from: string, request: Uint8Array) => Promise<Uint8Array>) | null = null;
@@ -479,6 +483,17 @@ export class NodeHost implements ConfigService {
     });
     const { isNew } = this.#cold;
     this.#leases = new Leases({ clockDriftMax, boot, isNew, clock, liveness: this.liveness });
+    const { directory, liveness } = this;
+    const parts = { node: this.node, clock, directory, liveness, rpc: this.#rpc, cold: this.#cold };
+    this.#care = new Care(parts, {
+      find: (tenant, done) => {
+        this.#find(tenant, this.#clock.monotonicMs() + READ_TIMEOUT_MS, done);
+      },
+      present: (group) => this.#replicas.get(group) ?? null,
+      wake: (group) => this.#wake(group),
+      campaign: (replica) => this.#campaignSoon(replica),
+      act: (replica, run) => this.#guarded(replica, run),
+    });
     this.#serveCalls();
   }
 
@@ -529,17 +544,7 @@ export class NodeHost implements ConfigService {
     const { node, diskId, zone, role } = this.#options;
     const ask = <T>(to: string, method: Method, done: (answer: T | null) => void): void => {
       const deadline = this.#clock.monotonicMs() + PROPOSE_TIMEOUT_MS;
-      this.#rpc.call(
-        to,
-        method,
-        encodeJson({ node, disk: diskId, zone, role }),
-        deadline,
-        (result) => {
-          done(
-            result.kind === "ok" ? (JSON.parse(decoder.decode(result.bytes)) as T | null) : null,
-          );
-        },
-      );
+      this.#rpc.ask<T>(to, method, { node, disk: diskId, zone, role }, deadline, done);
     };
     return {
       alive: (peer) => this.liveness.supports(peer),
@@ -1374,15 +1379,14 @@ export class NodeHost implements ConfigService {
   #wake(group: number): Replica | null {
     const present = this.#replicas.get(group);
     if (present !== undefined) return present;
-    if (this.#cold.isEnding(group) || this.#unreadable.has(group)) return null;
+    if (!this.#cold.mayOpen(group)) return null;
     try {
       return this.#wakeCold(group);
     } catch (error) {
       // Nothing is wrong with it: too many others are busy, and whoever asks asks again.
       if (error instanceof Problem && error.code === "overloaded") return null;
       // One tenant's environment must not stop the others, nor whoever happened to ask for it.
-      this.#unreadable.set(group, error instanceof Error ? error.message : String(error));
-      this.#log.error({ group, err: error }, "replica.cannot_wake");
+      this.#cold.setAside(group, error);
       return null;
     }
   }
@@ -1667,10 +1671,7 @@ export class NodeHost implements ConfigService {
     const own = replicaOn(placement, this.node);
     const replica = this.#replicas.get(group);
     if (replica !== undefined && replica.id !== own?.id) this.#discard(replica, "moved");
-    // Of one that could not be opened the sweep finds what is left; another one may take its place now.
-    if (this.#unreadable.delete(group)) this.#cold.sweepSoon();
-    // One that sleeps is found by its name.
-    if (own === undefined) this.#cold.sweepSoon();
+    this.#cold.placed(group, own !== undefined);
   }
 
   /** Stops a replica that is not this node's any more, and removes what it stored. */
@@ -1709,26 +1710,11 @@ export class NodeHost implements ConfigService {
         respond(encodeJson(result));
       });
     });
-    this.#rpc.serve(Method.status, (_from, payload, respond) => {
-      const group = Number(decoder.decode(payload));
-      const replica = this.#replicas.get(group);
-      respond(encodeJson(replica?.raft.isLeader === true ? this.#groupStatus(replica) : null));
-    });
-    this.#rpc.serve(Method.transfer, (_from, payload, respond) => {
-      const { group, to } = JSON.parse(decoder.decode(payload)) as { group: number; to: string };
-      const replica = this.#replicas.get(group);
-      respond(encodeJson(replica === undefined ? false : this.#transferHere(replica, to)));
-    });
-    this.#rpc.serve(Method.acquaintance, (_from, _payload, respond) => {
+    this.#rpc.answer(Method.acquaintance, (_from, _question, respond) => {
       const answer = this.#acquaintance();
-      if (answer !== null) respond(encodeJson(answer));
+      if (answer !== null) respond(answer);
     });
-    this.#rpc.serve(Method.join, (from, payload, respond) => {
-      const { disk, zone, role } = JSON.parse(decoder.decode(payload)) as {
-        disk: string;
-        zone?: string;
-        role?: NodeRole;
-      };
+    this.#rpc.answer<JoinQuestion>(Method.join, (from, { disk, zone, role }, respond) => {
       // Nobody joins under another name than its own.
       const action: SystemAction = {
         op: "node.join",
@@ -1738,7 +1724,7 @@ export class NodeHost implements ConfigService {
         ...(role !== undefined && { role }),
       };
       this.#proposeSystem(action, PROPOSE_TIMEOUT_MS, (error, outcome) => {
-        respond(encodeJson(error === null && outcome?.ok === true ? outcome.result : null));
+        respond(error === null && outcome?.ok === true ? outcome.result : null);
       });
     });
     this.#rpc.serve(Method.exchange, (from, payload, respond) => {
@@ -2187,167 +2173,16 @@ export class NodeHost implements ConfigService {
 
   // --- public: status and care ---------------------------------------------------------------------------------------------
 
-  #groupStatus(replica: Replica): GroupStatus {
-    const status = replica.raft.status();
-    const replicas: ReplicaStatus[] = [...replica.members].map(([id, node]) => {
-      const progress = status.progress.find((peer) => peer.id === id);
-      const learner = replica.conf.learners.includes(id);
-      return {
-        node,
-        id,
-        role: id === status.lead ? "leader" : learner ? "learner" : "voter",
-        match: id === replica.id ? status.lastIndex : (progress?.match ?? null),
-        state: id === replica.id ? "self" : (progress?.state ?? "unknown"),
-      };
-    });
-    return {
-      tenant: replica.tenant,
-      group: replica.group,
-      leader: replica.leaderNode,
-      term: status.term,
-      commit: status.commit,
-      applied: status.applied,
-      revision: replica.view.revision,
-      epoch: replica.view.epoch,
-      replicas,
-    };
+  group(tenant: string): Promise<GroupStatus> {
+    return this.#care.group(tenant);
   }
 
-  async group(tenant: string): Promise<GroupStatus> {
-    await this.#whenFound(tenant);
-    const row = tenant === SYSTEM_TENANT ? null : this.directory.tenant(tenant);
-    const group = row === null ? SYSTEM_GROUP : row?.group;
-    const replica =
-      group === undefined ? undefined : (this.#replicas.get(group) ?? this.#wake(group));
-    if (replica == null)
-      throw new Problem("not-found", `Tenant "${tenant}" has no replica on this node`);
-    if (replica.raft.isLeader) return this.#groupStatus(replica);
-    const leader = replica.leaderNode;
-    if (leader === null || !this.liveness.supports(leader)) {
-      this.#campaignSoon(replica);
-      return { ...this.#groupStatus(replica), leader: null };
-    }
-    const answer = await this.#statusAt(leader, replica.group);
-    return answer ?? this.#groupStatus(replica);
+  transfer(tenant: string, toNode: string): Promise<void> {
+    return this.#care.transfer(tenant, toNode);
   }
 
-  async repair(tenant: string): Promise<Replacement> {
-    await this.#whenFound(tenant);
-    const row = this.directory.tenant(tenant);
-    const own = row === undefined ? undefined : replicaOn(row.placement, this.node);
-    if (row === undefined || own === undefined)
-      throw new Problem("not-found", `Tenant "${tenant}" has no replica on node ${this.node}`);
-    const { group, placement } = row;
-    const replica = this.#replicas.get(group) ?? this.#wake(group);
-    if (replica === null ? !this.#unreadable.has(group) : replica.halted === null)
-      throw new Problem(
-        "conflict",
-        `Leave it: the replica of tenant "${tenant}" on node ${this.node} runs`,
-      );
-    if (placement.replicas.some(({ state }) => state !== undefined))
-      throw new Problem("conflict", `Try again when tenant "${tenant}" has ended its move`);
-    const others = placement.replicas.filter(({ node }) => node !== this.node);
-    const answers = await Promise.all(others.map(({ node }) => this.#statusAt(node, group)));
-    const status = answers
-      .filter((answer) => answer !== null)
-      .reduce<GroupStatus | null>((a, b) => (a !== null && a.term > b.term ? a : b), null);
-    // With every committed entry on a majority that is alive without it, nothing acknowledged depends on it.
-    const voters = (status?.replicas ?? []).filter(({ role }) => role !== "learner");
-    const whole = voters.filter(
-      ({ node, id, match }) =>
-        id !== own.id &&
-        this.liveness.supports(node) &&
-        (match ?? 0) >= (status?.commit ?? Infinity),
-    );
-    if (status === null || whole.length * 2 <= voters.length)
-      throw new Problem(
-        "conflict",
-        `Bring back the other nodes of tenant "${tenant}" first, or restore it from a backup: without the replica on node ${this.node} no majority holds everything`,
-      );
-    return {
-      op: "directory.move",
-      tenant,
-      nodes: placement.replicas.map(({ node }) => node),
-      lost: [own.id],
-      generation: placement.generation ?? 0,
-    };
-  }
-
-  /** The group's status if it is led there. */
-  #statusAt(node: string, group: number): Promise<GroupStatus | null> {
-    return new Promise((resolve) => {
-      const deadline = this.#clock.monotonicMs() + STATUS_TIMEOUT_MS;
-      const payload = encoder.encode(String(group));
-      this.#rpc.call(node, Method.status, payload, deadline, (result) => {
-        resolve(
-          result.kind === "ok"
-            ? (JSON.parse(decoder.decode(result.bytes)) as GroupStatus | null)
-            : null,
-        );
-      });
-    });
-  }
-
-  #whenFound(tenant: string): Promise<void> {
-    return new Promise((resolve, reject) => {
-      this.#find(tenant, this.#clock.monotonicMs() + READ_TIMEOUT_MS, (error) => {
-        if (error === null) resolve();
-        else reject(error);
-      });
-    });
-  }
-
-  cluster(): ClusterStatus {
-    const now = this.#clock.monotonicMs();
-    const names = new Set([this.node, ...this.liveness.peers]);
-    for (const node of this.directory.nodes()) names.add(node.node);
-    const options = this.#options;
-    let leaders = 0;
-    for (const replica of this.#replicas.values()) if (replica.raft.isLeader) leaders += 1;
-    const system = this.#replicas.get(SYSTEM_GROUP);
-    return {
-      cluster: options.cluster,
-      node: this.node,
-      version: options.version,
-      ready: this.ready,
-      transport: options.transportKind,
-      connected: options.transport.connected,
-      nodes: [...names].sort().map((name) => {
-        const status = this.liveness.status(name, now);
-        return {
-          name,
-          self: name === this.node,
-          ...status,
-          ...(name === this.node ? { boot: options.boot } : {}),
-          ...newsShown(name === this.node ? this.#news : this.#versions.newsOf(name)),
-        };
-      }),
-      absences: this.liveness.absences.map(({ from, until, ...rest }) => {
-        const wall = (at: number): number => Math.round(this.#clock.wallMs() - (now - at));
-        return { ...rest, from: wall(from), until: until === null ? null : wall(until) };
-      }),
-      level: this.#versions.level,
-      replicas: { warm: this.#replicas.size, leaders, given: this.#balance.given },
-      journal: options.journal.status,
-      environments: { open: options.environments.open_count, cap: options.environments.cap },
-      quarantine: this.#quarantined(),
-      disk: diskStatus(options.disk),
-      tenants: system?.view.get<{ tenants?: number }>("meta")?.tenants ?? 0,
-    };
-  }
-
-  #quarantined(): ClusterStatus["quarantine"] {
-    const reasons = new Map<number, string>();
-    for (const { group, reason } of this.#cold.damaged()) reasons.set(group, reason);
-    for (const [group, reason] of this.#unreadable) reasons.set(group, reason);
-    for (const { group, halted: reason } of this.#replicas.values())
-      if (reason !== null) reasons.set(group, reason);
-    return [...reasons].slice(0, QUARANTINE_SHOWN_MAX).map(([group, reason]) => ({
-      group,
-      tenant:
-        group === SYSTEM_GROUP ? SYSTEM_TENANT : (this.directory.byGroup(group)?.tenant ?? null),
-      reason,
-    }));
+  repair(tenant: string): Promise<Replacement> {
+    return this.#care.repair(tenant);
   }
 
   place(
@@ -2355,70 +2190,21 @@ export class NodeHost implements ConfigService {
     replicas: number | undefined,
     keep: readonly string[] = [],
   ): readonly string[] {
-    const candidates = this.#candidates();
-    const count = candidates.length;
-    const wanted = replicas ?? (count >= 3 ? 3 : 1);
-    if (wanted > count) {
-      throw new Problem(
-        "invalid",
-        `Cannot place ${wanted} replicas: the cluster has ${count} ${count === 1 ? "node" : "nodes"}`,
-        { errors: [{ pointer: "/replicas", detail: `must be at most ${count}` }] },
-      );
-    }
-    const alive = candidates.filter(({ node }) => this.liveness.supports(node));
-    const chosen = chooseNodes(tenant, wanted, alive, keep);
-    // Rather on nodes that are away just now than fewer than was asked for.
-    return chosen.length === wanted ? chosen : chooseNodes(tenant, wanted, candidates, chosen);
+    const supports = (node: string): boolean => this.liveness.supports(node);
+    return placeTenant(tenant, replicas, keep, this.directory, this.#options.peers, supports);
   }
 
-  /** Nodes that may get replicas: registered ones and members that are about to, unless they are drained or leave. */
-  #candidates(): readonly Candidate[] {
-    const system = this.directory.system()?.placement.replicas.filter((one) => !isLeaving(one));
-    const names = new Set(system?.map(({ node }) => node) ?? this.#options.peers);
-    const rows = this.directory.nodes();
-    for (const { node } of rows) names.add(node);
-    return [...names]
-      .map(
-        (node) => rows.find((row) => row.node === node) ?? { node, zone: null, phase: undefined },
-      )
-      .filter(isPlaceable);
-  }
-
-  async transfer(tenant: string, toNode: string): Promise<void> {
-    await this.#whenFound(tenant);
-    const status = await this.group(tenant);
-    if (!status.replicas.some((replica) => replica.node === toNode)) {
-      throw new Problem("invalid", `Node "${toNode}" holds no replica of tenant "${tenant}"`);
-    }
-    if (status.leader === null) throw noQuorum(tenant);
-    const replica = this.#replicas.get(status.group);
-    const done =
-      status.leader === this.node && replica !== undefined
-        ? this.#transferHere(replica, toNode)
-        : await new Promise<boolean>((resolve) => {
-            const payload = encodeJson({ group: status.group, to: toNode });
-            const deadline = this.#clock.monotonicMs() + 1_000;
-            this.#rpc.call(
-              status.leader as string,
-              Method.transfer,
-              payload,
-              deadline,
-              (result) => {
-                resolve(result.kind === "ok" && JSON.parse(decoder.decode(result.bytes)) === true);
-              },
-            );
-          });
-    if (!done)
-      throw new Problem("conflict", "Leadership is not moving: the leader changed meanwhile");
-  }
-
-  #transferHere(replica: Replica, toNode: string): boolean {
-    const target = [...replica.members].find(([, node]) => node === toNode);
-    if (target === undefined || !replica.raft.isLeader) return false;
-    if (target[0] !== replica.id) {
-      this.#guarded(replica, () => replica.raft.transferLeadership(target[0]));
-    }
-    return true;
+  cluster(): ClusterStatus {
+    return clusterStatus(this.#options, {
+      ready: this.ready,
+      news: this.#news,
+      directory: this.directory,
+      liveness: this.liveness,
+      versions: this.#versions,
+      given: this.#balance.given,
+      cold: this.#cold,
+      replicas: this.#replicas,
+    });
   }
 
   // --- public: the gateway's own calls ---------------------------------------------------------------------------------------
@@ -2535,10 +2321,6 @@ function hasMember(replica: Replica, node: string): boolean {
   return false;
 }
 
-function encodeJson(value: unknown): Uint8Array {
-  return encoder.encode(JSON.stringify(value));
-}
-
 function encodeProposal(group: number, deadlineMs: number, data: Uint8Array): Uint8Array {
   const head = encoder.encode(`${group} ${Math.ceil(deadlineMs)}\n`);
   const bytes = new Uint8Array(head.length + data.length);
@@ -2565,24 +2347,6 @@ function takesRoom(data: Uint8Array): boolean {
 
 function mebibytes(bytes: number): string {
   return (bytes / 2 ** 20).toFixed(0);
-}
-
-function newsShown(news: NodeNews | undefined): Pick<NodeStatus, "version" | "levels" | "leaders"> {
-  const { version = null, levels = null, leaders = null } = news ?? {};
-  return { version, levels, leaders };
-}
-
-function diskStatus(disk: DiskSpace | undefined): DiskSpace | null {
-  if (disk === undefined) return null;
-  const { level, freeBytes, reserveBytes, oldestWriteMs } = disk;
-  return { level, freeBytes, reserveBytes, oldestWriteMs };
-}
-
-function noQuorum(tenant: string): Problem {
-  return new Problem(
-    "no-quorum",
-    `No leader answers for tenant "${tenant}": too few of its replicas are up`,
-  );
 }
 
 function halted(tenant: string): Problem {

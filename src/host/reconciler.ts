@@ -13,6 +13,7 @@ import {
   type TenantRow,
 } from "../machine/rows.ts";
 import type { Directory } from "./directory.ts";
+import { chooseNodes, isPlaceable, type Candidate } from "./placement.ts";
 
 /** Tenants that move at once by what is decided here. */
 const MOVES_MAX = 16;
@@ -26,50 +27,6 @@ const SYSTEM_VOTERS_MAX = 5;
 const PROPOSE_TIMEOUT_MS = 3_000;
 /** With nothing to do, all rows are looked at again after this long, ms. */
 const REST_MS = 30_000;
-
-export interface Candidate {
-  readonly node: string;
-  readonly zone: string | null;
-}
-
-/**
- * Nodes for a tenant's replicas, best first: `keep` as long as they are candidates, then by rendezvous hashing (each
- * tenant has its own order of nodes, and a node more or less moves few tenants), another zone before the same one.
- */
-export function chooseNodes(
-  tenant: string,
-  count: number,
-  candidates: readonly Candidate[],
-  keep: readonly string[] = [],
-): string[] {
-  const order = [...candidates].sort(
-    (left, right) =>
-      Number(keep.includes(right.node)) - Number(keep.includes(left.node)) ||
-      hash32(`${tenant}/${right.node}`) - hash32(`${tenant}/${left.node}`) ||
-      (left.node < right.node ? -1 : 1),
-  );
-  const chosen: Candidate[] = [];
-  while (chosen.length < count && order.length > 0) {
-    const isOtherZone = ({ zone }: Candidate): boolean =>
-      zone === null || !chosen.some((other) => other.zone === zone);
-    const next = order.find((one) => keep.includes(one.node) || isOtherZone(one)) ?? order[0];
-    if (next === undefined) break;
-    chosen.push(next);
-    order.splice(order.indexOf(next), 1);
-  }
-  return chosen.map(({ node }) => node);
-}
-
-/** Nodes that may get replicas of tenants. */
-export function isPlaceable({
-  phase,
-  role,
-}: {
-  readonly phase?: NodeRow["phase"] | undefined;
-  readonly role?: NodeRow["role"];
-}): boolean {
-  return phase === undefined && role !== "gateway";
-}
 
 export interface ReconcilerHooks {
   /** This node leads `_system`, and applied all of it. */
@@ -326,14 +283,4 @@ export class Reconciler {
 
 function largestOdd(most: number): number {
   return most % 2 === 0 ? Math.max(0, most - 1) : most;
-}
-
-/** FNV-1a with a final mix: spreads names that differ in one character. */
-function hash32(text: string): number {
-  let hash = 0x811c9dc5;
-  for (let index = 0; index < text.length; index++) {
-    hash = Math.imul(hash ^ text.charCodeAt(index), 0x01000193);
-  }
-  hash = Math.imul(hash ^ (hash >>> 16), 0x85ebca6b);
-  return (hash ^ (hash >>> 13)) >>> 0;
 }

@@ -30,6 +30,9 @@ export type CallHandler = (
   respond: (bytes: Uint8Array) => void,
 ) => void;
 
+const encoder = new TextEncoder();
+const decoder = new TextDecoder();
+
 const REQUEST = 1;
 const RESPONSE = 2;
 
@@ -90,6 +93,29 @@ export class Rpc {
     this.#calls.set(id, { node, deadline, done });
     const item = encodeItem({ kind: REQUEST, id, method, boot: this.#bootOf(node) }, payload);
     this.#queue(node, item, id);
+  }
+
+  /** `call` with a question and an answer in JSON; null: there is none. */
+  ask<T>(
+    node: string,
+    method: Method,
+    question: unknown,
+    deadline: number,
+    done: (answer: T | null) => void,
+  ): void {
+    this.call(node, method, encodeJson(question), deadline, (result) => {
+      done(result.kind === "ok" ? decodeJson<T | null>(result.bytes) : null);
+    });
+  }
+
+  /** `serve` for questions of `ask`. */
+  answer<T>(
+    method: Method,
+    handler: (from: string, question: T, respond: (answer: unknown) => void) => void,
+  ): void {
+    this.serve(method, (from, payload, respond) => {
+      handler(from, decodeJson<T>(payload), (answer) => respond(encodeJson(answer)));
+    });
   }
 
   /** `item` is one item as it was queued at the other end; a malformed one throws. */
@@ -158,6 +184,14 @@ export class Rpc {
     this.#calls.delete(id);
     call.done(result);
   }
+}
+
+export function encodeJson(value: unknown): Uint8Array {
+  return encoder.encode(JSON.stringify(value));
+}
+
+function decodeJson<T>(bytes: Uint8Array): T {
+  return JSON.parse(decoder.decode(bytes)) as T;
 }
 
 /** Numbers of another life of this node are never given again: a late answer must not pass for one of this life. */

@@ -1,0 +1,168 @@
+/**
+ * What operators ask of one group, wherever it is led: its status, its leadership moved, its damaged replica here
+ * replaced. Decides nothing by itself: Raft moves leaderships, the directory replaces replicas.
+ */
+import { Problem } from "../api/problems.ts";
+import type { ColdReplicas } from "./cold_replicas.ts";
+import { SYSTEM_GROUP, SYSTEM_TENANT, type Directory } from "./directory.ts";
+import type { Liveness } from "./liveness.ts";
+import { replicaOn } from "./membership.ts";
+import type { Clock, GroupStatus, Replacement } from "./ports.ts";
+import type { Replica } from "./replica.ts";
+import { Method, type Rpc } from "./rpc.ts";
+import { groupStatus } from "./status.ts";
+
+const CALL_TIMEOUT_MS = 1_000;
+
+export interface CareParts {
+  readonly node: string;
+  readonly clock: Clock;
+  readonly directory: Directory;
+  readonly liveness: Liveness;
+  readonly rpc: Rpc;
+  readonly cold: ColdReplicas;
+}
+
+export interface CareHooks {
+  /** Calls back when the directory here knows the tenant, or with why not. */
+  find(tenant: string, done: (error: Problem | null) => void): void;
+  /** The replica of this group here, if it is in memory. */
+  present(group: number): Replica | null;
+  /** The same, woken if it sleeps; null when there is none, or no room. */
+  wake(group: number): Replica | null;
+  /** Nobody is known to lead it. */
+  campaign(replica: Replica): void;
+  /** Runs something of a replica, whose outcome is then sent out. */
+  act(replica: Replica, run: () => void): void;
+}
+
+interface TransferQuestion {
+  readonly group: number;
+  readonly to: string;
+}
+
+export class Care {
+  readonly #parts: CareParts;
+  readonly #hooks: CareHooks;
+
+  constructor(parts: CareParts, hooks: CareHooks) {
+    this.#parts = parts;
+    this.#hooks = hooks;
+    parts.rpc.answer<number>(Method.status, (_from, group, respond) => {
+      const replica = hooks.present(group);
+      respond(replica?.raft.isLeader === true ? groupStatus(replica) : null);
+    });
+    parts.rpc.answer<TransferQuestion>(Method.transfer, (_from, { group, to }, respond) => {
+      const replica = hooks.present(group);
+      respond(replica !== null && this.#transferHere(replica, to));
+    });
+  }
+
+  /** As its leader says, or as the replica here knows it when no leader answers. */
+  async group(tenant: string): Promise<GroupStatus> {
+    await this.#find(tenant);
+    const { directory, liveness } = this.#parts;
+    const group = tenant === SYSTEM_TENANT ? SYSTEM_GROUP : directory.tenant(tenant)?.group;
+    const replica = group === undefined ? null : this.#hooks.wake(group);
+    if (replica === null)
+      throw new Problem("not-found", `Tenant "${tenant}" has no replica on this node`);
+    if (replica.raft.isLeader) return groupStatus(replica);
+    const leader = replica.leaderNode;
+    if (leader === null || !liveness.supports(leader)) {
+      this.#hooks.campaign(replica);
+      return { ...groupStatus(replica), leader: null };
+    }
+    const answer = await this.#ask<GroupStatus>(leader, Method.status, replica.group);
+    return answer ?? groupStatus(replica);
+  }
+
+  async transfer(tenant: string, toNode: string): Promise<void> {
+    const { group, leader, replicas } = await this.group(tenant);
+    if (!replicas.some(({ node }) => node === toNode))
+      throw new Problem("invalid", `Node "${toNode}" holds no replica of tenant "${tenant}"`);
+    if (leader === null) throw noQuorum(tenant);
+    const replica = this.#hooks.present(group);
+    const moves =
+      leader === this.#parts.node && replica !== null
+        ? this.#transferHere(replica, toNode)
+        : await this.#ask<boolean>(leader, Method.transfer, { group, to: toNode });
+    if (moves !== true)
+      throw new Problem("conflict", "Leadership is not moving: the leader changed meanwhile");
+  }
+
+  /** False: it is not led here, or the node has no replica of it. */
+  #transferHere(replica: Replica, toNode: string): boolean {
+    const target = [...replica.members].find(([, node]) => node === toNode)?.[0];
+    if (target === undefined || !replica.raft.isLeader) return false;
+    if (target !== replica.id)
+      this.#hooks.act(replica, () => replica.raft.transferLeadership(target));
+    return true;
+  }
+
+  async repair(tenant: string): Promise<Replacement> {
+    await this.#find(tenant);
+    const { node: self, directory, liveness, cold } = this.#parts;
+    const row = directory.tenant(tenant);
+    const own = row === undefined ? undefined : replicaOn(row.placement, self);
+    if (row === undefined || own === undefined)
+      throw new Problem("not-found", `Tenant "${tenant}" has no replica on node ${self}`);
+    const { group, placement } = row;
+    const replica = this.#hooks.wake(group);
+    if (replica === null ? !cold.isUnreadable(group) : replica.halted === null)
+      throw new Problem(
+        "conflict",
+        `Leave it: the replica of tenant "${tenant}" on node ${self} runs`,
+      );
+    if (placement.replicas.some(({ state }) => state !== undefined))
+      throw new Problem("conflict", `Try again when tenant "${tenant}" has ended its move`);
+    const others = placement.replicas.filter(({ node }) => node !== self);
+    const answers = await Promise.all(
+      others.map(({ node }) => this.#ask<GroupStatus>(node, Method.status, group)),
+    );
+    const status = answers
+      .filter((answer) => answer !== null)
+      .reduce<GroupStatus | null>((a, b) => (a !== null && a.term > b.term ? a : b), null);
+    // With every committed entry on a majority that is alive without it, nothing acknowledged depends on it.
+    const voters = (status?.replicas ?? []).filter(({ role }) => role !== "learner");
+    const whole = voters.filter(
+      ({ node, id, match }) =>
+        id !== own.id && liveness.supports(node) && (match ?? 0) >= (status?.commit ?? Infinity),
+    );
+    if (status === null || whole.length * 2 <= voters.length)
+      throw new Problem(
+        "conflict",
+        `Bring back the other nodes of tenant "${tenant}" first, or restore it from a backup: without the replica on node ${self} no majority holds everything`,
+      );
+    return {
+      op: "directory.move",
+      tenant,
+      nodes: placement.replicas.map(({ node }) => node),
+      lost: [own.id],
+      generation: placement.generation ?? 0,
+    };
+  }
+
+  #find(tenant: string): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#hooks.find(tenant, (error) => {
+        if (error === null) resolve();
+        else reject(error);
+      });
+    });
+  }
+
+  #ask<T>(node: string, method: Method, question: unknown): Promise<T | null> {
+    return new Promise((resolve) => {
+      const deadline = this.#parts.clock.monotonicMs() + CALL_TIMEOUT_MS;
+      this.#parts.rpc.ask<T>(node, method, question, deadline, resolve);
+    });
+  }
+}
+
+/** Nobody leads its group, as far as is known here. */
+export function noQuorum(tenant: string): Problem {
+  return new Problem(
+    "no-quorum",
+    `No leader answers for tenant "${tenant}": too few of its replicas are up`,
+  );
+}
