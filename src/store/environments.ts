@@ -17,7 +17,7 @@
  */
 import * as fs from "node:fs";
 import { dirname, join } from "node:path";
-import { open } from "lmdb";
+import { asBinary, open } from "lmdb";
 import type { Database, RootDatabase, Transaction } from "lmdb";
 import { Problem } from "../api/problems.ts";
 import type {
@@ -569,9 +569,15 @@ async function write(
   const pending = new Set<Promise<unknown>>();
   const deleted: Uint8Array[] = [];
   for (const range of entriesDeleted) for (const key of log.getKeys(range)) deleted.push(key);
+  const values = encodedAtOnce(rows);
   const committed = root.batch(() => {
     for (const key of deleted) pending.add(log.remove(key));
-    for (const row of rows) pending.add(putRow(state, row));
+    for (const [at, [key]] of rows.entries()) {
+      const value = values[at];
+      // What lmdb does with a string, but for encoding it; its types do not know that any database takes bytes.
+      const put = value === null ? state.remove(key) : state.put(key, value as unknown as string);
+      pending.add(put);
+    }
     for (const [key, bytes] of entries) pending.add(log.put(key, bytes));
     for (const [key, bytes] of redo) pending.add(meta.put(key, bytes));
     for (const key of redone) pending.add(meta.remove(key));
@@ -580,6 +586,27 @@ async function write(
   // Inside a batch these are one and the same settled promise; none may float all the same.
   await Promise.all([committed, ...pending]);
 }
+
+/**
+ * Texts as bytes, as views into the memory of all of them: a buffer for each cost, with the question for its address,
+ * more than the rest of queueing it.
+ * @returns null for a deletion
+ */
+function encodedAtOnce(rows: readonly Row[]): (Binary | null)[] {
+  let text = "";
+  for (const [, value] of rows) if (value !== undefined) text += value;
+  const bytes = Buffer.from(text);
+  const isAscii = bytes.byteLength === text.length;
+  let at = 0;
+  return rows.map(([, value]) => {
+    if (value === undefined) return null;
+    const start = at;
+    at += isAscii ? value.length : Buffer.byteLength(value);
+    return asBinary(bytes.subarray(start, at));
+  });
+}
+
+type Binary = ReturnType<typeof asBinary>;
 
 function putRow(state: State, [key, value]: Row): Promise<unknown> {
   return value === undefined ? state.remove(key) : state.put(key, value);
