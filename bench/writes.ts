@@ -11,7 +11,7 @@
  * Run: bun bench/writes.ts [--tenants 1,50] [--seconds 5] [--rounds 5] [--against REF]
  */
 import { execFileSync } from "node:child_process";
-import { createHash } from "node:crypto";
+import { hash } from "node:crypto";
 import * as fs from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
@@ -30,7 +30,7 @@ const writers = 64;
 const configs = 10;
 const actor = { kind: "write", keyId: "k", requestId: "r".repeat(24), address: "127.0.0.1" };
 
-useDigest((text) => createHash("sha256").update(text).digest("hex"));
+useDigest((text) => hash("sha256", text, "hex"));
 
 let serial = 0;
 function publish(name: string): Command {
@@ -59,7 +59,10 @@ function threadMs(): number {
 const key = { id: "k", kind: "write", hash: "0".repeat(64) } as const;
 
 /** @returns microseconds of this thread per publish */
-async function hosts(tenantsCount: number, seconds: number): Promise<{ micros: number; all: number }> {
+async function hosts(
+  tenantsCount: number,
+  seconds: number,
+): Promise<{ micros: number; all: number }> {
   const folder = fs.mkdtempSync(path.join(tmpdir(), "conflux-writes-"));
   const network = new LoopbackNetwork();
   const peers = ["n1", "n2", "n3"];
@@ -104,7 +107,8 @@ async function hosts(tenantsCount: number, seconds: number): Promise<{ micros: n
     }
   };
   const all = Promise.all(Array.from({ length: writers }, (_, n) => work(n)));
-  const wait = (ms: number): Promise<void> => new Promise((resolve) => void setTimeout(resolve, ms));
+  const wait = (ms: number): Promise<void> =>
+    new Promise((resolve) => void setTimeout(resolve, ms));
   // Until the compiler is done with most of it.
   await wait(seconds * 1_000);
   const [before, thread, cpu] = [done, threadMs(), process.cpuUsage()];
@@ -144,7 +148,9 @@ function applying(seconds: number): number {
   }
   const [encoder, decoder] = [new TextEncoder(), new TextDecoder()];
   const entries = (count: number): Uint8Array[] =>
-    Array.from({ length: count }, (_, n) => encoder.encode(JSON.stringify(publish(`c${n % configs}`))));
+    Array.from({ length: count }, (_, n) =>
+      encoder.encode(JSON.stringify(publish(`c${n % configs}`))),
+    );
   const round = (): number => {
     const datas = entries(20_000);
     const start = threadMs();
@@ -188,10 +194,14 @@ async function run(which: readonly string[], seconds: number): Promise<Figures> 
 function checkout(ref: string): string {
   const root = path.resolve(import.meta.dirname, "..");
   const folder = fs.mkdtempSync(path.join(tmpdir(), "conflux-writes-at-"));
-  const archive = execFileSync("git", ["archive", ref, "src", "test/crash", "package.json", "tsconfig.json"], {
-    cwd: root,
-    maxBuffer: 64 * 1024 * 1024,
-  });
+  const archive = execFileSync(
+    "git",
+    ["archive", ref, "src", "test/crash", "package.json", "tsconfig.json"],
+    {
+      cwd: root,
+      maxBuffer: 64 * 1024 * 1024,
+    },
+  );
   execFileSync("tar", ["-x", "-C", folder], { input: archive });
   fs.mkdirSync(path.join(folder, "bench"));
   fs.copyFileSync(import.meta.filename, path.join(folder, "bench/writes.ts"));
@@ -212,12 +222,21 @@ const which = values.tenants.split(",");
 if (values.against === undefined) {
   const figures = await run(which, Number(values.seconds));
   if (values.json) console.log(JSON.stringify(figures));
-  else for (const [name, micros] of Object.entries(figures)) console.log(`${name.padEnd(40)} ${micros.toFixed(1)} µs`);
+  else
+    for (const [name, micros] of Object.entries(figures))
+      console.log(`${name.padEnd(40)} ${micros.toFixed(1)} µs`);
 } else {
   const other = checkout(values.against);
   const here = path.resolve(import.meta.dirname, "..");
   const [before, now]: [Figures[], Figures[]] = [[], []];
-  const args = ["bench/writes.ts", "--json", "--tenants", values.tenants, "--seconds", values.seconds];
+  const args = [
+    "bench/writes.ts",
+    "--json",
+    "--tenants",
+    values.tenants,
+    "--seconds",
+    values.seconds,
+  ];
   try {
     for (let round = 0; round < Number(values.rounds); round++) {
       // Both orders: whoever comes second has the warmer disk.
@@ -230,9 +249,13 @@ if (values.against === undefined) {
     fs.rmSync(other, { recursive: true, force: true });
   }
   for (const name of Object.keys(now[0] ?? {})) {
-    const [then, today] = [before, now].map((all) => median(all.map((each) => each[name] ?? Number.NaN)));
+    const [then, today] = [before, now].map((all) =>
+      median(all.map((each) => each[name] ?? Number.NaN)),
+    );
     const ratio = (then as number) / (today as number);
-    console.log(`${name.padEnd(40)} ${values.against} ${then?.toFixed(1)} µs, now ${today?.toFixed(1)} µs, ratio ${ratio.toFixed(2)}`);
+    console.log(
+      `${name.padEnd(40)} ${values.against} ${then?.toFixed(1)} µs, now ${today?.toFixed(1)} µs, ratio ${ratio.toFixed(2)}`,
+    );
   }
 }
 process.exit(0);
