@@ -2,7 +2,7 @@
  * Composition root: reads the settings, opens the adapters, wires them to the host, starts. The only place that wires.
  */
 import { execFileSync } from "node:child_process";
-import { createHash, randomInt } from "node:crypto";
+import { hash, randomInt } from "node:crypto";
 import { chmodSync, existsSync, readFileSync, renameSync, writeFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
@@ -138,7 +138,7 @@ function natsIdentity(settings: Settings): Pick<NatsOptions, "auth" | "tls"> {
 }
 
 async function main(args: readonly string[]): Promise<void> {
-  useDigest((text) => createHash("sha256").update(text).digest("hex"));
+  useDigest((text) => hash("sha256", text, "hex"));
   await holdMallocThreshold();
   const settings = readSettings({
     args: args[0] === "start" ? args.slice(1) : args,

@@ -6,7 +6,7 @@
  * plan; nothing is changed before the same plan is asked for by --apply. What is under way is written into each directory
  * first, and no node starts on it before it is finished: the same command goes on after any interruption.
  */
-import { createHash } from "node:crypto";
+import { hash } from "node:crypto";
 import { existsSync, readFileSync, readdirSync, renameSync, rmSync } from "node:fs";
 import { join, resolve } from "node:path";
 import type { Command } from "../machine/command.ts";
@@ -75,7 +75,7 @@ export async function recover(
   },
   tell: RecoverTell,
 ): Promise<Recovery> {
-  useDigest((bytes) => createHash("sha256").update(bytes).digest("hex"));
+  useDigest((text) => hash("sha256", text, "hex"));
   const stopped: StoppedNode[] = [];
   refuseTwice(directories);
   try {
@@ -124,7 +124,7 @@ export async function recover(
 
 /** Not over when it was made: the same directories give the same plan again. */
 function hashOf(plan: RecoveryPlan): string {
-  return createHash("sha256").update(JSON.stringify(plan)).digest("hex").slice(0, 12);
+  return hash("sha256", JSON.stringify(plan), "hex").slice(0, 12);
 }
 
 function refuseTwice(directories: readonly string[]): void {

@@ -10,12 +10,19 @@ import { assert } from "../lib/assert.ts";
 import { SortedMap } from "../lib/sorted_map.ts";
 import type { Environment, EnvironmentSnapshot } from "./ports.ts";
 
-/** A row in an overlay; `deleted` hides the environment's row. */
-type Overlay = SortedMap<unknown>;
+/** Never changed: a snapshot shares them with the overlay that goes on. */
+interface Cell {
+  /** `deleted` hides the row of the environment. */
+  readonly row: unknown;
+  /** Neither the environment nor the overlay below has it. */
+  readonly isAdded: boolean;
+}
+type Overlay = SortedMap<Cell>;
 const deleted = Symbol("deleted");
+const deletion: Cell = { row: deleted, isAdded: false };
 /** What is read of one. */
-interface Rows {
-  entries(): Iterable<readonly [key: string, row: unknown]>;
+interface Cells {
+  entries(): Iterable<readonly [key: string, cell: Cell]>;
 }
 
 /** Keys are printable ASCII. */
@@ -41,11 +48,7 @@ export class TenantState implements StateTransaction {
   readonly #parsed = new Map<string, unknown>();
   /** What is read below the overlays while the environment gets another state. */
   #held: EnvironmentSnapshot | null = null;
-  /** Keys of the active overlay that neither the environment nor the frozen overlay has. */
-  #added = new Set<string>();
-  /** Those of the frozen overlay that were new with it: they are hardly read again. */
-  #unread: ReadonlySet<string> = new Set();
-  /** Some of the others, whose rows are kept parsed: what is written again and again is read again too. */
+  /** Some keys of the frozen overlay whose rows are kept parsed: what is written again and again is read again too. */
   #again: string[] = [];
   /** Rough size of the active overlay. */
   overlayBytes = 0;
@@ -55,11 +58,10 @@ export class TenantState implements StateTransaction {
   }
 
   get<T = unknown>(key: string): T | undefined {
-    let row = this.#active.get(key);
-    if (row === undefined && this.#frozen !== null) row = this.#frozen.get(key);
-    if (row === undefined) row = this.#parsed.get(key);
-    if (row === undefined) row = this.#read(key);
-    return (row === deleted ? undefined : row) as T | undefined;
+    let cell = this.#active.get(key);
+    if (cell === undefined && this.#frozen !== null) cell = this.#frozen.get(key);
+    if (cell !== undefined) return (cell.row === deleted ? undefined : cell.row) as T | undefined;
+    return (this.#parsed.get(key) ?? this.#read(key)) as T | undefined;
   }
 
   #read(key: string): unknown {
@@ -77,41 +79,39 @@ export class TenantState implements StateTransaction {
 
   put(key: string, row: unknown): void {
     assert(row !== undefined, "a row cannot be undefined");
-    this.#set(key, row);
+    const replaced = this.#active.get(key);
+    this.#set(key, { row, isAdded: replaced?.isAdded === true }, replaced);
   }
 
   /** `put` of a row that does not exist: deleted again before a checkpoint, it costs the environment nothing. */
   add(key: string, row: unknown): void {
     assert(row !== undefined, "a row cannot be undefined");
+    const replaced = this.#active.get(key);
     // A deletion in an overlay may hide a row of the environment.
-    if (this.#active.has(key)) return this.#set(key, row);
-    if (this.#frozen?.has(key) !== true) this.#added.add(key);
-    this.#active.set(key, row);
-    this.overlayBytes += bytesOf(row);
+    if (replaced !== undefined) return this.#set(key, { row, isAdded: replaced.isAdded }, replaced);
+    this.#set(key, { row, isAdded: this.#frozen?.has(key) !== true }, undefined);
   }
 
   delete(key: string): void {
-    if (this.#added.delete(key)) {
-      this.overlayBytes -= bytesOf(this.#active.get(key));
-      this.#active.delete(key);
-    } else {
-      this.#set(key, deleted);
-    }
+    const replaced = this.#active.get(key);
+    if (replaced?.isAdded !== true) return this.#set(key, deletion, replaced);
+    this.overlayBytes -= bytesOf(replaced.row);
+    this.#active.delete(key);
   }
 
-  #set(key: string, row: unknown): void {
-    const replaced = this.#active.get(key);
-    const isNew = this.#active.set(key, row);
-    this.overlayBytes += bytesOf(row) - (isNew ? 0 : bytesOf(replaced));
+  #set(key: string, cell: Cell, replaced: Cell | undefined): void {
+    this.#active.set(key, cell);
+    this.overlayBytes += bytesOf(cell.row) - (replaced === undefined ? 0 : bytesOf(replaced.row));
   }
 
   *range<T = unknown>(range: KeyRange): Generator<readonly [key: string, row: T]> {
     const below = layered(
       parsed((this.#held ?? this.#environment).range(range)),
-      this.#frozen === null ? null : this.#frozen.range(range),
+      this.#frozen === null ? null : rowsOf(this.#frozen.range(range)),
       range.reverse === true,
     );
-    for (const [key, row] of layered(below, this.#active.range(range), range.reverse === true)) {
+    const active = rowsOf(this.#active.range(range));
+    for (const [key, row] of layered(below, active, range.reverse === true)) {
       if (row !== deleted) yield [key, row as T];
     }
   }
@@ -135,20 +135,18 @@ export class TenantState implements StateTransaction {
     assert(this.#frozen === null, "a checkpoint is already under way");
     const frozen = this.#active;
     this.#frozen = frozen;
-    this.#unread = this.#added;
     this.#active = new SortedMap();
-    this.#added = new Set();
     this.overlayBytes = 0;
     return this.#written(frozen);
   }
 
   *#written(frozen: Overlay): Generator<readonly [string, string | undefined]> {
-    for (const row of encoded(frozen.unordered())) {
-      const [key, text] = row;
+    for (const [key, { row, isAdded }] of frozen.unordered()) {
+      const text = row === deleted ? undefined : JSON.stringify(row);
       const isSmall = text !== undefined && text.length <= PARSED_LENGTH_MAX;
-      if (isSmall && this.#again.length < PARSED_MAX && !this.#unread.has(key))
-        this.#again.push(key);
-      yield row;
+      // What was new with this overlay is hardly read again.
+      if (isSmall && !isAdded && this.#again.length < PARSED_MAX) this.#again.push(key);
+      yield [key, text];
     }
   }
 
@@ -159,9 +157,8 @@ export class TenantState implements StateTransaction {
     // What was read of the environment before it had these counts no more.
     for (const key of this.#parsed.keys()) if (frozen.has(key)) this.#parsed.delete(key);
     // An environment at rest should stay so.
-    for (const key of this.#again) this.#keep(key, frozen.get(key));
+    for (const key of this.#again) this.#keep(key, frozen.get(key)?.row);
     this.#frozen = null;
-    this.#unread = new Set();
     this.#again = [];
   }
 
@@ -180,8 +177,6 @@ export class TenantState implements StateTransaction {
     this.#held?.close();
     this.#held = null;
     this.#active = new SortedMap();
-    this.#added = new Set();
-    this.#unread = new Set();
     this.#again = [];
     this.#frozen = null;
     this.#parsed.clear();
@@ -196,11 +191,11 @@ function bytesOf(row: unknown): number {
 /** Rows as JSON text, in order of their keys. Drawn over many turns they are still those of one moment. */
 export class StateSnapshot {
   readonly #environment: EnvironmentSnapshot;
-  readonly #frozen: Rows | null;
-  readonly #active: Rows;
+  readonly #frozen: Cells | null;
+  readonly #active: Cells;
   #closed = false;
 
-  constructor(environment: EnvironmentSnapshot, frozen: Rows | null, active: Rows) {
+  constructor(environment: EnvironmentSnapshot, frozen: Cells | null, active: Cells) {
     this.#environment = environment;
     this.#frozen = frozen;
     this.#active = active;
@@ -224,11 +219,17 @@ export class StateSnapshot {
 }
 
 function* encoded(
-  rows: Iterable<readonly [key: string, row: unknown]>,
+  cells: Iterable<readonly [key: string, cell: Cell]>,
 ): Generator<readonly [string, string | undefined]> {
-  for (const [key, row] of rows) {
+  for (const [key, row] of rowsOf(cells)) {
     yield [key, row === deleted ? undefined : JSON.stringify(row)];
   }
+}
+
+function* rowsOf(
+  cells: Iterable<readonly [key: string, cell: Cell]>,
+): Generator<readonly [key: string, row: unknown]> {
+  for (const [key, { row }] of cells) yield [key, row];
 }
 
 function* parsed(

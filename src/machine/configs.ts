@@ -11,7 +11,7 @@ import type { ReleaseRule } from "../model/release.ts";
 import { isName } from "../model/names.ts";
 import type { Action, ConfigAction, Content, Precondition } from "./command.ts";
 import { guardPrecondition, refuse } from "./draft.ts";
-import type { Draft } from "./draft.ts";
+import type { Draft, Writable } from "./draft.ts";
 import {
   configKey,
   deletedKey,
@@ -128,9 +128,21 @@ function existing(
 
 /** The row as changed by this command: revision and time are its. */
 function changed(draft: Draft, row: ConfigRow, change: Partial<ConfigRow>): ConfigRow {
-  const next = { ...row, ...change, revision: draft.revision, updatedAt: draft.at };
-  draft.put(configKey(row.namespace, row.name), next);
+  return kept(draft, Object.assign(revised(draft, row), change));
+}
+
+/** A copy of the row with this command's revision and time, to be changed by whoever asked for it, and then `kept`. */
+function revised(draft: Draft, row: ConfigRow): Writable<ConfigRow> {
+  // One copy and then assignments: engines copy what they know the shape of several times as fast as they merge.
+  const next: Writable<ConfigRow> = { ...row };
+  next.revision = draft.revision;
+  next.updatedAt = draft.at;
   return next;
+}
+
+function kept(draft: Draft, row: ConfigRow): ConfigRow {
+  draft.put(configKey(row.namespace, row.name), row);
+  return row;
 }
 
 function guardChecked(
@@ -164,6 +176,7 @@ function isReleased(row: Pick<ConfigRow, "rules" | "default">, version: number):
 // --- versions ----------------------------------------------------------------------------------------------------------
 
 interface Added {
+  /** As it was given when nothing was added; else with the version, and not `kept` yet. */
   readonly row: ConfigRow;
   readonly version: VersionRow;
 }
@@ -199,7 +212,7 @@ function addVersion(
       "quota-exceeded",
       `Delete versions that are not needed: all contents together may have ${draft.quota("bytes")} bytes`,
     );
-  const version: VersionRow = {
+  const version: Writable<VersionRow> = {
     version: row.latestVersion + 1,
     hash: content.hash,
     bytes: content.bytes,
@@ -209,8 +222,8 @@ function addVersion(
     at: draft.at,
     revision: draft.revision,
     by,
-    ...(content.secret !== undefined && { secret: true }),
   };
+  if (content.secret !== undefined) version.secret = true;
   draft.add(versionKey(namespace, name, version.version), version);
   draft.add(textKey(namespace, name, version.version), content.text);
   draft.meta.bytes += content.bytes;
@@ -221,12 +234,11 @@ function addVersion(
     version: version.version,
     hash: version.hash,
   });
-  const next = changed(draft, row, {
-    latestVersion: version.version,
-    latestHash: version.hash,
-    versions: row.versions - pruned + 1,
-    pruneFrom,
-  });
+  const next = revised(draft, row);
+  next.latestVersion = version.version;
+  next.latestHash = version.hash;
+  next.versions = row.versions - pruned + 1;
+  next.pruneFrom = pruneFrom;
   return { row: next, version };
 }
 
@@ -275,6 +287,7 @@ function createVersion(
     message: action.message ?? "",
     by,
   });
+  if (row !== before) kept(draft, row);
   return { created: row !== before, result: { config: configInfo(row), version } };
 }
 
@@ -323,10 +336,14 @@ interface Released {
   readonly release: ReleaseRow;
 }
 
+/** @param released the version that is the default */
 function addRelease(
   draft: Draft,
   row: ConfigRow,
   content: Pick<ReleaseRow, "rules" | "default" | "message" | "by" | "rollbackOf">,
+  released: VersionRow | undefined = content.default === null
+    ? undefined
+    : versionOf(draft, row, content.default),
 ): Released {
   const { namespace, name } = row;
   const release: ReleaseRow = {
@@ -342,30 +359,27 @@ function addRelease(
   draft.add(releaseKey(namespace, name, release.release), release);
   const oldest = release.release - releasesKept;
   if (oldest >= 1) draft.delete(releaseKey(namespace, name, oldest));
-  const version = release.default === null ? undefined : versionOf(draft, row, release.default);
-  draft.change({
-    type: "release",
-    namespace,
-    name,
-    release: release.release,
-    ...(version === undefined ? {} : { version: version.version, hash: version.hash }),
-  });
+  const change = { type: "release", namespace, name, release: release.release } as const;
+  draft.change(
+    released === undefined ? change : { ...change, version: released.version, hash: released.hash },
+  );
   // What was in force until now may be pruned from here on.
   let pruneFrom = row.pruneFrom ?? 1;
-  for (const number of [row.default, ...row.rules.map((rule) => rule.version)]) {
-    if (number !== null && !isReleased(content, number)) {
-      pruneFrom = Math.min(pruneFrom, number);
-    }
-  }
-  const { rules, default: byDefault } = release;
-  const inForce = changed(draft, row, {
-    release: release.release,
-    rules,
-    default: byDefault,
-    pruneFrom,
-    ...judgment(draft, row, rules),
-  });
-  return { row: inForce, release };
+  const pruneAlso = (version: number): void => {
+    if (!isReleased(content, version)) pruneFrom = Math.min(pruneFrom, version);
+  };
+  if (row.default !== null) pruneAlso(row.default);
+  for (const { version } of row.rules) pruneAlso(version);
+  const { rules } = release;
+  const { judgedAt, dueAt } = judgment(draft, row, rules);
+  const next = revised(draft, row);
+  next.release = release.release;
+  next.rules = rules;
+  next.default = release.default;
+  next.pruneFrom = pruneFrom;
+  next.judgedAt = judgedAt;
+  next.dueAt = dueAt;
+  return { row: kept(draft, next), release };
 }
 
 function requireVersion(draft: Draft, row: ConfigRow, version: number, of: string): void {
@@ -420,13 +434,12 @@ function publish(draft: Draft, action: Of<"publish">, by: string): Done<"publish
   const inForce = releaseOf(draft, row, row.release);
   if (inForce !== undefined && inForce.default === version.version)
     return { created: false, result: { config: configInfo(row), version, release: inForce } };
-  const released = addRelease(draft, row, {
-    rules: row.rules,
-    default: version.version,
-    message,
-    by,
-    rollbackOf: null,
-  });
+  const released = addRelease(
+    draft,
+    row,
+    { rules: row.rules, default: version.version, message, by, rollbackOf: null },
+    version,
+  );
   return {
     created: true,
     result: { config: configInfo(released.row), version, release: released.release },
@@ -506,13 +519,12 @@ function createConfig(draft: Draft, action: Of<"config.put">, by: string): Done<
       result: { config: configInfo(created), version: null, release: null },
     };
   const added = addVersion(draft, created, { content: action.content, message: "", by });
-  const { row, release } = addRelease(draft, added.row, {
-    rules: [],
-    default: added.version.version,
-    message: "",
-    by,
-    rollbackOf: null,
-  });
+  const { row, release } = addRelease(
+    draft,
+    added.row,
+    { rules: [], default: added.version.version, message: "", by, rollbackOf: null },
+    added.version,
+  );
   return {
     created: true,
     result: { config: configInfo(row), version: added.version, release },

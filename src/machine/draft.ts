@@ -57,7 +57,7 @@ export const emptyMeta: TenantMeta = {
   quotas: {},
 };
 
-type Writable<T> = { -readonly [K in keyof T]: T[K] };
+export type Writable<T> = { -readonly [K in keyof T]: T[K] };
 
 export interface DraftAudit {
   readonly action: string;
@@ -67,11 +67,15 @@ export interface DraftAudit {
 }
 
 interface DraftRow {
+  readonly key: string;
   /** Undefined = deleted. */
   row: unknown;
   /** The state has none. */
   readonly isAdded: boolean;
 }
+
+/** Most commands change fewer rows than this: comparing keys is less work than a map made for them. */
+const rowsWithoutMap = 16;
 
 export class Draft implements StateView {
   /** The revision these changes get, if there are any. */
@@ -89,7 +93,10 @@ export class Draft implements StateView {
   /** Something is to be kept although nothing changed that has a revision. */
   isTouched = false;
   readonly #base: StateTransaction;
-  readonly #rows = new Map<string, DraftRow>();
+  /** In the order in which they were first changed. */
+  readonly #rows: DraftRow[] = [];
+  /** The same by key, once there are many. */
+  #byKey: Map<string, DraftRow> | null = null;
 
   constructor(
     base: StateTransaction,
@@ -105,7 +112,7 @@ export class Draft implements StateView {
   }
 
   get<T = unknown>(key: string): T | undefined {
-    const own = this.#rows.get(key);
+    const own = this.#own(key);
     return own === undefined ? this.#base.get<T>(key) : (own.row as T | undefined);
   }
 
@@ -128,10 +135,23 @@ export class Draft implements StateView {
     this.#set(key, undefined, false);
   }
 
+  #own(key: string): DraftRow | undefined {
+    if (this.#byKey !== null) return this.#byKey.get(key);
+    for (const own of this.#rows) if (own.key === key) return own;
+    return undefined;
+  }
+
   #set(key: string, row: unknown, isAdded: boolean): void {
-    const own = this.#rows.get(key);
-    if (own === undefined) this.#rows.set(key, { row, isAdded });
+    const own = this.#own(key);
+    if (own === undefined) this.#addOwn({ key, row, isAdded });
     else own.row = row;
+  }
+
+  #addOwn(own: DraftRow): void {
+    this.#rows.push(own);
+    if (this.#byKey !== null) this.#byKey.set(own.key, own);
+    else if (this.#rows.length > rowsWithoutMap)
+      this.#byKey = new Map(this.#rows.map((each) => [each.key, each]));
   }
 
   *range<T = unknown>(range: {
@@ -140,9 +160,9 @@ export class Draft implements StateView {
     reverse?: boolean;
   }): Iterable<readonly [key: string, row: T]> {
     const sign = range.reverse === true ? -1 : 1;
-    const own = [...this.#rows]
-      .filter(([key]) => key >= range.gte && key < range.lt)
-      .map(([key, { row }]) => [key, row] as const)
+    const own = this.#rows
+      .filter(({ key }) => key >= range.gte && key < range.lt)
+      .map(({ key, row }) => [key, row] as const)
       .sort(([a], [b]) => (a < b ? -sign : sign));
     let next = 0;
     for (const [key, row] of this.#base.range<T>(range)) {
@@ -152,7 +172,7 @@ export class Draft implements StateView {
         next++;
         if (ownRow !== undefined) yield [ownKey, ownRow as T];
       }
-      if (!this.#rows.has(key)) yield [key, row];
+      if (this.#own(key) === undefined) yield [key, row];
     }
     for (; next < own.length; next++) {
       const [ownKey, ownRow] = own[next] as [string, unknown];
@@ -189,7 +209,7 @@ export class Draft implements StateView {
 
   flush(): void {
     this.put(metaKey, this.meta);
-    for (const [key, { row, isAdded }] of this.#rows) {
+    for (const { key, row, isAdded } of this.#rows) {
       if (row === undefined) this.#base.delete(key);
       else if (isAdded) this.#base.add(key, row);
       else this.#base.put(key, row);

@@ -514,29 +514,24 @@ function recordAudits(draft: Draft, actor: Actor): void {
   const { meta, revision, at } = draft;
   // Once there is a chain everything is in it, whatever an older node proposed.
   const isChained = draft.semantics >= 3 || meta.auditHead !== undefined;
+  const { kind, keyId, requestId = null, address = null } = actor;
   for (const { action, target, key } of draft.audits) {
-    const facts = {
-      sequence: ++meta.audits,
-      revision,
-      at,
-      actor: { kind: actor.kind, keyId: actor.keyId },
-      action,
-      target,
-      requestId: actor.requestId ?? null,
-      address: actor.address ?? null,
-    };
-    let row: AuditRow = facts;
+    const sequence = ++meta.audits;
+    const by = { kind, keyId };
+    const facts = { sequence, revision, at, actor: by, action, target, requestId, address };
     if (isChained) {
       const hashOf = contentActions.has(action) ? latestHashOf : rowHash;
       const before = key === undefined ? null : hashOf(draft.before(key));
       const after = key === undefined ? null : hashOf(draft.get(key));
       const previous = meta.auditHead ?? auditGenesis;
-      const hash = auditHash(previous, { ...facts, before, after });
-      meta.auditHead = hash;
-      row = { ...facts, before, after, previous, hash };
+      const row = { ...facts, before, after, previous, hash: "" };
+      row.hash = auditHash(previous, row);
+      meta.auditHead = row.hash;
+      draft.add(auditKey(sequence), row satisfies AuditRow);
+    } else {
+      draft.add(auditKey(sequence), facts satisfies AuditRow);
+      if (sequence > auditsMax) draft.delete(auditKey(sequence - auditsMax));
     }
-    draft.add(auditKey(row.sequence), row);
-    if (!isChained && row.sequence > auditsMax) draft.delete(auditKey(row.sequence - auditsMax));
   }
   if (isChained) dropAudits(draft);
 }

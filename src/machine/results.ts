@@ -115,9 +115,28 @@ export interface ResultByOp {
 
 export type ResultOf<Op extends Action["op"]> = ResultByOp[Op];
 
+/** Field by field: every replica makes one for every change, and what is left of a row takes engines much longer. */
 export function configInfo(row: ConfigRow): ConfigInfo {
-  const { schema, rules, pruneFrom: _from, judgedAt: _judged, dueAt: _due, ...rest } = row;
-  return { ...rest, schemaHash: schema?.hash ?? null, rules: rules.length };
+  const info: ConfigInfo = {
+    namespace: row.namespace,
+    name: row.name,
+    uid: row.uid,
+    format: row.format,
+    description: row.description,
+    tags: row.tags,
+    revision: row.revision,
+    createdAt: row.createdAt,
+    updatedAt: row.updatedAt,
+    latestVersion: row.latestVersion,
+    latestHash: row.latestHash,
+    versions: row.versions,
+    release: row.release,
+    default: row.default,
+    deletedAt: row.deletedAt,
+    schemaHash: row.schema?.hash ?? null,
+    rules: row.rules.length,
+  };
+  return row.secret === true ? { ...info, secret: true } : info;
 }
 
 export function keyInfo(row: KeyRow): KeyInfo {

@@ -1609,7 +1609,7 @@ const ofHost: readonly Mutation[] = [
     rule: "H3",
     breaks: "Rows under way into the environment are invisible meanwhile",
     file: "src/host/tenant_state.ts",
-    find: `    if (row === undefined && this.#frozen !== null) row = this.#frozen.get(key);`,
+    find: `    if (cell === undefined && this.#frozen !== null) cell = this.#frozen.get(key);`,
     replace: ``,
     killers: [host],
   },
