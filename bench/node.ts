@@ -9,6 +9,7 @@
  * A restart reads the journal (1 s per 256 MiB) and asks for no cold tenant: it must not matter how many there are.
  */
 import { execFileSync } from "node:child_process";
+import { hash } from "node:crypto";
 import * as fs from "node:fs";
 import { loadavg, tmpdir } from "node:os";
 import { join } from "node:path";
@@ -17,6 +18,7 @@ import { parseArgs } from "node:util";
 import { Replica } from "../src/host/replica.ts";
 import type { TenantRow } from "../src/machine/rows.ts";
 import { holdMallocThreshold } from "../src/runtime/memory.ts";
+import { useDigest } from "../src/model/content.ts";
 import { LmdbEnvironment, LmdbEnvironments } from "../src/store/environments.ts";
 import { command, namespace, node, openStack } from "../test/crash/stack.ts";
 import { writeReport, type Row } from "./report.ts";
@@ -33,6 +35,8 @@ const { values, positionals } = parseArgs({
   },
 });
 await holdMallocThreshold();
+// As main.ts does.
+useDigest((text) => hash("sha256", text, "hex"));
 const tenantsCount = Number(values.tenants);
 const seconds = Number(values.seconds);
 const rate = Number(values.rate);

@@ -1449,6 +1449,8 @@ export class NodeHost implements ConfigService {
       leases: this.#leases.supportOf((id) => replica.nodeOf(id)),
       bond: this.#leases.awake(identity.group, identity.replica),
       semanticsMax: this.#versions.levels.max,
+      // Every request asks for its tenant's row.
+      ...(identity.group === SYSTEM_GROUP && { rowsKept: this.#tuning.awakeMax }),
       sequence,
       logKept: {
         entries: this.#tuning.logKeptEntries,
@@ -1773,13 +1775,17 @@ export class NodeHost implements ConfigService {
     this.proposeWith(SYSTEM_TENANT, command, timeoutMs, done);
   }
 
+  #proposeAgain(proposal: PendingProposal): void {
+    // Its replicas may have moved meanwhile.
+    const row = this.directory.byGroup(proposal.found.group);
+    if (row !== undefined) proposal.found = this.#foundIn(row);
+    this.#attemptPropose(proposal);
+  }
+
   #attemptPropose(proposal: PendingProposal): void {
     const { deadline } = proposal;
     const now = this.#clock.monotonicMs();
     if (now >= deadline) return failProposal(proposal, noQuorum(proposal.found.tenant));
-    // Its replicas may have moved meanwhile.
-    const row = this.directory.byGroup(proposal.found.group);
-    if (row !== undefined) proposal.found = this.#foundIn(row);
     const { found } = proposal;
     const replica = found.local
       ? (this.#replicas.get(found.group) ?? this.#wake(found.group))
@@ -1830,7 +1836,7 @@ export class NodeHost implements ConfigService {
         return proposal.done(null, result.outcome);
       case "not-leader":
         // A hint is followed at once; without one, whoever comes to lead ends the wait.
-        if (proposal.hint !== null) return this.#attemptPropose(proposal);
+        if (proposal.hint !== null) return this.#proposeAgain(proposal);
         return this.#proposeLater(proposal);
       case "lost":
         return this.#proposeLater(proposal);
@@ -1856,7 +1862,7 @@ export class NodeHost implements ConfigService {
     this.#later(
       found.group,
       deadline,
-      () => this.#attemptPropose(proposal),
+      () => this.#proposeAgain(proposal),
       () => failProposal(proposal, new Problem("overloaded", "Too many changes wait on this node")),
     );
   }

@@ -197,6 +197,8 @@ export class Replica {
     logKept: LogKept;
     /** The newest meaning of commands that is known here. */
     semanticsMax?: number;
+    /** Rows of the environment that are kept parsed. */
+    rowsKept?: number;
   }) {
     const { meta, log, environment, random } = options;
     this.tenant = meta.tenant;
@@ -206,7 +208,7 @@ export class Replica {
     this.#initial = meta.members;
     this.log = log;
     this.#environment = environment;
-    this.#state = new TenantState(environment);
+    this.#state = new TenantState(environment, options.rowsKept);
     this.#members = this.#storedMembers();
     this.#conf = log.initialState().confState;
     this.#hooks = options.hooks;

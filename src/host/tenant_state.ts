@@ -30,7 +30,7 @@ const everything = { gte: "", lt: "\x7f" } as const;
 
 /** What a row costs in memory beside its text; only used to decide when to checkpoint. */
 const ROW_BYTES_ASSUMED = 300;
-/** Rows of the environment that are kept parsed, and how long the text of one that was read may be. */
+/** Rows of the environment that are kept parsed unless told otherwise, and how long the text of one that was read may be. */
 const PARSED_MAX = 128;
 const PARSED_LENGTH_MAX = 4_096;
 
@@ -46,6 +46,7 @@ export class TenantState implements StateTransaction {
   #frozen: Overlay | null = null;
   /** Rows of the environment read lately: keys, options of a namespace and the like are asked for by every request. */
   readonly #parsed = new Map<string, unknown>();
+  readonly #parsedMax: number;
   /** What is read below the overlays while the environment gets another state. */
   #held: EnvironmentSnapshot | null = null;
   /** Some keys of the frozen overlay whose rows are kept parsed: what is written again and again is read again too. */
@@ -53,8 +54,9 @@ export class TenantState implements StateTransaction {
   /** Rough size of the active overlay. */
   overlayBytes = 0;
 
-  constructor(environment: Environment) {
+  constructor(environment: Environment, parsedMax = PARSED_MAX) {
     this.#environment = environment;
+    this.#parsedMax = parsedMax;
   }
 
   get<T = unknown>(key: string): T | undefined {
@@ -73,7 +75,7 @@ export class TenantState implements StateTransaction {
   }
 
   #keep(key: string, row: unknown): void {
-    if (this.#parsed.size >= PARSED_MAX) this.#parsed.clear();
+    if (this.#parsed.size >= this.#parsedMax) this.#parsed.clear();
     this.#parsed.set(key, row);
   }
 
