@@ -1,5 +1,25 @@
-/** What the end-to-end tests share: requests, event streams, retries as a careful client would make them. */
+/** What the end-to-end tests share: requests, event streams, retries as a careful client would make them, the command. */
+import { execFile } from "node:child_process";
+import path from "node:path";
+import process from "node:process";
 import { setTimeout as sleep } from "node:timers/promises";
+
+const root = path.resolve(import.meta.dirname, "../..");
+
+/** The command as operators run it, in a process of its own. */
+export function conflux(
+  words: readonly string[],
+  env: Readonly<Record<string, string>> = {},
+): Promise<{ readonly code: number; readonly out: string; readonly err: string }> {
+  return new Promise((resolve) => {
+    execFile(
+      path.join(root, "node_modules/.bin/bun"),
+      [path.join(root, "src/cli/conflux.ts"), ...words],
+      { encoding: "utf8", env: { ...process.env, ...env }, maxBuffer: 64 * 1024 * 1024 },
+      (error, out, err) => resolve({ code: Number(error?.code ?? 0), out, err }),
+    );
+  });
+}
 
 export interface Answer {
   readonly status: number;
@@ -145,6 +165,15 @@ export async function eventually(
     await sleep(25);
   }
   throw new Error(`Did not come true within ${ms} ms: ${what}`);
+}
+
+/** All replicas of the tenant have everything that is committed; the node asked leads it or knows who does. */
+export async function hasItAll(url: string, tenant: string, token: string): Promise<boolean> {
+  const { status, body } = await ask(`${url}/v1/tenants/${tenant}/group`, { token });
+  return (
+    status === 200 &&
+    body.replicas.every(({ match }: { match: number | null }) => (match ?? -1) >= body.commit)
+  );
 }
 
 /** Follows a tenant over any nodes, resuming with the last cursor, and keeps every commit it was told. */

@@ -2,19 +2,15 @@
  * Backups taken from a running cluster while it is written to, with the command as operators run it, and given back to a
  * fresh one: exactly one revision, nothing acknowledged until then missing, and a history of its own afterwards.
  */
-import { spawn } from "node:child_process";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
-import process from "node:process";
-import { text } from "node:stream/consumers";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { startCluster } from "../../infra/cluster.mjs";
-import { ask, frames, inParallel, persist, type Answer } from "./api.ts";
+import { ask, conflux, frames, inParallel, persist, type Answer } from "./api.ts";
 
 type Cluster = Awaited<ReturnType<typeof startCluster>>;
 
-const root = path.resolve(import.meta.dirname, "../..");
 /** One with a replica on each node, one on a single node: asked through the others. */
 const tenants = { wide: 3, narrow: 1 } as const;
 const filling = 40;
@@ -24,15 +20,10 @@ interface Written {
   readonly text: string;
 }
 
-async function conflux(url: string, token: string, ...words: string[]): Promise<string> {
-  const child = spawn(
-    path.join(root, "node_modules/.bin/bun"),
-    [path.join(root, "src/cli/conflux.ts"), ...words, "-o", "json"],
-    { env: { ...process.env, CONFLUX_URL: url, CONFLUX_TOKEN: token }, stdio: "pipe" },
-  );
-  const ended = new Promise<number | null>((resolve) => child.on("close", resolve));
-  const [out, err] = await Promise.all([text(child.stdout), text(child.stderr)]);
-  expect([words[0], await ended, err]).toEqual([words[0], 0, ""]);
+async function command(url: string, token: string, ...words: string[]): Promise<string> {
+  const env = { CONFLUX_URL: url, CONFLUX_TOKEN: token };
+  const { code, out, err } = await conflux([...words, "-o", "json"], env);
+  expect([words[0], code, err]).toEqual([words[0], 0, ""]);
   return out;
 }
 
@@ -100,7 +91,7 @@ describe("a backup of a cluster under load", () => {
       }
     });
     const taken = JSON.parse(
-      await conflux(urls[1] as string, token, "backup", "--to", folder, "--all"),
+      await command(urls[1] as string, token, "backup", "--to", folder, "--all"),
     ) as { tenant: string; epoch: number; revision: number; state: string }[];
     stopping = true;
     await Promise.all(writers);
@@ -108,11 +99,11 @@ describe("a backup of a cluster under load", () => {
       "narrow taken",
       "wide taken",
     ]);
-    await conflux(urls[0] as string, token, "backup", "verify", folder);
+    await command(urls[0] as string, token, "backup", "verify", folder);
 
     const target = to.nodes.map(({ url }) => url);
     const restored = JSON.parse(
-      await conflux(target[0] as string, to.rootToken, "restore", "--from", folder),
+      await command(target[0] as string, to.rootToken, "restore", "--from", folder),
     ) as { tenant: string; epoch: number; revision: number }[];
 
     for (const { tenant, epoch, revision } of taken) {
@@ -181,7 +172,7 @@ describe("a backup of a cluster under load", () => {
     }
     // The writers went on for a moment; then nothing changed any more, and nothing is read again.
     const again = async (): Promise<string> =>
-      JSON.parse(await conflux(urls[2] as string, token, "backup", "--to", folder, "narrow"))[0]
+      JSON.parse(await command(urls[2] as string, token, "backup", "--to", folder, "narrow"))[0]
         .state as string;
     await again();
     expect(await again()).toBe("unchanged");

@@ -2,28 +2,13 @@
  * Two of four nodes are gone for good: the offline tool recovers from those that are left, what they had is served, a
  * node that comes back with the old history ends by itself, and with another node there are three replicas again.
  */
-import { execFile } from "node:child_process";
 import { existsSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { startCluster } from "../../infra/cluster.mjs";
-import { ask, eventually, Follower, persist, type Answer } from "./api.ts";
+import { ask, conflux, eventually, Follower, hasItAll, persist, type Answer } from "./api.ts";
 
 type Cluster = Awaited<ReturnType<typeof startCluster>>;
-
-const root = path.resolve(import.meta.dirname, "../..");
-const bun = path.join(root, "node_modules/.bin/bun");
-
-function conflux(...args: readonly string[]): Promise<{ code: number; out: string; err: string }> {
-  return new Promise((resolve) => {
-    execFile(
-      bun,
-      [path.join(root, "src/cli/conflux.ts"), ...args],
-      { encoding: "utf8" },
-      (error, out, err) => resolve({ code: Number(error?.code ?? 0), out, err }),
-    );
-  });
-}
 
 interface Planned {
   readonly tenant: string;
@@ -73,10 +58,7 @@ describe("two of four nodes are gone for good", () => {
       expect(made.status, JSON.stringify(made.body)).toBe(201);
       await publish(all, tenant, `${tenant}-kept`);
       // On all of them: what the nodes that are left do not have would be lost, and rightly so.
-      await eventually(`${tenant} is everywhere`, async () => {
-        const { body } = await ask(`${n1.url}/v1/tenants/${tenant}/group`, { token });
-        return body.replicas.every(({ match }: { match: number }) => match >= body.commit);
-      });
+      await eventually(`${tenant} is everywhere`, () => hasItAll(n1.url, tenant, token));
     }
     const follower = new Follower(left, "/v1/tenants/t0/watch", token, 0);
     await eventually("a cursor", () => follower.cursor !== null);
@@ -90,24 +72,24 @@ describe("two of four nodes are gone for good", () => {
 
     // --- refusals change nothing
     const here = ["cluster", "recover", n1.dataDir, n4.dataDir];
-    const listed = await conflux(...here);
+    const listed = await conflux(here);
     expect(listed.code, listed.err).toBe(0);
     expect(listed.out).toContain("_system");
-    const open = await conflux(...here, "--gone", "n2");
+    const open = await conflux([...here, "--gone", "n2"]);
     expect(open.code).toBe(1);
     expect(open.err).toContain("What became of n3?");
-    const planned = await conflux(...here, "--gone", "n2,n3");
+    const planned = await conflux([...here, "--gone", "n2,n3"]);
     expect(planned.code, planned.err).toBe(0);
     expect(planned.out).toMatch(/: goes on from n[14] at revision 3\./);
     const hash = /--apply ([0-9a-f]{12})/.exec(planned.out)?.[1] as string;
-    const { plan } = JSON.parse((await conflux(...here, "--gone", "n2,n3", "-o", "json")).out);
+    const { plan } = JSON.parse((await conflux([...here, "--gone", "n2,n3", "-o", "json"])).out);
     const recovered = (plan.tenants as Planned[])
       .filter(({ verdict }) => verdict === "recover")
       .map(({ tenant }) => tenant);
     // Of four nodes three have each tenant, so some keep two of them and some one.
     expect(recovered.length).toBeGreaterThan(0);
     expect(recovered.length).toBeLessThan(plan.tenants.length);
-    const other = await conflux(...here, "--gone", "n2,n3", "--apply", "0");
+    const other = await conflux([...here, "--gone", "n2,n3", "--apply", "0"]);
     expect(other.code).toBe(1);
     expect(other.err).toContain(hash);
 
@@ -118,7 +100,7 @@ describe("two of four nodes are gone for good", () => {
     await eventually("it ends", () => !n1.running);
     expect(n1.lines.join("\n")).toContain("run conflux cluster recover again");
     rmSync(marker);
-    const done = await conflux(...here, "--gone", "n2,n3", "--apply", hash);
+    const done = await conflux([...here, "--gone", "n2,n3", "--apply", hash]);
     expect(done.code, done.err).toBe(0);
     expect(done.out).toContain("Done.");
     expect(existsSync(marker)).toBe(false);
