@@ -17,7 +17,7 @@ import { SYSTEM_TENANT } from "./host/directory.ts";
 import { NodeHost } from "./host/node_host.ts";
 import type { Clock, Transport } from "./host/ports.ts";
 import type { Action } from "./machine/command.ts";
-import { holdMallocThreshold } from "./runtime/memory.ts";
+import { collectGarbage, holdMallocThreshold } from "./runtime/memory.ts";
 import { useDigest } from "./model/content.ts";
 import { runtime } from "./runtime/runtime.ts";
 import { ListenError, serve } from "./runtime/serve.ts";
@@ -140,6 +140,7 @@ function natsIdentity(settings: Settings): Pick<NatsOptions, "auth" | "tls"> {
 async function main(args: readonly string[]): Promise<void> {
   useDigest((text) => hash("sha256", text, "hex"));
   await holdMallocThreshold();
+  const onBulkStored = await collectGarbage();
   const settings = readSettings({
     args: args[0] === "start" ? args.slice(1) : args,
     env: process.env,
@@ -229,6 +230,7 @@ async function main(args: readonly string[]): Promise<void> {
     log,
     disk,
     onFatal: fatal,
+    onBulkStored,
   });
   const gateway = createGateway({
     service: host,

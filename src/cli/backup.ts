@@ -16,7 +16,7 @@ const suffix = ".ndjson";
 /** A row holds at most one content. */
 const lineBytesMax = 32 * 1024 * 1024;
 /** Rows of a restore that travel together: one replicated command. */
-const restorePartBytes = 512 * 1024;
+const restorePartBytes = 64 * 1024;
 const restorePartRows = 2_000;
 /** Tries to get one part. */
 const triesMax = 5;

@@ -143,6 +143,8 @@ export interface Tuning {
    * overwritten while they wait, so that a large checkpoint saves nothing and holds memory (100,000 tenants, bench/density).
    */
   readonly checkpointBytes: number;
+  /** That of a tenant which is being restored: all of it comes at once, and what waits should be no more than this. */
+  readonly restoreCheckpointBytes: number;
   /** Journal segments beyond this many make the replicas that pin the oldest ones checkpoint. */
   readonly journalSegments: number;
   /** Entries kept behind the applied index, so that a follower a little behind needs no snapshot. */
@@ -167,6 +169,7 @@ export interface Tuning {
 
 const tuningDefaults: Tuning = {
   checkpointBytes: 16 * 1024 * 1024,
+  restoreCheckpointBytes: 2 * 1024 * 1024,
   journalSegments: 4,
   logKeptEntries: 1_000,
   logKeptBytes: 8 * 1024 * 1024,
@@ -231,6 +234,8 @@ export interface NodeHostOptions {
   readonly log: Log;
   /** The process cannot go on: an environment or an invariant of the host itself failed. */
   readonly onFatal: (error: Error) => void;
+  /** A part of a restore went to the disk: what it took in memory is of no more use. */
+  readonly onBulkStored?: () => void;
   readonly tuning?: Partial<Tuning>;
   /** Without it damage lasts as long as the segments in which it was found. */
   readonly quarantine?: Quarantine;
@@ -829,11 +834,9 @@ export class NodeHost implements ConfigService {
     if (now - this.#expiredAt >= EXPIRE_MS) {
       this.#expiredAt = now;
       this.#expire(now);
-      const { checkpointBytes } = this.#tuning;
-      for (const replica of this.#ticking) {
-        const limit = replica.group === SYSTEM_GROUP ? checkpointBytes / 4 : checkpointBytes;
-        if (replica.checkpointBytes > limit) this.#checkpointQueue.add(replica.group);
-      }
+      for (const replica of this.#ticking)
+        if (replica.checkpointBytes > this.#checkpointBytesOf(replica))
+          this.#checkpointQueue.add(replica.group);
     }
     if (this.#journalFull) this.#schedule();
     for (const node of this.#outboxes.keys()) this.#flush(node, true);
@@ -1567,6 +1570,12 @@ export class NodeHost implements ConfigService {
     }
   }
 
+  #checkpointBytesOf(replica: Replica): number {
+    const { checkpointBytes, restoreCheckpointBytes } = this.#tuning;
+    if (replica.group === SYSTEM_GROUP) return checkpointBytes / 4;
+    return replica.restoring ? Math.min(checkpointBytes, restoreCheckpointBytes) : checkpointBytes;
+  }
+
   #checkpoint(replica: Replica): void {
     this.#contained(replica, () => {
       if (replica.checkpoint()) this.#checkpoints.add(replica);
@@ -1590,6 +1599,7 @@ export class NodeHost implements ConfigService {
       return;
     }
     this.#options.journal.release(replica.group, replica.sequenceStored);
+    if (replica.halted === null && replica.restoring) this.#options.onBulkStored?.();
     this.#guarded(replica, () => replica.resumeLane());
   }
 

@@ -268,6 +268,11 @@ export class Replica {
     return !this.#installing && this.#state.get("meta") !== undefined;
   }
 
+  /** Its rows are coming from a backup. */
+  get restoring(): boolean {
+    return this.initialised && this.#state.get<TenantMeta>("meta")?.restore !== undefined;
+  }
+
   /** Wall clock (ms) at which a rule begins or ends next; null: none will. */
   get dueAt(): number | null {
     return this.initialised ? (this.#state.get<TenantMeta>("meta")?.dueAt ?? null) : null;

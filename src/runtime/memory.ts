@@ -1,5 +1,5 @@
 /**
- * Memory of closed environments goes back to the system.
+ * Memory that is of no more use goes back to the system: LMDB's, and Bun's.
  *
  * LMDB allocates a list of dirty pages of 2 MiB per open environment, of which it touches hardly anything. glibc takes
  * such a block from the system, untouched, and raises its threshold for doing so when the first one is freed: from then
@@ -10,6 +10,8 @@
  */
 import process from "node:process";
 import { bun, deno } from "./runtime.ts";
+
+// --- closed environments --------------------------------------------------------------------------------------------------
 
 const variable = "MALLOC_MMAP_THRESHOLD_";
 /** Below LMDB's smallest large list, above what a runtime allocates often. */
@@ -63,4 +65,73 @@ function replaceNode(): void {
     ...process.env,
     [variable]: String(thresholdBytes),
   });
+}
+
+// --- what a burst left behind ---------------------------------------------------------------------------------------------
+
+const MIB = 2 ** 20;
+const lookMs = 500;
+/** Less than this is not worth a collection. */
+const garbageBytesMin = 16 * MIB;
+/** A heap that changed by less since the last look is at rest for so many looks. */
+const quietBytes = MIB / 4;
+const quietLooks = 4;
+/** A whole collection stops the process for about 0.6 ms for each MiB in use: beyond this that is too long. */
+const usedBytesMax = 192 * MIB;
+
+/**
+ * When to collect the whole heap. JavaScriptCore collects its old generation when the heap is some times as large as what
+ * survived the last time, and never while nothing is allocated; what lived for a moment too long in a burst (rows on their
+ * way to a checkpoint, parts of a restore) stays until then. Measured on Bun 1.4.5: 40 MiB restored left a heap of 185 MB
+ * of which 41 were in use, 20,000 tenants made in bulk 98 of 30, both for as long as nobody asked for more.
+ */
+export class GarbageWatch {
+  /** What was in use after the last collection, or less. */
+  #used = Infinity;
+  #last = 0;
+  #quiet = 0;
+
+  /** Call it every `lookMs`. @param heapBytes now @returns whether to collect because the heap is at rest */
+  look(heapBytes: number): boolean {
+    const isQuiet = Math.abs(heapBytes - this.#last) < quietBytes;
+    this.#quiet = isQuiet ? this.#quiet + 1 : 0;
+    this.#last = heapBytes;
+    return this.#isWorthIt(heapBytes) && this.#quiet >= quietLooks;
+  }
+
+  /** Much is of no more use just now, as somebody knows. @returns whether to collect */
+  dropped(heapBytes: number): boolean {
+    return this.#isWorthIt(heapBytes);
+  }
+
+  #isWorthIt(heapBytes: number): boolean {
+    this.#used = Math.min(this.#used, heapBytes);
+    return heapBytes - this.#used >= garbageBytesMin && this.#used <= usedBytesMax;
+  }
+
+  collected(heapBytes: number): void {
+    this.#used = heapBytes;
+  }
+}
+
+/**
+ * Collects on Bun what it would leave; Node and Deno give memory back of themselves.
+ * @returns to be called when much was dropped while work goes on
+ */
+export async function collectGarbage(): Promise<() => void> {
+  if (bun === undefined) return () => {};
+  const module = "bun:jsc";
+  const jsc = (await import(module)) as { fullGC(): number };
+  const watch = new GarbageWatch();
+  const heapBytes = (): number => process.memoryUsage().heapUsed;
+  const collect = (): void => {
+    jsc.fullGC();
+    watch.collected(heapBytes());
+  };
+  setInterval(() => {
+    if (watch.look(heapBytes())) collect();
+  }, lookMs).unref();
+  return () => {
+    if (watch.dropped(heapBytes())) collect();
+  };
 }

@@ -107,6 +107,7 @@ function drawSwarm(prng: Prng, stormMs: number): Swarm {
     segmentBytes: prng.pick([4_096, 16_384, 262_144]),
     tuning: {
       checkpointBytes: prng.pick([500, 5_000, 4_000_000]),
+      restoreCheckpointBytes: 500,
       journalSegments: prng.pick([1, 2, 4]),
       logKeptEntries: prng.pick([0, 3, 20, 1_000]),
       logKeptBytes: prng.pick([0, 2_000, 1_000_000]),
