@@ -4,11 +4,12 @@
  */
 import { Problem } from "../api/problems.ts";
 import type { ColdReplicas } from "./cold_replicas.ts";
-import { SYSTEM_GROUP, SYSTEM_TENANT, type Directory } from "./directory.ts";
+import type { Directory } from "./directory.ts";
 import type { Liveness } from "./liveness.ts";
 import { replicaOn } from "./membership.ts";
 import type { Clock, GroupStatus, Replacement } from "./ports.ts";
 import type { Replica } from "./replica.ts";
+import { noQuorum } from "./requests.ts";
 import { Method, type Rpc } from "./rpc.ts";
 import { groupStatus } from "./status.ts";
 
@@ -62,7 +63,7 @@ export class Care {
   async group(tenant: string): Promise<GroupStatus> {
     await this.#find(tenant);
     const { directory, liveness } = this.#parts;
-    const group = tenant === SYSTEM_TENANT ? SYSTEM_GROUP : directory.tenant(tenant)?.group;
+    const group = directory.groupOf(tenant);
     const replica = group === undefined ? null : this.#hooks.wake(group);
     if (replica === null)
       throw new Problem("not-found", `Tenant "${tenant}" has no replica on this node`);
@@ -157,12 +158,4 @@ export class Care {
       this.#parts.rpc.ask<T>(node, method, question, deadline, resolve);
     });
   }
-}
-
-/** Nobody leads its group, as far as is known here. */
-export function noQuorum(tenant: string): Problem {
-  return new Problem(
-    "no-quorum",
-    `No leader answers for tenant "${tenant}": too few of its replicas are up`,
-  );
 }

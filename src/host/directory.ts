@@ -27,6 +27,10 @@ export class Directory {
     return view === null ? undefined : (getTenant(view, name) ?? undefined);
   }
 
+  groupOf(tenant: string): number | undefined {
+    return tenant === SYSTEM_TENANT ? SYSTEM_GROUP : this.tenant(tenant)?.group;
+  }
+
   byGroup(group: number): TenantRow | undefined {
     const view = this.#view();
     const name = view === null ? null : tenantOfGroup(view, group);

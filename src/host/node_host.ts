@@ -21,9 +21,7 @@ import {
   type SystemAction,
 } from "../machine/command.ts";
 import {
-  isLeaving,
   isLost,
-  wasSettled,
   sameQuotas,
   type HistoryRow,
   type Member,
@@ -39,7 +37,7 @@ import {
   type StorageAppend,
 } from "../raft/types.ts";
 import { Balance, isMovable } from "./balance.ts";
-import { Care, noQuorum } from "./care.ts";
+import { Care } from "./care.ts";
 import {
   appendRecord,
   createRecord,
@@ -93,10 +91,18 @@ import {
   TICK_MS,
   type ProposalResult,
   type ReplicaSnapshot,
-  type ReadResult,
   type ReplicaHooks,
 } from "./replica.ts";
-import { encodeJson, Method, Rpc } from "./rpc.ts";
+import {
+  halted,
+  outcomeUnknown,
+  PROPOSE_TIMEOUT_MS,
+  READ_TIMEOUT_MS,
+  Requests,
+  type Done,
+  type Found,
+} from "./requests.ts";
+import { Method, Rpc } from "./rpc.ts";
 import { Schedules } from "./schedules.ts";
 import { SnapshotExchange } from "./snapshots.ts";
 import { clusterStatus } from "./status.ts";
@@ -108,20 +114,14 @@ type EveryRejectionIsAProblem = RejectCode extends ProblemCode ? true : never;
 const everyRejectionIsAProblem: EveryRejectionIsAProblem = true;
 void everyRejectionIsAProblem;
 
-const PROPOSE_TIMEOUT_MS = 5_000;
-const READ_TIMEOUT_MS = 5_000;
 /** How long a gateway waits for a node that has not been heard of. */
 const EXCHANGE_SILENT_MS = 2_000;
-/** How long an attempt waits before it looks again who leads, when nothing tells it sooner. */
-const RETRY_MS = 50;
 /** Retries, campaigns and time-outs are looked at this often. */
 const PULSE_MS = 25;
 /** All that waits and all replicas that are busy are gone through this often: whose time is up, and who holds too much. */
 const EXPIRE_MS = 100;
 /** One append to the journal takes up to this; the rest follows in the next. */
 const JOURNAL_WRITE_BYTES = 4 * 1024 * 1024;
-/** Reads that wait for a revision, per group. */
-const REVISION_WAITERS_MAX = 1_000;
 /** Answers to other nodes' gateways are frames, and a frame is at most 16 MiB. */
 const ANSWER_BYTES_MAX = 15 * 1024 * 1024;
 /** A frame leaves early when it has grown to this size. */
@@ -187,8 +187,6 @@ const tuningDefaults: Tuning = {
 const SCHEDULES_PER_PULSE = 64;
 /** A follower gives its leader so long to see to a schedule, then wakes it. */
 const SCHEDULE_GRACE_MS = 1_000;
-/** A read waits at most so long for a schedule whose time has come. */
-const SCHEDULE_READ_MS = 500;
 const CHECKPOINTS_AT_ONCE = 8;
 /** Of what the journal held at start, so much is applied per pulse: requests are answered in between. */
 const RECOVERY_BYTES_PER_PULSE = 256 * 1024;
@@ -210,9 +208,6 @@ const FULL_NOTICE_MS = 10_000;
 const MEMBERSHIP_MS = 200;
 /** Who leads without a directory offers its leaderships this often; each offer may hold a group up for a moment. */
 const BLIND_OFFER_MS = 10_000;
-/** Attempts and waiters this node keeps; more are refused. */
-const ATTEMPTS_MAX = 50_000;
-
 export interface NodeHostOptions {
   readonly cluster: string;
   readonly node: string;
@@ -264,21 +259,9 @@ interface QueuedRecord {
   readonly append: StorageAppend | null;
 }
 
-interface Attempt {
-  readonly group: number;
-  readonly run: () => void;
-  readonly due: number;
-}
-
 interface Campaign {
   readonly due: number;
   readonly tries: number;
-}
-
-interface RevisionWaiter {
-  readonly revision: number;
-  readonly deadline: number;
-  readonly done: (ok: boolean) => void;
 }
 
 /** What a node says of itself that wants to be a member. */
@@ -288,10 +271,7 @@ interface JoinQuestion {
   readonly role?: NodeRole;
 }
 
-type Done<T> = (error: Problem | null, value?: T) => void;
-
 const encoder = new TextEncoder();
-const decoder = new TextDecoder();
 const EMPTY = new Uint8Array(0);
 
 export class NodeHost implements ConfigService {
@@ -314,6 +294,8 @@ export class NodeHost implements ConfigService {
   readonly #membership: Membership;
   readonly #reconciler: Reconciler;
   readonly #care: Care;
+  /** Changes and reads by callback; those who wait for a promise ask this class. */
+  readonly requests: Requests;
   /** While it is not decided as which replica of `_system` this node comes in. */
   #entry: Entry | null = null;
   #identity: SystemIdentity | null = null;
@@ -332,10 +314,8 @@ export class NodeHost implements ConfigService {
   #diskLow = false;
   /** When leaderships were offered last because the directory here is stopped. */
   #blindAt = -Infinity;
-  #attempts: Attempt[] = [];
   readonly #campaigns = new Map<Replica, Campaign>();
   #campaignsDeferred = false;
-  readonly #revisionWaiters = new Map<number, RevisionWaiter[]>();
   readonly #checkpoints = new Set<Replica>();
   #expiredAt = 0;
   #sleptAt = 0;
@@ -445,7 +425,7 @@ export class NodeHost implements ConfigService {
           for (const { node } of this.directory.nodes()) this.liveness.add(node);
         }
         this.#schedules.set(replica.group, replica.dueAt);
-        this.#wakeRevisionWaiters(replica);
+        this.requests.applied(replica);
         this.hub.end(replica.group, "resync");
       },
       stored: (replica, error) => this.#stored(replica, error),
@@ -480,7 +460,7 @@ export class NodeHost implements ConfigService {
       awake: (group) => this.#replicas.get(group) ?? null,
       discard: (replica, reason) => this.#discard(replica, reason),
       askDirectory: (done) => {
-        this.readWith(SYSTEM_TENANT, { consistency: "linearizable" }, (error) => {
+        this.requests.read(SYSTEM_TENANT, { consistency: "linearizable" }, (error) => {
           done(error === null);
         });
       },
@@ -488,17 +468,34 @@ export class NodeHost implements ConfigService {
     });
     const { isNew } = this.#cold;
     this.#leases = new Leases({ clockDriftMax, boot, isNew, clock, liveness: this.liveness });
-    const { directory, liveness } = this;
-    const parts = { node: this.node, clock, directory, liveness, rpc: this.#rpc, cold: this.#cold };
-    this.#care = new Care(parts, {
-      find: (tenant, done) => {
-        this.#find(tenant, this.#clock.monotonicMs() + READ_TIMEOUT_MS, done);
+    const hooks = {
+      present: (group: number) => this.#replicas.get(group) ?? null,
+      wake: (group: number) => this.#wake(group),
+      campaign: (replica: Replica) => this.#campaignSoon(replica),
+      act: (replica: Replica, run: () => void) => this.#guarded(replica, run),
+    };
+    const { node, directory, liveness } = this;
+    const parts = { node, clock, directory, liveness, rpc: this.#rpc };
+    this.requests = new Requests(
+      { ...parts, schedules: this.#schedules, disk: options.disk },
+      {
+        ...hooks,
+        refusal: (replica) => this.#refusal(replica),
+        disown: (replica, to) => {
+          for (const [id, other] of replica.members)
+            if (other === to) this.#disown(replica, id, replica.raft.term);
+        },
       },
-      present: (group) => this.#replicas.get(group) ?? null,
-      wake: (group) => this.#wake(group),
-      campaign: (replica) => this.#campaignSoon(replica),
-      act: (replica, run) => this.#guarded(replica, run),
-    });
+    );
+    this.#care = new Care(
+      { ...parts, cold: this.#cold },
+      {
+        ...hooks,
+        find: (tenant, done) => {
+          this.requests.find(tenant, this.#clock.monotonicMs() + READ_TIMEOUT_MS, done);
+        },
+      },
+    );
     this.#serveCalls();
   }
 
@@ -757,7 +754,7 @@ export class NodeHost implements ConfigService {
       );
       replica.halt(reason);
       this.#ticking.delete(replica);
-      this.#failRevisionWaiters(replica.group);
+      this.requests.gone(replica.group);
       this.hub.end(replica.group, "replica-halted");
       for (const id of replica.members.keys()) this.#disown(replica, id, replica.raft.term);
     }
@@ -823,12 +820,7 @@ export class NodeHost implements ConfigService {
   #pulse(): void {
     const now = this.#clock.monotonicMs();
     this.liveness.check(now);
-    const attempts = this.#attempts;
-    this.#attempts = [];
-    for (const attempt of attempts) {
-      if (attempt.due <= now) this.#clock.defer(attempt.run);
-      else this.#attempts.push(attempt);
-    }
+    this.requests.pulse(now);
     this.#runCampaigns(now);
     this.#passSchedules(now);
     if (now - this.#expiredAt >= EXPIRE_MS) {
@@ -862,15 +854,7 @@ export class NodeHost implements ConfigService {
     this.#rpc.expire(now);
     this.#snapshots.expire(now);
     for (const replica of this.#ticking) this.#contained(replica, () => replica.expire(now));
-    for (const [group, waiters] of this.#revisionWaiters) {
-      const left = waiters.filter((waiter) => {
-        if (waiter.deadline > now) return true;
-        waiter.done(false);
-        return false;
-      });
-      if (left.length === 0) this.#revisionWaiters.delete(group);
-      else this.#revisionWaiters.set(group, left);
-    }
+    this.requests.expire(now);
   }
 
   /**
@@ -1292,7 +1276,7 @@ export class NodeHost implements ConfigService {
       semantics: this.semantics,
       action: { op: "schedule.pass" },
     };
-    this.#proposeHere(replica, encoder.encode(JSON.stringify(command)), deadline, done);
+    this.requests.proposeHere(replica, encoder.encode(JSON.stringify(command)), deadline, done);
   }
 
   #leaderChanged(replica: Replica): void {
@@ -1304,13 +1288,15 @@ export class NodeHost implements ConfigService {
     if (raft.isLeader && !replica.initialised) this.#initialise(replica);
     else this.#settleQuotas(replica);
     if (raft.isLeader) this.#membership.look(group);
-    if (raft.lead === NONE) return;
-    const attempts = this.#attempts;
-    this.#attempts = [];
-    for (const attempt of attempts) {
-      if (attempt.group === group) this.#clock.defer(attempt.run);
-      else this.#attempts.push(attempt);
-    }
+    if (raft.lead !== NONE) this.requests.led(group);
+  }
+
+  /** What the turns and the group's beginning have against a proposal to a leader here; null: nothing. */
+  #refusal(replica: Replica): ProposalResult | null {
+    if (this.#journalFull) return { kind: "overloaded" };
+    // A leader of this very turn: what it has to say first is not in its log yet.
+    const isBegun = replica.initialised || this.#initialising.get(replica) === replica.raft.term;
+    return isBegun ? null : { kind: "not-leader" };
   }
 
   /** The first leader of a group writes down what the directory says of it, once. */
@@ -1343,7 +1329,7 @@ export class NodeHost implements ConfigService {
         if (isHere && replica.raft.isLeader && !replica.initialised) this.#initialise(replica);
       };
       const deadline = this.#clock.monotonicMs() + PROPOSE_TIMEOUT_MS;
-      this.#later(replica.group, deadline, again, () => {});
+      this.requests.retry(replica.group, deadline, again, () => {});
     });
     this.#mark(replica);
   }
@@ -1516,7 +1502,7 @@ export class NodeHost implements ConfigService {
     for (const replica of this.#replicas.values()) {
       const { group } = replica;
       if (group === SYSTEM_GROUP || now - replica.usedAt <= unusedMs) continue;
-      const used = this.hub.watched(group) || this.#revisionWaiters.has(group) || replica.pinned;
+      const used = this.hub.watched(group) || this.requests.isAwaited(group) || replica.pinned;
       // Asleep, it would not notice a lagging peer's node come back, whose watchers would wait for the next use.
       if (replica.raft.isLeader && !replica.raft.nobodyLacksAnything) continue;
       if (replica.halted === null && replica.idle && !used) sleepers.push(replica);
@@ -1532,7 +1518,7 @@ export class NodeHost implements ConfigService {
   #close(replica: Replica): void {
     this.#replicas.delete(replica.group);
     this.#ticking.delete(replica);
-    this.#failRevisionWaiters(replica.group);
+    this.requests.gone(replica.group);
     this.#leases.asleep(replica.group, replica.id, replica.raft.bond);
     replica.abandon();
     this.#cold.close(replica);
@@ -1611,29 +1597,7 @@ export class NodeHost implements ConfigService {
     // What the directory said when the first leader wrote it down may have changed meanwhile.
     else if (event.revision === 1) this.#settleSoon(replica);
     this.hub.publish(replica.group, event, replica.view);
-    this.#wakeRevisionWaiters(replica);
-  }
-
-  #wakeRevisionWaiters(replica: Replica): void {
-    const waiters = this.#revisionWaiters.get(replica.group);
-    if (waiters === undefined) return;
-    const { revision } = replica.view;
-    const left = waiters.filter((waiter) => {
-      if (waiter.revision > revision) return true;
-      // Not within the replica's own turn: what a reader throws is not its fault.
-      this.#clock.defer(() => waiter.done(true));
-      return false;
-    });
-    if (left.length === 0) this.#revisionWaiters.delete(replica.group);
-    else this.#revisionWaiters.set(replica.group, left);
-  }
-
-  /** The replica here goes away: whoever waits for a revision of it is told. */
-  #failRevisionWaiters(group: number): void {
-    for (const waiter of this.#revisionWaiters.get(group) ?? []) {
-      this.#clock.defer(() => waiter.done(false));
-    }
-    this.#revisionWaiters.delete(group);
+    this.requests.applied(replica);
   }
 
   #directoryChanged(event: HistoryRow): void {
@@ -1689,7 +1653,7 @@ export class NodeHost implements ConfigService {
   /** Stops a replica that is not this node's any more, and removes what it stored. */
   #discard(replica: Replica, reason: string): void {
     const { group } = replica;
-    this.#failRevisionWaiters(group);
+    this.requests.gone(group);
     this.hub.end(group, reason);
     replica.halt(reason);
     this.#snapshots.forget(replica);
@@ -1701,27 +1665,6 @@ export class NodeHost implements ConfigService {
   // --- calls between nodes -------------------------------------------------------------------------------------------------
 
   #serveCalls(): void {
-    this.#rpc.serve(Method.propose, (from, payload, respond) => {
-      const { group, deadlineMs, data } = decodeProposal(payload);
-      const replica = this.#replicas.get(group) ?? this.#wake(group);
-      if (replica === null) return respond(encodeJson({ kind: "not-leader" }));
-      replica.usedAt = this.#clock.monotonicMs();
-      if (replica.halted !== null) {
-        // Whoever asks takes it for the leader, which it will never be again.
-        for (const [id, node] of replica.members) {
-          if (node === from) this.#disown(replica, id, replica.raft.term);
-        }
-        return respond(encodeJson({ kind: "not-leader" }));
-      }
-      if (!replica.raft.isLeader) {
-        const leader = replica.leaderNode;
-        if (leader === null || !this.liveness.supports(leader)) this.#campaignSoon(replica);
-        return respond(encodeJson({ kind: "not-leader", leader }));
-      }
-      this.#proposeHere(replica, data, this.#clock.monotonicMs() + deadlineMs, (result) => {
-        respond(encodeJson(result));
-      });
-    });
     this.#rpc.answer(Method.acquaintance, (_from, _question, respond) => {
       const answer = this.#acquaintance();
       if (answer !== null) respond(answer);
@@ -1753,26 +1696,9 @@ export class NodeHost implements ConfigService {
 
   propose(tenant: string, command: Command, timeoutMs = PROPOSE_TIMEOUT_MS): Promise<Outcome> {
     return new Promise((resolve, reject) => {
-      this.proposeWith(tenant, command, timeoutMs, (error, outcome) => {
+      this.requests.propose(tenant, command, timeoutMs, (error, outcome) => {
         if (error !== null) reject(error);
         else resolve(outcome as Outcome);
-      });
-    });
-  }
-
-  /** `propose` by callback. Tries until the deadline as long as trying again cannot apply the command twice. */
-  proposeWith(tenant: string, command: Command, timeoutMs: number, done: Done<Outcome>): void {
-    const deadline = this.#clock.monotonicMs() + timeoutMs;
-    this.#find(tenant, deadline, (error, found) => {
-      if (error !== null) return done(error);
-      this.#attemptPropose({
-        found: found as Found,
-        data: encoder.encode(JSON.stringify(command)),
-        repeatable: command.idempotency !== undefined,
-        deadline,
-        hint: null,
-        uncertain: false,
-        done,
       });
     });
   }
@@ -1782,142 +1708,14 @@ export class NodeHost implements ConfigService {
     const at = this.#clock.wallMs();
     const actor = { kind: "system", keyId: this.node } as const;
     const command: Command = { at, actor, semantics: this.semantics, action };
-    this.proposeWith(SYSTEM_TENANT, command, timeoutMs, done);
-  }
-
-  #proposeAgain(proposal: PendingProposal): void {
-    // Its replicas may have moved meanwhile.
-    const row = this.directory.byGroup(proposal.found.group);
-    if (row !== undefined) proposal.found = this.#foundIn(row);
-    this.#attemptPropose(proposal);
-  }
-
-  #attemptPropose(proposal: PendingProposal): void {
-    const { deadline } = proposal;
-    const now = this.#clock.monotonicMs();
-    if (now >= deadline) return failProposal(proposal, noQuorum(proposal.found.tenant));
-    const { found } = proposal;
-    const replica = found.local
-      ? (this.#replicas.get(found.group) ?? this.#wake(found.group))
-      : null;
-    if (replica !== null) {
-      replica.usedAt = now;
-      if (replica.halted !== null) return failProposal(proposal, halted(found.tenant));
-      if (replica.raft.isLeader) {
-        // One that is handing over refuses: a hint from before would bring us here again at once (seed 83017).
-        proposal.hint = null;
-        return this.#proposeHere(replica, proposal.data, deadline, (result) => {
-          this.#proposed(proposal, result);
-        });
-      }
-    }
-    const target = this.#whereToPropose(proposal, replica);
-    proposal.hint = null;
-    if (target === null) {
-      if (replica !== null) this.#campaignSoon(replica);
-      return this.#proposeLater(proposal);
-    }
-    const payload = encodeProposal(found.group, Math.max(1, deadline - now), proposal.data);
-    this.#rpc.call(target, Method.propose, payload, deadline, (result) => {
-      if (result.kind === "unknown") return this.#proposed(proposal, { kind: "unknown" });
-      if (result.kind === "not-sent") return this.#proposed(proposal, { kind: "not-leader" });
-      const answer = parseAnswer(result.bytes);
-      if (answer.kind === "not-leader" && answer.leader != null && answer.leader !== target) {
-        proposal.hint = answer.leader;
-      }
-      this.#proposed(proposal, answer);
-    });
-  }
-
-  /** The leader if anybody knows it; a node without a replica asks one that has it. */
-  #whereToPropose(proposal: PendingProposal, replica: Replica | null): string | null {
-    const { found, hint } = proposal;
-    const leader = hint ?? replica?.leaderNode ?? null;
-    if (leader !== null && leader !== this.node && this.liveness.supports(leader)) return leader;
-    // Who is not (any more) one of those who elect it may never hear of a leader.
-    if (replica?.isVoter === true) return null;
-    return found.nodes.find((node) => node !== this.node && this.liveness.supports(node)) ?? null;
-  }
-
-  #proposed(proposal: PendingProposal, result: ProposeAnswer): void {
-    const { found } = proposal;
-    switch (result.kind) {
-      case "applied":
-        return proposal.done(null, result.outcome);
-      case "not-leader":
-        // A hint is followed at once; without one, whoever comes to lead ends the wait.
-        if (proposal.hint !== null) return this.#proposeAgain(proposal);
-        return this.#proposeLater(proposal);
-      case "lost":
-        return this.#proposeLater(proposal);
-      case "overloaded":
-        return failProposal(
-          proposal,
-          new Problem("overloaded", `Too many changes wait for tenant "${found.tenant}"`),
-        );
-      case "disk-full":
-        return failProposal(proposal, new Problem("disk-full", result.detail));
-      case "halted":
-        return failProposal(proposal, halted(found.tenant));
-      case "unknown":
-        proposal.uncertain = true;
-        // With an idempotency key it cannot be applied twice, whatever became of it.
-        if (proposal.repeatable) return this.#proposeLater(proposal);
-        return failProposal(proposal, outcomeUnknown());
-    }
-  }
-
-  #proposeLater(proposal: PendingProposal): void {
-    const { found, deadline } = proposal;
-    this.#later(
-      found.group,
-      deadline,
-      () => this.#proposeAgain(proposal),
-      () => failProposal(proposal, new Problem("overloaded", "Too many changes wait on this node")),
-    );
-  }
-
-  #proposeHere(
-    replica: Replica,
-    data: Uint8Array,
-    deadline: number,
-    done: (result: ProposalResult) => void,
-  ): void {
-    if (this.#journalFull) return done({ kind: "overloaded" });
-    // A leader of this very turn: what it has to say first is not in its log yet.
-    if (!replica.initialised && this.#initialising.get(replica) !== replica.raft.term)
-      return done({ kind: "not-leader" });
-    const { disk } = this.#options;
-    if (disk !== undefined && disk.level !== "free" && takesRoom(data)) {
-      const [free, reserve] = [disk.freeBytes, disk.reserveBytes].map(mebibytes);
-      return done({
-        kind: "disk-full",
-        detail: `Node "${this.node}" has ${free} MiB of disk left and keeps ${reserve} MiB free: nothing was changed; make room, or delete what is not needed`,
-      });
-    }
-    let told = false;
-    const once = (result: ProposalResult): void => {
-      if (told) return;
-      told = true;
-      done(result);
-    };
-    this.#contained(replica, () => replica.propose(data, deadline, once));
-    if (replica.halted === null) this.#mark(replica);
-    else once({ kind: "unknown" });
-  }
-
-  /** Runs again when the group has a leader, or after a while. */
-  #later(group: number, deadline: number, run: () => void, refuse: () => void): void {
-    if (this.#attempts.length >= ATTEMPTS_MAX) return refuse();
-    const due = Math.min(deadline, this.#clock.monotonicMs() + RETRY_MS);
-    this.#attempts.push({ group, run, due });
+    this.requests.propose(SYSTEM_TENANT, command, timeoutMs, done);
   }
 
   // --- public: reads -------------------------------------------------------------------------------------------------------
 
   read<T>(tenant: string, options: ReadOptions, query: (view: TenantView) => T): Promise<T> {
     return new Promise((resolve, reject) => {
-      this.readWith(tenant, options, (error, view) => {
+      this.requests.read(tenant, options, (error, view) => {
         if (error !== null) return reject(error);
         try {
           resolve(query(view as TenantView));
@@ -1928,166 +1726,12 @@ export class NodeHost implements ConfigService {
     });
   }
 
-  /** `read` by callback: the view is valid until `done` returns. */
-  readWith(tenant: string, options: ReadOptions, done: Done<TenantView>): void {
-    const deadline = this.#clock.monotonicMs() + (options.timeoutMs ?? READ_TIMEOUT_MS);
-    if (options.consistency === "stale") {
-      const replica = this.#replicaNow(tenant, options.evenDeleted);
-      if (replica !== null) return this.#atRevision(replica, options, deadline, done);
-    }
-    const found: Done<Found> = (error, place) => {
-      if (error !== null) return done(error);
-      this.#attemptRead(place as Found, options, deadline, done);
-    };
-    this.#find(tenant, deadline, found, options.evenDeleted);
-  }
-
   viewNow(tenant: string): TenantView | null {
-    const view = this.#replicaNow(tenant)?.view;
-    // `read` tells that it is being restored.
-    return view?.get<TenantMeta>("meta")?.restore === undefined ? (view ?? null) : null;
-  }
-
-  /** The replica here, if it is awake and has a state to show. */
-  #replicaNow(tenant: string, evenDeleted = false): Replica | null {
-    const row = tenant === SYSTEM_TENANT ? null : this.directory.tenant(tenant);
-    const group = row === null ? SYSTEM_GROUP : row?.group;
-    const replica = group === undefined ? undefined : this.#replicas.get(group);
-    const isThere = row?.deletedAt == null || evenDeleted;
-    if (replica?.initialised !== true || replica.halted !== null || !isThere) return null;
-    replica.usedAt = this.#clock.monotonicMs();
-    return replica;
-  }
-
-  #attemptRead(found: Found, options: ReadOptions, deadline: number, done: Done<TenantView>): void {
-    const now = this.#clock.monotonicMs();
-    const again = (): void => this.#attemptRead(found, options, deadline, done);
-    if (now >= deadline) return done(noQuorum(found.tenant));
-    if (!found.local) {
-      return done(new Problem("internal", `Tenant ${found.tenant} has no replica on this node`));
-    }
-    const replica = this.#replicas.get(found.group) ?? this.#wake(found.group);
-    if (replica === null) {
-      const row = this.directory.byGroup(found.group);
-      if (row !== undefined && !this.#foundIn(row).local) return done(noQuorum(found.tenant));
-      const refuse = (): void =>
-        done(new Problem("overloaded", "Too many reads wait on this node"));
-      return this.#later(found.group, deadline, again, refuse);
-    }
-    replica.usedAt = now;
-    const finish = (result: ReadResult): void => {
-      switch (result) {
-        case "ok":
-          return this.#onTime(replica, deadline, () => {
-            // It may have gone away while a schedule was waited for.
-            if (this.#replicas.get(found.group) !== replica || replica.halted !== null) again();
-            else this.#atRevision(replica, options, deadline, done);
-          });
-        case "no-leader":
-          return done(noQuorum(found.tenant));
-        case "overloaded":
-          return done(new Problem("overloaded", `Too many reads wait for tenant ${found.tenant}`));
-        case "halted":
-          return done(halted(found.tenant));
-      }
-    };
-    // The moment of this question is within the call, so whatever comes between it and the answer, a stopped process for
-    // example, the answer was true after the call began.
-    if (replica.readableNow) return finish("ok");
-    const leader = replica.leaderNode;
-    if (leader === null || !this.liveness.supports(leader)) this.#campaignSoon(replica);
-    this.#contained(replica, () => replica.read(deadline, finish));
-    if (replica.halted === null) this.#mark(replica);
-  }
-
-  /** A rule whose time has come by this node's clock is waited for a little, most of all after a sleep. */
-  #onTime(replica: Replica, deadline: number, done: () => void): void {
-    const { group } = replica;
-    const overdue = this.#schedules.overdue(group, this.#clock.wallMs());
-    if (overdue === null) return done();
-    const now = this.#clock.monotonicMs();
-    overdue.readsUntil ??= now + SCHEDULE_READ_MS;
-    const waiters = this.#revisionWaiters.get(group) ?? [];
-    if (overdue.readsUntil <= now || waiters.length >= REVISION_WAITERS_MAX) return done();
-    waiters.push({
-      revision: replica.view.revision + 1,
-      deadline: Math.min(deadline, overdue.readsUntil),
-      done,
-    });
-    this.#revisionWaiters.set(group, waiters);
-  }
-
-  #atRevision(
-    replica: Replica,
-    { minRevision: revision, evenRestoring }: ReadOptions,
-    deadline: number,
-    done: Done<TenantView>,
-  ): void {
-    if (replica.view.get<TenantMeta>("meta")?.restore !== undefined && evenRestoring !== true) {
-      const detail = `Tenant "${replica.tenant}" is being restored from a backup`;
-      return done(new Problem("restoring", detail));
-    }
-    const at = replica.view.revision;
-    if (revision === undefined || at >= revision) return done(null, replica.view);
-    const waiters = this.#revisionWaiters.get(replica.group) ?? [];
-    const behind = `Revision ${revision} is not here yet: this replica was at ${at}`;
-    if (waiters.length >= REVISION_WAITERS_MAX) return done(new Problem("not-caught-up", behind));
-    waiters.push({
-      revision,
-      deadline,
-      done: (ok) => {
-        if (ok && this.#replicas.get(replica.group) === replica) return done(null, replica.view);
-        done(new Problem("not-caught-up", behind));
-      },
-    });
-    this.#revisionWaiters.set(replica.group, waiters);
-  }
-
-  /** Finds a tenant's group; asks the directory's leader before it says that there is none. */
-  #find(tenant: string, deadline: number, done: Done<Found>, evenDeleted = false): void {
-    if (tenant === SYSTEM_TENANT) {
-      return done(null, { tenant, group: SYSTEM_GROUP, local: true, nodes: [] });
-    }
-    const row = this.directory.tenant(tenant);
-    if (row !== undefined) return this.#found(row, evenDeleted, done);
-    const timeoutMs = Math.max(1, deadline - this.#clock.monotonicMs());
-    this.readWith(SYSTEM_TENANT, { consistency: "linearizable", timeoutMs }, (error) => {
-      if (error !== null) return done(error);
-      const now = this.directory.tenant(tenant);
-      if (now === undefined)
-        return done(new Problem("not-found", `No tenant is called "${tenant}"`));
-      this.#found(now, evenDeleted, done);
-    });
-  }
-
-  #found(row: TenantRow, evenDeleted: boolean, done: Done<Found>): void {
-    if (row.deletedAt !== null && !evenDeleted) {
-      return done(
-        new Problem("tenant-deleted", `Tenant "${row.tenant}" is deleted: undelete it first`),
-      );
-    }
-    done(null, this.#foundIn(row));
-  }
-
-  #foundIn(row: TenantRow): Found {
-    const nodes = servingNodes(row);
-    const local = nodes.includes(this.node);
-    return { tenant: row.tenant, group: row.group, local, nodes };
+    return this.requests.viewNow(tenant);
   }
 
   locateNow(tenant: string): { readonly local: boolean } | undefined {
-    if (tenant === SYSTEM_TENANT) return { local: true };
-    const row = this.directory.tenant(tenant);
-    if (row === undefined) return undefined;
-    return { local: this.#serves(row) };
-  }
-
-  /** This node holds a replica of it, and one that works. */
-  #serves(row: TenantRow): boolean {
-    return (
-      servingNodes(row).includes(this.node) &&
-      (this.#replicas.get(row.group)?.halted ?? null) === null
-    );
+    return this.requests.locateNow(tenant);
   }
 
   locate(
@@ -2107,7 +1751,7 @@ export class NodeHost implements ConfigService {
         const rest = nodes.filter((node) => !this.liveness.supports(node));
         resolve({ local: false, nodes: [...alive, ...rest] });
       };
-      this.#find(tenant, deadline, done, true);
+      this.requests.find(tenant, deadline, done, true);
     });
   }
 
@@ -2115,12 +1759,11 @@ export class NodeHost implements ConfigService {
 
   snapshot(tenant: string): Promise<TenantSnapshot> {
     return new Promise((resolve, reject) => {
-      this.readWith(tenant, { consistency: "linearizable" }, (error, view) => {
+      this.requests.read(tenant, { consistency: "linearizable" }, (error, view) => {
         if (error !== null) return reject(error);
         const { epoch, revision } = view as TenantView;
         const meta = (view as TenantView).get<TenantMeta>("meta") as TenantMeta;
-        const group =
-          tenant === SYSTEM_TENANT ? SYSTEM_GROUP : this.directory.tenant(tenant)?.group;
+        const group = this.directory.groupOf(tenant);
         const replica = group === undefined ? undefined : this.#replicas.get(group);
         if (replica === undefined) return reject(halted(tenant));
         if (this.#snapshotsOpen.size >= this.#busyMax(SNAPSHOTS_MAX))
@@ -2166,10 +1809,9 @@ export class NodeHost implements ConfigService {
     listener: WatchListener,
     done: (error: Error | null, end?: () => void) => void,
   ): void {
-    this.readWith(tenant, { consistency: "stale" }, (error, view) => {
+    this.requests.read(tenant, { consistency: "stale" }, (error, view) => {
       if (error !== null) return done(error);
-      const row = tenant === SYSTEM_TENANT ? null : this.directory.tenant(tenant);
-      const group = row === null ? SYSTEM_GROUP : row?.group;
+      const group = this.directory.groupOf(tenant);
       if (group === undefined) {
         return done(new Problem("not-found", `No tenant is called "${tenant}"`));
       }
@@ -2253,44 +1895,6 @@ export class NodeHost implements ConfigService {
   }
 }
 
-/** A proposal on its way to being applied somewhere. */
-interface PendingProposal {
-  found: Found;
-  readonly data: Uint8Array;
-  readonly repeatable: boolean;
-  readonly deadline: number;
-  readonly done: Done<Outcome>;
-  /** Who leads, as the last one asked said. */
-  hint: string | null;
-  /** An earlier attempt may have been applied. */
-  uncertain: boolean;
-}
-
-/** What another node answers to a proposal. */
-type ProposeAnswer =
-  | Exclude<ProposalResult, { kind: "not-leader" }>
-  | { readonly kind: "not-leader"; readonly leader?: string | null };
-
-function parseAnswer(bytes: Uint8Array): ProposeAnswer {
-  try {
-    return JSON.parse(decoder.decode(bytes)) as ProposeAnswer;
-  } catch {
-    return { kind: "unknown" };
-  }
-}
-
-/** Once an attempt may have been applied, no later failure can be told as if nothing had happened. */
-function failProposal(proposal: PendingProposal, problem: Problem): void {
-  proposal.done(proposal.uncertain ? outcomeUnknown() : problem);
-}
-
-interface Found {
-  readonly tenant: string;
-  readonly group: number;
-  readonly local: boolean;
-  readonly nodes: readonly string[];
-}
-
 /** Few and small, and what elections wait for: they must not queue behind log entries. */
 function isUrgent(type: MessageType): boolean {
   switch (type) {
@@ -2324,57 +1928,7 @@ function termLed({ type, term, logTerm, index, reject }: Message): number {
   return type === MessageType.appendEntriesResponse && (reject || index > 0) ? term : 0;
 }
 
-/** Where a tenant is served: not by replicas that may have nothing yet, nor by those that lost it. */
-function servingNodes({ placement: { replicas } }: TenantRow): string[] {
-  const left = replicas.filter(({ state }) => state !== "lost");
-  // One that was to join and leaves again may have got what it came for, when those before it may have gone.
-  const serving = left.filter((replica) => isLeaving(replica) || wasSettled(replica));
-  return (serving.length > 0 ? serving : left).map(({ node }) => node);
-}
-
 function hasMember(replica: Replica, node: string): boolean {
   for (const member of replica.members.values()) if (member === node) return true;
   return false;
-}
-
-function encodeProposal(group: number, deadlineMs: number, data: Uint8Array): Uint8Array {
-  const head = encoder.encode(`${group} ${Math.ceil(deadlineMs)}\n`);
-  const bytes = new Uint8Array(head.length + data.length);
-  bytes.set(head);
-  bytes.set(data, head.length);
-  return bytes;
-}
-
-function decodeProposal(bytes: Uint8Array): {
-  group: number;
-  deadlineMs: number;
-  data: Uint8Array;
-} {
-  const end = bytes.indexOf(10);
-  const [group, deadlineMs] = decoder.decode(bytes.subarray(0, end)).split(" ").map(Number);
-  return { group: group ?? 0, deadlineMs: deadlineMs ?? 0, data: bytes.slice(end + 1) };
-}
-
-/** What makes room, and what nodes do by themselves, is taken on a disk that is nearly full. */
-function takesRoom(data: Uint8Array): boolean {
-  const { actor, action } = JSON.parse(decoder.decode(data)) as Command;
-  return actor.kind !== "system" && !/(^|\.)delete$/.test(action.op);
-}
-
-function mebibytes(bytes: number): string {
-  return (bytes / 2 ** 20).toFixed(0);
-}
-
-function halted(tenant: string): Problem {
-  return new Problem(
-    "replica-halted",
-    `The replica of tenant "${tenant}" on this node was stopped by a fault`,
-  );
-}
-
-function outcomeUnknown(): Problem {
-  return new Problem(
-    "outcome-unknown",
-    "The change may or may not have been made: repeat it with the same Idempotency-Key to find out",
-  );
 }

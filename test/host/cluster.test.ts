@@ -201,7 +201,7 @@ describe("many groups", () => {
     const write = (): void => {
       if (!isBusy) return;
       for (let at = 0; at < 5; at++)
-        leader("busy").host?.proposeWith("busy", publish("x".repeat(500)), 5_000, (error) => {
+        leader("busy").host?.requests.propose("busy", publish("x".repeat(500)), 5_000, (error) => {
           if (error === null) written += 1;
         });
       world.after(5, write);

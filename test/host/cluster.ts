@@ -56,7 +56,7 @@ export class Cluster {
       outcome: null,
       problem: null,
     };
-    node.host?.proposeWith(tenant, of, ms, (error, outcome) => {
+    node.host?.requests.propose(tenant, of, ms, (error, outcome) => {
       answer.problem = error;
       answer.outcome = outcome ?? null;
     });
@@ -72,7 +72,7 @@ export class Cluster {
 
   async read<T>(node: SimNode, tenant: string, query: (view: TenantView) => T): Promise<T> {
     const answers: (T | Problem)[] = [];
-    node.host?.readWith(tenant, { consistency: "linearizable" }, (error, view) => {
+    node.host?.requests.read(tenant, { consistency: "linearizable" }, (error, view) => {
       answers.push(error ?? query(view as TenantView));
     });
     await this.until("an answer", () => answers.length > 0);

@@ -37,7 +37,7 @@ async function costOf(count: number): Promise<Cost> {
   const change = async (node: SimNode, tenant: string, commands: Command[]): Promise<void> => {
     const outcomes: Outcome[] = [];
     for (const one of commands)
-      node.host?.proposeWith(tenant, one, 5_000, (error, outcome) => {
+      node.host?.requests.propose(tenant, one, 5_000, (error, outcome) => {
         expect(error).toBeNull();
         outcomes.push(outcome as Outcome);
       });

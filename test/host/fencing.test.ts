@@ -199,7 +199,7 @@ describe("a read", () => {
     const node = await started();
     node.follow(5, [beginning]);
     let seen: boolean | null = null;
-    node.host?.readWith("_system", { consistency: "linearizable" }, () => {
+    node.host?.requests.read("_system", { consistency: "linearizable" }, () => {
       seen = node.host?.directory.tenant("acme") !== undefined;
     });
     node.turn();
@@ -222,7 +222,7 @@ describe("a read", () => {
     node.elect();
     node.take();
     const answers: string[] = [];
-    node.host?.readWith(
+    node.host?.requests.read(
       "_system",
       { consistency: "linearizable", timeoutMs: 900 },
       (error) => void answers.push(error?.code ?? "ok"),

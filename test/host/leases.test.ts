@@ -196,7 +196,7 @@ describe("a linearizable read", () => {
     };
     let answered = 0;
     for (let read = 0; read < 100; read++)
-      leader?.host?.readWith("acme", { consistency: "linearizable" }, (error) => {
+      leader?.host?.requests.read("acme", { consistency: "linearizable" }, (error) => {
         if (error === null) answered += 1;
       });
     expect([answered, sent]).toEqual([100, 0]);

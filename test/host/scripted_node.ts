@@ -317,9 +317,14 @@ export class ScriptedNode {
 
   propose(action: Command["action"], idempotency?: string): { result: ProposeResult | null } {
     const answer: { result: ProposeResult | null } = { result: null };
-    this.host?.proposeWith("_system", command(action, idempotency), 3_000, (error, outcome) => {
-      answer.result = error ?? (outcome as Outcome);
-    });
+    this.host?.requests.propose(
+      "_system",
+      command(action, idempotency),
+      3_000,
+      (error, outcome) => {
+        answer.result = error ?? (outcome as Outcome);
+      },
+    );
     this.turn();
     return answer;
   }

@@ -51,7 +51,7 @@ describe("a campaign that is refused", () => {
   test("is tried again soon, and less often each time", async () => {
     const node = await following();
     node.pass(1_200, ["n3"]);
-    node.host?.readWith("_system", { consistency: "linearizable" }, () => {});
+    node.host?.requests.read("_system", { consistency: "linearizable" }, () => {});
     node.turn();
     let said = node.take();
     for (let tried = 0; tried < 4; tried++) {

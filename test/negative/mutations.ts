@@ -1211,7 +1211,7 @@ const ofHost: readonly Mutation[] = [
     id: "retry-without-key",
     rule: "C5",
     breaks: "A change that may have been made is tried again without an idempotency key",
-    file: "src/host/node_host.ts",
+    file: "src/host/requests.ts",
     find: `        if (proposal.repeatable) return this.#proposeLater(proposal);
         return failProposal(proposal, outcomeUnknown());`,
     replace: `        return this.#proposeLater(proposal);`,
@@ -1221,7 +1221,7 @@ const ofHost: readonly Mutation[] = [
     id: "uncertain-called-failed",
     rule: "C2",
     breaks: "A change that may have been made is reported as certainly not made",
-    file: "src/host/node_host.ts",
+    file: "src/host/requests.ts",
     find: `  proposal.done(proposal.uncertain ? outcomeUnknown() : problem);`,
     replace: `  proposal.done(problem);`,
     killers: [host, sim],
@@ -1267,7 +1267,7 @@ const ofHost: readonly Mutation[] = [
     id: "called-back-serve-not",
     rule: "M9",
     breaks: "Replicas that were sent away and called back do not serve until the move is settled",
-    file: "src/host/node_host.ts",
+    file: "src/host/requests.ts",
     find: `(replica) => isLeaving(replica) || wasSettled(replica));`,
     replace: `(replica) => isLeaving(replica) || replica.state === undefined);`,
     killers: [host, sim],
@@ -1569,9 +1569,9 @@ const ofHost: readonly Mutation[] = [
     breaks:
       "A directory that is behind takes a tenant for gone, and its records are dropped from the journal",
     file: "src/host/node_host.ts",
-    find: `        this.readWith(SYSTEM_TENANT, { consistency: "linearizable" }, (error) => {
+    find: `        this.requests.read(SYSTEM_TENANT, { consistency: "linearizable" }, (error) => {
           done(error === null);`,
-    replace: `        this.readWith(SYSTEM_TENANT, { consistency: "stale" }, (error) => {
+    replace: `        this.requests.read(SYSTEM_TENANT, { consistency: "stale" }, (error) => {
           done(error === null);`,
     killers: [host, sim],
   },

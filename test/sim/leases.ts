@@ -65,7 +65,7 @@ export async function runLeases(seed: number): Promise<LeaseRun> {
     for (let attempt = 0; attempt < 20; attempt++) {
       let outcome: Outcome | undefined;
       let ended = false;
-      draw.pick(world.alive).host?.proposeWith(tenant, command(action), 3_000, (_, answer) => {
+      draw.pick(world.alive).host?.requests.propose(tenant, command(action), 3_000, (_, answer) => {
         outcome = answer;
         ended = true;
       });
@@ -97,7 +97,7 @@ export async function runLeases(seed: number): Promise<LeaseRun> {
       const before = acknowledged;
       const { now } = world;
       let isLocal = true;
-      node.host?.readWith(
+      node.host?.requests.read(
         TENANT,
         { consistency: "linearizable", timeoutMs: 400 },
         (error, view) => {
@@ -121,7 +121,7 @@ export async function runLeases(seed: number): Promise<LeaseRun> {
     const node = draw.pick(world.alive);
     const { life } = node;
     world.within(node, () => {
-      node.host?.proposeWith(TENANT, command(publish()), 1_000, (error, outcome) => {
+      node.host?.requests.propose(TENANT, command(publish()), 1_000, (error, outcome) => {
         if (error !== null || outcome?.ok !== true || node.life !== life) return;
         writes += 1;
         const { version } = outcome.result as { version: { version: number } };

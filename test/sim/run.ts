@@ -234,7 +234,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
       let answer: Outcome | null = null;
       let ended = false;
       const node = prng.pick(world.alive);
-      node.host?.proposeWith(tenant, proposal(action), 5_000, (error, outcome) => {
+      node.host?.requests.propose(tenant, proposal(action), 5_000, (error, outcome) => {
         ended = true;
         if (error === null) answer = outcome ?? null;
       });
@@ -323,7 +323,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
           ...(scarceEveryMs > 0 && { actor: { kind: "admin", keyId: `k${tenant}` } }),
           ...(draw.chance(0.5) ? { idempotency: { key: text, fingerprint: text } } : {}),
         };
-        node.host?.proposeWith(tenant, command, draw.pick([500, 3_000]), (error, outcome) => {
+        node.host?.requests.propose(tenant, command, draw.pick([500, 3_000]), (error, outcome) => {
           if (!live()) return;
           if (error === null && outcome?.ok === true) {
             operation.end = world.now;
@@ -345,7 +345,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
         });
         return;
       }
-      node.host?.readWith(
+      node.host?.requests.read(
         tenant,
         { consistency: "linearizable", timeoutMs: draw.pick([300, 2_000]) },
         (error, view) => {
@@ -435,7 +435,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
     const name = `e${++passing}`;
     const at = (): SimNode | null => (world.alive.length === 0 ? null : nemesis.pick(world.alive));
     const tell = (tenant: string, action: Command["action"], then: () => void): void => {
-      at()?.host?.proposeWith(tenant, proposal(action), 2_000, (error) => {
+      at()?.host?.requests.propose(tenant, proposal(action), 2_000, (error) => {
         if (error === null && storming) world.after(nemesis.between(1, 400), then);
       });
     };
@@ -465,7 +465,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
       .slice(0, nemesis.pick(sizes));
     const generation = row.placement.generation ?? 0;
     const action = { op: "directory.move", tenant, nodes, generation } as const;
-    node?.host?.proposeWith("_system", proposal(action), 2_000, (error, outcome) => {
+    node?.host?.requests.propose("_system", proposal(action), 2_000, (error, outcome) => {
       if (error === null && outcome?.ok === true) moves += 1;
     });
   });
@@ -483,7 +483,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
     const { name } = nemesis.pick(world.nodes);
     const at = world.alive.length === 0 ? null : nemesis.pick(world.alive);
     const action = { op: "node.phase", node: name, phase } as const;
-    at?.host?.proposeWith("_system", proposal(action), 2_000, () => {});
+    at?.host?.requests.propose("_system", proposal(action), 2_000, () => {});
   });
   // Told to leave; when the directory knows a node no more, its process ends that very moment and its disk is thrown away.
   const leaving = new Map<SimNode, number>();
@@ -498,7 +498,7 @@ export async function runSeed(options: RunOptions): Promise<RunResult> {
     // Also when nobody answers it may have been done.
     leaving.set(node, revision);
     const action = { op: "node.phase", node: node.name, phase: "leaving" } as const;
-    at.proposeWith("_system", proposal(action), 2_000, () => {});
+    at.requests.propose("_system", proposal(action), 2_000, () => {});
   });
   const hasLeft = (node: SimNode, toldAt: number): boolean =>
     world.alive.some(

@@ -511,7 +511,7 @@ export class World {
     const action = { op: "node.register", ...of } as const;
     const at = 1_700_000_000_000 + Math.floor(this.now);
     const actor = { kind: "system", keyId: name } as const;
-    host.proposeWith("_system", { at, actor, action }, 3_000, (error, outcome) => {
+    host.requests.propose("_system", { at, actor, action }, 3_000, (error, outcome) => {
       if (error !== null || outcome?.ok !== true) again();
     });
   }

@@ -1,0 +1,600 @@
+/**
+ * The two flows below `ConfigService`, from a caller on this node to the replica that answers it:
+ *
+ *   propose → find → #attemptPropose → proposeHere on the leader, or a call to the node of it → #proposed → done, or again
+ *   read    → find → #attemptRead → Replica.readableNow, else Replica.read → #onTime → #atRevision → done
+ *
+ * A request ends exactly once, when its time is up at the latest. An attempt that found no leader waits until one is
+ * known, or for a moment; a change is tried again only as long as that cannot apply it twice. Callbacks only.
+ */
+import { Problem } from "../api/problems.ts";
+import type { Command, Outcome } from "../machine/command.ts";
+import { isLeaving, wasSettled, type TenantMeta, type TenantRow } from "../machine/rows.ts";
+import { SYSTEM_GROUP, SYSTEM_TENANT, type Directory } from "./directory.ts";
+import type { Liveness } from "./liveness.ts";
+import type { Clock, DiskSpace, ReadOptions, TenantView } from "./ports.ts";
+import type { ProposalResult, ReadResult, Replica } from "./replica.ts";
+import { encodeJson, Method, type Rpc } from "./rpc.ts";
+import type { Schedules } from "./schedules.ts";
+
+export const PROPOSE_TIMEOUT_MS = 5_000;
+export const READ_TIMEOUT_MS = 5_000;
+/** How long an attempt waits before it looks again who leads, when nothing tells it sooner. */
+const RETRY_MS = 50;
+/** Attempts that wait on this node; more are refused. */
+const ATTEMPTS_MAX = 50_000;
+/** Reads that wait for a revision, per group. */
+const REVISION_WAITERS_MAX = 1_000;
+/** A read waits at most so long for a schedule whose time has come. */
+const SCHEDULE_READ_MS = 500;
+
+const encoder = new TextEncoder();
+const decoder = new TextDecoder();
+
+/** Called once: with what is wrong, or with null and the value. */
+export type Done<T> = (error: Problem | null, value?: T) => void;
+
+/** Where a tenant is, by the directory. */
+export interface Found {
+  readonly tenant: string;
+  readonly group: number;
+  readonly local: boolean;
+  readonly nodes: readonly string[];
+}
+
+export interface RequestsParts {
+  readonly node: string;
+  readonly clock: Clock;
+  readonly directory: Directory;
+  readonly liveness: Liveness;
+  readonly rpc: Rpc;
+  readonly schedules: Schedules;
+  /** Without it no change is refused for want of room. */
+  readonly disk: DiskSpace | undefined;
+}
+
+export interface RequestsHooks {
+  /** The replica of this group here, if it is in memory. */
+  present(group: number): Replica | null;
+  /** The same, woken if it sleeps; null when there is none, or no room. */
+  wake(group: number): Replica | null;
+  /** Nobody is known to lead it. */
+  campaign(replica: Replica): void;
+  /** Runs something of a replica, whose outcome is then sent out. */
+  act(replica: Replica, run: () => void): void;
+  /** Why a leader takes nothing at this moment; null: it does. */
+  refusal(replica: Replica): ProposalResult | null;
+  /** Tells a node that this replica leads no more. */
+  disown(replica: Replica, node: string): void;
+}
+
+/** A proposal on its way to being applied somewhere. */
+interface PendingProposal {
+  found: Found;
+  readonly data: Uint8Array;
+  readonly repeatable: boolean;
+  readonly deadline: number;
+  readonly done: Done<Outcome>;
+  /** Who leads, as the last one asked said. */
+  hint: string | null;
+  /** An earlier attempt may have been applied. */
+  uncertain: boolean;
+}
+
+/** What another node answers to a proposal. */
+type ProposeAnswer =
+  | Exclude<ProposalResult, { kind: "not-leader" }>
+  | { readonly kind: "not-leader"; readonly leader?: string | null };
+
+interface ForwardedProposal {
+  readonly group: number;
+  /** From when it arrives. */
+  readonly deadlineMs: number;
+  readonly data: Uint8Array;
+}
+
+interface Attempt {
+  readonly group: number;
+  readonly run: () => void;
+  readonly due: number;
+}
+
+interface RevisionWaiter {
+  readonly revision: number;
+  readonly deadline: number;
+  readonly done: (ok: boolean) => void;
+}
+
+export class Requests {
+  readonly #parts: RequestsParts;
+  readonly #hooks: RequestsHooks;
+  readonly #clock: Clock;
+  readonly #directory: Directory;
+  readonly #liveness: Liveness;
+  #attempts: Attempt[] = [];
+  readonly #revisionWaiters = new Map<number, RevisionWaiter[]>();
+
+  constructor(parts: RequestsParts, hooks: RequestsHooks) {
+    this.#parts = parts;
+    this.#hooks = hooks;
+    this.#clock = parts.clock;
+    this.#directory = parts.directory;
+    this.#liveness = parts.liveness;
+    parts.rpc.serve(Method.propose, (from, payload, respond) => {
+      this.#serveProposal(from, decodeProposal(payload), (answer) => respond(encodeJson(answer)));
+    });
+  }
+
+  // --- where -----------------------------------------------------------------------------------------------------------
+
+  /** Finds a tenant's group; asks the directory's leader before it says that there is none. */
+  find(tenant: string, deadline: number, done: Done<Found>, evenDeleted = false): void {
+    if (tenant === SYSTEM_TENANT) {
+      return done(null, { tenant, group: SYSTEM_GROUP, local: true, nodes: [] });
+    }
+    const row = this.#directory.tenant(tenant);
+    if (row !== undefined) return this.#found(row, evenDeleted, done);
+    const timeoutMs = Math.max(1, deadline - this.#clock.monotonicMs());
+    this.read(SYSTEM_TENANT, { consistency: "linearizable", timeoutMs }, (error) => {
+      if (error !== null) return done(error);
+      const now = this.#directory.tenant(tenant);
+      if (now === undefined)
+        return done(new Problem("not-found", `No tenant is called "${tenant}"`));
+      this.#found(now, evenDeleted, done);
+    });
+  }
+
+  #found(row: TenantRow, evenDeleted: boolean, done: Done<Found>): void {
+    if (row.deletedAt !== null && !evenDeleted) {
+      return done(
+        new Problem("tenant-deleted", `Tenant "${row.tenant}" is deleted: undelete it first`),
+      );
+    }
+    done(null, this.#foundIn(row));
+  }
+
+  #foundIn(row: TenantRow): Found {
+    const nodes = servingNodes(row);
+    const local = nodes.includes(this.#parts.node);
+    return { tenant: row.tenant, group: row.group, local, nodes };
+  }
+
+  locateNow(tenant: string): { readonly local: boolean } | undefined {
+    if (tenant === SYSTEM_TENANT) return { local: true };
+    const row = this.#directory.tenant(tenant);
+    if (row === undefined) return undefined;
+    return { local: this.#serves(row) };
+  }
+
+  /** This node holds a replica of it, and one that works. */
+  #serves(row: TenantRow): boolean {
+    return (
+      servingNodes(row).includes(this.#parts.node) &&
+      (this.#hooks.present(row.group)?.halted ?? null) === null
+    );
+  }
+
+  // --- changes -------------------------------------------------------------------------------------------------------------
+
+  /** Tries until the deadline as long as trying again cannot apply the command twice. */
+  propose(tenant: string, command: Command, timeoutMs: number, done: Done<Outcome>): void {
+    const deadline = this.#clock.monotonicMs() + timeoutMs;
+    this.find(tenant, deadline, (error, found) => {
+      if (error !== null) return done(error);
+      this.#attemptPropose({
+        found: found as Found,
+        data: encoder.encode(JSON.stringify(command)),
+        repeatable: command.idempotency !== undefined,
+        deadline,
+        hint: null,
+        uncertain: false,
+        done,
+      });
+    });
+  }
+
+  #proposeAgain(proposal: PendingProposal): void {
+    // Its replicas may have moved meanwhile.
+    const row = this.#directory.byGroup(proposal.found.group);
+    if (row !== undefined) proposal.found = this.#foundIn(row);
+    this.#attemptPropose(proposal);
+  }
+
+  #attemptPropose(proposal: PendingProposal): void {
+    const { deadline } = proposal;
+    const now = this.#clock.monotonicMs();
+    if (now >= deadline) return failProposal(proposal, noQuorum(proposal.found.tenant));
+    const { found } = proposal;
+    const replica = found.local ? this.#hooks.wake(found.group) : null;
+    if (replica !== null) {
+      replica.usedAt = now;
+      if (replica.halted !== null) return failProposal(proposal, halted(found.tenant));
+      if (replica.raft.isLeader) {
+        // One that is handing over refuses: a hint from before would bring us here again at once (seed 83017).
+        proposal.hint = null;
+        return this.proposeHere(replica, proposal.data, deadline, (result) => {
+          this.#proposed(proposal, result);
+        });
+      }
+    }
+    const target = this.#whereToPropose(proposal, replica);
+    proposal.hint = null;
+    if (target === null) {
+      if (replica !== null) this.#hooks.campaign(replica);
+      return this.#proposeLater(proposal);
+    }
+    const payload = encodeProposal(found.group, Math.max(1, deadline - now), proposal.data);
+    this.#parts.rpc.call(target, Method.propose, payload, deadline, (result) => {
+      if (result.kind === "unknown") return this.#proposed(proposal, { kind: "unknown" });
+      if (result.kind === "not-sent") return this.#proposed(proposal, { kind: "not-leader" });
+      const answer = parseAnswer(result.bytes);
+      if (answer.kind === "not-leader" && answer.leader != null && answer.leader !== target) {
+        proposal.hint = answer.leader;
+      }
+      this.#proposed(proposal, answer);
+    });
+  }
+
+  /** The leader if anybody knows it; a node without a replica asks one that has it. */
+  #whereToPropose(proposal: PendingProposal, replica: Replica | null): string | null {
+    const { found, hint } = proposal;
+    const leader = hint ?? replica?.leaderNode ?? null;
+    if (leader !== null && leader !== this.#parts.node && this.#liveness.supports(leader))
+      return leader;
+    // Who is not (any more) one of those who elect it may never hear of a leader.
+    if (replica?.isVoter === true) return null;
+    return (
+      found.nodes.find((node) => node !== this.#parts.node && this.#liveness.supports(node)) ?? null
+    );
+  }
+
+  /** Somebody waits for a leader: where none is known that is alive, this replica asks to be one. */
+  #seekLeader(replica: Replica): void {
+    const leader = replica.leaderNode;
+    if (leader === null || !this.#liveness.supports(leader)) this.#hooks.campaign(replica);
+  }
+
+  #proposed(proposal: PendingProposal, result: ProposeAnswer): void {
+    const { found } = proposal;
+    switch (result.kind) {
+      case "applied":
+        return proposal.done(null, result.outcome);
+      case "not-leader":
+        // A hint is followed at once; without one, whoever comes to lead ends the wait.
+        if (proposal.hint !== null) return this.#proposeAgain(proposal);
+        return this.#proposeLater(proposal);
+      case "lost":
+        return this.#proposeLater(proposal);
+      case "overloaded":
+        return failProposal(
+          proposal,
+          new Problem("overloaded", `Too many changes wait for tenant "${found.tenant}"`),
+        );
+      case "disk-full":
+        return failProposal(proposal, new Problem("disk-full", result.detail));
+      case "halted":
+        return failProposal(proposal, halted(found.tenant));
+      case "unknown":
+        proposal.uncertain = true;
+        // With an idempotency key it cannot be applied twice, whatever became of it.
+        if (proposal.repeatable) return this.#proposeLater(proposal);
+        return failProposal(proposal, outcomeUnknown());
+    }
+  }
+
+  #proposeLater(proposal: PendingProposal): void {
+    const { found, deadline } = proposal;
+    this.retry(
+      found.group,
+      deadline,
+      () => this.#proposeAgain(proposal),
+      () => failProposal(proposal, new Problem("overloaded", "Too many changes wait on this node")),
+    );
+  }
+
+  /** Another node takes this one for the leader, or for one that knows it. */
+  #serveProposal(
+    from: string,
+    { group, deadlineMs, data }: ForwardedProposal,
+    respond: (answer: ProposeAnswer) => void,
+  ): void {
+    const replica = this.#hooks.wake(group);
+    if (replica === null) return respond({ kind: "not-leader" });
+    const now = this.#clock.monotonicMs();
+    replica.usedAt = now;
+    if (replica.halted !== null) {
+      // Whoever asks takes it for the leader, which it will never be again.
+      this.#hooks.disown(replica, from);
+      return respond({ kind: "not-leader" });
+    }
+    if (!replica.raft.isLeader) {
+      this.#seekLeader(replica);
+      return respond({ kind: "not-leader", leader: replica.leaderNode });
+    }
+    this.proposeHere(replica, data, now + deadlineMs, respond);
+  }
+
+  /** To the leader, which this replica is: `done` is called once, when it is applied or known not to be. */
+  proposeHere(
+    replica: Replica,
+    data: Uint8Array,
+    deadline: number,
+    done: (result: ProposalResult) => void,
+  ): void {
+    const refusal = this.#hooks.refusal(replica);
+    if (refusal !== null) return done(refusal);
+    const { disk } = this.#parts;
+    if (disk !== undefined && disk.level !== "free" && takesRoom(data)) {
+      const [free, reserve] = [disk.freeBytes, disk.reserveBytes].map(mebibytes);
+      return done({
+        kind: "disk-full",
+        detail: `Node "${this.#parts.node}" has ${free} MiB of disk left and keeps ${reserve} MiB free: nothing was changed; make room, or delete what is not needed`,
+      });
+    }
+    let told = false;
+    const once = (result: ProposalResult): void => {
+      if (told) return;
+      told = true;
+      done(result);
+    };
+    this.#hooks.act(replica, () => replica.propose(data, deadline, once));
+    if (replica.halted !== null) once({ kind: "unknown" });
+  }
+
+  // --- reads ---------------------------------------------------------------------------------------------------------------
+
+  /** The view is valid until `done` returns. */
+  read(tenant: string, options: ReadOptions, done: Done<TenantView>): void {
+    const deadline = this.#clock.monotonicMs() + (options.timeoutMs ?? READ_TIMEOUT_MS);
+    if (options.consistency === "stale") {
+      const replica = this.#replicaNow(tenant, options.evenDeleted);
+      if (replica !== null) return this.#atRevision(replica, options, deadline, done);
+    }
+    const found: Done<Found> = (error, place) => {
+      if (error !== null) return done(error);
+      this.#attemptRead(place as Found, options, deadline, done);
+    };
+    this.find(tenant, deadline, found, options.evenDeleted);
+  }
+
+  viewNow(tenant: string): TenantView | null {
+    const view = this.#replicaNow(tenant)?.view;
+    // `read` tells that it is being restored.
+    return view?.get<TenantMeta>("meta")?.restore === undefined ? (view ?? null) : null;
+  }
+
+  /** The replica here, if it is awake and has a state to show. */
+  #replicaNow(tenant: string, evenDeleted = false): Replica | null {
+    const row = tenant === SYSTEM_TENANT ? null : this.#directory.tenant(tenant);
+    const group = row === null ? SYSTEM_GROUP : row?.group;
+    const replica = group === undefined ? null : this.#hooks.present(group);
+    const isThere = row?.deletedAt == null || evenDeleted;
+    if (replica?.initialised !== true || replica.halted !== null || !isThere) return null;
+    replica.usedAt = this.#clock.monotonicMs();
+    return replica;
+  }
+
+  #attemptRead(found: Found, options: ReadOptions, deadline: number, done: Done<TenantView>): void {
+    const now = this.#clock.monotonicMs();
+    const again = (): void => this.#attemptRead(found, options, deadline, done);
+    if (now >= deadline) return done(noQuorum(found.tenant));
+    if (!found.local)
+      return done(new Problem("internal", `Tenant ${found.tenant} has no replica on this node`));
+    const replica = this.#hooks.wake(found.group);
+    if (replica === null) {
+      const row = this.#directory.byGroup(found.group);
+      if (row !== undefined && !this.#foundIn(row).local) return done(noQuorum(found.tenant));
+      const refuse = (): void =>
+        done(new Problem("overloaded", "Too many reads wait on this node"));
+      return this.retry(found.group, deadline, again, refuse);
+    }
+    replica.usedAt = now;
+    if (replica.halted !== null) return done(halted(found.tenant));
+    const finish = (result: ReadResult): void => {
+      switch (result) {
+        case "ok":
+          return this.#onTime(replica, deadline, () => {
+            // It may have gone away while a schedule was waited for.
+            if (this.#hooks.present(found.group) !== replica || replica.halted !== null) again();
+            else this.#atRevision(replica, options, deadline, done);
+          });
+        case "no-leader":
+          return done(noQuorum(found.tenant));
+        case "overloaded":
+          return done(new Problem("overloaded", `Too many reads wait for tenant ${found.tenant}`));
+        case "halted":
+          return done(halted(found.tenant));
+      }
+    };
+    // The moment of this question is within the call, so whatever comes between it and the answer, a stopped process for
+    // example, the answer was true after the call began.
+    if (replica.readableNow) return finish("ok");
+    this.#seekLeader(replica);
+    this.#hooks.act(replica, () => replica.read(deadline, finish));
+  }
+
+  /** A rule whose time has come by this node's clock is waited for a little, most of all after a sleep. */
+  #onTime(replica: Replica, deadline: number, done: () => void): void {
+    const { group } = replica;
+    const overdue = this.#parts.schedules.overdue(group, this.#clock.wallMs());
+    if (overdue === null) return done();
+    const now = this.#clock.monotonicMs();
+    overdue.readsUntil ??= now + SCHEDULE_READ_MS;
+    if (overdue.readsUntil <= now) return done();
+    const waits = this.#await(group, {
+      revision: replica.view.revision + 1,
+      deadline: Math.min(deadline, overdue.readsUntil),
+      done,
+    });
+    if (!waits) done();
+  }
+
+  #atRevision(
+    replica: Replica,
+    { minRevision: revision, evenRestoring }: ReadOptions,
+    deadline: number,
+    done: Done<TenantView>,
+  ): void {
+    if (replica.view.get<TenantMeta>("meta")?.restore !== undefined && evenRestoring !== true) {
+      const detail = `Tenant "${replica.tenant}" is being restored from a backup`;
+      return done(new Problem("restoring", detail));
+    }
+    const at = replica.view.revision;
+    if (revision === undefined || at >= revision) return done(null, replica.view);
+    const behind = `Revision ${revision} is not here yet: this replica was at ${at}`;
+    const waits = this.#await(replica.group, {
+      revision,
+      deadline,
+      done: (ok) => {
+        if (ok && this.#hooks.present(replica.group) === replica) return done(null, replica.view);
+        done(new Problem("not-caught-up", behind));
+      },
+    });
+    if (!waits) done(new Problem("not-caught-up", behind));
+  }
+
+  // --- what waits ------------------------------------------------------------------------------------------------------------
+
+  /** Runs again when the group has a leader, or after a while. */
+  retry(group: number, deadline: number, run: () => void, refuse: () => void): void {
+    if (this.#attempts.length >= ATTEMPTS_MAX) return refuse();
+    const due = Math.min(deadline, this.#clock.monotonicMs() + RETRY_MS);
+    this.#attempts.push({ group, run, due });
+  }
+
+  /** Attempts whose time has come. */
+  pulse(now: number): void {
+    this.#retryNow(({ due }) => due <= now);
+  }
+
+  /** The group has a leader, as the replica here knows. */
+  led(group: number): void {
+    this.#retryNow((attempt) => attempt.group === group);
+  }
+
+  #retryNow(isDue: (attempt: Attempt) => boolean): void {
+    const attempts = this.#attempts;
+    this.#attempts = [];
+    for (const attempt of attempts) {
+      if (isDue(attempt)) this.#clock.defer(attempt.run);
+      else this.#attempts.push(attempt);
+    }
+  }
+
+  /** False: too many wait. */
+  #await(group: number, waiter: RevisionWaiter): boolean {
+    const waiters = this.#revisionWaiters.get(group) ?? [];
+    if (waiters.length >= REVISION_WAITERS_MAX) return false;
+    waiters.push(waiter);
+    this.#revisionWaiters.set(group, waiters);
+    return true;
+  }
+
+  /** Whether anybody waits for a revision of it. */
+  isAwaited(group: number): boolean {
+    return this.#revisionWaiters.has(group);
+  }
+
+  /** The replica shows another revision. */
+  applied(replica: Replica): void {
+    const waiters = this.#revisionWaiters.get(replica.group);
+    if (waiters === undefined) return;
+    const { revision } = replica.view;
+    const left = waiters.filter((waiter) => {
+      if (waiter.revision > revision) return true;
+      // Not within the replica's own turn: what a reader throws is not its fault.
+      this.#clock.defer(() => waiter.done(true));
+      return false;
+    });
+    if (left.length === 0) this.#revisionWaiters.delete(replica.group);
+    else this.#revisionWaiters.set(replica.group, left);
+  }
+
+  /** Ends the waits whose time is up. */
+  expire(now: number): void {
+    for (const [group, waiters] of this.#revisionWaiters) {
+      const left = waiters.filter((waiter) => {
+        if (waiter.deadline > now) return true;
+        waiter.done(false);
+        return false;
+      });
+      if (left.length === 0) this.#revisionWaiters.delete(group);
+      else this.#revisionWaiters.set(group, left);
+    }
+  }
+
+  /** The replica here goes away: whoever waits for a revision of it is told. */
+  gone(group: number): void {
+    for (const waiter of this.#revisionWaiters.get(group) ?? []) {
+      this.#clock.defer(() => waiter.done(false));
+    }
+    this.#revisionWaiters.delete(group);
+  }
+}
+
+function parseAnswer(bytes: Uint8Array): ProposeAnswer {
+  try {
+    return JSON.parse(decoder.decode(bytes)) as ProposeAnswer;
+  } catch {
+    return { kind: "unknown" };
+  }
+}
+
+/** Once an attempt may have been applied, no later failure can be told as if nothing had happened. */
+function failProposal(proposal: PendingProposal, problem: Problem): void {
+  proposal.done(proposal.uncertain ? outcomeUnknown() : problem);
+}
+
+/** Where a tenant is served: not by replicas that may have nothing yet, nor by those that lost it. */
+function servingNodes({ placement: { replicas } }: TenantRow): string[] {
+  const left = replicas.filter(({ state }) => state !== "lost");
+  // One that was to join and leaves again may have got what it came for, when those before it may have gone.
+  const serving = left.filter((replica) => isLeaving(replica) || wasSettled(replica));
+  return (serving.length > 0 ? serving : left).map(({ node }) => node);
+}
+
+function encodeProposal(group: number, deadlineMs: number, data: Uint8Array): Uint8Array {
+  const head = encoder.encode(`${group} ${Math.ceil(deadlineMs)}\n`);
+  const bytes = new Uint8Array(head.length + data.length);
+  bytes.set(head);
+  bytes.set(data, head.length);
+  return bytes;
+}
+
+function decodeProposal(bytes: Uint8Array): ForwardedProposal {
+  const end = bytes.indexOf(10);
+  const [group, deadlineMs] = decoder.decode(bytes.subarray(0, end)).split(" ").map(Number);
+  return { group: group ?? 0, deadlineMs: deadlineMs ?? 0, data: bytes.slice(end + 1) };
+}
+
+/** What makes room, and what nodes do by themselves, is taken on a disk that is nearly full. */
+function takesRoom(data: Uint8Array): boolean {
+  const { actor, action } = JSON.parse(decoder.decode(data)) as Command;
+  return actor.kind !== "system" && !/(^|\.)delete$/.test(action.op);
+}
+
+function mebibytes(bytes: number): string {
+  return (bytes / 2 ** 20).toFixed(0);
+}
+
+/** Nobody leads its group, as far as is known here. */
+export function noQuorum(tenant: string): Problem {
+  return new Problem(
+    "no-quorum",
+    `No leader answers for tenant "${tenant}": too few of its replicas are up`,
+  );
+}
+
+export function halted(tenant: string): Problem {
+  return new Problem(
+    "replica-halted",
+    `The replica of tenant "${tenant}" on this node was stopped by a fault`,
+  );
+}
+
+export function outcomeUnknown(): Problem {
+  return new Problem(
+    "outcome-unknown",
+    "The change may or may not have been made: repeat it with the same Idempotency-Key to find out",
+  );
+}
