@@ -155,6 +155,8 @@ class Door {
   readonly #openStream: OpenStream;
   readonly #metrics = new Metrics();
   #requests = 0;
+  #turn = 0;
+  #isTurnAsked = false;
   // Unique over nodes and starts without drawing chance for every request.
   readonly #idPrefix = base62(crypto.getRandomValues(new Uint8Array(6)), 9);
   #idCount = 0;
@@ -315,9 +317,9 @@ class Door {
     const isCounted = !this.#context.watches.isWatch(route);
     const startedAt = performance.now();
     if (isCounted) this.#requests++;
-    const ended = (answer: Answer): Response => {
+    const ended = (answer: Answer, isLate: boolean): Response => {
       if (isCounted) this.#requests--;
-      return this.#ended(route, call, answer, isCounted, startedAt);
+      return this.#ended(route, call, answer, { isCounted, startedAt, isLate });
     };
     let answer: Answer | Promise<Answer>;
     try {
@@ -327,20 +329,34 @@ class Door {
     } catch (error) {
       answer = this.#refused(route, call, error);
     }
-    if (!(answer instanceof Promise)) return ended(answer);
-    return answer.catch((error: unknown) => this.#refused(route, call, error)).then(ended);
+    if (!(answer instanceof Promise)) return ended(answer, false);
+    const turn = this.#turnNow();
+    return answer
+      .catch((error: unknown) => this.#refused(route, call, error))
+      .then((late) => ended(late, turn !== this.#turn));
+  }
+
+  /** Of the event loop. Counted only where somebody asks. */
+  #turnNow(): number {
+    if (!this.#isTurnAsked) {
+      this.#isTurnAsked = true;
+      setImmediate(() => {
+        this.#turn++;
+        this.#isTurnAsked = false;
+      });
+    }
+    return this.#turn;
   }
 
   #ended(
     route: Route,
     call: Call,
     answer: Answer,
-    isCounted: boolean,
-    startedAt: number,
+    how: { readonly isCounted: boolean; readonly startedAt: number; readonly isLate: boolean },
   ): Response {
     try {
-      const ms = performance.now() - startedAt;
-      if (isCounted) this.#metrics.ended(route, answer.status, ms / 1000);
+      const ms = performance.now() - how.startedAt;
+      if (how.isCounted) this.#metrics.ended(route, answer.status, ms / 1000);
       if (this.#isVerbose)
         this.#log.debug(
           {
@@ -353,7 +369,7 @@ class Door {
           },
           "gateway.request",
         );
-      return this.#respond(answer, call);
+      return this.#respond(answer, call, how.isLate);
     } catch (error) {
       return this.#failed(call.request, call.requestId, error);
     }
@@ -391,7 +407,7 @@ class Door {
   }
 
   /** Adds what every answer carries, and builds the Response. */
-  #respond(answer: Answer, call: Call): Response {
+  #respond(answer: Answer, call: Call, isLate: boolean): Response {
     const { headers } = answer;
     headers["x-request-id"] = call.requestId;
     if (call.revision !== null) headers["conflux-revision"] ??= String(call.revision);
@@ -409,7 +425,7 @@ class Door {
       }
     }
     if (!call.head)
-      return new Response(bodyInit(answer.body, this.#openStream), {
+      return new Response(bodyInit(answer.body, isLate ? this.#openStream : null), {
         status: answer.status,
         headers,
       });

@@ -100,7 +100,7 @@ export class Content {
         key: this.name,
         reason,
         ...(value !== null && { value, variant: `v${version}` }),
-        text: null,
+        encoded: null,
       };
       this.#resolutions.set(reason, resolution);
     }

@@ -8,7 +8,7 @@
  * What clients rely on: errors in OFREP's own form; an ETag that covers the flags, the whole context and the address of
  * the event stream, because clients send it back after a change of context too, and keep that address for weeks.
  */
-import { createHash } from "node:crypto";
+import { hash } from "node:crypto";
 import { Type } from "@sinclair/typebox";
 import { Problem, type ProblemCode } from "../api/problems.ts";
 import { OfrepBulk, OfrepEvaluation, OfrepFailure } from "../api/schemas.ts";
@@ -114,7 +114,8 @@ export const ofrepRoutes: readonly Route[] = [
       const resolution = content.resolve(new FlagCall(context, Date.now()), member, rule);
       return {
         ...json(null, { status: resolution.errorCode === undefined ? 200 : 400 }),
-        body: encoded(resolution),
+        // Without the comma.
+        body: encoded(resolution).subarray(1),
       };
     },
   }),
@@ -138,7 +139,7 @@ export const ofrepRoutes: readonly Route[] = [
         flags.push(`${JSON.stringify(member.config.name)}:${content.text}`);
         if (member.hasRules) chosen += `/${content.row.version}`;
       }
-      const etag = `"${createHash("sha256").update(chosen).digest("base64url")}"`;
+      const etag = `"${hash("sha256", chosen, "base64url")}"`;
       const answer = json(null, { etag });
       const metadata = JSON.stringify({ flagSetId: namespace });
       const schema = "https://flagd.dev/schema/v0/flags.json";
@@ -166,13 +167,15 @@ function labelsIn(set: NamespaceSet, context: FlagContext): Labels {
 
 /** Of a set, in order: what is the same for everybody is encoded once, neighbours together. */
 type Part =
-  | { readonly kind: "fixed"; readonly keys: readonly string[]; readonly text: string }
+  | { readonly kind: "fixed"; readonly keys: readonly string[]; readonly bytes: Bytes }
   | { readonly kind: "flag"; readonly flag: Flag }
   | { readonly kind: "ruled"; readonly member: Member };
 
+type Bytes = Uint8Array<ArrayBuffer>;
+
 const plans = new WeakMap<NamespaceSet, readonly Part[]>();
-/** Neighbours are joined up to this many characters. */
-const fixedTextMax = 64 * 1024;
+/** Neighbours are joined up to this many bytes. */
+const fixedBytesMax = 64 * 1024;
 
 function planOf(view: TenantView, set: NamespaceSet): readonly Part[] {
   let plan = plans.get(set);
@@ -197,20 +200,21 @@ function newPlan(view: TenantView, set: NamespaceSet): readonly Part[] {
       parts.push({ kind: "flag", flag: content.flag });
       continue;
     }
-    const text = encoded(resolution);
+    const bytes = encoded(resolution);
     const last = parts.at(-1);
-    if (last?.kind === "fixed" && last.text.length + text.length < fixedTextMax)
+    if (last?.kind === "fixed" && last.bytes.length + bytes.length <= fixedBytesMax)
       parts[parts.length - 1] = {
         kind: "fixed",
         keys: [...last.keys, resolution.key],
-        text: `${last.text},${text}`,
+        bytes: Buffer.concat([last.bytes, bytes]),
       };
-    else parts.push({ kind: "fixed", keys: [resolution.key], text });
+    else parts.push({ kind: "fixed", keys: [resolution.key], bytes });
   }
   return parts;
 }
 
 const nobody = new FlagCall({}, 0);
+const opening: Bytes = Buffer.from(`{"flags":[`);
 
 function evaluateAll(
   view: TenantView,
@@ -219,46 +223,100 @@ function evaluateAll(
   context: FlagContext,
   nowMs: number,
 ): Answer {
+  const { tenant, namespace } = call.params as { tenant: string; namespace: string };
   const plan = planOf(view, set);
   const labels = labelsIn(set, context);
-  const evaluate = (): string => {
-    const one = new FlagCall(context, nowMs);
-    const texts: string[] = [];
-    let length = 0;
-    for (const part of plan) {
-      if (part.kind === "fixed") {
-        length += part.text.length;
-        if (length <= snapshotBytesMax) texts.push(part.text);
-        else for (const key of part.keys) texts.push(tooMuch(key));
-        continue;
-      }
-      const resolution =
-        part.kind === "flag" ? part.flag.evaluate(one) : resolved(view, part.member, labels, one);
-      if (resolution === null) continue;
-      const text = encoded(resolution);
-      length += text.length;
-      texts.push(length <= snapshotBytesMax ? text : tooMuch(resolution.key));
-    }
-    return texts.join(",");
+  const { address, closing } = endOf(view, call, nowMs);
+  const evaluate = (): Bytes => {
+    const flags = evaluations(view, plan, labels, new FlagCall(context, nowMs));
+    return Buffer.concat([opening, ...flags, closing]);
   };
-  const address = addressOf(view, call, nowMs);
-  const digest = createHash("sha256");
-  digest.update(`${view.epoch} ${set.mark} ${address ?? ""}\n${canonical(context)}`);
+  let covered = `${view.epoch} ${set.mark} ${address ?? ""}\n${canonical(context)}`;
   // No revision stands for the passing of time: where flags look at it, only what they give tells.
   const early = timeMatters(view, plan, labels) ? evaluate() : null;
-  if (early !== null) digest.update(early);
-  const etag = `"${digest.digest("base64url").slice(0, 32)}"`;
+  if (early !== null) covered += `\n${hash("sha256", early, "base64url")}`;
+  const etag = `"${hash("sha256", covered, "base64url").slice(0, 32)}"`;
   const given = call.request.headers.get("if-none-match");
   if (given !== null && noneMatch(given, etag))
     return { status: 304, headers: { etag, "cache-control": "no-cache" }, body: null };
-  const metadata = `"metadata":${JSON.stringify({ flagSetId: call.params["namespace"] })}`;
-  const stream = { type: "sse", endpoint: { requestUri: address }, inactivityDelaySec };
-  const streams = address === null ? "" : `,"eventStreams":[${JSON.stringify(stream)}]`;
-  return {
-    ...json(null, { etag }),
-    body: `{"flags":[${early ?? evaluate()}],${metadata}${streams}}`,
-  };
+  const answer = json(null, { etag });
+  if (early !== null) return { ...answer, body: early };
+  // Marks are of a tenant's own: two may have the same.
+  const name = `${tenant}/${namespace} ${etag}`;
+  const body = bodies.get(name) ?? evaluate();
+  bodies.put(name, body);
+  return { ...answer, body };
 }
+
+/** Each with a comma before it, but for the first. */
+function evaluations(
+  view: TenantView,
+  plan: readonly Part[],
+  labels: Labels,
+  call: FlagCall,
+): Bytes[] {
+  const pieces: Bytes[] = [];
+  let length = 0;
+  for (const part of plan) {
+    if (part.kind === "fixed") {
+      length += part.bytes.length;
+      if (length <= snapshotBytesMax) pieces.push(part.bytes);
+      else for (const key of part.keys) pieces.push(tooMuch(key));
+      continue;
+    }
+    const resolution =
+      part.kind === "flag" ? part.flag.evaluate(call) : resolved(view, part.member, labels, call);
+    if (resolution === null) continue;
+    const bytes = resolution.encoded ?? encoded(resolution);
+    length += bytes.length;
+    pieces.push(length <= snapshotBytesMax ? bytes : tooMuch(resolution.key));
+  }
+  const [first] = pieces;
+  if (first !== undefined) pieces[0] = first.subarray(1);
+  return pieces;
+}
+
+/**
+ * Whole answers given lately, by tenant, namespace and ETag, which covers all that they depend on: the flags, the
+ * context, and the key, whose address of the stream is in them. What time may change never comes here. Kept from the
+ * second time on that one is asked for: most contexts come once.
+ */
+class Bodies {
+  /** In order of use. */
+  readonly #kept = new Map<string, Bytes>();
+  readonly #asked = new Set<string>();
+  #bytes = 0;
+
+  get(name: string): Bytes | null {
+    const body = this.#kept.get(name);
+    if (body === undefined) return null;
+    this.#kept.delete(name);
+    this.#kept.set(name, body);
+    return body;
+  }
+
+  put(name: string, body: Bytes): void {
+    if (this.#kept.has(name)) return;
+    if (!this.#asked.delete(name)) {
+      if (this.#asked.size >= askedMax) this.#asked.clear();
+      this.#asked.add(name);
+      return;
+    }
+    this.#kept.set(name, body);
+    this.#bytes += body.length + bodyBytesAssumed;
+    for (const [oldest, { length }] of this.#kept) {
+      if (this.#bytes <= bodiesBytesMax) break;
+      this.#kept.delete(oldest);
+      this.#bytes -= length + bodyBytesAssumed;
+    }
+  }
+}
+
+const bodiesBytesMax = 16 * 1024 * 1024;
+/** What a body costs beside its bytes. */
+const bodyBytesAssumed = 500;
+const askedMax = 10_000;
+const bodies = new Bodies();
 
 function resolved(
   view: TenantView,
@@ -287,10 +345,18 @@ function usesTime(view: TenantView, part: Part, labels: Labels): boolean {
   return content?.isFlag === true && content.flag.usesTime;
 }
 
-/** One evaluation in OFREP's form. */
-function encoded(resolution: Resolution): string {
-  resolution.text ??= JSON.stringify({ ...resolution, ...errorParts(resolution), text: undefined });
-  return resolution.text;
+/** One evaluation in OFREP's form, after a comma. */
+function encoded(resolution: Resolution): Bytes {
+  resolution.encoded ??= listed({
+    ...resolution,
+    ...errorParts(resolution),
+    encoded: undefined,
+  });
+  return resolution.encoded;
+}
+
+function listed(evaluation: object): Bytes {
+  return Buffer.from(`,${JSON.stringify(evaluation)}`);
 }
 
 /** A failure has no reason. */
@@ -298,39 +364,55 @@ function errorParts({ errorCode }: Resolution): { readonly reason?: undefined } 
   return errorCode === undefined ? {} : { reason: undefined };
 }
 
-function tooMuch(key: string): string {
+function tooMuch(key: string): Bytes {
   const errorDetails =
     "All flags together are too much for one answer: evaluate this one by itself";
-  return JSON.stringify({ key, errorCode: "GENERAL", errorDetails });
+  return listed({ key, errorCode: "GENERAL", errorDetails });
 }
 
-/**
- * Where this client is told of changes. Browsers send no headers there, so the address itself says who may; it stays the
- * same for hours, because clients connect anew when it changes. Null for root keys: those are not for pages.
- */
-function addressOf(view: TenantView, call: Call, nowMs: number): string | null {
+/** What follows the flags, which tells where this client is told of changes. */
+interface End {
+  readonly address: string | null;
+  readonly closing: Bytes;
+}
+
+/** Many clients come with one key. */
+function endOf(view: TenantView, call: Call, nowMs: number): End {
   const { token, principal } = call;
   const credential = token === null ? null : credentialOf(token);
-  if (principal === null || credential?.kind !== "tenant") return null;
   const { tenant, namespace } = call.params as { tenant: string; namespace: string };
+  // Not for root keys: those are not for pages.
+  if (principal === null || credential?.kind !== "tenant") return newEnd(namespace, null);
   const { epoch } = view;
   const window = streamWindow(nowMs);
   const key = `${token} ${namespace} ${epoch} ${window}`;
-  const known = addresses.get(key);
-  if (known !== undefined) return known;
-  const given = streamToken(
-    { tenant, namespace, keyId: principal.keyId, epoch, window },
-    credential.hash,
+  let end = ends.get(key);
+  if (end !== undefined) return end;
+  const { keyId } = principal;
+  const given = streamToken({ tenant, namespace, keyId, epoch, window }, credential.hash);
+  end = newEnd(
+    namespace,
+    `/v1/tenants/${tenant}/namespaces/${namespace}/ofrep/v1/events?token=${given}`,
   );
-  const address = `/v1/tenants/${tenant}/namespaces/${namespace}/ofrep/v1/events?token=${given}`;
-  if (addresses.size >= addressesMax) addresses.clear();
-  addresses.set(key, address);
-  return address;
+  if (ends.size >= endsMax) ends.clear();
+  ends.set(key, end);
+  return end;
 }
 
-/** Made lately: many clients come with one key. */
-const addresses = new Map<string, string>();
-const addressesMax = 10_000;
+/**
+ * @param address where the client is told. Browsers send no headers there, so it says itself who may; it stays the same
+ *   for hours, because clients connect anew when it changes
+ */
+function newEnd(namespace: string, address: string | null): End {
+  const metadata = JSON.stringify({ flagSetId: namespace });
+  const stream = { type: "sse", endpoint: { requestUri: address }, inactivityDelaySec };
+  const streams = address === null ? "" : `,"eventStreams":[${JSON.stringify(stream)}]`;
+  return { address, closing: Buffer.from(`],"metadata":${metadata}${streams}}`) };
+}
+
+/** Made lately. */
+const ends = new Map<string, End>();
+const endsMax = 10_000;
 
 const errorCodes: Partial<Record<ProblemCode, string>> = {
   "not-found": "FLAG_NOT_FOUND",

@@ -32,8 +32,8 @@ export interface Resolution {
   readonly errorCode?: "PARSE_ERROR" | "GENERAL";
   readonly errorDetails?: string;
   readonly metadata?: Readonly<Record<string, boolean | string | number>>;
-  /** For whoever encodes it: the same resolution is given again and again. */
-  text: string | null;
+  /** For whoever encodes it, in a form of theirs: the same resolution is given again and again. */
+  encoded: Uint8Array<ArrayBuffer> | null;
 }
 
 /** Operators of targeting evaluated for one flag, counted where they repeat: in `map` and its like. */
@@ -45,11 +45,15 @@ export const targetingNodesMax = 10_000;
 /** Of what `cat` makes. */
 const textLengthMax = 64 * 1024;
 
+let calls = 0;
+
 /** One evaluation of one flag or of a whole set. */
 export class FlagCall {
   readonly context: FlagContext;
   /** `$flagd.timestamp`: seconds since 1970, whole. */
   readonly seconds: number;
+  /** No other call has it. */
+  readonly number = ++calls;
   #left = 0;
   #leftOfSet = setWorkMax;
   #target: HashedSuffix | null | undefined;
@@ -155,12 +159,12 @@ export class Flag {
     return this.#made({ reason: "ERROR", errorCode, errorDetails });
   }
 
-  #made(parts: Omit<Resolution, "key" | "metadata" | "text">): Resolution {
+  #made(parts: Omit<Resolution, "key" | "metadata" | "encoded">): Resolution {
     return {
       key: this.key,
       ...parts,
       ...(this.#metadata !== undefined && { metadata: this.#metadata }),
-      text: null,
+      encoded: null,
     };
   }
 }
@@ -199,13 +203,17 @@ interface Part {
   readonly constant: { readonly value: unknown } | null;
   /** Operators and values in it. */
   readonly nodes: number;
+  /** Whether the context alone decides, and no work is counted: then it is the same in every flag. Absent: no. */
+  readonly isShareable?: boolean;
 }
 
 function constantPart(value: unknown, nodes = 1): Part {
-  return { run: () => value, constant: { value }, nodes };
+  return { run: () => value, constant: { value }, nodes, isShareable: true };
 }
 
 type Operator = (values: readonly unknown[], call: FlagCall) => unknown;
+
+const asGiven: Operator = (values) => values;
 
 class Compiler {
   readonly #key: string;
@@ -221,14 +229,16 @@ class Compiler {
     if (++this.#nodes > targetingNodesMax)
       fail(`Use at most ${targetingNodesMax} operators and values`);
     if (Array.isArray(logic)) return this.#list(logic, isRoot);
-    if (typeof logic !== "object" || logic === null) return constantPart(logic);
+    if (typeof logic !== "object" || logic === null)
+      return { ...constantPart(logic), isShareable: hasOwnText(logic) };
     const names = Object.keys(logic);
     if (names.length === 0) return constantPart(logic);
     const name = names[0] as string;
     if (names.length > 1)
       fail(`Give one operator per object: got ${names.slice(0, 5).map(shown).join(", ")}`);
     try {
-      return this.#operation(name, (logic as Record<string, unknown>)[name], isRoot);
+      const part = this.#operation(name, (logic as Record<string, unknown>)[name], isRoot);
+      return isRoot && part.isShareable === true ? shared(logic, part) : part;
     } catch (error) {
       if (error instanceof TargetingError)
         error.pointer = `/${escapePointer(name)}${error.pointer}`;
@@ -248,7 +258,7 @@ class Compiler {
   }
 
   #list(list: readonly unknown[], isRoot: boolean): Part {
-    return strict(this.#each(list, isRoot), (values) => values);
+    return strict(this.#each(list, isRoot), asGiven);
   }
 
   #operation(name: string, given: unknown, isRoot: boolean): Part {
@@ -322,13 +332,17 @@ class Compiler {
       return { run, constant: null, nodes: 2 + dynamic.nodes };
     }
     const steps = pathOf(path);
+    // Known here; the usual beginning of what rollouts hash.
+    if (isRoot && steps.length === 2 && steps[0] === "$flagd" && steps[1] === "flagKey")
+      return { ...constantPart(this.#key, 2), isShareable: false };
     if (isRoot && (steps.length === 0 || steps[0] === "$flagd")) {
       this.usesTime ||= steps.length < 2 || steps[1] === "timestamp";
       const key = this.#key;
       const run: Run = (data, call) => lookUp(data, steps, key, call) ?? otherwise.run(data, call);
       return { run, constant: null, nodes: 2 };
     }
-    return { run: reading(steps, otherwise), constant: null, nodes: 2 };
+    const isShareable = otherwise.isShareable === true;
+    return { run: reading(steps, otherwise), constant: null, nodes: 2, isShareable };
   }
 
   #missing(given: unknown, isRoot: boolean): Part {
@@ -443,6 +457,10 @@ function listOf(given: unknown): readonly unknown[] {
   return Array.isArray(given) ? given : fail("Give a list of arguments");
 }
 
+function areShareable(parts: readonly Part[]): boolean {
+  return parts.every((part) => part.isShareable === true);
+}
+
 /** All operands are evaluated, in order. */
 function strict(parts: readonly Part[], operator: Operator): Part {
   const nodes = 1 + parts.reduce((sum, part) => sum + part.nodes, 0);
@@ -457,7 +475,8 @@ function strict(parts: readonly Part[], operator: Operator): Part {
     run = (data, call) => operator([first.run(data, call)], call);
   else if (parts.length === 2 && first !== undefined && second !== undefined)
     run = (data, call) => operator([first.run(data, call), second.run(data, call)], call);
-  return folded(parts, { run, constant: null, nodes });
+  const isShareable = !charging.has(operator) && areShareable(parts);
+  return folded(parts, { run, constant: null, nodes, isShareable });
 }
 
 /** Evaluates operands until one ends it, and gives the last that was evaluated. */
@@ -472,7 +491,7 @@ function lazy(parts: readonly Part[], ends: (value: unknown) => boolean): Part {
     }
     return value;
   };
-  return folded(parts, { run, constant: null, nodes });
+  return folded(parts, { run, constant: null, nodes, isShareable: areShareable(parts) });
 }
 
 function branches(parts: readonly Part[]): Part {
@@ -489,7 +508,7 @@ function branches(parts: readonly Part[]): Part {
           return (parts[at + 1] as Part).run(data, call);
       return parts[at]?.run(data, call) ?? null;
     };
-  return folded(parts, { run, constant: null, nodes });
+  return folded(parts, { run, constant: null, nodes, isShareable: areShareable(parts) });
 }
 
 function choice(condition: Run, yes: Part, no: Part): Run {
@@ -506,11 +525,68 @@ function folded(parts: readonly Part[], part: Part): Part {
   try {
     const call = new FlagCall({}, 0);
     call.begin();
-    return constantPart(part.run(null, call), part.nodes);
+    return {
+      ...constantPart(part.run(null, call), part.nodes),
+      isShareable: part.isShareable === true,
+    };
   } catch (error) {
     if (!(error instanceof TargetingError)) throw error;
     return part;
   }
+}
+
+// --- what flags have in common ----------------------------------------------------------------------------------------------
+
+/**
+ * Flags of one namespace ask the same again and again: who is in a segment, which plan, which version. What was asked in
+ * the same words is worked out once for a call, in whichever flag it stands. What fails is asked anew, so it fails
+ * everywhere. Nothing of one call is seen by another: each has a number of its own.
+ */
+class Shared {
+  /** Asked in one place only there is nothing to remember. */
+  isAlone = true;
+  #call = 0;
+  #value: unknown = undefined;
+  readonly #run: Run;
+
+  constructor(run: Run) {
+    this.#run = run;
+  }
+
+  readonly run: Run = (data, call) => {
+    if (this.#call === call.number) return this.#value;
+    const value = this.#run(data, call);
+    if (this.isAlone) return value;
+    this.#call = call.number;
+    this.#value = value;
+    return value;
+  };
+}
+
+/** Compiled lately, by their text. Forgotten all at once: flags keep theirs, and later ones share anew. */
+const sharedParts = new Map<string, Shared>();
+const sharedPartsMax = 10_000;
+/** Long ones are rare, and each holds all within it. */
+const sharedTextLengthMax = 512;
+const sharedNodesMax = 64;
+
+/** JSON has no sign for what is too large for a double. */
+function hasOwnText(value: unknown): boolean {
+  return typeof value !== "number" || Number.isFinite(value);
+}
+
+/** @param logic whose keys have one order: each object within is an operator's or empty */
+function shared(logic: object, part: Part): Part {
+  if (part.constant !== null || part.nodes < 3 || part.nodes > sharedNodesMax) return part;
+  const text = JSON.stringify(logic);
+  if (text.length > sharedTextLengthMax) return part;
+  let known = sharedParts.get(text);
+  if (known === undefined) {
+    if (sharedParts.size >= sharedPartsMax) sharedParts.clear();
+    known = new Shared(part.run);
+    sharedParts.set(text, known);
+  } else known.isAlone = false;
+  return { ...part, run: known.run };
 }
 
 // --- values --------------------------------------------------------------------------------------------------------------
@@ -700,7 +776,8 @@ function comparing(parts: readonly Part[], isStrict: boolean, comparison: Compar
         : compared(value, constant, isStrict, comparison);
     };
   else run = (data, call) => compared(a(data, call), b(data, call), isStrict, comparison);
-  return folded(parts, { run, constant: null, nodes: 1 + first.nodes + second.nodes });
+  const nodes = 1 + first.nodes + second.nodes;
+  return folded(parts, { run, constant: null, nodes, isShareable: areShareable(parts) });
 }
 
 const isIn: Operator = ([item, within], call) => {
@@ -722,7 +799,8 @@ function membership(parts: readonly Part[]): Part | null {
   const members = new Set<unknown>(list);
   const of = item.run;
   const run: Run = (data, call) => members.has(of(data, call));
-  return { run, constant: null, nodes: 1 + item.nodes + list.length };
+  const nodes = 1 + item.nodes + list.length;
+  return { run, constant: null, nodes, isShareable: areShareable(parts) };
 }
 
 function arithmetic(step: (a: number, b: number) => number): Operator {
@@ -744,6 +822,19 @@ function extreme(isBetter: (a: number, b: number) => boolean): Operator {
     return best ?? fail("min and max need a number");
   };
 }
+
+const merge: Operator = (values, call) => {
+  const merged: unknown[] = [];
+  for (const value of values) {
+    call.charge(Array.isArray(value) ? value.length : 1);
+    if (Array.isArray(value)) for (const item of value) merged.push(item);
+    else merged.push(value);
+  }
+  return merged;
+};
+
+/** Those that count their work. */
+const charging: ReadonlySet<Operator> = new Set([isIn, merge]);
 
 const operators: ReadonlyMap<string, Operator> = new Map<string, Operator>([
   ["+", (values) => values.reduce<number>((sum, value) => numberOf(sum + numberOf(value)), 0)],
@@ -767,18 +858,7 @@ const operators: ReadonlyMap<string, Operator> = new Map<string, Operator>([
   ],
   ["min", extreme((a, b) => a < b)],
   ["max", extreme((a, b) => a > b)],
-  [
-    "merge",
-    (values, call) => {
-      const merged: unknown[] = [];
-      for (const value of values) {
-        call.charge(Array.isArray(value) ? value.length : 1);
-        if (Array.isArray(value)) for (const item of value) merged.push(item);
-        else merged.push(value);
-      }
-      return merged;
-    },
-  ],
+  ["merge", merge],
   [
     "cat",
     (values) => {
@@ -823,7 +903,8 @@ function affixCheck(parts: readonly Part[], holds: Affix): Part {
     const part = b(data, call);
     return typeof text === "string" && typeof part === "string" ? holds(text, part) : null;
   };
-  return folded(parts, { run, constant: null, nodes: 1 + first.nodes + second.nodes });
+  const nodes = 1 + first.nodes + second.nodes;
+  return folded(parts, { run, constant: null, nodes, isShareable: areShareable(parts) });
 }
 
 // --- sem_ver -------------------------------------------------------------------------------------------------------------
@@ -907,7 +988,7 @@ function versionCheck(parts: readonly Part[]): Part {
     const given = versionOf(of(data, call));
     return given === null || version === null || holds === undefined ? null : holds(given, version);
   };
-  return { run, constant: null, nodes: 3 + left.nodes };
+  return { run, constant: null, nodes: 3 + left.nodes, isShareable: areShareable(parts) };
 }
 
 // --- fractional ------------------------------------------------------------------------------------------------------------

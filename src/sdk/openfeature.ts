@@ -152,7 +152,7 @@ function evaluated<T>(
     flags.set(definition, flag);
   }
   const {
-    text: _,
+    encoded: _,
     key: __,
     errorCode,
     errorDetails,

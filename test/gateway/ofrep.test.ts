@@ -148,6 +148,46 @@ describe("bulk evaluation", () => {
   });
 });
 
+describe("the same again", () => {
+  const context = { targetingKey: "u1", plan: "pro" };
+
+  test("is the same, until the flags change", async () => {
+    await flag("one", byPlan);
+    const first = await bulk(context);
+    for (let i = 0; i < 3; i++) expect((await bulk(context)).text).toBe(first.text);
+    await h.call("POST", `${N}/configs/one/publish`, {
+      token: admin,
+      body: { content: { ...byPlan, metadata: { team: "other" } } },
+    });
+    const after = await bulk(context);
+    expect(after.body.flags).toMatchObject([{ value: true, metadata: { team: "other" } }]);
+    expect((await bulk({ ...context, plan: "free" })).body.flags[0].value).toBe(false);
+  });
+
+  test("of another tenant is that tenant's, though it did the same in the same order", async () => {
+    const others = await h.tenant("umbra");
+    await h.key("umbra", "client");
+    const of = (tenant: string): string => `/v1/tenants/${tenant}/namespaces/app`;
+    for (const [tenant, token] of [
+      ["acme", admin],
+      ["umbra", others],
+    ] as const)
+      await h.call("PUT", `${of(tenant)}/configs/one`, {
+        token,
+        body: { format: "flag", content: { ...byPlan, metadata: { team: tenant } } },
+      });
+    // A root key has no address of its own in the answer.
+    for (let i = 0; i < 3; i++)
+      for (const tenant of ["acme", "umbra"]) {
+        const answer = await h.call("POST", `${of(tenant)}/ofrep/v1/evaluate/flags`, {
+          token: rootToken,
+          body: { context },
+        });
+        expect(answer.body.flags).toMatchObject([{ key: "one", metadata: { team: tenant } }]);
+      }
+  });
+});
+
 describe("the ETag", () => {
   const tagOf = (answer: Answer): string => answer.headers.get("etag") ?? "";
 

@@ -4,7 +4,13 @@ import { ErrorCode } from "@openfeature/core";
 import { FlagdCore } from "@openfeature/flagd-core";
 import * as fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { Flag, FlagCall, targetingErrors, type FlagDefinition } from "../../src/model/flags.ts";
+import {
+  Flag,
+  FlagCall,
+  targetingErrors,
+  type FlagDefinition,
+  type Resolution,
+} from "../../src/model/flags.ts";
 import { murmur3 } from "../../src/model/murmur3.ts";
 
 const silent = { debug() {}, info() {}, warn() {}, error() {} };
@@ -18,9 +24,10 @@ interface Outcome {
 }
 
 function ours(definition: FlagDefinition, context: Record<string, unknown>): Outcome {
-  const { reason, value, variant } = new Flag(key, definition).evaluate(
-    new FlagCall(context, Date.now()),
-  );
+  return outcomeOf(new Flag(key, definition).evaluate(new FlagCall(context, Date.now())));
+}
+
+function outcomeOf({ reason, value, variant }: Resolution): Outcome {
   return { reason, ...(value !== undefined && { value, variant }) };
 }
 
@@ -250,7 +257,7 @@ describe("a flag", () => {
       key: "fractional-flag",
       reason: "DISABLED",
       metadata: { team: "a" },
-      text: null,
+      encoded: null,
     });
     expect(of({ defaultVariant: null })).toMatchObject({ reason: "DEFAULT" });
     expect(of({ defaultVariant: null })).not.toHaveProperty("value");
@@ -312,6 +319,60 @@ describe("a flag", () => {
     const reasons = Array.from({ length: 300 }, () => flag.evaluate(call).reason);
     expect(reasons[0]).toBe("TARGETING_MATCH");
     expect(reasons.at(-1)).toBe("ERROR");
+  });
+});
+
+describe("what flags have in common is worked out once for a call", () => {
+  test("for each call anew, as flagd-core gives it for each flag", () => {
+    const rules = fc.array(targeting, { minLength: 1, maxLength: 3 });
+    const contexts = fc.array(contextArbitrary, { minLength: 2, maxLength: 2 });
+    fc.assert(
+      fc.property(rules, contexts, (list, all) => {
+        // Each twice, so that all they hold is in common.
+        const flags = [...list, ...list].map((rule) => new Flag(key, flagOf(rule)));
+        for (const context of all) {
+          const call = new FlagCall(context, Date.now());
+          const given = flags.map((flag) => outcomeOf(flag.evaluate(call)));
+          list.forEach((rule, i) => {
+            const [compiled, interpreted] = [false, true].map((isInterpreted) =>
+              theirs(flagOf(rule), context, isInterpreted),
+            );
+            // As above.
+            if (compiled === null || !isDeepStrictEqual(compiled, interpreted)) return;
+            expect([given[i], given[i + list.length]]).toEqual([compiled, compiled]);
+          });
+        }
+      }),
+    );
+  });
+
+  test("and where one fails, all fail", () => {
+    const broken = { if: [{ "<": [{ var: "age" }, 18] }, "on", "off"] };
+    const flags = ["a", "b", "c"].map((name) => new Flag(name, flagOf(broken)));
+    for (const [age, variant] of [
+      ["old", undefined],
+      [17, "on"],
+      ["old", undefined],
+      [18, "off"],
+    ] as const) {
+      const call = new FlagCall({ age }, 0);
+      expect(flags.map((flag) => flag.evaluate(call).variant)).toEqual(flags.map(() => variant));
+    }
+  });
+
+  test("where it is the flag's own it stays apart", () => {
+    const mine = { if: [{ "==": [{ cat: [{ var: "$flagd.flagKey" }, "!"] }, "b!"] }, "on", "off"] };
+    const flags = ["a", "b", "a", "b"].map((name) => new Flag(name, flagOf(mine)));
+    const call = new FlagCall({}, 0);
+    expect(flags.map((flag) => flag.evaluate(call).variant)).toEqual(["off", "on", "off", "on"]);
+  });
+
+  test("numbers that JSON cannot tell from null are not taken for it", () => {
+    const above = (most: unknown): Flag =>
+      new Flag(key, flagOf({ if: [{ "<": [{ var: "age" }, most] }, "on", "off"] }));
+    const flags = [above(null), above(Number.POSITIVE_INFINITY), above(null)];
+    const call = new FlagCall({ age: 18 }, 0);
+    expect(flags.map((flag) => flag.evaluate(call).variant)).toEqual(["off", "on", "off"]);
   });
 });
 
