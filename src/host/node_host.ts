@@ -430,6 +430,11 @@ export class NodeHost implements ConfigService {
       },
       stored: (replica, error) => this.#stored(replica, error),
     };
+    const askDirectory = (done: (isCurrent: boolean) => void): void => {
+      this.requests.read(SYSTEM_TENANT, { consistency: "linearizable" }, (error) => {
+        done(error === null);
+      });
+    };
     this.#membership = new Membership(options.node, this.directory, {
       supports: (node) => this.liveness.supports(node),
       wake: (group) => {
@@ -443,6 +448,7 @@ export class NodeHost implements ConfigService {
       },
       act: (replica, run) => this.#guarded(replica, run),
       propose: (action, timeoutMs, done) => this.#proposeSystem(action, timeoutMs, done),
+      askDirectory,
     });
     this.#reconciler = new Reconciler(this.directory, this.#tuning.replaceAfterMs, {
       leads: () => {
@@ -459,11 +465,7 @@ export class NodeHost implements ConfigService {
     this.#cold = new ColdReplicas(options, this.directory, {
       awake: (group) => this.#replicas.get(group) ?? null,
       discard: (replica, reason) => this.#discard(replica, reason),
-      askDirectory: (done) => {
-        this.requests.read(SYSTEM_TENANT, { consistency: "linearizable" }, (error) => {
-          done(error === null);
-        });
-      },
+      askDirectory,
       confirmed: (group) => this.#checkpointQueue.add(group),
     });
     const { isNew } = this.#cold;

@@ -100,6 +100,14 @@ describe("the next step", () => {
       joining: [],
     });
   });
+  test("takes the vote of one that no placement knows", () => {
+    const followers = [peer(2, 1_000), peer(9, 0, "probe")];
+    expect(step(conf([1, 2, 9]), target([1, 2]), followers)).toEqual({
+      kind: "change",
+      changes: [{ kind: removeNode, id: 9 }],
+      joining: [],
+    });
+  });
   test("is none into a configuration that could not act", () => {
     const now = conf([1, 2, 3]);
     const followers = [peer(2, 1_000), peer(3, 1_000)];
@@ -284,6 +292,46 @@ describe("a tenant", () => {
       const outcome = await cluster.change(cluster.node(1), "acme", publish(news));
       expect(outcome.ok).toBe(true);
     }
+  });
+
+  test("is changed by a new leader only when it knows what the directory says now", async () => {
+    const cluster = await ready({ nodes: 3, spares: 1, tuning: { balanceAfterMs: 600_000 } });
+    const [n1, n2, n3, n4] = [0, 1, 2, 3].map((at) => cluster.node(at)) as [
+      SimNode,
+      SimNode,
+      SimNode,
+      SimNode,
+    ];
+    cluster.world.start(n4);
+    await cluster.until("joined", () => n4.host?.ready === true);
+    await cluster.create("acme", ["n1", "n2", "n4"]);
+    const lead = async (tenant: string, by: SimNode): Promise<void> => {
+      await cluster.until(`${tenant} led`, () => cluster.leader(tenant) !== null);
+      void cluster.leader(tenant)?.host?.transfer(tenant, by.name);
+      await cluster.until(`${tenant} led by ${by.name}`, () => cluster.leader(tenant) === by);
+    };
+    await lead("_system", n1);
+    await lead("acme", n2);
+    cluster.world.crash(n3);
+    const to = {
+      op: "directory.move",
+      tenant: "acme",
+      nodes: ["n1", "n4"],
+      generation: 0,
+    } as const;
+    cluster.propose(n1, "_system", command(to));
+    const { host } = n1;
+    await cluster.until("known", () => host?.directory.tenant("acme")?.placement.generation === 1);
+    // n1 knows what is wanted, and of all who could know better nobody is there.
+    cluster.world.crash(n2);
+    await lead("acme", n1);
+    const conf = (): string =>
+      String(cluster.replicas("acme").find(({ node }) => node === n1)?.replica.conf.voters);
+    await cluster.pass(5_000);
+    expect(cluster.leader("acme")).toBe(n1);
+    expect(conf()).toBe("1,2,3");
+    cluster.world.start(n3);
+    await cluster.until("moved", () => conf() === "1,3", 20_000);
   });
 
   test("is whole or gone on a node that it leaves, when the power fails while it goes", async () => {

@@ -1393,6 +1393,25 @@ const ofHost: readonly Mutation[] = [
     killers: [host],
   },
   {
+    id: "leader-acts-on-old-news",
+    rule: "M9",
+    breaks:
+      "Who comes to lead a group makes of it what an earlier directory wanted, and a vote goes to one that was sent away",
+    file: "src/host/membership.ts",
+    find: `    if (this.#currentIn.get(leader) === term) return true;`,
+    replace: `    if (this.#currentIn.get(leader) !== term) return true;`,
+    killers: [host, sim],
+  },
+  {
+    id: "stray-voter-stays",
+    rule: "M9",
+    breaks: "A voter that no placement knows keeps its vote for ever",
+    file: "src/host/membership.ts",
+    find: `  const strays = [...conf.learners, ...conf.voters].filter(`,
+    replace: `  const strays = conf.learners.filter(`,
+    killers: [host],
+  },
+  {
     id: "stray-learner-stays",
     rule: "H4",
     breaks: "A learner that no placement knows is sent the log for ever",
@@ -1569,10 +1588,10 @@ const ofHost: readonly Mutation[] = [
     breaks:
       "A directory that is behind takes a tenant for gone, and its records are dropped from the journal",
     file: "src/host/node_host.ts",
-    find: `        this.requests.read(SYSTEM_TENANT, { consistency: "linearizable" }, (error) => {
-          done(error === null);`,
-    replace: `        this.requests.read(SYSTEM_TENANT, { consistency: "stale" }, (error) => {
-          done(error === null);`,
+    find: `      this.requests.read(SYSTEM_TENANT, { consistency: "linearizable" }, (error) => {
+        done(error === null);`,
+    replace: `      this.requests.read(SYSTEM_TENANT, { consistency: "stale" }, (error) => {
+        done(error === null);`,
     killers: [host, sim],
   },
   {
