@@ -60,9 +60,7 @@ const stateNames = ["state", "state2"] as const;
 const pageBytes = 4096;
 
 /** Rows of a commit that are encoded or queued in one turn: each costs some microseconds, and everybody else waits. */
-const rowsPerTurnDefault = 500;
-/** What one part of a large commit holds at least, in UTF-16 units. */
-const redoPartLength = 256 * 1024;
+const rowsPerTurnDefault = 1_000;
 
 const rootOptions = {
   pageSize: pageBytes,
@@ -474,7 +472,8 @@ export class LmdbEnvironment implements Environment {
     const log = gatherLog(change);
     if (rows.ended) {
       const state = this.#state as State;
-      this.#run(() => this.#watched(write(databases, state, { ...log, rows: first })), done);
+      const encoded = encodedAtOnce(first).rows;
+      this.#run(() => this.#watched(write(databases, state, { ...log, rows: encoded })), done);
     } else this.#run(() => this.#commitLarge(databases, log, first, rows), done);
   }
 
@@ -540,16 +539,12 @@ export class LmdbEnvironment implements Environment {
     drawn: Drawing,
   ): Promise<void> {
     const state = this.#state as State;
-    const batches: (readonly Row[])[] = [];
+    const batches: (readonly EncodedRow[])[] = [];
     const parts: (readonly [key: Uint8Array, bytes: Uint8Array])[] = [];
-    let part = "";
     for (let rows = first; ; rows = drawn.next(this.#rowsPerTurn)) {
-      batches.push(rows);
-      part += redoText(rows);
-      if (part.length >= redoPartLength || drawn.ended) {
-        parts.push([redoPartKey(parts.length), Buffer.from(part)]);
-        part = "";
-      }
+      const part = encodedAtOnce(rows);
+      batches.push(part.rows);
+      if (part.bytes.byteLength > 0) parts.push([redoPartKey(parts.length), part.bytes]);
       if (drawn.ended) break;
       await nextTurn();
     }
@@ -569,15 +564,9 @@ async function write(
   const pending = new Set<Promise<unknown>>();
   const deleted: Uint8Array[] = [];
   for (const range of entriesDeleted) for (const key of log.getKeys(range)) deleted.push(key);
-  const values = encodedAtOnce(rows);
   const committed = root.batch(() => {
     for (const key of deleted) pending.add(log.remove(key));
-    for (const [at, [key]] of rows.entries()) {
-      const value = values[at];
-      // What lmdb does with a string, but for encoding it; its types do not know that any database takes bytes.
-      const put = value === null ? state.remove(key) : state.put(key, value as unknown as string);
-      pending.add(put);
-    }
+    for (const row of rows) pending.add(putEncoded(state, row));
     for (const [key, bytes] of entries) pending.add(log.put(key, bytes));
     for (const [key, bytes] of redo) pending.add(meta.put(key, bytes));
     for (const key of redone) pending.add(meta.remove(key));
@@ -588,25 +577,33 @@ async function write(
 }
 
 /**
- * Texts as bytes, as views into the memory of all of them: a buffer for each cost, with the question for its address,
- * more than the rest of queueing it.
- * @returns null for a deletion
+ * Rows with their values as bytes, all views into one piece of memory: a buffer for each cost, with the question for its
+ * address, more than the rest of queueing it. A line per row: its key, and after a tab its text. Neither holds a line's
+ * end: JSON escapes it.
  */
-function encodedAtOnce(rows: readonly Row[]): (Binary | null)[] {
+function encodedAtOnce(rows: readonly Row[]): EncodedRows {
   let text = "";
-  for (const [, value] of rows) if (value !== undefined) text += value;
+  for (const [key, value] of rows) text += value === undefined ? `${key}\n` : `${key}\t${value}\n`;
   const bytes = Buffer.from(text);
   const isAscii = bytes.byteLength === text.length;
+  const encoded: EncodedRow[] = [];
   let at = 0;
-  return rows.map(([, value]) => {
-    if (value === undefined) return null;
-    const start = at;
-    at += isAscii ? value.length : Buffer.byteLength(value);
-    return asBinary(bytes.subarray(start, at));
-  });
+  for (const [key, value] of rows) {
+    at += key.length + 1;
+    if (value === undefined) encoded.push([key, null]);
+    else {
+      const end = at + (isAscii ? value.length : Buffer.byteLength(value));
+      encoded.push([key, bytes.subarray(at, end)]);
+      at = end + 1;
+    }
+  }
+  return { bytes, rows: encoded };
 }
 
-type Binary = ReturnType<typeof asBinary>;
+/** What lmdb does with a string, but for encoding it: its types do not know that any database takes bytes. */
+function putEncoded(state: State, [key, value]: EncodedRow): Promise<unknown> {
+  return value === null ? state.remove(key) : state.put(key, asBinary(value) as unknown as string);
+}
 
 function putRow(state: State, [key, value]: Row): Promise<unknown> {
   return value === undefined ? state.remove(key) : state.put(key, value);
@@ -830,6 +827,14 @@ function assertRowKey(key: string): void {
 
 /** Undefined deletes. */
 type Row = readonly [key: string, value: string | undefined];
+/** Null deletes. */
+type EncodedRow = readonly [key: string, value: Uint8Array | null];
+
+interface EncodedRows {
+  /** All of them as text, which `redoRows` reads. */
+  readonly bytes: Uint8Array;
+  readonly rows: readonly EncodedRow[];
+}
 
 interface LogOperations {
   readonly entriesDeleted: readonly { readonly start: Uint8Array; readonly end: Uint8Array }[];
@@ -838,7 +843,7 @@ interface LogOperations {
 }
 
 interface Operations extends Partial<LogOperations> {
-  readonly rows: readonly Row[];
+  readonly rows: readonly EncodedRow[];
   readonly redo?: readonly (readonly [key: Uint8Array, bytes: Uint8Array])[];
   readonly redone?: readonly Uint8Array[];
 }
@@ -876,13 +881,6 @@ function gatherLog(change: EnvironmentChange): LogOperations {
 
 function redoPartKey(part: number): Uint8Array {
   return Uint8Array.of(redoKey, part >>> 8, part);
-}
-
-/** A line per row: its key, and after a tab its text. Neither holds a line's end: JSON escapes it. */
-function redoText(rows: readonly Row[]): string {
-  let text = "";
-  for (const [key, value] of rows) text += value === undefined ? `${key}\n` : `${key}\t${value}\n`;
-  return text;
 }
 
 function redoRows(part: Uint8Array): Row[] {
