@@ -69,8 +69,12 @@ export class ColdReplicas {
   readonly #damaged = new Map<number, QuarantinedReplica>();
   /** The newest of the records that are gone without the name of their group. */
   readonly #lost: LostRecords | null;
+  /** Those that were there when that was found, and may have lost something; null: any may. */
+  readonly #mayLack: ReadonlySet<string> | null;
   /** Why groups could not be opened; until the next start, or another place, nothing of them runs here. */
   readonly #unreadable = new Map<number, string>();
+  /** Groups that could not be kept out, and pin the journal until the next start. */
+  readonly #pinsOn = new Set<number>();
   /** Environments that are being closed or removed; their replica is opened only after that. */
   readonly #ending = new Map<number, Promise<void>>();
   /** By group, until the next round: many groups end at a time, and the disk is read as a whole. */
@@ -97,6 +101,8 @@ export class ColdReplicas {
     this.isNew = recovery.groups.size === 0 && this.#environments.size === 0;
     this.#directoryIsCurrent = this.isNew;
     this.#lost = this.#quarantine(recovery);
+    this.#mayLack =
+      this.#lost?.environments === undefined ? null : new Set(this.#lost.environments);
   }
 
   /**
@@ -113,8 +119,10 @@ export class ColdReplicas {
     for (const { group, replica, reason } of found)
       this.#damaged.set(group, { group, replica, reason });
     const known = quarantine?.lost ?? null;
+    const environments = recovery.lost.length === 0 ? [] : this.#options.environments.names();
     const lost = recovery.lost.reduce<LostRecords | null>(
-      (newest, { to, where }) => (newest === null || newest.to < to ? { to, where } : newest),
+      (newest, { to, where }) =>
+        newest === null || newest.to < to ? { to, where, environments } : newest,
       known,
     );
     if (quarantine === undefined) return lost;
@@ -177,6 +185,30 @@ export class ColdReplicas {
     return !this.#ending.has(group) && !this.#unreadable.has(group);
   }
 
+  /**
+   * One that a fault stopped while it was in memory keeps out like one whose damage was found at start, so that what the
+   * journal has of it pins no segment any more.
+   */
+  keepOut(replica: Replica): void {
+    const { group, id, halted: reason, sequenceStored } = replica;
+    const { journal, quarantine, log } = this.#options;
+    if (reason === null || quarantine === undefined || this.#pinsOn.has(group)) return;
+    if (this.#damaged.get(group)?.replica !== id) {
+      const records = journal.records(group, sequenceStored);
+      try {
+        quarantine.keep([{ group, replica: id, reason, records }], null);
+      } catch (error) {
+        // Without room for what it has, say. It is all in the journal still, and looked at again at the next start.
+        this.#pinsOn.add(group);
+        log.error({ group, err: error }, "quarantine.keep_failed");
+        return;
+      }
+      this.#damaged.set(group, { group, replica: id, reason });
+      log.error({ group, records: records.length }, "replica.kept_out");
+    }
+    journal.forget(group);
+  }
+
   /** It could not be opened, and is not tried again. */
   setAside(group: number, error: unknown): void {
     this.#unreadable.set(group, error instanceof Error ? error.message : String(error));
@@ -221,11 +253,13 @@ export class ColdReplicas {
   }
 
   /** @param stored the environment, when it alone says how far the replica was */
-  #damageOf({ group, replica }: ReplicaMeta, stored: Environment | null): string | null {
+  #damageOf({ tenant, group, replica }: ReplicaMeta, stored: Environment | null): string | null {
     const known = this.#damaged.get(group);
     // One that took the damaged one's place has nothing of it.
     if (known !== undefined && (known.replica ?? replica) === replica) return known.reason;
     if (stored === null || this.#lost === null) return null;
+    // It was made later, and nothing of it was in the journal then.
+    if (this.#mayLack?.has(environmentName({ tenant, group, replica })) === false) return null;
     // Never checkpointed, and all it ever wrote may be among what was lost.
     const meta = stored.meta();
     const sequence = meta === null ? 0 : metaFromBytes(meta).sequence;

@@ -1534,8 +1534,12 @@ export class NodeHost implements ConfigService {
     const { segments } = journal.status;
     // A full disk gets its room back early.
     const bound = this.#diskLevel === "free" ? journalSegments : 1;
+    const pinning = new Set<number>();
     if (segments > bound && this.#checkpointQueue.size < CHECKPOINTS_AT_ONCE_MAX) {
-      for (const group of journal.pinning(bound)) this.#checkpointQueue.add(group);
+      for (const group of journal.pinning(bound)) {
+        pinning.add(group);
+        this.#checkpointQueue.add(group);
+      }
     }
     const pressure = Math.max(1, Math.floor(segments / journalSegments));
     const atOnce = this.#busyMax(Math.min(CHECKPOINTS_AT_ONCE_MAX, CHECKPOINTS_AT_ONCE * pressure));
@@ -1553,7 +1557,12 @@ export class NodeHost implements ConfigService {
         this.#cold.dropIfUnknown(group);
         continue;
       }
-      if (replica.halted !== null || !replica.needsCheckpoint) continue;
+      if (replica.halted !== null) {
+        // It would pin its segments, and all that follow. Before that a start may mend what stopped it.
+        if (pinning.has(group)) this.#cold.keepOut(replica);
+        continue;
+      }
+      if (!replica.needsCheckpoint) continue;
       this.#checkpoint(replica);
     }
   }

@@ -75,6 +75,11 @@ export interface Journal {
   release(group: number, sequence: JournalSequence): void;
   /** `release` of all that was appended of this group so far, what was damaged of it included: its replica is gone. */
   forget(group: number): void;
+  /** What is on the disk of this group after `sequence`, read from there: for one that is set aside while the node runs. */
+  records(
+    group: number,
+    sequence: JournalSequence,
+  ): readonly { readonly sequence: JournalSequence; readonly payload: Uint8Array }[];
   /** Groups whose unreleased records keep the oldest segments from being dropped, oldest first. */
   pinning(segmentsMax: number): readonly number[];
   readonly status: {
@@ -105,6 +110,8 @@ export interface Remains extends QuarantinedReplica {
 export interface LostRecords {
   readonly to: JournalSequence;
   readonly where: string;
+  /** The environments that were there when it was found: no other one lost anything. Absent: it may be any. */
+  readonly environments?: readonly string[];
 }
 
 export interface Quarantine {

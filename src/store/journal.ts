@@ -49,7 +49,7 @@ export interface JournalFile {
 }
 
 /**
- * One flat directory. The synchronous calls are made only while opening. Reads return zeros or less for space that was
+ * One flat directory. The synchronous calls are made only while opening, and `read` for a group that is set aside. Reads return zeros or less for space that was
  * never written.
  */
 export interface JournalDisk {
@@ -250,6 +250,21 @@ export class NodeJournal implements Journal {
 
   forget(group: number): void {
     this.release(group, this.#nextSequence - 1);
+  }
+
+  records(group: number, sequence: JournalSequence): ReturnType<Journal["records"]> {
+    const found: { sequence: JournalSequence; payload: Uint8Array }[] = [];
+    for (const { number, live } of this.#segments) {
+      if (!live.has(group)) continue;
+      const name = segmentName(number);
+      const bytes = this.#disk.read(name);
+      // A write that is under way looks torn, and nothing in it was acknowledged.
+      for (const record of readSegment(bytes, name, number === this.#number - 1).records)
+        if (record.group === group && record.kind === recordKinds.data)
+          if (record.sequence > sequence)
+            found.push({ sequence: record.sequence, payload: payloadOf(bytes, record).slice() });
+    }
+    return found;
   }
 
   pinning(segmentsMax: number): readonly number[] {

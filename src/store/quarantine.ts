@@ -52,9 +52,17 @@ export class QuarantineDirectory implements Quarantine {
   constructor(data: string) {
     this.#data = data;
     this.#directory = join(data, directoryName);
+    this.#removeAside();
     const { replicas, lost } = readQuarantine(data);
     for (const replica of replicas) this.#replicas.set(replica.group, replica);
     this.#lost = lost;
+  }
+
+  /** What a crash left half written: it never was anything. */
+  #removeAside(): void {
+    if (!fs.existsSync(this.#directory)) return;
+    for (const name of fs.readdirSync(this.#directory))
+      if (name.endsWith(aside)) fs.rmSync(join(this.#directory, name), { force: true });
   }
 
   get replicas(): Iterable<QuarantinedReplica> {
@@ -115,8 +123,9 @@ function readReplica(path: string, group: number): QuarantinedReplica {
 
 function readLost(path: string): LostRecords {
   try {
-    const { to, where } = JSON.parse(fs.readFileSync(path, "utf8")) as LostRecords;
-    if (Number.isSafeInteger(to) && typeof where === "string") return { to, where };
+    const { to, where, environments } = JSON.parse(fs.readFileSync(path, "utf8")) as LostRecords;
+    if (Number.isSafeInteger(to) && typeof where === "string")
+      return Array.isArray(environments) ? { to, where, environments } : { to, where };
   } catch {
     // As if everything up to now were concerned.
   }

@@ -1,5 +1,6 @@
 /** From the members a group has to those the directory wants: step by step, and on real nodes in the simulated world. */
 import { describe, expect, test } from "vitest";
+import { environmentName } from "../../src/host/cold_replicas.ts";
 import { nextStep, type Target } from "../../src/host/membership.ts";
 import type { Replacement } from "../../src/host/ports.ts";
 import type { Replica } from "../../src/host/replica.ts";
@@ -542,6 +543,70 @@ describe("a damaged replica", () => {
     await repaired(cluster, node);
     expect(await cluster.read(node, "acme", latest)).toBe("2");
     expect([...node.quarantine.replicas]).toEqual([]);
+  });
+
+  test("stays out and pins no segment when a fault stopped it while it ran", async () => {
+    const cluster = await ready({ tuning: { journalSegments: 1 } });
+    await cluster.create("acme");
+    const [one, , node] = cluster.world.nodes as [SimNode, SimNode, SimNode];
+    expect((await cluster.change(one, "acme", publish("kept"))).ok).toBe(true);
+    await cluster.pass(500);
+    const group = one.host?.directory.tenant("acme")?.group ?? 0;
+    const { replica } = cluster.replicas("acme").find((each) => each.node === node) as {
+      replica: Replica;
+    };
+    const pinned = node.disk.list()[0] as string;
+    const inJournal = readJournal(node.disk).recovery.groups.get(group)?.length ?? 0;
+    expect(inJournal).toBeGreaterThan(0);
+    await cluster.create("other");
+    replica.halt("stopped by the test");
+    for (let at = 0; node.disk.list().includes(pinned) && at < 100; at++) {
+      expect((await cluster.change(one, "other", publish(`${at}`.repeat(8_000)))).ok).toBe(true);
+      await cluster.pass(50);
+    }
+    expect(node.disk.list()).not.toContain(pinned);
+    expect([...node.quarantine.replicas]).toEqual([
+      { group, replica: replica.id, reason: "stopped by the test" },
+    ]);
+    expect(node.quarantine.records.get(group)).toHaveLength(inJournal);
+    cluster.world.crash(node);
+    cluster.world.start(node);
+    await cluster.until("stopped", () => (haltOf(cluster, node) ?? "").includes("by the test"));
+    expect((await cluster.change(one, "acme", publish("last"))).ok).toBe(true);
+    await cluster.pass(500);
+    await repaired(cluster, node);
+    expect(await cluster.read(node, "acme", latest)).toBe("last");
+    expect([...node.quarantine.replicas]).toEqual([]);
+  });
+
+  test("is any that slept when records of unknown groups were lost, and none that was made later", async () => {
+    const cluster = await ready({ tuning: { checkpointBytes: 1, sleepAfterMs: 500 } });
+    await cluster.create("acme");
+    const [one, , node] = cluster.world.nodes as [SimNode, SimNode, SimNode];
+    expect((await cluster.change(one, "acme", publish("kept"))).ok).toBe(true);
+    await cluster.until("asleep", () => cluster.replicas("acme").length === 0);
+    // Until something is written the journal does not say that it needs nothing of it any more.
+    await cluster.create("other");
+    await cluster.pass(500);
+    cluster.world.crash(node);
+    node.quarantine.lost = {
+      to: 2 ** 40,
+      where: "segment 9",
+      environments: node.environments.names(),
+    };
+    await cluster.pass(3_000);
+    await cluster.create("young");
+    const group = one.host?.directory.tenant("young")?.group ?? 0;
+    // The power failed again before the journal had anything of it.
+    const name = environmentName({ tenant: "young", group, replica: 3 });
+    await node.environments.open(name).close();
+    cluster.world.start(node);
+    await cluster.until("here again", () => node.host?.ready === true);
+    for (const tenant of ["acme", "young"])
+      expect((await cluster.change(one, tenant, publish("later"))).ok).toBe(true);
+    await cluster.pass(500);
+    expect(haltOf(cluster, node)).toContain("segment 9");
+    expect(cluster.replicas("young").find((each) => each.node === node)?.replica.halted).toBe(null);
   });
 
   test("is replaced when its environment cannot be opened", async () => {

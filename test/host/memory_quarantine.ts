@@ -3,6 +3,8 @@ import type { LostRecords, Quarantine, QuarantinedReplica, Remains } from "../..
 
 export class MemoryQuarantine implements Quarantine {
   readonly #replicas = new Map<number, QuarantinedReplica>();
+  /** What the journal still had, by group. */
+  readonly records = new Map<number, Remains["records"]>();
   lost: LostRecords | null = null;
 
   get replicas(): Iterable<QuarantinedReplica> {
@@ -10,8 +12,10 @@ export class MemoryQuarantine implements Quarantine {
   }
 
   keep(replicas: readonly Remains[], lost: LostRecords | null): void {
-    for (const { group, replica, reason } of replicas)
+    for (const { group, replica, reason, records } of replicas) {
       this.#replicas.set(group, { group, replica, reason });
+      this.records.set(group, records);
+    }
     this.lost = lost ?? this.lost;
   }
 

@@ -64,6 +64,7 @@ describe("a quarantine", () => {
     fs.writeFileSync(join(data, "quarantine", "8.json.new"), '{"format":1');
     const again = new QuarantineDirectory(data);
     expect([...again.replicas].map(({ group }) => group)).toEqual([7]);
+    expect(fs.readdirSync(join(data, "quarantine"))).toEqual(["7.json"]);
     again.keep([{ ...damaged, group: 8 }], null);
     expect(readQuarantine(data).replicas.map(({ group }) => group)).toEqual([7, 8]);
   });
