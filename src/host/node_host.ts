@@ -51,6 +51,7 @@ import {
   recoveredItem,
   type Heartbeat,
 } from "./codec.ts";
+import { checkpointTuningDefaults, Checkpoints, type CheckpointTuning } from "./checkpoints.ts";
 import { ColdReplicas } from "./cold_replicas.ts";
 import { Directory, SYSTEM_GROUP, SYSTEM_TENANT } from "./directory.ts";
 import { freshMeta, type ReplicaMeta } from "./group_log.ts";
@@ -136,17 +137,9 @@ const CAMPAIGN_TRIES = 10;
 /** Nodes do not notice a loss in the same moment, and whoever has not noticed yet refuses its vote. */
 const LAPSE_SPREAD_MS = 2 * PULSE_MS;
 const CLOCK_DRIFT_MAX = 0.1;
+
 /** When things are written behind; the simulator makes them happen more often. */
-export interface Tuning {
-  /**
-   * Overlay and log tail of a replica beyond this are checkpointed; the directory's at a quarter of it: its rows are not
-   * overwritten while they wait, so that a large checkpoint saves nothing and holds memory (100,000 tenants, bench/density).
-   */
-  readonly checkpointBytes: number;
-  /** That of a tenant which is being restored: all of it comes at once, and what waits should be no more than this. */
-  readonly restoreCheckpointBytes: number;
-  /** Journal segments beyond this many make the replicas that pin the oldest ones checkpoint. */
-  readonly journalSegments: number;
+export interface Tuning extends CheckpointTuning {
   /** Entries kept behind the applied index, so that a follower a little behind needs no snapshot. */
   readonly logKeptEntries: number;
   /** And their bytes: the log is cut where the first of the two bounds is reached. */
@@ -168,9 +161,7 @@ export interface Tuning {
 }
 
 const tuningDefaults: Tuning = {
-  checkpointBytes: 16 * 1024 * 1024,
-  restoreCheckpointBytes: 2 * 1024 * 1024,
-  journalSegments: 4,
+  ...checkpointTuningDefaults,
   logKeptEntries: 1_000,
   logKeptBytes: 8 * 1024 * 1024,
   logKeptBytesForLagging: 64 * 1024 * 1024,
@@ -183,15 +174,6 @@ const tuningDefaults: Tuning = {
   awakeLimit: 20_000,
 };
 
-/** Groups that are woken or proposed to per pulse because rules of theirs begin or end. */
-const SCHEDULES_PER_PULSE = 64;
-/** A follower gives its leader so long to see to a schedule, then wakes it. */
-const SCHEDULE_GRACE_MS = 1_000;
-const CHECKPOINTS_AT_ONCE = 8;
-/** Of what the journal held at start, so much is applied per pulse: requests are answered in between. */
-const RECOVERY_BYTES_PER_PULSE = 256 * 1024;
-/** So many more at once for each time that the journal holds its bound of segments again; 8 a pulse are 320 a second. */
-const CHECKPOINTS_AT_ONCE_MAX = 64;
 /** Snapshots of tenants that are read here at once. */
 const SNAPSHOTS_MAX = 80;
 /** And those that are sent to other nodes, or come in from them. */
@@ -290,7 +272,7 @@ export class NodeHost implements ConfigService {
   readonly #balance: Balance;
   readonly #rpc: Rpc;
   readonly #snapshots: SnapshotExchange;
-  readonly #schedules = new Schedules();
+  readonly #schedules: Schedules;
   readonly #membership: Membership;
   readonly #reconciler: Reconciler;
   readonly #care: Care;
@@ -316,13 +298,12 @@ export class NodeHost implements ConfigService {
   #blindAt = -Infinity;
   readonly #campaigns = new Map<Replica, Campaign>();
   #campaignsDeferred = false;
-  readonly #checkpoints = new Set<Replica>();
+  readonly #checkpoints: Checkpoints;
   #expiredAt = 0;
   #sleptAt = 0;
   #roomMadeAt = 0;
   #fullToldAt = -Infinity;
   #movedAt = 0;
-  #checkpointQueue = new Set<number>();
   /** Taken for callers of this node, who close them. */
   readonly #snapshotsOpen = new Set<ReplicaSnapshot>();
   /** In which term a leader proposed its tenant's first command. */
@@ -466,7 +447,7 @@ export class NodeHost implements ConfigService {
       awake: (group) => this.#replicas.get(group) ?? null,
       discard: (replica, reason) => this.#discard(replica, reason),
       askDirectory,
-      confirmed: (group) => this.#checkpointQueue.add(group),
+      confirmed: (group) => this.#checkpoints.queue(group),
     });
     const { isNew } = this.#cold;
     this.#leases = new Leases({ clockDriftMax, boot, isNew, clock, liveness: this.liveness });
@@ -476,8 +457,20 @@ export class NodeHost implements ConfigService {
       campaign: (replica: Replica) => this.#campaignSoon(replica),
       act: (replica: Replica, run: () => void) => this.#guarded(replica, run),
     };
+    this.#checkpoints = new Checkpoints(options.journal, this.#cold, this.#tuning, {
+      ...hooks,
+      contained: (replica, run) => this.#contained(replica, run),
+      busyMax: (max) => this.#busyMax(max),
+    });
     const { node, directory, liveness } = this;
     const parts = { node, clock, directory, liveness, rpc: this.#rpc };
+    this.#schedules = new Schedules(parts, {
+      ...hooks,
+      pass: (replica, deadline, done) => {
+        const data = this.#systemCommand({ op: "schedule.pass" });
+        this.requests.proposeHere(replica, data, deadline, done);
+      },
+    });
     this.requests = new Requests(
       { ...parts, schedules: this.#schedules, disk: options.disk },
       {
@@ -522,7 +515,7 @@ export class NodeHost implements ConfigService {
     this.#heartbeat();
     // What the journal still holds is brought up one replica at a time, so that its space becomes free; and what is damaged
     // is said at once.
-    for (const group of this.#cold.groups()) this.#checkpointQueue.add(group);
+    for (const group of this.#cold.groups()) this.#checkpoints.queue(group);
   }
 
   /** Who this node is in the group of `_system`: by what is on its disk, or by its name where that is beyond doubt. */
@@ -620,31 +613,19 @@ export class NodeHost implements ConfigService {
     for (const stop of this.#timers) stop();
     // From here on nothing comes in; what is in flight ends.
     await this.#options.transport.close();
-    await this.#until(
-      () =>
-        ![...this.#replicas.values()].some(
-          (replica) => replica.halted === null && replica.busyStoring,
-        ),
-      5_000,
-    );
+    const isStored = (): boolean =>
+      ![...this.#replicas.values()].some(
+        (replica) => replica.halted === null && replica.busyStoring,
+      );
+    await this.#until(isStored, 5_000);
     const unwritten = [...this.#replicas.values()].filter(
       (replica) => replica.halted === null && replica.needsCheckpoint,
     );
     await this.#until(() => {
-      for (const replica of unwritten.splice(
-        0,
-        this.#busyMax(CHECKPOINTS_AT_ONCE_MAX) - this.#checkpoints.size,
-      ))
-        this.#checkpoint(replica);
+      this.#checkpoints.beginSome(unwritten);
       return unwritten.length === 0;
     }, 30_000);
-    await this.#until(
-      () =>
-        ![...this.#replicas.values()].some(
-          (replica) => replica.halted === null && replica.busyStoring,
-        ),
-      30_000,
-    );
+    await this.#until(isStored, 30_000);
     for (const replica of this.#replicas.values()) {
       this.#snapshots.forget(replica);
       replica.abandon();
@@ -824,20 +805,18 @@ export class NodeHost implements ConfigService {
     this.liveness.check(now);
     this.requests.pulse(now);
     this.#runCampaigns(now);
-    this.#passSchedules(now);
+    this.#schedules.round(now);
     if (now - this.#expiredAt >= EXPIRE_MS) {
       this.#expiredAt = now;
       this.#expire(now);
-      for (const replica of this.#ticking)
-        if (replica.checkpointBytes > this.#checkpointBytesOf(replica))
-          this.#checkpointQueue.add(replica.group);
+      for (const replica of this.#ticking) this.#checkpoints.look(replica);
     }
     if (this.#journalFull) this.#schedule();
     for (const node of this.#outboxes.keys()) this.#flush(node, true);
     this.#watchFitness(now);
     this.#cold.round(now, this.#systemReady);
     this.#makeRoom(now);
-    this.#runCheckpoints();
+    this.#checkpoints.round(this.#diskLevel !== "free");
     if (now - this.#movedAt > MEMBERSHIP_MS) {
       this.#movedAt = now;
       this.#entry?.round(now);
@@ -1233,54 +1212,6 @@ export class NodeHost implements ConfigService {
     }
   }
 
-  /**
-   * Rules whose time has come: the leader says so by a command, so that all replicas and watchers see it at one revision.
-   * Every node with a replica remembers the time, so a group that sleeps, or lost its leader, is woken for it.
-   */
-  #passSchedules(now: number): void {
-    let started = 0;
-    for (const [group, entry] of this.#schedules.due(this.#clock.wallMs())) {
-      if (started >= SCHEDULES_PER_PULSE) return;
-      const awake = this.#replicas.get(group);
-      const replica = awake ?? this.#wake(group);
-      if (awake === undefined) started += 1;
-      if (replica?.halted != null || this.directory.byGroup(group) === undefined) {
-        this.#schedules.set(group, null);
-        continue;
-      }
-      if (replica === null) continue;
-      if (replica.raft.isLeader) {
-        if (entry.proposedUntil > now) continue;
-        started += 1;
-        entry.proposedUntil = now + PROPOSE_TIMEOUT_MS;
-        this.#passSchedule(replica, entry.proposedUntil, () => {
-          entry.proposedUntil = 0;
-        });
-        continue;
-      }
-      const leader = replica.leaderNode;
-      if (leader === null || !this.liveness.supports(leader)) {
-        this.#campaignSoon(replica);
-        continue;
-      }
-      const isFirst = entry.leaderUntil === null;
-      if (entry.leaderUntil !== null && entry.leaderUntil > now) continue;
-      entry.leaderUntil = now + SCHEDULE_GRACE_MS;
-      // It may sleep there and not know of it: a read wakes it.
-      if (!isFirst) this.#guarded(replica, () => replica.read(now + SCHEDULE_GRACE_MS, () => {}));
-    }
-  }
-
-  #passSchedule(replica: Replica, deadline: number, done: () => void): void {
-    const command: Command = {
-      at: this.#clock.wallMs(),
-      actor: { kind: "system", keyId: "system" },
-      semantics: this.semantics,
-      action: { op: "schedule.pass" },
-    };
-    this.requests.proposeHere(replica, encoder.encode(JSON.stringify(command)), deadline, done);
-  }
-
   #leaderChanged(replica: Replica): void {
     const { tenant, group, raft } = replica;
     this.#log.debug(
@@ -1305,23 +1236,17 @@ export class NodeHost implements ConfigService {
   #initialise(replica: Replica): void {
     const row = replica.group === SYSTEM_GROUP ? null : this.directory.byGroup(replica.group);
     if (row === undefined) return;
-    const command: Command = {
-      at: this.#clock.wallMs(),
-      actor: { kind: "system", keyId: "system" },
-      semantics: this.semantics,
-      action: {
-        op: "tenant.init",
-        tenant: replica.tenant,
-        quotas: row?.quotas ?? {},
-        keys:
-          row === null || row.restore?.adminKey === false
-            ? []
-            : [{ ...row.adminKey, kind: "admin", description: "made with the tenant" }],
-        ...(row?.epoch !== undefined && { epoch: row.epoch }),
-        ...(row?.restore !== undefined && { restore: row.restore }),
-      },
-    };
-    const data = encoder.encode(JSON.stringify(command));
+    const data = this.#systemCommand({
+      op: "tenant.init",
+      tenant: replica.tenant,
+      quotas: row?.quotas ?? {},
+      keys:
+        row === null || row.restore?.adminKey === false
+          ? []
+          : [{ ...row.adminKey, kind: "admin", description: "made with the tenant" }],
+      ...(row?.epoch !== undefined && { epoch: row.epoch }),
+      ...(row?.restore !== undefined && { restore: row.restore }),
+    });
     this.#initialising.set(replica, replica.raft.term);
     replica.propose(data, this.#clock.monotonicMs() + PROPOSE_TIMEOUT_MS, (result) => {
       if (result.kind === "applied") return;
@@ -1334,6 +1259,14 @@ export class NodeHost implements ConfigService {
       this.requests.retry(replica.group, deadline, again, () => {});
     });
     this.#mark(replica);
+  }
+
+  /** What the group's leader proposes by itself. */
+  #systemCommand(action: Command["action"]): Uint8Array {
+    const at = this.#clock.wallMs();
+    const actor = { kind: "system", keyId: "system" } as const;
+    const command: Command = { at, actor, semantics: this.semantics, action };
+    return encoder.encode(JSON.stringify(command));
   }
 
   /** Not within the turn of a replica. */
@@ -1352,13 +1285,8 @@ export class NodeHost implements ConfigService {
     if (row === undefined || meta === undefined) return;
     const isNews = row.revision > (meta.quotasRevision ?? 0);
     if (!isNews || sameQuotas(row.quotas, meta.quotas)) return;
-    const command: Command = {
-      at: this.#clock.wallMs(),
-      actor: { kind: "system", keyId: "system" },
-      semantics: this.semantics,
-      action: { op: "tenant.quotas", quotas: row.quotas, revision: row.revision },
-    };
-    const data = encoder.encode(JSON.stringify(command));
+    const { quotas, revision } = row;
+    const data = this.#systemCommand({ op: "tenant.quotas", quotas, revision });
     // Refused or lost, it is tried again by the next leader, or with the next change of the directory's row.
     replica.propose(data, this.#clock.monotonicMs() + PROPOSE_TIMEOUT_MS, () => {});
     this.#mark(replica);
@@ -1511,7 +1439,7 @@ export class NodeHost implements ConfigService {
     }
     sleepers.sort((left, right) => left.usedAt - right.usedAt);
     for (const replica of sleepers.slice(0, countMax)) {
-      if (replica.needsCheckpoint) this.#checkpointQueue.add(replica.group);
+      if (replica.needsCheckpoint) this.#checkpoints.queue(replica.group);
       else this.#close(replica);
     }
   }
@@ -1528,64 +1456,13 @@ export class NodeHost implements ConfigService {
 
   // --- checkpoints -------------------------------------------------------------------------------------------------------
 
-  #runCheckpoints(): void {
-    const { journal } = this.#options;
-    const { journalSegments } = this.#tuning;
-    const { segments } = journal.status;
-    // A full disk gets its room back early.
-    const bound = this.#diskLevel === "free" ? journalSegments : 1;
-    const pinning = new Set<number>();
-    if (segments > bound && this.#checkpointQueue.size < CHECKPOINTS_AT_ONCE_MAX) {
-      for (const group of journal.pinning(bound)) {
-        pinning.add(group);
-        this.#checkpointQueue.add(group);
-      }
-    }
-    const pressure = Math.max(1, Math.floor(segments / journalSegments));
-    const atOnce = this.#busyMax(Math.min(CHECKPOINTS_AT_ONCE_MAX, CHECKPOINTS_AT_ONCE * pressure));
-    let recoveredBytes = 0;
-    for (const group of this.#checkpointQueue) {
-      if (this.#checkpoints.size >= atOnce) return;
-      const records = this.#replicas.has(group) ? [] : this.#cold.records(group);
-      if (records.length > 0) {
-        if (recoveredBytes >= RECOVERY_BYTES_PER_PULSE) continue;
-        for (const { payload } of records) recoveredBytes += payload.length;
-      }
-      this.#checkpointQueue.delete(group);
-      const replica = this.#replicas.get(group) ?? this.#wake(group);
-      if (replica === null) {
-        this.#cold.dropIfUnknown(group);
-        continue;
-      }
-      if (replica.halted !== null) {
-        // It would pin its segments, and all that follow. Before that a start may mend what stopped it.
-        if (pinning.has(group)) this.#cold.keepOut(replica);
-        continue;
-      }
-      if (!replica.needsCheckpoint) continue;
-      this.#checkpoint(replica);
-    }
-  }
-
-  #checkpointBytesOf(replica: Replica): number {
-    const { checkpointBytes, restoreCheckpointBytes } = this.#tuning;
-    if (replica.group === SYSTEM_GROUP) return checkpointBytes / 4;
-    return replica.restoring ? Math.min(checkpointBytes, restoreCheckpointBytes) : checkpointBytes;
-  }
-
-  #checkpoint(replica: Replica): void {
-    this.#contained(replica, () => {
-      if (replica.checkpoint()) this.#checkpoints.add(replica);
-    });
-  }
-
   /** Of what keeps an environment open while it lasts, so many at once: four kinds of it share what may be open. */
   #busyMax(max: number): number {
     return Math.min(max, Math.max(1, Math.floor(this.#options.environments.cap / 4)));
   }
 
   #stored(replica: Replica, error: Error | null): void {
-    this.#checkpoints.delete(replica);
+    this.#checkpoints.ended(replica);
     if (error !== null) {
       // After a failed commit nobody knows what an environment holds.
       this.#options.onFatal(

@@ -416,7 +416,7 @@ export class Requests {
   /** A rule whose time has come by this node's clock is waited for a little, most of all after a sleep. */
   #onTime(replica: Replica, deadline: number, done: () => void): void {
     const { group } = replica;
-    const overdue = this.#parts.schedules.overdue(group, this.#clock.wallMs());
+    const overdue = this.#parts.schedules.overdue(group);
     if (overdue === null) return done();
     const now = this.#clock.monotonicMs();
     overdue.readsUntil ??= now + SCHEDULE_READ_MS;

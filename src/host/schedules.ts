@@ -1,7 +1,19 @@
 /**
- * When rules of which group begin or end next, as far as this node knows: of every group that was applied here since the
- * start, also while it sleeps. Only times are kept; the state has the rest (machine/schedules.ts).
+ * Rules whose time comes: the leader says so by a command, so that all replicas and watchers see it at one revision.
+ * Every node remembers the next time of every group that was applied here since the start, also while it sleeps: a group
+ * that sleeps, or lost its leader, is woken for it. Only times are kept; the state has the rest (machine/schedules.ts).
  */
+import type { Directory } from "./directory.ts";
+import type { Liveness } from "./liveness.ts";
+import type { Clock } from "./ports.ts";
+import type { Replica } from "./replica.ts";
+
+/** Groups that are woken or proposed to per round. */
+const GROUPS_PER_ROUND = 64;
+/** What was proposed may take so long; afterwards it is proposed again. */
+const PASS_TIMEOUT_MS = 5_000;
+/** A follower gives its leader so long to see to it, then wakes it. */
+const LEADER_GRACE_MS = 1_000;
 
 interface Entry {
   readonly dueAt: number;
@@ -13,10 +25,36 @@ interface Entry {
   readsUntil: number | null;
 }
 
+export interface SchedulesParts {
+  readonly clock: Clock;
+  readonly directory: Directory;
+  readonly liveness: Liveness;
+}
+
+export interface SchedulesHooks {
+  /** The replica of this group that is in memory. */
+  present(group: number): Replica | null;
+  /** The same, woken if it sleeps; null when there is none, or no room. */
+  wake(group: number): Replica | null;
+  /** Nobody is known to lead it. */
+  campaign(replica: Replica): void;
+  /** Runs something of a replica, whose outcome is then sent out. */
+  act(replica: Replica, run: () => void): void;
+  /** Proposes to this leader that the time has come. */
+  pass(replica: Replica, deadline: number, done: () => void): void;
+}
+
 export class Schedules {
+  readonly #parts: SchedulesParts;
+  readonly #hooks: SchedulesHooks;
   readonly #entries = new Map<number, Entry>();
   /** No entry is due before this: saves looking at all of them. */
   #earliest = Number.POSITIVE_INFINITY;
+
+  constructor(parts: SchedulesParts, hooks: SchedulesHooks) {
+    this.#parts = parts;
+    this.#hooks = hooks;
+  }
 
   /** `dueAt`: wall clock, ms; null: none. */
   set(group: number, dueAt: number | null): void {
@@ -35,8 +73,41 @@ export class Schedules {
     this.#earliest = Math.min(this.#earliest, dueAt);
   }
 
-  /** Groups whose time has come. */
-  *due(wallMs: number): Iterable<readonly [group: number, entry: Entry]> {
+  /** The group's entry when its time has come. */
+  overdue(group: number): Entry | null {
+    const wallMs = this.#parts.clock.wallMs();
+    if (wallMs < this.#earliest) return null;
+    const entry = this.#entries.get(group);
+    return entry !== undefined && entry.dueAt <= wallMs ? entry : null;
+  }
+
+  /** Call with each pulse. */
+  round(now: number): void {
+    let started = 0;
+    for (const [group, entry] of this.#due()) {
+      if (started >= GROUPS_PER_ROUND) return;
+      if (this.#hooks.present(group) === null) started += 1;
+      const replica = this.#hooks.wake(group);
+      if (replica?.halted != null || this.#parts.directory.byGroup(group) === undefined) {
+        this.set(group, null);
+        continue;
+      }
+      if (replica === null) continue;
+      if (!replica.raft.isLeader) {
+        this.#follow(replica, entry, now);
+        continue;
+      }
+      if (entry.proposedUntil > now) continue;
+      started += 1;
+      entry.proposedUntil = now + PASS_TIMEOUT_MS;
+      this.#hooks.pass(replica, entry.proposedUntil, () => {
+        entry.proposedUntil = 0;
+      });
+    }
+  }
+
+  *#due(): Iterable<readonly [group: number, entry: Entry]> {
+    const wallMs = this.#parts.clock.wallMs();
     if (wallMs < this.#earliest) return;
     let earliest = Number.POSITIVE_INFINITY;
     for (const [group, entry] of this.#entries) {
@@ -46,10 +117,14 @@ export class Schedules {
     this.#earliest = earliest;
   }
 
-  /** The group's entry when its time has come. */
-  overdue(group: number, wallMs: number): Entry | null {
-    if (wallMs < this.#earliest) return null;
-    const entry = this.#entries.get(group);
-    return entry !== undefined && entry.dueAt <= wallMs ? entry : null;
+  #follow(replica: Replica, entry: Entry, now: number): void {
+    const leader = replica.leaderNode;
+    if (leader === null || !this.#parts.liveness.supports(leader))
+      return this.#hooks.campaign(replica);
+    const isFirst = entry.leaderUntil === null;
+    if (entry.leaderUntil !== null && entry.leaderUntil > now) return;
+    entry.leaderUntil = now + LEADER_GRACE_MS;
+    // It may sleep there and not know of it: a read wakes it.
+    if (!isFirst) this.#hooks.act(replica, () => replica.read(now + LEADER_GRACE_MS, () => {}));
   }
 }

@@ -126,7 +126,9 @@ function drawSwarm(prng: Prng, stormMs: number): Swarm {
   // Where none sleep for want of use they sleep for want of room.
   const awakeMax = swarm.tuning.sleepAfterMs === 600_000 ? 3 : swarm.environmentsMax - 16;
   const awakeLimit = swarm.environmentsMax;
-  return { ...swarm, tuning: { ...swarm.tuning, awakeMax, awakeLimit } };
+  const directoryCheckpointBytes = swarm.tuning.checkpointBytes / 4;
+  const tuning = { ...swarm.tuning, directoryCheckpointBytes, awakeMax, awakeLimit };
+  return { ...swarm, tuning };
 }
 
 /** Those who leave are looked for this often. */
