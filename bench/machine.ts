@@ -9,7 +9,7 @@
  */
 import type { Command, Outcome } from "../src/machine/command.ts";
 import { apply, dryRun } from "../src/machine/machine.ts";
-import type { StateTransaction } from "../src/machine/machine.ts";
+import type { StateTransaction } from "../src/machine/rows.ts";
 import { effectiveAll } from "../src/machine/queries.ts";
 import { evaluate } from "../src/model/evaluate.ts";
 import type { ReleaseRule } from "../src/model/release.ts";

@@ -2,9 +2,8 @@
  * What the host needs of the world: a journal, environments, a transport and a clock. Adapters see this file and nothing
  * else of the host; the simulator brings its own of each.
  */
-import type { StateView } from "../machine/machine.ts";
 import type { Command, Outcome } from "../machine/command.ts";
-import type { StoredChange, TenantMeta } from "../machine/rows.ts";
+import type { StateView, StoredChange, TenantMeta } from "../machine/rows.ts";
 import type { ReplicaId } from "../raft/types.ts";
 
 // --- clock -----------------------------------------------------------------------------------------------------------

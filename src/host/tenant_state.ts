@@ -5,7 +5,7 @@
  * transaction together with the applied index, and drops it when that is on disk; what is applied meanwhile goes into a
  * fresh one. So a read looks at: active, frozen, environment — and a crash leaves the environment exactly at an index.
  */
-import type { StateTransaction } from "../machine/machine.ts";
+import type { StateTransaction } from "../machine/rows.ts";
 import { assert } from "../lib/assert.ts";
 import { SortedMap } from "../lib/sorted_map.ts";
 import type { Environment, EnvironmentSnapshot } from "./ports.ts";

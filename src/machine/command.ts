@@ -3,8 +3,7 @@
  * hashed, checked against its schema), and applied on every replica with the same result. Encoded as JSON text.
  */
 import type { ContentFormat, ReleaseRule } from "../model/release.ts";
-import type { RecoveredSystem, RecoveredTenant } from "./recovery.ts";
-import type { IssuerRow, KeyKind, Member, QuotaChanges, Quotas, TenantRow } from "./rows.ts";
+import type { IssuerRow, KeyKind, Member, NewKey, QuotaChanges, Quotas, TenantRow } from "./rows.ts";
 
 /** Who asked, as written into history and audit. The machine checks again that the key still holds. */
 export interface Actor {
@@ -123,15 +122,22 @@ export interface TransactionCondition {
   readonly absent?: boolean;
 }
 
-export interface NewKey {
-  readonly id: string;
-  readonly kind: Exclude<KeyKind, "root">;
-  /** sha256 over the whole token, hex. */
-  readonly hash: string;
-  readonly namespaces?: readonly string[];
-  readonly expiresAt?: number;
-  readonly description?: string;
-  readonly scopes?: readonly "secrets"[];
+/** A tenant whose group goes on from one replica. */
+export interface RecoveredTenant {
+  readonly tenant: string;
+  readonly group: number;
+  readonly incarnation: number;
+  readonly epoch: number;
+  /** The one replica that goes on. */
+  readonly replica: Member;
+}
+
+/** `_system` itself goes on from one replica. */
+export interface RecoveredSystem {
+  readonly incarnation: number;
+  readonly voter: Member;
+  /** Other nodes that are still there; each begins with a new replica that has no vote. */
+  readonly learners: readonly Member[];
 }
 
 export type TenantAction =

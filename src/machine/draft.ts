@@ -5,9 +5,15 @@
 import { assert } from "../lib/assert.ts";
 import type { Actor, Command, Precondition, RejectCode } from "./command.ts";
 import { metaKey, namespaceKey } from "./keys.ts";
-import type { StateTransaction, StateView } from "./machine.ts";
 import { defaultQuotas } from "./rows.ts";
-import type { NamespaceRow, Quotas, StoredChange, TenantMeta } from "./rows.ts";
+import type {
+  NamespaceRow,
+  Quotas,
+  StateTransaction,
+  StateView,
+  StoredChange,
+  TenantMeta,
+} from "./rows.ts";
 
 /** An expected refusal: thrown inside `apply` and turned into an outcome there, never seen outside. */
 export class Refusal {

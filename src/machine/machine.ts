@@ -23,7 +23,6 @@ import type {
   Actor,
   Command,
   ConfigAction,
-  NewKey,
   Outcome,
   TransactionCondition,
 } from "./command.ts";
@@ -53,6 +52,9 @@ import type {
   HistoryRow,
   IdempotencyRow,
   KeyRow,
+  NewKey,
+  StateTransaction,
+  StateView,
   TenantMeta,
   VersionRow,
 } from "./rows.ts";
@@ -68,24 +70,6 @@ export const actionsPerTransactionMax = 500;
 const dropsPerCommandMax = 1_000;
 /** Expired idempotency records dropped per command. */
 const expiredPerCommandMax = 16;
-
-/** Rows by key, synchronously. Rows must not be changed in place. */
-export interface StateView {
-  get<T = unknown>(key: string): T | undefined;
-  /** Ascending (or descending) over gte ≤ key < lt. */
-  range<T = unknown>(range: {
-    gte: string;
-    lt: string;
-    reverse?: boolean;
-  }): Iterable<readonly [key: string, row: T]>;
-}
-
-export interface StateTransaction extends StateView {
-  put(key: string, row: unknown): void;
-  /** `put` of a row that does not exist. */
-  add(key: string, row: unknown): void;
-  delete(key: string): void;
-}
 
 export interface Applied {
   readonly outcome: Outcome;

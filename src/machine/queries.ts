@@ -24,7 +24,6 @@ import {
   under,
   versionKey,
 } from "./keys.ts";
-import type { StateView } from "./machine.ts";
 import { defaultQuotas } from "./rows.ts";
 import { judgedAt } from "./schedules.ts";
 import type {
@@ -37,6 +36,7 @@ import type {
   Quotas,
   ReleaseRow,
   RootKeyRow,
+  StateView,
   TenantMeta,
   TenantRow,
   VersionRow,

@@ -3,34 +3,16 @@
  * with an epoch of its own. These commands are not proposed by anybody: the offline tool puts them at the end of the log
  * of the replica that goes on, so what was done is in history and audit like any other change.
  */
-import type { SystemAction, TenantAction } from "./command.ts";
+import type { RecoveredSystem, RecoveredTenant, SystemAction, TenantAction } from "./command.ts";
 import { refuse } from "./draft.ts";
 import type { Draft } from "./draft.ts";
 import { moveKey, nodeKey, regrowKey, systemKey, tenantKey, under } from "./keys.ts";
 import type { ResultOf } from "./results.ts";
 import { isLeaving } from "./rows.ts";
-import type { Member, PlacedReplica, RootKeyRow, SystemRow, TenantRow } from "./rows.ts";
+import type { PlacedReplica, RootKeyRow, SystemRow, TenantRow } from "./rows.ts";
 
 /** Tenants in one command. */
 export const recoveredPerCommandMax = 500;
-
-/** A tenant whose group goes on from one replica. */
-export interface RecoveredTenant {
-  readonly tenant: string;
-  readonly group: number;
-  readonly incarnation: number;
-  readonly epoch: number;
-  /** The one replica that goes on. */
-  readonly replica: Member;
-}
-
-/** `_system` itself goes on from one replica. */
-export interface RecoveredSystem {
-  readonly incarnation: number;
-  readonly voter: Member;
-  /** Other nodes that are still there; each begins with a new replica that has no vote. */
-  readonly learners: readonly Member[];
-}
 
 /** Cursors, entity tags and clients' caches of before belong to another history from here on. */
 function beginEpoch(draft: Draft, epoch: number): string {

@@ -7,13 +7,13 @@
  * backup's own counters tell of; the restored state has an epoch of its own, given by the directory.
  */
 import { checkKeyId, isName } from "../model/names.ts";
-import type { Action, NewKey } from "./command.ts";
+import type { Action } from "./command.ts";
 import { checkRestoredMeta, isSha256, restoredMeta } from "./directory.ts";
 import { refuse } from "./draft.ts";
 import type { Draft } from "./draft.ts";
 import { padded } from "./keys.ts";
 import type { ResultOf } from "./results.ts";
-import type { RestoreCounts, RestoreState } from "./rows.ts";
+import type { NewKey, RestoreCounts, RestoreState } from "./rows.ts";
 
 export const restoreRowsMax = 10_000;
 /** The store's bound. */

@@ -22,9 +22,37 @@
  */
 import type { AuditFacts } from "../model/audit.ts";
 import type { ContentFormat, ReleaseRule } from "../model/release.ts";
-import type { NewKey } from "./command.ts";
+/** Rows by key, synchronously. Rows must not be changed in place. */
+export interface StateView {
+  get<T = unknown>(key: string): T | undefined;
+  /** Ascending (or descending) over gte ≤ key < lt. */
+  range<T = unknown>(range: {
+    gte: string;
+    lt: string;
+    reverse?: boolean;
+  }): Iterable<readonly [key: string, row: T]>;
+}
+
+export interface StateTransaction extends StateView {
+  put(key: string, row: unknown): void;
+  /** `put` of a row that does not exist. */
+  add(key: string, row: unknown): void;
+  delete(key: string): void;
+}
 
 export type KeyKind = "root" | "admin" | "write" | "read" | "client";
+
+/** A key as it is made; its token is nowhere. */
+export interface NewKey {
+  readonly id: string;
+  readonly kind: Exclude<KeyKind, "root">;
+  /** sha256 over the whole token, hex. */
+  readonly hash: string;
+  readonly namespaces?: readonly string[];
+  readonly expiresAt?: number;
+  readonly description?: string;
+  readonly scopes?: readonly "secrets"[];
+}
 
 /** Limits of a tenant; absent = the default of `defaultQuotas`. */
 export interface Quotas {

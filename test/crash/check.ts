@@ -19,7 +19,7 @@ import {
   historyAfter,
   listVersions,
 } from "../../src/machine/queries.ts";
-import type { StateView } from "../../src/machine/machine.ts";
+import type { StateView } from "../../src/machine/rows.ts";
 import { entryFromBytes } from "../../src/raft/codec.ts";
 import { EntryKind } from "../../src/raft/types.ts";
 import { LmdbEnvironments } from "../../src/store/environments.ts";

@@ -16,8 +16,7 @@ import type {
 } from "../../src/host/ports.ts";
 import { semanticsNow, type Command, type Outcome } from "../../src/machine/command.ts";
 import { apply } from "../../src/machine/machine.ts";
-import type { StateTransaction } from "../../src/machine/machine.ts";
-import type { TenantMeta, TenantRow } from "../../src/machine/rows.ts";
+import type { StateTransaction, TenantMeta, TenantRow } from "../../src/machine/rows.ts";
 
 class Rows implements StateTransaction {
   readonly #rows = new Map<string, unknown>();

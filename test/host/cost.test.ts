@@ -6,7 +6,7 @@ import { expect, test } from "vitest";
 import { frameItems, ItemKind, parseRaftItem } from "../../src/host/codec.ts";
 import type { Command, Outcome } from "../../src/machine/command.ts";
 import { apply } from "../../src/machine/machine.ts";
-import type { StateTransaction } from "../../src/machine/machine.ts";
+import type { StateTransaction } from "../../src/machine/rows.ts";
 import { MessageType } from "../../src/raft/types.ts";
 import { World, type SimNode } from "../sim/world.ts";
 import { ready } from "./cluster.ts";

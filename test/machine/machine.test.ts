@@ -1,13 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { semanticsNow } from "../../src/machine/command.ts";
-import type {
-  Action,
-  Actor,
-  Command,
-  Content,
-  NewKey,
-  RejectCode,
-} from "../../src/machine/command.ts";
+import type { Action, Actor, Command, Content, RejectCode } from "../../src/machine/command.ts";
 import { deletedKept, releasesKept } from "../../src/machine/configs.ts";
 import {
   actionsPerTransactionMax,
@@ -21,7 +14,7 @@ import type { Applied } from "../../src/machine/machine.ts";
 import * as queries from "../../src/machine/queries.ts";
 import type { ResultOf } from "../../src/machine/results.ts";
 import { auditKey, metaKey, under } from "../../src/machine/keys.ts";
-import { settledReplicas, type AuditRow } from "../../src/machine/rows.ts";
+import { settledReplicas, type AuditRow, type NewKey } from "../../src/machine/rows.ts";
 import { AuditChain } from "../../src/model/audit.ts";
 import { MemoryState } from "./memory_state.ts";
 

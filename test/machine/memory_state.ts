@@ -1,5 +1,5 @@
 /** State of a tenant in memory, for tests: rows kept as JSON text as the store does, so that nothing can be shared. */
-import type { StateTransaction } from "../../src/machine/machine.ts";
+import type { StateTransaction } from "../../src/machine/rows.ts";
 
 export class MemoryState implements StateTransaction {
   readonly #rows = new Map<string, string>();
