@@ -41,7 +41,7 @@ export interface ColdReplicasOptions {
 
 export interface ColdReplicasHooks {
   /** The replica of this group that is in memory. */
-  awake(group: number): Replica | null;
+  present(group: number): Replica | null;
   /** Stops one that is in memory and is not this node's any more; it comes back as `removeStopped`. */
   discard(replica: Replica, reason: string): void;
   /** Asks the directory's leader, so that the directory here is no older than the question. False: nobody answered. */
@@ -331,7 +331,7 @@ export class ColdReplicas {
     const { group, id } = named;
     const row = this.#directory.byGroup(group);
     if (row !== undefined && replicaOn(row.placement, this.#options.node)?.id === id) return;
-    const replica = this.#hooks.awake(group);
+    const replica = this.#hooks.present(group);
     if (replica?.id === id) {
       this.#hooks.discard(replica, row === undefined ? "tenant-deleted" : "moved");
     } else if (!this.#ending.has(group)) {
@@ -354,7 +354,8 @@ export class ColdReplicas {
         this.#hooks.confirmed(group);
         return;
       }
-      if (this.#hooks.awake(group) === null && !this.#ending.has(group)) this.#dropLeftovers(group);
+      if (this.#hooks.present(group) === null && !this.#ending.has(group))
+        this.#dropLeftovers(group);
     });
   }
 

@@ -22,7 +22,6 @@ import {
 } from "../machine/command.ts";
 import {
   isLost,
-  sameQuotas,
   type HistoryRow,
   type Member,
   type PlacedReplica,
@@ -107,6 +106,7 @@ import { Method, Rpc } from "./rpc.ts";
 import { Schedules } from "./schedules.ts";
 import { SnapshotExchange } from "./snapshots.ts";
 import { clusterStatus } from "./status.ts";
+import { TenantSettings } from "./tenant_settings.ts";
 import { levelsHere, Versions, type Levels, type NodeNews } from "./versions.ts";
 import { WatchHub } from "./watch_hub.ts";
 
@@ -258,84 +258,224 @@ const EMPTY = new Uint8Array(0);
 
 export class NodeHost implements ConfigService {
   readonly node: string;
-  readonly directory: Directory;
-  readonly liveness: Liveness;
-  readonly hub: WatchHub;
-
   readonly #options: NodeHostOptions;
   readonly #tuning: Tuning;
   readonly #clock: Clock;
   readonly #log: Log;
   readonly #prng: Prng;
+
+  readonly directory: Directory;
+  readonly liveness: Liveness;
   readonly #leases: Leases;
   readonly #versions: Versions;
-  readonly #balance: Balance;
   readonly #rpc: Rpc;
   readonly #snapshots: SnapshotExchange;
+  readonly #cold: ColdReplicas;
+  readonly #checkpoints: Checkpoints;
   readonly #schedules: Schedules;
+  readonly hub: WatchHub;
+  /** Changes and reads by callback; who wants a promise asks this class. */
+  readonly requests: Requests;
+  readonly #settings: TenantSettings;
   readonly #membership: Membership;
   readonly #reconciler: Reconciler;
+  readonly #balance: Balance;
   readonly #care: Care;
-  /** Changes and reads by callback; those who wait for a promise ask this class. */
-  readonly requests: Requests;
+
+  /** All replicas in memory, by group: the one map of them (invariant 4). */
+  readonly #replicas = new Map<number, Replica>();
+  readonly #replicaHooks = this.#hooksOfReplicas();
   /** While it is not decided as which replica of `_system` this node comes in. */
   #entry: Entry | null = null;
   #identity: SystemIdentity | null = null;
-  readonly #replicas = new Map<number, Replica>();
-  readonly #cold: ColdReplicas;
+  readonly #timers: (() => void)[] = [];
+  #stopping = false;
+
+  // Turns and frames.
   readonly #ticking = new Set<Replica>();
-  readonly #outboxes = new Map<string, Outbox>();
-  readonly #hooks: ReplicaHooks;
   #dirty: Replica[] = [];
   #scheduled = false;
   #records: QueuedRecord[] = [];
   /** The journal takes no more just now; see `#writeJournal`. */
   #journalFull = false;
+  readonly #outboxes = new Map<string, Outbox>();
+
+  // Elections and leaderships.
+  readonly #campaigns = new Map<Replica, Campaign>();
+  #campaignsDeferred = false;
   /** Led from here, and to be led from a node that is better at it. */
   #handingOver: Replica[] = [];
   #diskLow = false;
   /** When leaderships were offered last because the directory here is stopped. */
   #blindAt = -Infinity;
-  readonly #campaigns = new Map<Replica, Campaign>();
-  #campaignsDeferred = false;
-  readonly #checkpoints: Checkpoints;
+
+  // What a pulse did when.
   #expiredAt = 0;
   #sleptAt = 0;
   #roomMadeAt = 0;
   #fullToldAt = -Infinity;
   #movedAt = 0;
+
   /** Taken for callers of this node, who close them. */
   readonly #snapshotsOpen = new Set<ReplicaSnapshot>();
-  /** In which term a leader proposed its tenant's first command. */
-  readonly #initialising = new WeakMap<Replica, number>();
-  readonly #timers: (() => void)[] = [];
-  #stopping = false;
   #exchangeHandler: ((from: string, request: Uint8Array) => Promise<Uint8Array>) | null = null;
 
   constructor(options: NodeHostOptions) {
+    const { node, boot, version, seed, clock, clockDriftMax = CLOCK_DRIFT_MAX } = options;
     this.#options = options;
     this.#tuning = { ...tuningDefaults, ...options.tuning };
-    this.node = options.node;
-    this.#clock = options.clock;
+    this.node = node;
+    this.#clock = clock;
     this.#log = options.log;
-    this.#prng = new Prng(options.seed);
-    this.directory = new Directory(() => this.#replicas.get(SYSTEM_GROUP)?.view ?? null);
+    this.#prng = new Prng(seed);
+    const now = clock.monotonicMs();
+
     this.hub = new WatchHub((error) => {
       this.#log.error({ err: error }, "watch.listener_failed");
     });
-    const { clock, boot, clockDriftMax = CLOCK_DRIFT_MAX } = options;
+    const directory = new Directory(() => this.#replicas.get(SYSTEM_GROUP)?.view ?? null);
     const events = {
-      up: (node: string) => this.#nodeUp(node),
-      down: (node: string) => this.#nodeDown(node),
+      up: (peer: string) => this.#nodeUp(peer),
+      down: (peer: string) => this.#nodeDown(peer),
     };
-    this.liveness = new Liveness(options.node, clock.monotonicMs(), events, boot);
-    this.#versions = new Versions(options.version, options.levels ?? levelsHere, () => {
-      const row = this.directory.system();
+    const liveness = new Liveness(node, now, events, boot);
+    const rpc = new Rpc(
+      boot,
+      (peer, item, call) => this.#queueRpc(peer, item, call),
+      (peer) => liveness.bootOf(peer),
+    );
+    this.directory = directory;
+    this.liveness = liveness;
+    this.#rpc = rpc;
+    this.#versions = new Versions(version, options.levels ?? levelsHere, () => {
+      const row = directory.system();
       return row === undefined ? null : (row.level ?? levelFirst);
     });
-    this.#balance = new Balance(this.node, this.#tuning.balanceAfterMs, clock.monotonicMs(), {
-      nodes: () => [this.node, ...this.liveness.peers],
-      leadersOn: (node) => (node === this.node ? this.#leadersHere : this.#leadersOn(node)),
+
+    // What most of the others need of the replicas.
+    const hooks = {
+      present: (group: number) => this.#replicas.get(group) ?? null,
+      wake: (group: number) => this.#wake(group),
+      campaign: (replica: Replica) => this.#campaignSoon(replica),
+      act: (replica: Replica, run: () => void) => this.#guarded(replica, run),
+      contained: (replica: Replica, run: () => void) => this.#contained(replica, run),
+    };
+    const supports = (peer: string): boolean => liveness.supports(peer);
+    const proposeSystem = (action: SystemAction, ms: number, done: Done<Outcome>): void =>
+      this.#proposeSystem(action, ms, done);
+
+    const askDirectory = (done: (isCurrent: boolean) => void): void => {
+      this.requests.read(SYSTEM_TENANT, { consistency: "linearizable" }, (error) => {
+        done(error === null);
+      });
+    };
+
+    const cold = new ColdReplicas(options, directory, {
+      ...hooks,
+      discard: (replica, reason) => this.#discard(replica, reason),
+      askDirectory,
+      confirmed: (group) => this.#checkpoints.queue(group),
+    });
+    this.#cold = cold;
+    const { isNew } = cold;
+    this.#leases = new Leases({ clockDriftMax, boot, isNew, clock, liveness });
+    this.#checkpoints = new Checkpoints(options.journal, cold, this.#tuning, {
+      ...hooks,
+      busyMax: (max) => this.#busyMax(max),
+    });
+    const { snapshotPartBytes, balanceAfterMs, replaceAfterMs } = this.#tuning;
+    const transfersMax = this.#busyMax(TRANSFERS_MAX);
+    this.#snapshots = new SnapshotExchange(boot, snapshotPartBytes, transfersMax, {
+      ...hooks,
+      now: () => clock.monotonicMs(),
+      send: (peer, kind, item) => {
+        const frame = new FrameWriter();
+        frame.add(kind, item);
+        return options.transport.send(peer, "snapshot", frame.take());
+      },
+      defer: (run) => clock.defer(run),
+      receiver: (group, incarnation, message) => {
+        const replica = this.#replicaFor(group, incarnation, message);
+        const index = message.snapshot?.index ?? 0;
+        if (replica === null || replica.raft.appliedIndex < index) return replica;
+        // It has it, and who sends it does not know: its word got lost, or it restarted before it could say so. Raft
+        // says so; a mere refusal would be followed by the same snapshot for ever (simulation, seed 95021).
+        this.#guarded(replica, () => replica.step(message));
+        return null;
+      },
+      received: (replica, message, staging) => {
+        replica.usedAt = clock.monotonicMs();
+        this.#guarded(replica, () => replica.offerSnapshot(message, staging));
+      },
+      sent: (replica, to, ok) => {
+        this.#guarded(replica, () => replica.raft.reportSnapshot(to, ok));
+      },
+    });
+
+    this.#schedules = new Schedules(
+      { clock, directory, liveness },
+      {
+        ...hooks,
+        pass: (replica, deadline, done) => {
+          const data = this.#systemCommand({ op: "schedule.pass" });
+          this.requests.proposeHere(replica, data, deadline, done);
+        },
+      },
+    );
+    const { disk } = options;
+    const schedules = this.#schedules;
+    const requests = new Requests(
+      { node, clock, directory, liveness, rpc, schedules, disk },
+      {
+        ...hooks,
+        refusal: (replica) => this.#refusal(replica),
+        disown: (replica, to) => {
+          for (const [id, other] of replica.members)
+            if (other === to) this.#disown(replica, id, replica.raft.term);
+        },
+      },
+    );
+    this.requests = requests;
+    this.#settings = new TenantSettings(
+      { clock, directory, requests },
+      {
+        ...hooks,
+        propose: (replica, action, deadline, done) => {
+          replica.propose(this.#systemCommand(action), deadline, done);
+          this.#mark(replica);
+        },
+      },
+    );
+
+    this.#membership = new Membership(node, directory, {
+      ...hooks,
+      supports,
+      wake: (group) => {
+        const replica = this.#wake(group);
+        if (replica !== null) replica.usedAt = this.#clock.monotonicMs();
+        return replica;
+      },
+      leaderless: (replica) => {
+        if (this.#isFirstToCampaign(replica)) this.#campaignSoon(replica);
+      },
+      propose: proposeSystem,
+      askDirectory,
+    });
+    this.#reconciler = new Reconciler(directory, replaceAfterMs, {
+      leads: () => {
+        const raft = this.#systemReady ? this.#replicas.get(SYSTEM_GROUP)?.raft : undefined;
+        return raft?.isLeader === true && raft.appliedIndex === raft.commitIndex;
+      },
+      votes: (node) => {
+        const system = this.#replicas.get(SYSTEM_GROUP);
+        return system === undefined || [...system.voters()].some(([, other]) => other === node);
+      },
+      supports,
+      propose: proposeSystem,
+    });
+    this.#balance = new Balance(node, balanceAfterMs, now, {
+      nodes: () => [node, ...liveness.peers],
+      leadersOn: (other) => (other === node ? this.#leadersHere : this.#leadersOn(other)),
       replicas: () => this.#replicas.values(),
       transfer: (replica, to) => {
         const { tenant, group } = replica;
@@ -343,44 +483,20 @@ export class NodeHost implements ConfigService {
         this.#guarded(replica, () => replica.raft.transferLeadership(to.id));
       },
     });
-    this.#rpc = new Rpc(
-      options.boot,
-      (node, item, call) => this.#queueRpc(node, item, call),
-      (node) => this.liveness.bootOf(node),
-    );
-    const transfers = this.#busyMax(TRANSFERS_MAX);
-    this.#snapshots = new SnapshotExchange(
-      options.boot,
-      this.#tuning.snapshotPartBytes,
-      transfers,
+    this.#care = new Care(
+      { node, clock, directory, liveness, rpc, cold },
       {
-        now: () => this.#clock.monotonicMs(),
-        send: (node, kind, item) => {
-          const frame = new FrameWriter();
-          frame.add(kind, item);
-          return this.#options.transport.send(node, "snapshot", frame.take());
+        ...hooks,
+        find: (tenant, done) => {
+          requests.find(tenant, clock.monotonicMs() + READ_TIMEOUT_MS, done);
         },
-        defer: (run) => this.#clock.defer(run),
-        receiver: (group, incarnation, message) => {
-          const replica = this.#replicaFor(group, incarnation, message);
-          const index = message.snapshot?.index ?? 0;
-          if (replica === null || replica.raft.appliedIndex < index) return replica;
-          // It has it, and who sends it does not know: its word got lost, or it restarted before it could say so. Raft
-          // says so; a mere refusal would be followed by the same snapshot for ever (simulation, seed 95021).
-          this.#guarded(replica, () => replica.step(message));
-          return null;
-        },
-        received: (replica, message, staging) => {
-          replica.usedAt = this.#clock.monotonicMs();
-          this.#guarded(replica, () => replica.offerSnapshot(message, staging));
-        },
-        sent: (replica, to, ok) => {
-          this.#guarded(replica, () => replica.raft.reportSnapshot(to, ok));
-        },
-        contained: (replica, run) => this.#contained(replica, run),
       },
     );
-    this.#hooks = {
+    this.#serveCalls();
+  }
+
+  #hooksOfReplicas(): ReplicaHooks {
+    return {
       send: (replica, message) => this.#send(replica, message),
       persist: (replica, append) => {
         this.#records.push({
@@ -411,87 +527,6 @@ export class NodeHost implements ConfigService {
       },
       stored: (replica, error) => this.#stored(replica, error),
     };
-    const askDirectory = (done: (isCurrent: boolean) => void): void => {
-      this.requests.read(SYSTEM_TENANT, { consistency: "linearizable" }, (error) => {
-        done(error === null);
-      });
-    };
-    this.#membership = new Membership(options.node, this.directory, {
-      supports: (node) => this.liveness.supports(node),
-      wake: (group) => {
-        const replica = this.#wake(group);
-        if (replica !== null) replica.usedAt = this.#clock.monotonicMs();
-        return replica;
-      },
-      present: (group) => this.#replicas.get(group) ?? null,
-      leaderless: (replica) => {
-        if (this.#isFirstToCampaign(replica)) this.#campaignSoon(replica);
-      },
-      act: (replica, run) => this.#guarded(replica, run),
-      propose: (action, timeoutMs, done) => this.#proposeSystem(action, timeoutMs, done),
-      askDirectory,
-    });
-    this.#reconciler = new Reconciler(this.directory, this.#tuning.replaceAfterMs, {
-      leads: () => {
-        const raft = this.#systemReady ? this.#replicas.get(SYSTEM_GROUP)?.raft : undefined;
-        return raft?.isLeader === true && raft.appliedIndex === raft.commitIndex;
-      },
-      votes: (node) => {
-        const system = this.#replicas.get(SYSTEM_GROUP);
-        return system === undefined || [...system.voters()].some(([, other]) => other === node);
-      },
-      supports: (node) => this.liveness.supports(node),
-      propose: (action, timeoutMs, done) => this.#proposeSystem(action, timeoutMs, done),
-    });
-    this.#cold = new ColdReplicas(options, this.directory, {
-      awake: (group) => this.#replicas.get(group) ?? null,
-      discard: (replica, reason) => this.#discard(replica, reason),
-      askDirectory,
-      confirmed: (group) => this.#checkpoints.queue(group),
-    });
-    const { isNew } = this.#cold;
-    this.#leases = new Leases({ clockDriftMax, boot, isNew, clock, liveness: this.liveness });
-    const hooks = {
-      present: (group: number) => this.#replicas.get(group) ?? null,
-      wake: (group: number) => this.#wake(group),
-      campaign: (replica: Replica) => this.#campaignSoon(replica),
-      act: (replica: Replica, run: () => void) => this.#guarded(replica, run),
-    };
-    this.#checkpoints = new Checkpoints(options.journal, this.#cold, this.#tuning, {
-      ...hooks,
-      contained: (replica, run) => this.#contained(replica, run),
-      busyMax: (max) => this.#busyMax(max),
-    });
-    const { node, directory, liveness } = this;
-    const parts = { node, clock, directory, liveness, rpc: this.#rpc };
-    this.#schedules = new Schedules(parts, {
-      ...hooks,
-      pass: (replica, deadline, done) => {
-        const data = this.#systemCommand({ op: "schedule.pass" });
-        this.requests.proposeHere(replica, data, deadline, done);
-      },
-    });
-    this.requests = new Requests(
-      { ...parts, schedules: this.#schedules, disk: options.disk },
-      {
-        ...hooks,
-        refusal: (replica) => this.#refusal(replica),
-        disown: (replica, to) => {
-          for (const [id, other] of replica.members)
-            if (other === to) this.#disown(replica, id, replica.raft.term);
-        },
-      },
-    );
-    this.#care = new Care(
-      { ...parts, cold: this.#cold },
-      {
-        ...hooks,
-        find: (tenant, done) => {
-          this.requests.find(tenant, this.#clock.monotonicMs() + READ_TIMEOUT_MS, done);
-        },
-      },
-    );
-    this.#serveCalls();
   }
 
   // --- life ------------------------------------------------------------------------------------------------------------
@@ -1218,8 +1253,7 @@ export class NodeHost implements ConfigService {
       { tenant, group, leader: replica.leaderNode, term: raft.term, role: raft.role },
       "replica.leader_changed",
     );
-    if (raft.isLeader && !replica.initialised) this.#initialise(replica);
-    else this.#settleQuotas(replica);
+    this.#settings.leaderChanged(replica);
     if (raft.isLeader) this.#membership.look(group);
     if (raft.lead !== NONE) this.requests.led(group);
   }
@@ -1228,37 +1262,7 @@ export class NodeHost implements ConfigService {
   #refusal(replica: Replica): ProposalResult | null {
     if (this.#journalFull) return { kind: "overloaded" };
     // A leader of this very turn: what it has to say first is not in its log yet.
-    const isBegun = replica.initialised || this.#initialising.get(replica) === replica.raft.term;
-    return isBegun ? null : { kind: "not-leader" };
-  }
-
-  /** The first leader of a group writes down what the directory says of it, once. */
-  #initialise(replica: Replica): void {
-    const row = replica.group === SYSTEM_GROUP ? null : this.directory.byGroup(replica.group);
-    if (row === undefined) return;
-    const data = this.#systemCommand({
-      op: "tenant.init",
-      tenant: replica.tenant,
-      quotas: row?.quotas ?? {},
-      keys:
-        row === null || row.restore?.adminKey === false
-          ? []
-          : [{ ...row.adminKey, kind: "admin", description: "made with the tenant" }],
-      ...(row?.epoch !== undefined && { epoch: row.epoch }),
-      ...(row?.restore !== undefined && { restore: row.restore }),
-    });
-    this.#initialising.set(replica, replica.raft.term);
-    replica.propose(data, this.#clock.monotonicMs() + PROPOSE_TIMEOUT_MS, (result) => {
-      if (result.kind === "applied") return;
-      // Not at once: a leader that hands over takes nothing, and says so in the same breath (simulation, seed 10050).
-      const again = (): void => {
-        const isHere = this.#replicas.get(replica.group) === replica && replica.halted === null;
-        if (isHere && replica.raft.isLeader && !replica.initialised) this.#initialise(replica);
-      };
-      const deadline = this.#clock.monotonicMs() + PROPOSE_TIMEOUT_MS;
-      this.requests.retry(replica.group, deadline, again, () => {});
-    });
-    this.#mark(replica);
+    return this.#settings.hasBegun(replica) ? null : { kind: "not-leader" };
   }
 
   /** What the group's leader proposes by itself. */
@@ -1267,29 +1271,6 @@ export class NodeHost implements ConfigService {
     const actor = { kind: "system", keyId: "system" } as const;
     const command: Command = { at, actor, semantics: this.semantics, action };
     return encoder.encode(JSON.stringify(command));
-  }
-
-  /** Not within the turn of a replica. */
-  #settleSoon(replica: Replica): void {
-    this.#clock.defer(() => {
-      if (this.#replicas.get(replica.group) !== replica || replica.halted !== null) return;
-      this.#guarded(replica, () => this.#settleQuotas(replica));
-    });
-  }
-
-  /** The directory says what the tenant may use; its leader writes it into the tenant's own state, where it is judged. */
-  #settleQuotas(replica: Replica): void {
-    if (!replica.raft.isLeader || !replica.initialised || replica.group === SYSTEM_GROUP) return;
-    const row = this.directory.byGroup(replica.group);
-    const meta = replica.view.get<TenantMeta>("meta");
-    if (row === undefined || meta === undefined) return;
-    const isNews = row.revision > (meta.quotasRevision ?? 0);
-    if (!isNews || sameQuotas(row.quotas, meta.quotas)) return;
-    const { quotas, revision } = row;
-    const data = this.#systemCommand({ op: "tenant.quotas", quotas, revision });
-    // Refused or lost, it is tried again by the next leader, or with the next change of the directory's row.
-    replica.propose(data, this.#clock.monotonicMs() + PROPOSE_TIMEOUT_MS, () => {});
-    this.#mark(replica);
   }
 
   // --- waking and sleeping -----------------------------------------------------------------------------------------------
@@ -1359,7 +1340,7 @@ export class NodeHost implements ConfigService {
       meta,
       log,
       environment,
-      hooks: this.#hooks,
+      hooks: this.#replicaHooks,
       random: this.#prng.fork(),
       supports: (id) => {
         const node = replica.nodeOf(id);
@@ -1483,7 +1464,7 @@ export class NodeHost implements ConfigService {
     this.#schedules.set(replica.group, replica.dueAt);
     if (replica.group === SYSTEM_GROUP) this.#directoryChanged(event);
     // What the directory said when the first leader wrote it down may have changed meanwhile.
-    else if (event.revision === 1) this.#settleSoon(replica);
+    else if (event.revision === 1) this.#settings.lookSoon(replica);
     this.hub.publish(replica.group, event, replica.view);
     this.requests.applied(replica);
   }
@@ -1517,7 +1498,7 @@ export class NodeHost implements ConfigService {
       }
       const present = row === undefined ? undefined : this.#replicas.get(row.group);
       if (present === undefined) continue;
-      this.#settleSoon(present);
+      this.#settings.lookSoon(present);
       if (present.raft.isLeader) this.#membership.look(row.group);
     }
   }
