@@ -3,7 +3,15 @@
  * hashed, checked against its schema), and applied on every replica with the same result. Encoded as JSON text.
  */
 import type { ContentFormat, ReleaseRule } from "../model/release.ts";
-import type { IssuerRow, KeyKind, Member, NewKey, QuotaChanges, Quotas, TenantRow } from "./rows.ts";
+import type {
+  IssuerRow,
+  KeyKind,
+  Member,
+  NewKey,
+  QuotaChanges,
+  Quotas,
+  TenantRow,
+} from "./rows.ts";
 
 /** Who asked, as written into history and audit. The machine checks again that the key still holds. */
 export interface Actor {
