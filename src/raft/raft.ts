@@ -109,6 +109,8 @@ export class Raft {
   #electionTimeout = 0;
   /** Ticks of this leadership, to date its heartbeats. */
   #leaderTicks = 0;
+  /** With `supports`: quorum checks until one has counted only who answered, see `#beChallenged`; 0: none has to. */
+  #challenge = 0;
   #transferee: ReplicaId = NONE;
   /** A transfer lets somebody past the vote lease, at a time that this leader no longer controls. */
   #leaseVoid = false;
@@ -151,6 +153,8 @@ export class Raft {
     const peer = this.#peer(id);
     return peer !== undefined && this.#isActive(peer) ? Vote.granted : Vote.refused;
   };
+  readonly #answeredOf = (id: ReplicaId): Vote =>
+    this.#peer(id)?.recentActive === true ? Vote.granted : Vote.refused;
   readonly #supportOf = (id: ReplicaId): Vote =>
     id === this.#id || this.#supports?.(id) === true ? Vote.granted : Vote.refused;
   readonly #leaseOf = (id: ReplicaId): Vote => {
@@ -257,7 +261,8 @@ export class Raft {
     if (this.#role === "follower") return this.#supports !== null && this.#leadIsSupported();
     if (this.#role !== "leader" || this.#self === null || this.#leavingAt !== 0) return false;
     if (this.#peers.length > 1) {
-      if (this.#supports === null || !this.#quorumIsSupported()) return false;
+      if (this.#supports === null || this.#challenge > 0 || !this.#quorumIsSupported())
+        return false;
       for (const peer of this.#peers) {
         if (peer.id === this.#id) continue;
         // One whose node is gone is not waited for: the embedder ticks again when it is back.
@@ -567,6 +572,7 @@ export class Raft {
         if (m.context !== FORCED && (this.#isBound(m.from) || this.#inLease(m.from))) {
           // Thesis §4.2.3: who hears from a leader does not help to depose it. But the sender did not hear from it.
           this.#introduceTo(m.from);
+          this.#beChallenged(m.from);
           this.#doubtLeader();
           return;
         }
@@ -761,6 +767,17 @@ export class Raft {
     if (peer !== undefined) peer.introduce = true;
   }
 
+  /**
+   * One that is no member, as far as is known here, wants to be elected. While this leader heard of nobody its group may
+   * have gone on without it and let others in: its voters' nodes are alive, those replicas may be there no more, and it
+   * would lead for ever what nobody follows, and refuse a vote that is needed (simulation, seed 710022034). So a quorum
+   * has to answer, over one whole round of checks, or it steps down.
+   */
+  #beChallenged(by: ReplicaId): void {
+    const isLeader = this.#role === "leader" && this.#supports !== null;
+    if (isLeader && this.#challenge === 0 && this.#peer(by) === undefined) this.#challenge = 2;
+  }
+
   #startElection(kind: "preVote" | "vote" | "transfer"): void {
     if (this.#role === "leader" || !this.#isPromotable() || this.#hasUnappliedConfChange()) return;
     if (kind === "transfer") {
@@ -884,6 +901,7 @@ export class Raft {
     this.#electionElapsed = 0;
     this.#heartbeatElapsed = 0;
     this.#leaderTicks = 0;
+    this.#challenge = 0;
     this.redrawElectionTimeout();
     this.#transferee = NONE;
     this.#leaseVoid = false;
@@ -1020,10 +1038,12 @@ export class Raft {
 
   #checkQuorum(): void {
     const { voters, votersOutgoing } = this.#conf;
-    if (jointVote(voters, votersOutgoing, this.#activeOf) !== "won") {
+    const activeOf = this.#challenge === 1 ? this.#answeredOf : this.#activeOf;
+    if (jointVote(voters, votersOutgoing, activeOf) !== "won") {
       this.#becomeFollower(this.#term, NONE);
       return;
     }
+    if (this.#challenge > 0) this.#challenge -= 1;
     for (const peer of this.#peers) if (peer.id !== this.#id) peer.recentActive = false;
   }
 
@@ -1031,7 +1051,7 @@ export class Raft {
     let round = this.#reads.asking;
     if (this.#config.readOnly === "lease") round = this.#beginLeaseRound();
     const leaves = this.#self === null || this.#leavingAt !== 0;
-    if (this.#supports === null || leaves || round !== 0) {
+    if (this.#supports === null || leaves || round !== 0 || this.#challenge > 0) {
       this.#broadcastHeartbeat(round);
       return;
     }

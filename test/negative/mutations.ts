@@ -874,6 +874,25 @@ const ofRaft: readonly Mutation[] = [
     killers: [raft, sim],
   },
   {
+    id: "challenge-taken-for-noise",
+    rule: "T5",
+    breaks:
+      "A leader whose group went on without it leads for ever where its voters' nodes are alive, and refuses its vote",
+    file: "src/raft/raft.ts",
+    find: `this.#peer(by) === undefined) this.#challenge = 2;`,
+    replace: `this.#peer(by) === undefined) this.#challenge = 0;`,
+    killers: [raft],
+  },
+  {
+    id: "challenge-judged-at-once",
+    rule: "T5",
+    breaks: "A leader that is asked for signs of its quorum steps down before anybody could answer",
+    file: "src/raft/raft.ts",
+    find: `    const activeOf = this.#challenge === 1 ? this.#answeredOf : this.#activeOf;`,
+    replace: `    const activeOf = this.#challenge > 0 ? this.#answeredOf : this.#activeOf;`,
+    killers: [raft],
+  },
+  {
     id: "leader-not-introduced",
     rule: "T5",
     breaks: "A leader without regular heartbeats does not tell a restarted follower of itself",

@@ -140,6 +140,33 @@ describe("a leader with liveness from outside", () => {
     expect(leader.raft.idle).toBe(true);
   });
 
+  test("that one who is no member would depose leads on while a quorum answers", () => {
+    const peers = resting();
+    const [leader] = peers;
+    // However long ago the last check of the quorum was.
+    for (let ticks = 100; ticks < 120; ticks++) {
+      expect(leader.tick(ticks)).toEqual([]);
+      expect(leader.step("preVote", { from: 4, term: 3, logTerm: 2, index: 9 })).toEqual([]);
+      expect(leader.raft.idle).toBe(false);
+      for (let i = 0; i < 20; i++) {
+        leader.raft.tick();
+        exchange(peers, (m) => m.from === 3 || m.to === 3);
+      }
+      expect(leader.raft.isLeader).toBe(true);
+      expect(leader.raft.idle).toBe(true);
+    }
+  });
+
+  test("whose group went on without it votes for one that it does not know, though all nodes are alive", () => {
+    const [leader] = resting();
+    const asked = { from: 4, term: 3, logTerm: 2, index: 9 } as const;
+    expect(leader.step("preVote", asked)).toEqual([]);
+    expect(typesOf(leader.tick(1))).toEqual(["2:heartbeat", "3:heartbeat"]);
+    leader.tick(20);
+    expect(leader.raft.isLeader).toBe(false);
+    expect(leader.step("preVote", asked)).toMatchObject([{ to: 4, term: 3, reject: false }]);
+  });
+
   test("is asked for by a learner that forgot it, and lacks nothing: it starts no election that would tell", () => {
     const peers = [1, 2, 3].map(
       (id) => new Peer({ voters: [1, 2], learners: [3], id, config: everybody }),

@@ -7,6 +7,7 @@ const regressions = [
   850, // of a tenant whose replicas had been sent away and called back none counted, so one with a lost disk was not replaced
   500_002_095, // the same, with another one lost
   710_020_103, // a leader that had just restarted gave a vote back to a replica that had been sent away, and was gone by then
+  710_022_034, // a leader whose group had gone on without it was followed by nobody, and refused the vote that was needed
   410_001_256, // (the simulation's) promises of a process that was gone removed a file of the next one
   400_000_152, // the header of the journal's only segment rotted: sequences began anew, and a vote was not replayed
   73_000_054, // all initial nodes had left, and two that came back with nothing began another cluster
