@@ -4,7 +4,9 @@
  * Estimate before measuring: nobody leads such a group, so the first request opens its environment (0.4 ms), asks for
  * votes twice (two exchanges over NATS of about 0.3 ms; each vote is one journal write of 0.25 ms, and the others open
  * their environments first), commits an entry of its own (one exchange, one write), and is answered by a read index (one
- * exchange): about 3 ms. A tenant that was never used also makes its environment on all three.
+ * exchange): about 3 ms. A tenant that was never used also makes its environment on all three. One that fell asleep in
+ * this life of its nodes has a leader: a read opens its environment and asks nobody, on a follower's node it asks the
+ * leader.
  *
  * Run: npm run bench -- wake, or bun bench/wake.ts [--tenants 300] [--write]
  */
@@ -56,59 +58,91 @@ async function firstRequests(
   return { name, times: quantiles(times), processorMs };
 }
 
+/** Nothing but the directory is in memory on any node. */
+async function allAsleep(cluster: Cluster, token: string): Promise<void> {
+  for (const { url } of cluster.nodes)
+    for (;;) {
+      const { body } = await ask(`${url}/v1/cluster/status`, { token });
+      if ((body as { replicas: { warm: number } }).replicas.warm === 1) break;
+      await sleep(200);
+    }
+}
+
 async function restartAll(cluster: Cluster): Promise<void> {
   await Promise.all(cluster.nodes.map((node) => node.stop()));
   for (const node of cluster.nodes) node.start();
   await Promise.all(cluster.nodes.map((node) => node.ready()));
 }
 
-const cluster = await startCluster({ nodes: 3, env: { CONFLUX_LOG: "error" } });
-try {
-  const token = cluster.rootToken;
-  const url = cluster.nodes[0]?.url as string;
-  for (let made = 0; made < tenants; made += 500) {
-    const count = Math.min(500, tenants - made);
-    const body = { tenants: Array.from({ length: count }, (_, at) => ({ id: `t${made + at}` })) };
-    const answer = await ask(`${url}/v1/tenants/batch`, { token, body });
-    if (answer.status !== 201) throw new Error(JSON.stringify(answer.body));
+/** A cluster with all tenants; no phase has begun. */
+async function withTenants(
+  env: Record<string, string>,
+  measure: (cluster: Cluster, token: string) => Promise<void>,
+): Promise<void> {
+  const cluster = await startCluster({ nodes: 3, env: { CONFLUX_LOG: "error", ...env } });
+  try {
+    const token = cluster.rootToken;
+    const url = cluster.nodes[0]?.url as string;
+    for (let made = 0; made < tenants; made += 500) {
+      const count = Math.min(500, tenants - made);
+      const body = { tenants: Array.from({ length: count }, (_, at) => ({ id: `t${made + at}` })) };
+      const answer = await ask(`${url}/v1/tenants/batch`, { token, body });
+      if (answer.status !== 201) throw new Error(JSON.stringify(answer.body));
+    }
+    await measure(cluster, token);
+  } finally {
+    await cluster.stop();
   }
+}
+
+const phases: Phase[] = [];
+const requests = (token: string) => {
   const config = (at: string, number: number): string =>
     `${at}/v1/tenants/t${number}/namespaces/app/configs/c`;
-  const read = (at: string, number: number) =>
-    ask(`${at}/v1/tenants/t${number}/namespaces/app/values/c`, { token });
-  const phases: Phase[] = [];
-  phases.push(
-    await firstRequests(cluster, "never used: the first write", (at, number) =>
+  return {
+    put: (at: string, number: number) =>
       ask(config(at, number), { method: "PUT", token, body: { format: "text", content: "x" } }),
-    ),
-  );
+    publish: (at: string, number: number) =>
+      ask(`${config(at, number)}/publish`, { token, body: { content: "y" } }),
+    read: (at: string, number: number) =>
+      ask(`${at}/v1/tenants/t${number}/namespaces/app/values/c`, { token }),
+  };
+};
+await withTenants({}, async (cluster, token) => {
+  const { put, publish, read } = requests(token);
+  phases.push(await firstRequests(cluster, "never used: the first write", put));
   phases.push(await firstRequests(cluster, "awake: a read, to compare", read));
   await restartAll(cluster);
-  phases.push(await firstRequests(cluster, "asleep: a read", read));
+  phases.push(await firstRequests(cluster, "asleep since the nodes started: a read", read));
   await restartAll(cluster);
-  phases.push(
-    await firstRequests(cluster, "asleep: a write", (at, number) =>
-      ask(`${config(at, number)}/publish`, { token, body: { content: "y" } }),
-    ),
-  );
-  const rows = phases.map(({ name, times, processorMs }) => ({
-    what: name,
-    figure: `p50 ${times.p50.toFixed(1)} ms, p99 ${times.p99.toFixed(1)} ms, longest ${times.max.toFixed(1)} ms; ${processorMs.toFixed(1)} ms of processor on all three nodes`,
-    wanted: name.startsWith("awake") ? "" : "p50 < 3 ms, p99 < 10 ms",
-  }));
-  printRows(rows);
-  if (values.write)
-    writeReport({
-      name: "wake",
-      title: "The first request to a tenant that sleeps",
-      args: process.argv.slice(2),
-      setting: "three nodes, nats-server and the client on one machine",
-      load,
-      text: `${tenants} tenants with three voters, one request after the other, in turn to each node, over HTTP.`,
-      rows,
-      plot: "First request by share of tenants",
-      curves: phases.map(({ name, times }) => ({ name, curve: times.curve })),
-    });
-} finally {
-  await cluster.stop();
-}
+  phases.push(await firstRequests(cluster, "asleep since the nodes started: a write", publish));
+});
+await withTenants({ CONFLUX_SLEEP_AFTER: "2" }, async (cluster, token) => {
+  const { put, publish, read } = requests(token);
+  await firstRequests(cluster, "", put);
+  for (const [name, request] of [
+    ["fell asleep since: a read", read],
+    ["fell asleep since: a write", publish],
+  ] as const) {
+    await allAsleep(cluster, token);
+    phases.push(await firstRequests(cluster, name, request));
+  }
+});
+const rows = phases.map(({ name, times, processorMs }) => ({
+  what: name,
+  figure: `p50 ${times.p50.toFixed(1)} ms, p99 ${times.p99.toFixed(1)} ms, longest ${times.max.toFixed(1)} ms; ${processorMs.toFixed(1)} ms of processor on all three nodes`,
+  wanted: name.startsWith("awake") ? "" : "p50 < 3 ms, p99 < 10 ms",
+}));
+printRows(rows);
+if (values.write)
+  writeReport({
+    name: "wake",
+    title: "The first request to a tenant that sleeps",
+    args: process.argv.slice(2),
+    setting: "three nodes, nats-server and the client on one machine",
+    load,
+    text: `${tenants} tenants with three voters, one request after the other, in turn to each node, over HTTP.`,
+    rows,
+    plot: "First request by share of tenants",
+    curves: phases.map(({ name, times }) => ({ name, curve: times.curve })),
+  });

@@ -218,7 +218,10 @@ async function main(args: readonly string[]): Promise<void> {
     diskId: directory.disk,
     ...(settings.zone !== null && { zone: settings.zone }),
     role: settings.role,
-    tuning: { replaceAfterMs: settings.replaceAfter * 1_000 },
+    tuning: {
+      replaceAfterMs: settings.replaceAfter * 1_000,
+      sleepAfterMs: settings.sleepAfter * 1_000,
+    },
     clockDriftMax: settings.clockDriftMax === null ? null : settings.clockDriftMax / 100,
     transportKind: settings.nats === null ? "loopback" : "nats",
     journal,

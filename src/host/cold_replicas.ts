@@ -46,6 +46,8 @@ export interface ColdReplicasHooks {
   discard(replica: Replica, reason: string): void;
   /** Asks the directory's leader, so that the directory here is no older than the question. False: nobody answered. */
   askDirectory(done: (isCurrent: boolean) => void): void;
+  /** What is on the disk of the group's replica is being removed. */
+  gone(group: number): void;
   /** The directory's leader says that the group has a replica here, which `open` refused. */
   confirmed(group: number): void;
 }
@@ -392,6 +394,7 @@ export class ColdReplicas {
 
   /** The journal's records go when the environments have gone. */
   #endAll(group: number, removed: Promise<void>): void {
+    this.#hooks.gone(group);
     const ended = removed
       .then(
         () => this.#forgetRecords(group),
@@ -408,6 +411,7 @@ export class ColdReplicas {
 
   /** One environment, of a replica of which the journal has nothing. */
   #remove(group: number, environment: string): void {
+    this.#hooks.gone(group);
     const removed = this.#options.environments
       .remove(environment)
       .catch((error: unknown) => {

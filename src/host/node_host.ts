@@ -104,6 +104,7 @@ import {
 } from "./requests.ts";
 import { Method, Rpc } from "./rpc.ts";
 import { Schedules } from "./schedules.ts";
+import { Sleepers } from "./sleepers.ts";
 import { SnapshotExchange } from "./snapshots.ts";
 import { clusterStatus } from "./status.ts";
 import { TenantSettings } from "./tenant_settings.ts";
@@ -267,6 +268,7 @@ export class NodeHost implements ConfigService {
   readonly directory: Directory;
   readonly liveness: Liveness;
   readonly #leases: Leases;
+  readonly #sleepers = new Sleepers();
   readonly #versions: Versions;
   readonly #rpc: Rpc;
   readonly #snapshots: SnapshotExchange;
@@ -374,6 +376,7 @@ export class NodeHost implements ConfigService {
       ...hooks,
       discard: (replica, reason) => this.#discard(replica, reason),
       askDirectory,
+      gone: (group) => this.#sleepers.forget(group),
       confirmed: (group) => this.#checkpoints.queue(group),
     });
     this.#cold = cold;
@@ -803,6 +806,7 @@ export class NodeHost implements ConfigService {
   #disownFor(node: string, group: number, incarnation: number, message: Message): void {
     const term = termLed(message);
     if (term === 0) return;
+    this.#sleepers.forget(group);
     const answer: Message = {
       ...message,
       type: MessageType.forgetLeader,
@@ -1348,6 +1352,7 @@ export class NodeHost implements ConfigService {
       },
       leases: this.#leases.supportOf((id) => replica.nodeOf(id)),
       bond: this.#leases.awake(identity.group, identity.replica),
+      leadership: this.#sleepers.awake(identity.group, identity.replica),
       semanticsMax: this.#versions.levels.max,
       // Every request asks for its tenant's row.
       ...(identity.group === SYSTEM_GROUP && { rowsKept: this.#tuning.awakeMax }),
@@ -1431,6 +1436,7 @@ export class NodeHost implements ConfigService {
     this.#ticking.delete(replica);
     this.requests.gone(replica.group);
     this.#leases.asleep(replica.group, replica.id, replica.raft.bond);
+    this.#sleepers.asleep(replica.group, replica.id, replica.raft.leadership);
     replica.abandon();
     this.#cold.close(replica);
   }

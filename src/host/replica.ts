@@ -24,6 +24,7 @@ import {
   type ConfState,
   type Entry,
   type HardState,
+  type Leadership,
   type LeaseSupport,
   type Message,
   type Ready,
@@ -193,6 +194,8 @@ export class Replica {
     leases?: LeaseSupport;
     /** What bound it when it went to sleep. */
     bond?: Bond | null;
+    /** What it led then. */
+    leadership?: Leadership | null;
     sequence: number;
     logKept: LogKept;
     /** The newest meaning of commands that is known here. */
@@ -240,6 +243,7 @@ export class Replica {
       supports: options.supports,
       ...(options.leases !== undefined && { leases: options.leases }),
       bond: options.bond ?? null,
+      leadership: options.leadership ?? null,
       mergeAppends: true,
     });
     log.snapshotNow = () => ({

@@ -138,6 +138,17 @@ export class Progress {
     this.introduce = false;
   }
 
+  /** It has everything up to `last`, and knows that all of it is committed. */
+  resume(last: number, boundEpoch: number): void {
+    this.reset(last + 1, last);
+    this.#enter("replicate");
+    this.sentCommit = last;
+    this.knownCommit = last;
+    // It had no chance to be heard yet.
+    this.recentActive = true;
+    this.boundEpoch = boundEpoch;
+  }
+
   get isPaused(): boolean {
     return this.state === "snapshot" || this.paused;
   }

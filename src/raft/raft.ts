@@ -33,6 +33,7 @@ import {
   type ConfState,
   type Entry,
   type HardState,
+  type Leadership,
   type LeaseSupport,
   type Message,
   type ProposeResult,
@@ -209,6 +210,8 @@ export class Raft {
       this.#bond = bond;
       if (bond.term === this.#term) this.#lead = bond.lead;
     }
+    const leadership = config.leadership ?? null;
+    if (leadership !== null) this.#resume(leadership);
     this.#handedOut = { term: this.#term, vote: this.#vote, commit: this.#log.commit };
   }
 
@@ -283,6 +286,18 @@ export class Raft {
     return this.#bond !== null && this.#leases?.binds(this.#bond.epoch) === true
       ? this.#bond
       : null;
+  }
+
+  /**
+   * To be given to this replica when it wakes again in this life of its node, unless somebody was told meanwhile that it
+   * leads no more; null: it does not lead, or cannot go on as if it had not slept.
+   */
+  get leadership(): Leadership | null {
+    // After a transfer it has no lease for the rest of its term, which another election ends.
+    if (this.#role !== "leader" || this.#supports === null || this.#leaseVoid) return null;
+    if (!this.idle || !this.nobodyLacksAnything || this.hasReady()) return null;
+    const bound = this.#peers.map(({ boundEpoch }) => boundEpoch);
+    return { term: this.#term, round: this.#reads.round, bound };
   }
 
   /** It does not ask for votes yet, for what an earlier life of its node may have promised. */
@@ -954,6 +969,25 @@ export class Raft {
     // Raft §8: an entry of its own term tells it what is committed.
     const index = this.#log.lastIndex + 1;
     this.#appendOwn([{ index, term: this.#term, kind: EntryKind.normal, data: NO_BYTES }]);
+  }
+
+  /**
+   * It slept, and nothing reached it: it still is the only one that can lead this term, and everybody has what it has. What
+   * they promised it holds for as long as their nodes' support does, which is looked at with each read.
+   */
+  #resume({ term, round, bound }: Leadership): void {
+    const log = this.#log;
+    const last = log.lastIndex;
+    const isWhole = log.commit === last && log.applied === last && log.term(last) === term;
+    const isSame = term === this.#term && this.#vote === this.#id;
+    const isMember = this.#isPromotable() && bound.length === this.#peers.length;
+    if (!isWhole || !isSame || !isMember) return;
+    this.#role = "leader";
+    this.#lead = this.#id;
+    this.#reads.resume(round);
+    this.#lastAtBeat = last;
+    this.#commitAtBeat = last;
+    for (const [at, peer] of this.#peers.entries()) peer.resume(last, bound[at] as number);
   }
 
   /**

@@ -47,6 +47,11 @@ export class ReadRounds {
     if (this.#began.length > 0) this.#began = [];
   }
 
+  /** Goes on after this round: who confirms it, or an earlier one, does not confirm what is asked from now on. */
+  resume(round: number): void {
+    this.#round = round;
+  }
+
   /** @returns true when a round began for it, whose heartbeats are to be sent */
   add(index: number, from: ReplicaId, context: number): boolean {
     const begins = !this.#open;

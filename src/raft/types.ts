@@ -186,6 +186,15 @@ export interface Bond {
   readonly epoch: number;
 }
 
+/** What makes a leader that slept the one that it was. Nothing may have been addressed to it meanwhile. */
+export interface Leadership {
+  readonly term: number;
+  /** The newest round of reads: confirmations of it and of earlier ones may still be under way. */
+  readonly round: number;
+  /** Epochs in which the members said to be bound to it, in the order of their ids; 0: in none. */
+  readonly bound: readonly number[];
+}
+
 /** Ticks are the embedder's unit of time; everything else is bytes, entries or messages. */
 export interface RaftConfig {
   readonly id: ReplicaId;
@@ -219,6 +228,8 @@ export interface RaftConfig {
   readonly leases?: LeaseSupport;
   /** What this replica was bound to when it was put to sleep, earlier in this life of its node. */
   readonly bond?: Bond | null;
+  /** What this replica led then. */
+  readonly leadership?: Leadership | null;
   /**
    * The embedder writes `Ready.append` before it applies `Ready.committed` of the same turn, so entries may be handed
    * out for applying that are not durable yet: the synchronous form of etcd/raft. Default false.

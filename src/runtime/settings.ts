@@ -33,6 +33,8 @@ export interface Settings {
   readonly role: "member" | "gateway";
   /** Seconds after which the replicas of a node that is not heard of get a place elsewhere. */
   readonly replaceAfter: number;
+  /** Seconds after which a tenant that nobody used leaves this node's memory. */
+  readonly sleepAfter: number;
   /** Percent of the time that passes; null: no leader reads by a lease. */
   readonly clockDriftMax: number | null;
   /** Folder of manifests applied at start. */
@@ -105,8 +107,12 @@ const refused = Symbol("refused");
 const readName = (text: string): unknown => (name.test(text) ? text : refused);
 const readText = (text: string): unknown => (text.trim() === "" ? refused : text);
 
-const readSeconds = (text: string): unknown =>
-  /^\d{1,6}$/.test(text) && Number(text) >= 10 && Number(text) <= 604_800 ? Number(text) : refused;
+const readSeconds =
+  (min: number) =>
+  (text: string): unknown =>
+    /^\d{1,6}$/.test(text) && Number(text) >= min && Number(text) <= 604_800
+      ? Number(text)
+      : refused;
 
 const readList =
   (item: RegExp) =>
@@ -250,7 +256,18 @@ export const settingsTable: readonly Setting[] = [
     allowed: "a whole number of seconds from 10 to 604800",
     meaning: "how long a node may be away before its replicas get a place elsewhere",
     secret: false,
-    read: readSeconds,
+    read: readSeconds(10),
+  },
+  {
+    name: "sleepAfter",
+    env: "CONFLUX_SLEEP_AFTER",
+    flag: "--sleep-after",
+    default: "600",
+    allowed: "a whole number of seconds from 1 to 604800",
+    meaning:
+      "how long a tenant that nobody reads, writes or watches stays in this node's memory; the next request wakes it",
+    secret: false,
+    read: readSeconds(1),
   },
   {
     name: "clockDriftMax",
@@ -286,7 +303,7 @@ export const settingsTable: readonly Setting[] = [
     meaning:
       "how long a watch may stay on one connection, give or take a fifth; then it comes back, to any node",
     secret: false,
-    read: readSeconds,
+    read: readSeconds(10),
   },
   {
     name: "tenantRetention",

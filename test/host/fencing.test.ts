@@ -11,7 +11,14 @@ import { MessageType, type Message } from "../../src/raft/types.ts";
 import { message } from "../raft/helpers.ts";
 import { rowsOf } from "./memory_environment.ts";
 import { onlyPart } from "./snapshot_part.ts";
-import { beginning, command, createTenant, entryOf, ScriptedNode } from "./scripted_node.ts";
+import {
+  beginning,
+  command,
+  createTenant,
+  entryOf,
+  ScriptedNode,
+  tenantOn,
+} from "./scripted_node.ts";
 
 async function started(tuning = {}): Promise<ScriptedNode> {
   const node = new ScriptedNode(tuning);
@@ -21,16 +28,6 @@ async function started(tuning = {}): Promise<ScriptedNode> {
 
 function ofType(messages: readonly Message[], type: keyof typeof MessageType): Message[] {
   return messages.filter((m) => m.type === MessageType[type]);
-}
-
-/** How a tenant's group is spoken to on this node. */
-function tenantOn(node: ScriptedNode, tenant: string) {
-  const row = node.host?.directory.tenant(tenant);
-  if (row === undefined) throw new Error(`No tenant ${tenant} here`);
-  const { group, incarnation, placement } = row;
-  const idOf = (name: string): number =>
-    placement.replicas.find((each) => each.node === name)?.id ?? 0;
-  return { group, incarnation, to: idOf("n1"), idOf };
 }
 
 describe("frames", () => {

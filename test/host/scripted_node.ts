@@ -331,3 +331,13 @@ export class ScriptedNode {
 }
 
 export type ProposeResult = Problem | Outcome;
+
+/** How a tenant's group is spoken to on this node. */
+export function tenantOn(node: ScriptedNode, tenant: string) {
+  const row = node.host?.directory.tenant(tenant);
+  if (row === undefined) throw new Error(`No tenant ${tenant} here`);
+  const { group, incarnation, placement } = row;
+  const idOf = (name: string): number =>
+    placement.replicas.find((each) => each.node === name)?.id ?? 0;
+  return { group, incarnation, to: idOf("n1"), idOf };
+}

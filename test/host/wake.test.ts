@@ -1,7 +1,11 @@
-/** How a group that nobody leads comes by a leader when somebody asks for it, without waiting for a timer. */
+/** How a group that sleeps, or that nobody leads, comes by a leader when somebody asks for it. */
 import { describe, expect, test } from "vitest";
+import { frameItems, ItemKind } from "../../src/host/codec.ts";
+import { Sleepers } from "../../src/host/sleepers.ts";
 import { MessageType, type Message } from "../../src/raft/types.ts";
-import { beginning, ScriptedNode } from "./scripted_node.ts";
+import type { SimNode } from "../sim/world.ts";
+import { type Cluster, latest, publish, ready } from "./cluster.ts";
+import { beginning, createTenant, ScriptedNode, tenantOn } from "./scripted_node.ts";
 
 function asked(messages: readonly Message[]): number {
   return messages.filter((m) => m.type === MessageType.preVote).length;
@@ -65,5 +69,169 @@ describe("a campaign that is refused", () => {
       expect(node.now - since).toBeGreaterThanOrEqual(least);
       expect(node.now - since).toBeLessThanOrEqual(2 * least + 25);
     }
+  });
+});
+
+describe("a leader that slept", () => {
+  const SLEEP_MS = 500;
+
+  async function asleep(): Promise<{ cluster: Cluster; leader: SimNode; term: number }> {
+    const cluster = await ready({ tuning: { sleepAfterMs: SLEEP_MS } });
+    await cluster.create("acme");
+    await cluster.change(cluster.node(0), "acme", publish("a"));
+    const leader = cluster.leader("acme") as SimNode;
+    const term = termOn(cluster, leader);
+    await sleeps(cluster);
+    return { cluster, leader, term };
+  }
+
+  async function sleeps(cluster: Cluster): Promise<void> {
+    await cluster.until("all sleep", () => cluster.replicas("acme").length === 0, 20_000);
+  }
+
+  function termOn(cluster: Cluster, node: SimNode): number {
+    return cluster.replicas("acme").find((one) => one.node === node)?.replica.raft.term ?? 0;
+  }
+
+  /** Counts what nodes say of groups from now on. */
+  function listen(cluster: Cluster): () => number {
+    let said = 0;
+    cluster.world.onSent = (_lane, bytes) => {
+      for (const { kind } of frameItems(bytes)) if (kind === ItemKind.raft) said += 1;
+    };
+    return () => said;
+  }
+
+  test("answers a read without waking anybody, and without a word to them", async () => {
+    const { cluster, leader, term } = await asleep();
+    const said = listen(cluster);
+    const answers: unknown[] = [];
+    leader.host?.requests.read("acme", { consistency: "linearizable" }, (error, view) => {
+      answers.push(error ?? latest(view as never));
+    });
+    expect([answers, said()]).toEqual([["a"], 0]);
+    await cluster.pass(SLEEP_MS / 2);
+    expect([said(), termOn(cluster, leader)]).toEqual([0, term]);
+    expect(cluster.replicas("acme")).toHaveLength(1);
+  });
+
+  test("takes what its followers were asked for, again and again, in its term", async () => {
+    const { cluster, leader, term } = await asleep();
+    for (const node of cluster.world.nodes) {
+      const outcome = await cluster.change(node, "acme", publish(`at ${node.name}`));
+      expect(outcome.ok).toBe(true);
+      expect([cluster.leader("acme"), termOn(cluster, leader)]).toEqual([leader, term]);
+      await sleeps(cluster);
+      expect(await cluster.read(node, "acme", latest)).toBe(`at ${node.name}`);
+      await sleeps(cluster);
+    }
+  });
+
+  test("asks a majority, when the nodes of its followers started anew meanwhile", async () => {
+    const { cluster, leader } = await asleep();
+    for (const node of cluster.world.nodes) if (node !== leader) cluster.world.crash(node);
+    for (const node of cluster.world.nodes) if (node.host === null) cluster.world.start(node);
+    // Long enough for their nodes to vouch for its own again, and to vote.
+    await cluster.ready();
+    await cluster.pass(2_000);
+    const said = listen(cluster);
+    const answers: unknown[] = [];
+    leader.host?.requests.read("acme", { consistency: "linearizable" }, (error, view) => {
+      answers.push(error ?? latest(view as never));
+    });
+    expect(answers).toEqual([]);
+    await cluster.until("an answer", () => answers.length > 0);
+    expect(answers).toEqual(["a"]);
+    expect(said()).toBeGreaterThan(0);
+  });
+
+  test("serves nothing old when others went on without it", async () => {
+    const { cluster, leader, term } = await asleep();
+    const [one, other] = cluster.world.nodes.filter((node) => node !== leader) as [
+      SimNode,
+      SimNode,
+    ];
+    for (const node of [one, other]) {
+      cluster.world.cut(node, leader);
+      cluster.world.cut(leader, node);
+    }
+    await cluster.pass(2_000);
+    expect((await cluster.change(one, "acme", publish("b"))).ok).toBe(true);
+    const answers: unknown[] = [];
+    leader.host?.requests.read(
+      "acme",
+      { consistency: "linearizable", timeoutMs: 1_000 },
+      (error, view) => {
+        answers.push(error?.code ?? latest(view as never));
+      },
+    );
+    await cluster.until("an answer", () => answers.length > 0);
+    expect(answers).toEqual(["no-quorum"]);
+    cluster.world.heal();
+    await cluster.pass(2_000);
+    expect(await cluster.read(leader, "acme", latest)).toBe("b");
+    expect(termOn(cluster, leader)).toBeGreaterThan(term);
+  });
+
+  test("asks to be elected anew, when its node said meanwhile that it leads no more", async () => {
+    const node = new ScriptedNode({ sleepAfterMs: SLEEP_MS });
+    await node.start();
+    node.follow(5, [beginning, createTenant("acme")]);
+    const { group, incarnation, to, idOf } = tenantOn(node, "acme");
+    const of = (from: string) => ({ group, incarnation, from });
+    const awake = (): boolean =>
+      [...(node.host?.replicas() ?? [])].some((replica) => replica.group === group);
+    // A new tenant's first replica asks at once.
+    for (const type of ["preVoteResponse", "requestVoteResponse"] as const)
+      node.step(type, { to, from: idOf("n2"), term: 1 }, of("n2"));
+    for (const isDisowned of [false, true]) {
+      const { raft } = node.replica(group);
+      for (let waited = 0; awake() && waited < 100; waited++) {
+        // Whatever is said to it keeps it awake.
+        for (const name of raft.nobodyLacksAnything ? [] : ["n2", "n3"]) {
+          const { term, lastIndex: index } = raft;
+          const fields = { to, from: idOf(name), term, index, commit: index };
+          node.step("appendEntriesResponse", fields, of(name));
+        }
+        node.pass(100);
+      }
+      const { term } = raft;
+      // It is being closed: nobody can be answered by itself.
+      const follows = { to, from: idOf("n2"), term, index: 1 };
+      expect(awake()).toBe(false);
+      if (isDisowned) node.step("appendEntriesResponse", follows, of("n2"));
+      for (let turn = 0; turn < 8; turn++) await Promise.resolve();
+      const said = node.step("heartbeatResponse", { to, from: idOf("n2"), term }, of("n2"));
+      expect(node.replica(group).raft.isLeader).toBe(!isDisowned);
+      expect(asked(said)).toBe(isDisowned ? 2 : 0);
+    }
+  });
+});
+
+describe("what is kept of leaders that sleep", () => {
+  const leadership = { term: 3, round: 1, bound: [0, 7, 8] };
+
+  test("is given back once, to the replica that led", () => {
+    const sleepers = new Sleepers();
+    sleepers.asleep(8, 1, leadership);
+    expect(sleepers.awake(8, 1)).toMatchObject(leadership);
+    expect(sleepers.awake(8, 1)).toBeNull();
+    sleepers.asleep(8, 1, leadership);
+    expect(sleepers.awake(8, 2)).toBeNull();
+    sleepers.asleep(8, 1, leadership);
+    sleepers.forget(8);
+    expect(sleepers.awake(8, 1)).toBeNull();
+    sleepers.asleep(8, 1, null);
+    expect(sleepers.awake(8, 1)).toBeNull();
+  });
+
+  test("is bounded: who slept longest is forgotten first", () => {
+    const sleepers = new Sleepers(2);
+    for (const group of [2, 3, 4]) sleepers.asleep(group, 1, leadership);
+    expect([2, 3, 4].map((group) => sleepers.awake(group, 1) !== null)).toEqual([
+      false,
+      true,
+      true,
+    ]);
   });
 });

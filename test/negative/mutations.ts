@@ -2154,6 +2154,44 @@ const ofLeases: readonly Mutation[] = [
     replace: `    } else if (this.isBarred) {`,
     killers: [leases, leaseStorms],
   },
+  {
+    id: "sleeper-counts-rounds-anew",
+    rule: "R2",
+    breaks: "A leader that slept takes late confirmations of earlier reads for those of later ones",
+    file: "src/raft/raft.ts",
+    find: `    this.#reads.resume(round);`,
+    replace: `    this.#reads.resume(round - round);`,
+    killers: [leases],
+  },
+  {
+    id: "sleeper-assumes-support",
+    rule: "R7",
+    breaks:
+      "A leader that slept takes its followers to be bound in whatever epoch their nodes support it now",
+    file: "src/raft/raft.ts",
+    find: `peer.resume(last, bound[at] as number);`,
+    replace: `peer.resume(last, bound[at] === undefined ? 0 : (this.#leases?.held(peer.id) ?? 0));`,
+    killers: [leases, leaseStorms],
+  },
+  {
+    id: "sleeper-leads-on-though-disowned",
+    rule: "R7",
+    breaks: "A leader's followers are told that it leads no more, and it wakes leading",
+    file: "src/host/node_host.ts",
+    find: `    if (term === 0) return;
+    this.#sleepers.forget(group);`,
+    replace: `    if (term === 0) return;`,
+    killers: [host, leaseStorms],
+  },
+  {
+    id: "sleeper-leads-on-after-a-transfer",
+    rule: "R7",
+    breaks: "A leader that let somebody past the promises made to it reads by them after a sleep",
+    file: "src/raft/raft.ts",
+    find: ` || this.#supports === null || this.#leaseVoid) return null;`,
+    replace: ` || this.#supports === null) return null;`,
+    killers: [leases],
+  },
 ];
 
 export const mutations: readonly Mutation[] = [

@@ -1,6 +1,12 @@
 /** Leases from support between nodes: who is bound to a leader, and when that leader may read by itself. */
 import { describe, expect, test } from "vitest";
-import { ChangeKind, type Bond, type LeaseSupport, type Message } from "../../src/raft/types.ts";
+import {
+  ChangeKind,
+  type Bond,
+  type Leadership,
+  type LeaseSupport,
+  type Message,
+} from "../../src/raft/types.ts";
 import { bytes, cluster, exchange, Peer, typesOf } from "./helpers.ts";
 
 /** Everybody's node vouches for everybody's in the epochs named here, which the tests end and begin. */
@@ -119,6 +125,104 @@ describe("a leader that a majority is bound to", () => {
     peers[0]?.raft.campaign();
     exchange(peers);
     expect(peers[0]?.raft.leaseIndex).toBe(-1);
+  });
+});
+
+describe("a leader that slept", () => {
+  /** The leader of `leased`, from what is on its disk and what is kept of it. */
+  function woken(
+    support: Support,
+    leadership: Leadership | null,
+    hard: { term?: number; vote?: number } = {},
+    terms = [1],
+  ): Peer {
+    return new Peer({
+      id: 1,
+      terms,
+      applied: 1,
+      hard: { term: 1, vote: 1, commit: 1, ...hard },
+      config: {
+        preVote: true,
+        checkQuorum: true,
+        supports: () => true,
+        leases: support.of(1),
+        leadership,
+      },
+    });
+  }
+
+  test("leads on, reads by its lease and replicates as if it had not, without a word", () => {
+    const { support, peers } = leased();
+    const [slept, ...followers] = peers;
+    const leader = woken(support, slept.raft.leadership);
+    expect(leader.take()).toEqual([]);
+    expect(leader.raft.status()).toEqual(slept.raft.status());
+    expect(leader.raft.leaseIndex).toBe(1);
+    expect([leader.raft.idle, leader.raft.nobodyLacksAnything]).toEqual([true, true]);
+    expect(leader.raft.propose(bytes("x"))).toMatchObject({ index: 2, term: 1 });
+    exchange([leader, ...followers]);
+    expect(leader.raft.commitIndex).toBe(2);
+    expect(followers.map(({ raft }) => [raft.term, raft.commitIndex])).toEqual([
+      [1, 2],
+      [1, 2],
+    ]);
+  });
+
+  test("takes no late confirmation of an earlier read for one of a later read", () => {
+    const { support, peers } = leased();
+    const [slept, ...followers] = peers;
+    support.end(2, 1);
+    support.end(3, 1);
+    slept.raft.readIndex(7);
+    const asked = slept.take();
+    const late = asked.find(({ to }) => to === 2);
+    for (const m of asked) followers.find(({ id }) => id === m.to)?.raft.step(m);
+    for (const m of followers.flatMap((one) => one.take())) slept.raft.step(m);
+    slept.take();
+    expect(slept.reads).toMatchObject([{ context: 7 }]);
+    const leader = woken(support, slept.raft.leadership);
+    leader.raft.readIndex(1);
+    const [again] = leader.take();
+    leader.step("heartbeatResponse", { from: 2, term: 1, context: late?.context ?? 0 });
+    expect(leader.reads).toEqual([]);
+    leader.step("heartbeatResponse", { from: 2, term: 1, context: again?.context ?? 0 });
+    expect(leader.reads).toMatchObject([{ context: 1 }]);
+  });
+
+  test("counts on no promise of an epoch that ended meanwhile", () => {
+    const { support, peers } = leased();
+    const { leadership } = peers[0].raft;
+    for (const from of [2, 3]) support.begin(from, 1, 50 + from);
+    const leader = woken(support, leadership);
+    expect([leader.raft.isLeader, leader.raft.leaseIndex]).toEqual([true, -1]);
+    leader.raft.readIndex(1);
+    expect(typesOf(leader.take())).toEqual(["2:heartbeat", "3:heartbeat"]);
+    leader.step("heartbeatResponse", { from: 2, term: 1, context: 1, index: 52 });
+    expect(leader.raft.leaseIndex).toBe(1);
+  });
+
+  test("keeps nothing when it was handing over, somebody lacks something, or it followed", () => {
+    const { peers } = leased();
+    const [leader, follower] = peers;
+    expect(follower.raft.leadership).toBeNull();
+    leader.raft.propose(bytes("x"));
+    leader.take();
+    leader.step("appendEntriesResponse", { from: 2, term: 1, index: 2, commit: 2 });
+    expect(leader.raft.leadership).toBeNull();
+    leader.step("appendEntriesResponse", { from: 3, term: 1, index: 2, commit: 2 });
+    expect(leader.raft.leadership).toMatchObject({ term: 1 });
+    leader.raft.transferLeadership(2);
+    leader.tick(20);
+    expect([leader.raft.isLeader, leader.raft.isTransferring]).toEqual([true, false]);
+    expect(leader.raft.leadership).toBeNull();
+  });
+
+  test("does not lead by what is kept of another term, vote or log", () => {
+    const { support, peers } = leased();
+    const { leadership } = peers[0].raft;
+    for (const hard of [{ term: 2 }, { vote: 2 }])
+      expect(woken(support, leadership, hard).raft.isLeader).toBe(false);
+    expect(woken(support, leadership, {}, [1, 1]).raft.isLeader).toBe(false);
   });
 });
 

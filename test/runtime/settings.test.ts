@@ -47,6 +47,7 @@ describe("settings", () => {
       zone: null,
       role: "member",
       replaceAfter: 300,
+      sleepAfter: 600,
       clockDriftMax: 10,
       tenants: null,
       watchAge: 3600,

@@ -1,7 +1,8 @@
 /**
  * Storms made for leader leases: one tenant that is read on every node all the time while its leaders are cut off,
  * stopped, suspended, transferred and restarted, on clocks that differ as much as they may. Versions of one config only
- * grow, so a stale read shows by itself: it sees less than what was acknowledged before it was asked.
+ * grow, so a stale read shows by itself: it sees less than what was acknowledged before it was asked. Where replicas sleep
+ * soon there are lulls, in which nobody asks and the storm goes on: leaders fall asleep and wake into whatever came of it.
  */
 import type { Command, Outcome } from "../../src/machine/command.ts";
 import { getConfig } from "../../src/machine/queries.ts";
@@ -16,10 +17,14 @@ export interface LeaseRun {
   readonly writes: number;
   /** Leaders that the storm saw. */
   readonly leaders: number;
+  /** How often one that slept led on. */
+  readonly woken: number;
   readonly violations: readonly string[];
 }
 
 const STORM_MS = 12_000;
+/** Replicas are looked at every second, and checkpointed before they sleep. */
+const FALL_ASLEEP_MS = 2_500;
 const TENANT = "t1";
 
 /** What a node's clock may gain or lose; both ends are drawn. */
@@ -35,12 +40,18 @@ export async function runLeases(seed: number): Promise<LeaseRun> {
     clockRates: Array.from({ length: nodes }, () => prng.pick(CLOCK_RATES)),
     tuning: { sleepAfterMs: prng.pick([300, 600_000]) },
   });
+  let [hasLulls, isLull] = [false, false];
+  /** The last one that was seen to lead: it may sleep. */
+  let ledLast: SimNode | undefined;
+  let woken = 0;
+  let calmUntil = 0;
   const nemesis = prng.fork();
   const draw = prng.fork();
   let storming = true;
   let [reads, byLease, writes] = [0, 0, 0];
   let acknowledged = 0;
   const leaders = new Set<string>();
+  let leading10msAgo: readonly string[] = [];
   const actor: Command["actor"] = { kind: "system", keyId: "sim" };
   const command = (action: Command["action"]): Command => ({
     at: 1_700_000_000_000 + Math.floor(world.now),
@@ -89,9 +100,11 @@ export async function runLeases(seed: number): Promise<LeaseRun> {
   const read = (): void => {
     if (!storming) return;
     world.after(draw.between(1, 12), read);
-    if (world.alive.length === 0) return;
+    if (world.alive.length === 0 || isLull) return;
     // Most are asked of who takes itself for the leader: nobody else could answer from a lease that is none.
-    const [node] = draw.chance(0.75) ? leading() : [draw.pick(world.alive)];
+    const [node = hasLulls ? ledLast : undefined] = draw.chance(0.75)
+      ? leading()
+      : [draw.pick(world.alive)];
     if (node === undefined) return;
     world.within(node, () => {
       const before = acknowledged;
@@ -117,7 +130,7 @@ export async function runLeases(seed: number): Promise<LeaseRun> {
   const write = (): void => {
     if (!storming) return;
     world.after(draw.between(5, 40), write);
-    if (world.alive.length === 0) return;
+    if (world.alive.length === 0 || isLull) return;
     const node = draw.pick(world.alive);
     const { life } = node;
     world.within(node, () => {
@@ -130,8 +143,26 @@ export async function runLeases(seed: number): Promise<LeaseRun> {
     });
   };
   const watch = (): void => {
-    for (const node of leading()) leaders.add(`${node.name} ${replicaOn(node)?.raft.term ?? 0}`);
+    const now = leading();
+    ledLast = now[0] ?? ledLast;
+    const names = now.map((node) => `${node.name} ${node.boot} ${replicaOn(node)?.raft.term ?? 0}`);
+    // A leader that is none any more in its term never leads it again, but for one that slept.
+    for (const name of names) {
+      if (leaders.has(name) && !leading10msAgo.includes(name)) woken += 1;
+      leaders.add(name);
+    }
+    leading10msAgo = names;
     if (storming) world.after(10, watch);
+  };
+  const lull = (): void => {
+    if (!storming) return;
+    isLull = !isLull;
+    if (isLull) {
+      world.heal();
+      calmUntil = world.now + FALL_ASLEEP_MS;
+    }
+    const ms = isLull ? FALL_ASLEEP_MS + nemesis.between(1, 3_000) : nemesis.between(200, 1_500);
+    world.after(ms, lull);
   };
   const restart = (node: SimNode): void => {
     if (node.host === null) world.start(node);
@@ -139,7 +170,8 @@ export async function runLeases(seed: number): Promise<LeaseRun> {
   const strike = (): void => {
     if (!storming) return;
     world.after(nemesis.between(100, 2_500), strike);
-    const [leader] = leading();
+    if (world.now < calmUntil) return;
+    const [leader = hasLulls ? ledLast : undefined] = leading();
     const victim = leader !== undefined && nemesis.chance(0.8) ? leader : nemesis.pick(world.nodes);
     const others = world.nodes.filter((node) => node !== victim);
     switch (nemesis.below(8)) {
@@ -177,11 +209,11 @@ export async function runLeases(seed: number): Promise<LeaseRun> {
       }
       case 6: {
         // A transfer, and the old leader hears nothing of how it ended.
-        if (leader === undefined) return;
-        const replica = replicaOn(leader);
-        const heirs = [...(replica?.voters() ?? [])].filter(([id]) => id !== replica?.id);
+        const replica = leader === undefined ? undefined : replicaOn(leader);
+        if (leader === undefined || replica === undefined) return;
+        const heirs = [...replica.voters()].filter(([id]) => id !== replica.id);
         const [id, name] = nemesis.pick(heirs);
-        world.within(leader, () => replica?.raft.transferLeadership(id));
+        world.within(leader, () => replica.raft.transferLeadership(id));
         world.after(nemesis.between(1, 30), () => {
           for (const other of world.nodes) {
             if (other === leader) continue;
@@ -206,7 +238,10 @@ export async function runLeases(seed: number): Promise<LeaseRun> {
   write();
   watch();
   strike();
+  // Drawn last, so that the seeds of before kept their kind.
+  hasLulls = prng.chance(0.6);
+  if (hasLulls) world.after(500, lull);
   await world.run(world.now + STORM_MS, () => world.reap() !== null || violations.length > 0);
   storming = false;
-  return { seed, reads, byLease, writes, leaders: leaders.size, violations };
+  return { seed, reads, byLease, writes, leaders: leaders.size, woken, violations };
 }

@@ -92,13 +92,14 @@ process.exit(failed === 0 ? 0 : 1);
 async function leases(): Promise<never> {
   const first = Number(values.seed ?? values.from);
   const count = values.seed === undefined ? Number(values.seeds ?? 100) : 1;
-  let [reads, byLease, writes, leaders] = [0, 0, 0, 0];
+  let [reads, byLease, writes, leaders, woken] = [0, 0, 0, 0, 0];
   for (let each = first; each < first + count; each++) {
     const result = await runLeases(each);
     reads += result.reads;
     byLease += result.byLease;
     writes += result.writes;
     leaders += result.leaders;
+    woken += result.woken;
     if (result.violations.length === 0) continue;
     failed += 1;
     process.stdout.write(
@@ -107,7 +108,7 @@ async function leases(): Promise<never> {
     if (values["stop-at-first"]) break;
   }
   process.stdout.write(
-    `${count} seeds, ${failed} failed, ${reads} reads, ${byLease} of them by lease, ${writes} writes, ${leaders} leaders\n`,
+    `${count} seeds, ${failed} failed, ${reads} reads, ${byLease} of them by lease, ${writes} writes, ${leaders} leaders, ${woken} times one slept and led on\n`,
   );
   process.exit(failed === 0 ? 0 : 1);
 }
