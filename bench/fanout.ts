@@ -11,7 +11,7 @@
  * commit → client plus the write itself (parsing, journal with its sync).
  *
  * Run: bun bench/fanout.ts [--subscribers 10000] [--steady 1000] [--rate 100] [--seconds 10] [--runtime bun]
- *      [--only burst,steady,stuck,failover] [--write]      --write puts table and plot into bench/results
+ *      [--only bare,burst,steady,stuck,failover] [--write]      --write puts table and plot into bench/results
  */
 import { spawn, type ChildProcess } from "node:child_process";
 import { readFileSync } from "node:fs";
@@ -119,6 +119,7 @@ class Subscriber {
 
   #received(text: string): void {
     const at = now();
+    pieceBytes = text.length;
     const all = this.#text === "" ? text : this.#text + text;
     const end = all.lastIndexOf("\n\n") + 2;
     // The rest of a chunk's own line end is not kept: it belongs to no frame.
@@ -144,6 +145,8 @@ class Subscriber {
 }
 
 let latencies: number[] = [];
+/** Of the last piece that came. */
+let pieceBytes = 0;
 
 function subscriberProcess(): void {
   let subscribers: Subscriber[] = [];
@@ -174,7 +177,7 @@ function subscriberProcess(): void {
       const sorted = quantiles(latencies);
       const first = latencies.slice(0, 1_000);
       latencies = [];
-      return { all: sorted, first: quantiles(first) };
+      return { all: sorted, first: quantiles(first), pieceBytes };
     },
     /** What was seen: how many different sequences there were, and the first of them. */
     sequences: () => {
@@ -206,6 +209,8 @@ interface PublishCommand {
   readonly rate: number;
   readonly count: number;
   readonly from: number;
+  /** Characters beside what tells the publishes apart. */
+  readonly pad?: number;
 }
 
 interface Published {
@@ -215,7 +220,7 @@ interface Published {
 
 function publisherProcess(): void {
   const publish = async (command: PublishCommand): Promise<Published> => {
-    const { urls, target, token, rate, count, from } = command;
+    const { urls, target, token, rate, count, from, pad = 64 } = command;
     const startedAt = performance.now();
     const underWay: Promise<void>[] = [];
     const took: number[] = [];
@@ -236,7 +241,7 @@ function publisherProcess(): void {
                 "content-type": "application/json",
                 "idempotency-key": `publish-${number}`,
               },
-              body: `{"content":"{\\"sent\\":${sent},\\"number\\":${number},\\"pad\\":\\"${"x".repeat(64)}\\"}"}`,
+              body: `{"content":"{\\"sent\\":${sent},\\"number\\":${number},\\"pad\\":\\"${"x".repeat(pad)}\\"}"}`,
             });
             const text = await response.text();
             if (response.ok) break;
@@ -261,6 +266,58 @@ function publisherProcess(): void {
 }
 
 class Refused extends Error {}
+
+// --- a process that does nothing else ----------------------------------------------------------------------------------------
+
+interface BareCommand {
+  /** Of what is written to each. */
+  readonly bytes: number;
+  readonly number: number;
+}
+
+interface BareSocket {
+  write(bytes: Uint8Array): number;
+}
+
+/** What this file uses of Bun; the compiler knows Node's types only. */
+interface BareBun {
+  listen(options: {
+    hostname: string;
+    port: number;
+    socket: { open(socket: BareSocket): void; data(socket: BareSocket): void; close(): void };
+  }): { readonly port: number };
+}
+
+/**
+ * The least that telling so many can cost in this runtime: a loop that writes the same bytes to every socket. Its clients
+ * are the subscribers, who take it for a node.
+ */
+function bareProcess(): void {
+  const { Bun: bun } = globalThis as { readonly Bun?: BareBun };
+  if (bun === undefined) throw new Error("The bare loop is written for Bun");
+  const sockets: BareSocket[] = [];
+  const head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
+  const first = Buffer.from(`${head}event: sync\nid: 1-0\ndata: {}\n\n`);
+  const server = bun.listen({
+    hostname: "127.0.0.1",
+    port: 0,
+    socket: {
+      open: (socket) => sockets.push(socket),
+      data: (socket) => socket.write(first),
+      close: () => {},
+    },
+  });
+  createInterface({ input: process.stdin }).on("line", (line) => {
+    const { name, value } = JSON.parse(line) as { name: string; value: BareCommand };
+    if (name === "tell") {
+      const { bytes, number } = value;
+      const told = `event: commit\nid: 1-${number + 1}\ndata: {\\"sent\\":${now()},\\"number\\":${number}`;
+      const frame = Buffer.from(`${told}${"}".repeat(Math.max(1, bytes - told.length - 2))}\n\n`);
+      for (const socket of sockets) socket.write(frame);
+    }
+    process.stdout.write(`${JSON.stringify(server.port)}\n`);
+  });
+}
 
 // --- the measurements ----------------------------------------------------------------------------------------------------------
 
@@ -312,7 +369,7 @@ async function measure(args: readonly string[]): Promise<void> {
       rate: { type: "string", default: "100" },
       seconds: { type: "string", default: "10" },
       runtime: { type: "string", default: "bun" },
-      only: { type: "string", default: "burst,steady,stuck,failover" },
+      only: { type: "string", default: "bare,burst,steady,stuck,failover" },
       write: { type: "boolean", default: false },
     },
   });
@@ -336,6 +393,59 @@ async function measure(args: readonly string[]): Promise<void> {
   const publisher = new Worker("publisher");
   let published = 0;
 
+  /** As a node sends them, unless it was measured. */
+  let bareBytes = 320;
+  const rounds = 10;
+  /** Tells all subscribers something a few times. @returns how many bytes each got at once */
+  const burst = async (
+    name: string,
+    pid: number,
+    tell: (number: number) => Promise<unknown>,
+    wanted: { readonly first?: string; readonly all?: string } = {},
+  ): Promise<number> => {
+    const [firsts, lasts]: [number[], number[]] = [[], []];
+    const sides = [pid, watchers.pid] as const;
+    const spentBefore = sides.map((side) => processorSeconds([side]));
+    let bytes = 0;
+    for (let i = 0; i < rounds; i++) {
+      await tell(i);
+      await watchers.ask("counted", { count: i + 1 });
+      const {
+        all,
+        first,
+        pieceBytes: got,
+      } = (await watchers.ask("take")) as {
+        all: Quantiles;
+        first: Quantiles;
+        pieceBytes: number;
+      };
+      if (all.count !== subscribers) throw new Error(`${all.count} of ${subscribers} were told`);
+      firsts.push(first.p50);
+      lasts.push(all.max);
+      bytes = got;
+      if (i === rounds - 1)
+        curves.push({ name: `${name}, ${subscribers} subscribers`, curve: all.curve });
+      await sleep(300);
+    }
+    const of = (list: number[]): string => {
+      const { p50, max } = quantiles(list);
+      return `${ms(p50)} (median of ${list.length}; worst ${ms(max)})`;
+    };
+    row(`${name} → p50 of the first 1,000 subscribers`, of(firsts), wanted.first);
+    row(`${name} → all ${subscribers} subscribers`, of(lasts), wanted.all);
+    const micros = sides.map((side, i) =>
+      microsPerRequest(
+        processorSeconds([side]) - (spentBefore[i] ?? 0),
+        rounds * subscribers,
+      ).toFixed(1),
+    );
+    row(
+      `${name}: processor time per delivery: who tells; subscriber`,
+      `${micros.join(" µs; ")} µs`,
+    );
+    return bytes;
+  };
+
   const begin = async (nodes: number) => {
     const cluster = await startCluster({
       nodes,
@@ -353,10 +463,15 @@ async function measure(args: readonly string[]): Promise<void> {
       token,
       body: { format: "json", content: "0" },
     });
-    const publish = async (count: number, perSecond: number, to = urls): Promise<Published> => {
+    const publish = async (
+      count: number,
+      perSecond: number,
+      { to = urls, pad = 64 }: { to?: readonly string[]; pad?: number } = {},
+    ): Promise<Published> => {
       const from = published;
       published += count;
-      return publisher.ask("publish", { urls: to, target, token, rate: perSecond, count, from });
+      const command = { urls: to, target, token, rate: perSecond, count, from, pad };
+      return publisher.ask("publish", command);
     };
     return { cluster, urls, token, publish };
   };
@@ -394,39 +509,10 @@ async function measure(args: readonly string[]): Promise<void> {
             `${idleKiB.toFixed(1)} KiB`,
             "< 12 KB",
           );
-          const firsts: number[] = [];
-          const lasts: number[] = [];
-          const rounds = 10;
-          const sides = [pid, watchers.pid] as const;
-          const spentBefore = sides.map((side) => processorSeconds([side]));
-          for (let i = 0; i < rounds; i++) {
-            await publish(1, 1);
-            await watchers.ask("counted", { count: i + 1 });
-            const { all, first } = (await watchers.ask("take")) as {
-              all: Quantiles;
-              first: Quantiles;
-            };
-            if (all.count !== subscribers)
-              throw new Error(`${all.count} of ${subscribers} were told`);
-            firsts.push(first.p50);
-            lasts.push(all.max);
-            if (i === rounds - 1)
-              curves.push({ name: `one publish, ${subscribers} subscribers`, curve: all.curve });
-            await sleep(300);
-          }
-          const of = (list: number[]): string => {
-            const { p50, max } = quantiles(list);
-            return `${ms(p50)} (median of ${list.length} publishes; worst ${ms(max)})`;
-          };
-          row("one publish → p50 of the first 1,000 subscribers", of(firsts), "< 5 ms");
-          row(`one publish → all ${subscribers} subscribers`, of(lasts), "< 150 ms");
-          const micros = sides.map((side, i) =>
-            microsPerRequest(
-              processorSeconds([side]) - (spentBefore[i] ?? 0),
-              rounds * subscribers,
-            ).toFixed(1),
-          );
-          row("processor time per delivery: node; subscriber", `${micros.join(" µs; ")} µs`);
+          bareBytes = await burst("one publish", pid, () => publish(1, 1), {
+            first: "< 5 ms",
+            all: "< 150 ms",
+          });
           row(
             "memory of the node per subscriber afterwards (RSS)",
             `${((residentKiB(pid) - before) / subscribers).toFixed(1)} KiB`,
@@ -438,8 +524,13 @@ async function measure(args: readonly string[]): Promise<void> {
           if (!only.has(isStuck ? "stuck" : "steady")) continue;
           const stuck = new Worker("subscribers");
           try {
+            if (isStuck) {
+              // Until the buffers of both kernels and of the node are full: small frames alone would all fit in there.
+              await stuck.ask("open", { ...values2, count: 1, stuck: true });
+              await publish(250, 200, { pad: 60_000 });
+              await publish(1, 1);
+            }
             await watchers.ask("open", { ...values2, count: steady });
-            if (isStuck) await stuck.ask("open", { ...values2, count: 1, stuck: true });
             const count = rate * seconds;
             const [spentBefore, startedAt] = [processorSeconds([pid]), performance.now()];
             const { slowestMs } = await publish(count, rate);
@@ -476,6 +567,21 @@ async function measure(args: readonly string[]): Promise<void> {
         await cluster.stop();
       }
     }
+    if (only.has("bare")) {
+      const bare = new Worker("bare");
+      try {
+        const port = (await bare.ask("port")) as number;
+        const urls = [`http://127.0.0.1:${port}`];
+        await watchers.ask("open", { urls, path: "/", token: "none", count: subscribers });
+        await sleep(1_000);
+        await burst(`a bare loop of writes of ${bareBytes} bytes`, bare.pid, (number) =>
+          bare.ask("tell", { bytes: bareBytes, number }),
+        );
+        await watchers.ask("close");
+      } finally {
+        bare.stop();
+      }
+    }
     if (only.has("failover")) {
       const { cluster, urls, token, publish } = await begin(3);
       try {
@@ -491,7 +597,7 @@ async function measure(args: readonly string[]): Promise<void> {
         });
         const first = published;
         const count = 50 * 6;
-        const running = publish(count, 50, others);
+        const running = publish(count, 50, { to: others });
         await sleep(2_000);
         await cluster.nodes[index]?.kill("SIGKILL");
         const { slowestMs } = await running;
@@ -530,7 +636,7 @@ async function measure(args: readonly string[]): Promise<void> {
       args,
       setting: "node, subscribers and publisher on one machine",
       load,
-      text: "Latency is from the request to publish being sent to a subscriber having the frame, so it holds the write itself.",
+      text: "Latency is from the request to publish being sent to a subscriber having the frame, so it holds the write itself. The bare loop is a process that writes as many bytes to as many sockets in the same runtime, and does nothing else; its latency is from before the loop. The reader that reads nothing has the buffers of both kernels and its queue at the node full before.",
       rows,
       plot: "Latency by share of deliveries",
       curves,
@@ -576,4 +682,5 @@ async function history(url: string, token: string, first: number): Promise<strin
 const role = process.argv.indexOf("--role");
 if (role === -1) await measure(process.argv.slice(2));
 else if (process.argv[role + 1] === "publisher") publisherProcess();
+else if (process.argv[role + 1] === "bare") bareProcess();
 else subscriberProcess();

@@ -261,8 +261,9 @@ export class PollWatcher implements Watcher {
 // --- telling very many -------------------------------------------------------------------------------------------------------
 
 /**
- * How many are told in one turn of the event loop: a write to a socket costs about 10 µs, nearly all of it the system's
- * and after this code has returned, so it is a number that bounds the turn, which consensus and everybody else share.
+ * How many are told in one turn of the event loop: a write to a socket costs 10 to 15 µs, nearly all of it the system's,
+ * so this is 2 ms of the turn, which consensus and everybody else share. A number, not a time: some runtimes write after
+ * this code has returned.
  */
 const sliceWatchers = 128;
 /** After a round a broadcast rests for as long as the round took, at most this; what comes meanwhile goes together. */

@@ -9,10 +9,14 @@ import { bun } from "./runtime.ts";
 interface DirectController {
   /** A promise when the client does not keep up; it settles when the client has read, or went away. */
   write(bytes: Uint8Array): number | Promise<number>;
+  /** Sends what was written, which else waits for the end of the turn, or longer. */
+  flush(): unknown;
   end(): unknown;
 }
 
 class DirectSink implements Sink {
+  /** The head of the answer is not sent yet, and what is written goes with it. */
+  isOpening = true;
   readonly #controller: DirectController;
   readonly #source: Pushing;
 
@@ -23,7 +27,12 @@ class DirectSink implements Sink {
 
   write(bytes: Uint8Array): boolean {
     const written = this.#controller.write(bytes);
-    if (typeof written === "number") return true;
+    if (typeof written === "number") {
+      // One that is told of a change has it before the next one is told: left to the end of the turn, the first of a
+      // thousand would wait for the others.
+      if (!this.isOpening) this.#controller.flush();
+      return true;
+    }
     const settled = (): void => this.#source.drained();
     written.then(settled, settled);
     return false;
@@ -42,7 +51,9 @@ function directStream(source: Pushing): ReturnType<OpenStream> {
     pull: (controller: DirectController): void => {
       if (isOpen) return;
       isOpen = true;
-      source.open(new DirectSink(controller, source));
+      const sink = new DirectSink(controller, source);
+      source.open(sink);
+      sink.isOpening = false;
     },
     cancel: (): void => source.gone(),
   };
