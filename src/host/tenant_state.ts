@@ -7,6 +7,7 @@
  */
 import type { StateTransaction } from "../machine/rows.ts";
 import { assert } from "../lib/assert.ts";
+import { metaKey } from "../machine/keys.ts";
 import { SortedMap } from "../lib/sorted_map.ts";
 import type { Environment, EnvironmentSnapshot } from "./ports.ts";
 
@@ -51,6 +52,8 @@ export class TenantState implements StateTransaction {
   #held: EnvironmentSnapshot | null = null;
   /** Some keys of the frozen overlay whose rows are kept parsed: what is written again and again is read again too. */
   #again: string[] = [];
+  /** The row that everybody asks for; undefined: not asked for since it last changed. */
+  #meta: unknown = undefined;
   /** Rough size of the active overlay. */
   overlayBytes = 0;
 
@@ -60,10 +63,15 @@ export class TenantState implements StateTransaction {
   }
 
   get<T = unknown>(key: string): T | undefined {
+    if (key === metaKey) return (this.#meta ??= this.#find(metaKey)) as T | undefined;
+    return this.#find(key) as T | undefined;
+  }
+
+  #find(key: string): unknown {
     let cell = this.#active.get(key);
     if (cell === undefined && this.#frozen !== null) cell = this.#frozen.get(key);
-    if (cell !== undefined) return (cell.row === deleted ? undefined : cell.row) as T | undefined;
-    return (this.#parsed.get(key) ?? this.#read(key)) as T | undefined;
+    if (cell !== undefined) return cell.row === deleted ? undefined : cell.row;
+    return this.#parsed.get(key) ?? this.#read(key);
   }
 
   #read(key: string): unknown {
@@ -97,11 +105,13 @@ export class TenantState implements StateTransaction {
   delete(key: string): void {
     const replaced = this.#active.get(key);
     if (replaced?.isAdded !== true) return this.#set(key, deletion, replaced);
+    if (key === metaKey) this.#meta = undefined;
     this.overlayBytes -= bytesOf(replaced.row);
     this.#active.delete(key);
   }
 
   #set(key: string, cell: Cell, replaced: Cell | undefined): void {
+    if (key === metaKey) this.#meta = undefined;
     this.#active.set(key, cell);
     this.overlayBytes += bytesOf(cell.row) - (replaced === undefined ? 0 : bytesOf(replaced.row));
   }
@@ -179,6 +189,7 @@ export class TenantState implements StateTransaction {
     this.#held?.close();
     this.#held = null;
     this.#active = new SortedMap();
+    this.#meta = undefined;
     this.#again = [];
     this.#frozen = null;
     this.#parsed.clear();

@@ -18,8 +18,12 @@ export function namespaceKey(namespace: string): string {
   return `ns/${namespace}`;
 }
 export function configKey(namespace: string, name: string): string {
-  return `cfg/${namespace}/${name}`;
+  if (namespace !== lastConfig.namespace || name !== lastConfig.name)
+    lastConfig = { namespace, name, key: `cfg/${namespace}/${name}` };
+  return lastConfig.key;
 }
+/** A command asks for the key of its config several times, and a key that was used before is compared in no time. */
+let lastConfig = { namespace: "", name: "", key: "cfg//" };
 export function versionKey(namespace: string, name: string, version: number): string {
   return `ver/${namespace}/${name}/${padded(version)}`;
 }
