@@ -12,6 +12,8 @@ import type { JournalFinding } from "./journal.ts";
 import { recordKinds, segmentNumber } from "./journal_format.ts";
 import { readQuarantine } from "./quarantine.ts";
 
+const groupsShownMax = 20;
+
 export interface JournalReport {
   readonly directory: string;
   /** Something that a node would act on: a torn end and an unused segment are none. */
@@ -152,7 +154,7 @@ function isDamage({ kind }: JournalFinding): boolean {
 
 /** What a finding means for whoever has to decide what to do. */
 function meaning(finding: JournalFinding, unreadable: string | undefined): string {
-  const { kind, group, from, to } = finding;
+  const { kind, group, groups, from, to } = finding;
   const range = from === to ? `record ${from}` : `records ${from} to ${to}`;
   if (unreadable !== undefined)
     return `the file cannot be read (${unreadable}): no node starts on this directory`;
@@ -167,13 +169,23 @@ function meaning(finding: JournalFinding, unreadable: string | undefined): strin
       return `${range} of group ${group} does not verify, and is not needed any more: nothing is lost`;
     case "release-note":
       return "a note of what is not needed any more: more is read at the next start, nothing is lost";
+    case "live-list":
+      return "a list of who has records in the segments before does not verify: nothing is lost";
     case "unknown-group":
     case "end-missing":
     case "segments-missing":
-      return from > to
-        ? "no record can have stood there: nothing is lost"
+      if (from > to) return "no record can have stood there: nothing is lost";
+      return groups !== null
+        ? `${range} are gone, of whom is not known, but that only ${groupsText(groups)} had any there: those replicas stop here`
         : `${range}, of unknown groups, are gone: every replica stops here whose checkpoint does not reach ${to}`;
   }
+}
+
+function groupsText(groups: readonly number[]): string {
+  if (groups.length === 0) return "groups that need nothing of them any more";
+  const shown = groups.slice(0, groupsShownMax).join(", ");
+  const more = groups.length - groupsShownMax;
+  return `${groups.length === 1 ? "group" : "groups"} ${shown}${more > 0 ? ` and ${more} more` : ""}`;
 }
 
 function environmentNames(journal: string): Map<number, string> {

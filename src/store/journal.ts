@@ -18,8 +18,8 @@ import type { Journal, JournalRecord, JournalRecovery, JournalSequence } from ".
 import { assert } from "../lib/assert.ts";
 import {
   assertGroup,
-  decodeReleases,
-  encodeReleases,
+  decodePairs,
+  encodePairs,
   encodeSegmentHeader,
   hasRecordBytes,
   payloadOf,
@@ -75,6 +75,8 @@ export const journalDefaults = {
   pendingBytesMax: 64 * 1024 * 1024,
 } as const;
 
+/** With more groups than this that have unreleased records, a new segment does not list them: 2 MiB. */
+const liveGroupsMax = 128 * 1024;
 /** One note of released groups is kept small, so that it rides on an ordinary write. */
 const releasesPerWriteMax = 4096;
 const writeBufferBytesMin = 64 * 1024;
@@ -107,8 +109,8 @@ export interface LostRange {
 
 export interface NodeJournalRecovery extends JournalRecovery {
   /**
-   * Sequences of records that were destroyed together with the name of their group. Every group with unreleased records
-   * here is among `damaged` because of them; a group without any is concerned unless its environment holds a
+   * Sequences of records that were destroyed together with the name of their group, in a segment behind which none says who
+   * had records there. Every group with unreleased records here is among `damaged` because of them; a group without any is concerned unless its environment holds a
    * checkpointed sequence ≥ `to`, or it did not exist then.
    */
   readonly lost: readonly LostRange[];
@@ -123,6 +125,8 @@ export class JournalStoppedError extends Error {
 interface Segment {
   readonly number: number;
   bytes: number;
+  /** Of header and list; a segment takes at least one write behind them. */
+  readonly start: number;
   /** Highest sequence per group with unreleased records here. */
   readonly live: Map<number, JournalSequence>;
 }
@@ -162,6 +166,8 @@ export class NodeJournal implements Journal {
   /** Released and not yet noted in the journal. */
   #releases = new Map<number, JournalSequence>();
   #recovery: NodeJournalRecovery | null;
+  /** What is live is known, and may be listed at the start of a segment: not while this opening has yet to say what is lost. */
+  #isLiveKnown: boolean;
   #stopped: Error | null = null;
   #closing: { resolve: () => void; reject: (error: Error) => void } | null = null;
   #closed: Promise<void> | null = null;
@@ -189,6 +195,7 @@ export class NodeJournal implements Journal {
     this.#nextSequence =
       (Math.floor(replayed.sequenceMax / sequencesPerOpening) + 1) * sequencesPerOpening;
     this.#recovery = replayed.recovery;
+    this.#isLiveKnown = replayed.isWhole;
     // The name of a segment whose creation was cut short is taken again.
     this.#number = replayed.numberNext;
     this.#busy = true;
@@ -342,7 +349,7 @@ export class NodeJournal implements Journal {
     const segment = this.#segments.at(-1);
     const full =
       segment !== undefined &&
-      segment.bytes > segmentHeaderBytes &&
+      segment.bytes > segment.start &&
       segment.bytes + batch.used > this.#segmentBytes;
     this.#busy = true;
     if (this.#file === null || segment === undefined || full) this.#startSegment();
@@ -371,7 +378,7 @@ export class NodeJournal implements Journal {
     const releases = [...this.#releases].slice(0, releasesPerWriteMax);
     const payloadBytes = releases.length * 16;
     reserve(batch, recordBytes(payloadBytes));
-    encodeReleases(batch, batch.used, releases);
+    encodePairs(batch, batch.used, releases);
     this.#seal(batch, recordKinds.release, 0, payloadBytes);
     for (const [group] of releases) this.#releases.delete(group);
   }
@@ -441,23 +448,19 @@ export class NodeJournal implements Journal {
       this.#disk.create(segmentName(number), (error, file) => {
         if (error !== null || file === null)
           return this.#fail(error ?? new Error("Disk opened no file"));
-        const header = encodeSegmentHeader({
-          number,
-          // Of the first record that will be in it.
-          firstSequence: this.#batches[0]?.firstSequence ?? this.#nextSequence,
-          previousEnd: previous?.bytes ?? 0,
-          salt: this.#salt,
-        });
-        file.write(0, header, (headerError) => {
+        // Of the first record that will be in it.
+        const firstSequence = this.#batches[0]?.firstSequence ?? this.#nextSequence;
+        const previousEnd = previous?.bytes ?? 0;
+        const header = { number, firstSequence, previousEnd, salt: this.#salt };
+        file.write(0, encodeSegmentHeader(header), (headerError) => {
           if (headerError !== null) return this.#fail(headerError);
-          this.#disk.syncDirectory((syncError) => {
-            if (syncError !== null) return this.#fail(syncError);
-            this.#syncs += 2;
-            this.#file = file;
-            this.#segments.push({ number, bytes: segmentHeaderBytes, live: new Map() });
-            this.#busy = false;
-            this.#dropReleased();
-            this.#turn();
+          // In a write of its own: a header whose sector is missing must not have anything behind it.
+          const list = this.#liveRecord(firstSequence - 1);
+          if (list === null) return this.#beginSegment(file, number, segmentHeaderBytes);
+          file.write(segmentHeaderBytes, list, (listError) => {
+            if (listError !== null) return this.#fail(listError);
+            this.#syncs += 1;
+            this.#beginSegment(file, number, segmentHeaderBytes + list.byteLength);
           });
         });
       });
@@ -466,6 +469,34 @@ export class NodeJournal implements Journal {
       if (error !== null) return this.#fail(error);
       create();
     });
+  }
+
+  #beginSegment(file: JournalFile, number: number, bytes: number): void {
+    this.#disk.syncDirectory((error) => {
+      if (error !== null) return this.#fail(error);
+      this.#syncs += 2;
+      this.#file = file;
+      this.#segments.push({ number, bytes, start: bytes, live: new Map() });
+      this.#busy = false;
+      this.#isLiveKnown = true;
+      this.#dropReleased();
+      this.#turn();
+    });
+  }
+
+  /** Who has unreleased records in the segments so far: should a part of one be lost, nobody else lost anything in it. */
+  #liveRecord(sequence: JournalSequence): Uint8Array | null {
+    if (!this.#isLiveKnown || this.#segments.length === 0) return null;
+    const groups = new Map<number, JournalSequence>();
+    for (const { live } of this.#segments)
+      for (const [group, last] of live) groups.set(group, Math.max(last, groups.get(group) ?? 0));
+    if (groups.size > liveGroupsMax) return null;
+    const payloadBytes = groups.size * 16;
+    const bytes = new Uint8Array(recordBytes(payloadBytes));
+    const target = { bytes, view: new DataView(bytes.buffer) };
+    encodePairs(target, 0, groups);
+    sealRecord(target, 0, { kind: recordKinds.live, group: 0, sequence, payloadBytes }, this.#salt);
+    return bytes;
   }
 
   /** Oldest first, one by one, each removal durable before the next: a gap in the numbers is never our own doing. */
@@ -524,6 +555,7 @@ export interface JournalFinding {
     | "record"
     | "released-record"
     | "release-note"
+    | "live-list"
     | "unknown-group"
     | "end-missing"
     | "segments-missing";
@@ -533,6 +565,8 @@ export interface JournalFinding {
   readonly end: number | null;
   /** Null where it cannot be told. */
   readonly group: number | null;
+  /** Whose records may be among those that are gone without a name; null: anybody's. */
+  readonly groups: readonly number[] | null;
   /** Sequences of the records that are gone; empty when `from` > `to`. */
   readonly from: JournalSequence;
   readonly to: JournalSequence;
@@ -554,6 +588,8 @@ export interface ReadJournal {
   /** Of the segment that is begun next. */
   readonly numberNext: number;
   readonly sequenceMax: JournalSequence;
+  /** Nothing is gone without the name of its group. */
+  readonly isWhole: boolean;
   readonly recovery: NodeJournalRecovery;
   readonly findings: readonly JournalFinding[];
 }
@@ -582,7 +618,13 @@ export function readJournal(
   let torn: { name: string; at: number; bytes: number } | null = null;
   let sequenceMax = 0;
   /** What the segment behind the one being read says of it. */
-  let newer: { number: number; firstSequence: number; previousEnd: number } | null = null;
+  let newer: {
+    readonly number: number;
+    readonly firstSequence: number;
+    readonly previousEnd: number;
+    readonly live: ReadSegment["live"];
+  } | null = null;
+  let isWhole = true;
 
   for (const number of numbers.toReversed()) {
     const name = segmentName(number);
@@ -608,7 +650,34 @@ export function readJournal(
       to: JournalSequence,
     ): void => {
       const { at, end } = place ?? { at: null, end: null };
-      findings.push({ kind, file: name, at, end, group, from, to });
+      findings.push({ kind, file: name, at, end, group, groups: null, from, to });
+    };
+    const live = new Map<number, JournalSequence>();
+    /** Records are gone without a name. Those of a segment are of the groups that the one behind it lists, if it does. */
+    const gone = (
+      kind: JournalFinding["kind"],
+      place: { at: number; end: number } | null,
+      { from, to, where }: LostRange,
+    ): void => {
+      const listed = newer?.live ?? null;
+      const groupsGone: number[] = [];
+      for (const [group, last] of listed ?? []) {
+        const upTo = Math.min(last, to);
+        if (last < from || (released.get(group) ?? 0) >= upTo) continue;
+        groupsGone.push(group);
+        live.set(group, Math.max(live.get(group) ?? 0, upTo));
+        if (!damaged.has(group) && from <= to)
+          damaged.set(
+            group,
+            `Journal records ${from} to ${to}, some of this group, are gone: ${where}`,
+          );
+      }
+      const { at, end } = place ?? { at: null, end: null };
+      const whose = listed === null ? null : groupsGone;
+      findings.push({ kind, file: name, at, end, group: null, groups: whose, from, to });
+      if (from > to) return;
+      isWhole = false;
+      if (listed === null) lost.push({ from, to, where });
     };
     if (read.torn !== null) {
       torn = { name, ...read.torn };
@@ -626,27 +695,22 @@ export function readJournal(
       newer?.firstSequence ??
       (Math.floor(sequenceMax / sequencesPerOpening) + 1) * sequencesPerOpening;
     if (newer !== null && newer.number !== number + 1) {
-      lost.push({
-        from: final + 1,
-        to: behind - 1,
-        where: `between ${name} and ${segmentName(newer.number)}: segments are missing`,
-      });
-      found("segments-missing", null, null, final + 1, behind - 1);
+      const where = `between ${name} and ${segmentName(newer.number)}: segments are missing`;
+      gone("segments-missing", null, { from: final + 1, to: behind - 1, where });
     } else if (newer !== null && newer.previousEnd > read.end) {
-      lost.push({ from: final + 1, to: behind - 1, where: `${name}: its end is missing` });
-      found("end-missing", null, null, final + 1, behind - 1);
+      const where = `${name}: its end is missing`;
+      gone("end-missing", null, { from: final + 1, to: behind - 1, where });
     }
 
-    const live = new Map<number, JournalSequence>();
     const kept: ReadRecord[] = [];
     let keptBytes = 0;
     for (const record of read.records.toReversed()) {
       const { kind, group, sequence, payloadBytes } = record;
       if (kind === recordKinds.release) {
-        for (const [of, upTo] of decodeReleases(payloadOf(bytes, record)))
+        for (const [of, upTo] of decodePairs(payloadOf(bytes, record)))
           if ((released.get(of) ?? 0) < upTo) released.set(of, upTo);
       } else if ((released.get(group) ?? 0) < sequence) {
-        if (!live.has(group)) live.set(group, sequence);
+        if ((live.get(group) ?? 0) < sequence) live.set(group, sequence);
         kept.push(record);
         keptBytes += payloadBytes;
       }
@@ -670,8 +734,7 @@ export function readJournal(
       const where = `${name}, bytes ${place.at} to ${place.end}`;
       if (place.record === null) {
         const range = { from: place.after + 1, to: (place.before ?? behind) - 1 };
-        lost.push({ ...range, where });
-        found("unknown-group", place, null, range.from, range.to);
+        gone("unknown-group", place, { ...range, where });
         continue;
       }
       const { group, sequence, kind } = place.record;
@@ -680,26 +743,31 @@ export function readJournal(
         found("release-note", place, null, sequence, sequence);
         continue;
       }
+      // Only what is gone in the segment before concerns more than it would have to.
+      if (kind === recordKinds.live) {
+        found("live-list", place, null, 1, 0);
+        continue;
+      }
       const isReleased = (released.get(group) ?? 0) >= sequence;
       found(isReleased ? "released-record" : "record", place, group, sequence, sequence);
       if (isReleased) continue;
       damaged.set(group, `Journal record ${sequence} is damaged: ${where}`);
       live.set(group, Math.max(live.get(group) ?? 0, sequence));
     }
-    segments.push({ number, bytes: read.end, live });
+    segments.push({ number, bytes: read.end, start: segmentHeaderBytes, live });
     newer = {
       number,
       firstSequence: read.header?.firstSequence ?? read.records[0]?.sequence ?? behind,
       previousEnd: read.header?.previousEnd ?? 0,
+      live: read.live,
     };
   }
 
   const numberMax = numbers.at(-1) ?? 0;
   // One segment alone, without records, whose header rotted (simulation, seed 400000152).
   if (segments.length === 0 && unused.length > 0) sequenceMax = sequencesUpTo(numberMax);
-  const ranges = lost.filter(({ from, to }) => from <= to);
   for (const group of groups.keys())
-    for (const { from, to, where } of ranges)
+    for (const { from, to, where } of lost)
       if ((released.get(group) ?? 0) < to && !damaged.has(group))
         damaged.set(
           group,
@@ -712,7 +780,8 @@ export function readJournal(
     unused,
     numberNext: unused.length > 0 ? numberMax : numberMax + 1,
     sequenceMax,
-    recovery: { groups, damaged, tornBytes: torn?.bytes ?? 0, lost: ranges },
+    isWhole,
+    recovery: { groups, damaged, tornBytes: torn?.bytes ?? 0, lost },
     findings: findings.reverse(),
   };
 }

@@ -1,5 +1,5 @@
 /**
- * The journal's bytes, version 1: what a segment file looks like, and how one is read back. Pure; the journal writes
+ * The journal's bytes, version 2: what a segment file looks like, and how one is read back. Pure; the journal writes
  * with it, the journal's opening and the inspection of a directory read with it. All numbers are little-endian.
  *
  *   segment   64-byte header, then records, then zeros (space that was allocated and not yet used)
@@ -10,6 +10,10 @@
  *             12 u32 offset of this record from the start of the write that carried it
  *             16 u64 sequence   24 u56 group   31 u8 kind   32 payload, padded with zeros to a multiple of 8
  *   kinds     1 data: the payload is the host's   2 release: pairs of u64 group, u64 sequence
+ *             3 live: the same pairs, of all groups with unreleased records in segments before this one and the newest of
+ *             them; it stands right behind the header, in a write of its own, with the sequence before the segment's first
+ *
+ * Version 1 had no kind 3, and is read. A segment need not have one: then nothing is said of who has records before it.
  *
  * Why the header of a record has a checksum of its own: a payload that rotted still says whose it was, so one group
  * stops and its neighbours do not.
@@ -23,11 +27,11 @@ import { assert, assertSafeInteger } from "../lib/assert.ts";
 import { crc32Table } from "../lib/crc32.ts";
 import { crc32 } from "./crc32.ts";
 
-export const formatVersion = 1;
+export const formatVersion = 2;
 export const segmentHeaderBytes = 64;
 export const recordHeaderBytes = 32;
 
-export const recordKinds = { data: 1, release: 2 } as const;
+export const recordKinds = { data: 1, release: 2, live: 3 } as const;
 export type RecordKind = (typeof recordKinds)[keyof typeof recordKinds];
 
 const magic = Uint8Array.from("cfxjrnl\n", (char) => char.charCodeAt(0));
@@ -93,20 +97,21 @@ export function sealRecord(
   view.setUint32(at, (crc32Table(bytes, at + 4, at + recordHeaderBytes) ^ salt) >>> 0, true);
 }
 
-export function encodeReleases(
+/** The payload of kinds 2 and 3. */
+export function encodePairs(
   target: { readonly bytes: Uint8Array; readonly view: DataView },
   at: number,
-  releases: readonly (readonly [group: number, sequence: number])[],
+  pairs: Iterable<readonly [group: number, sequence: number]>,
 ): void {
   let position = at + recordHeaderBytes;
-  for (const [group, sequence] of releases) {
+  for (const [group, sequence] of pairs) {
     putUint64(target.view, position, group);
     putUint64(target.view, position + 8, sequence);
     position += 16;
   }
 }
 
-export function* decodeReleases(
+export function* decodePairs(
   payload: Uint8Array,
 ): Generator<readonly [group: number, sequence: number]> {
   const view = new DataView(payload.buffer, payload.byteOffset, payload.byteLength);
@@ -152,7 +157,10 @@ export interface Damage {
 export interface ReadSegment {
   /** Null when the header does not verify; records are found without it. */
   readonly header: SegmentHeader | null;
+  /** Without the list of live groups. */
   readonly records: readonly ReadRecord[];
+  /** Groups with unreleased records in segments before, and the newest of them; null when that is not said. */
+  readonly live: ReadonlyMap<number, number> | null;
   readonly damage: readonly Damage[];
   /** Where the records end. */
   readonly end: number;
@@ -177,6 +185,25 @@ export function readSegment(bytes: Uint8Array, name: string, last: boolean): Rea
   let position = segmentHeaderBytes;
   let sequence = header === null ? -1 : header.firstSequence - 1;
   let lastWrite = segmentHeaderBytes;
+  let live: ReadonlyMap<number, number> | null = null;
+  const list = readRecordHeader(bytes, view, position, sequence - 1, salt);
+  if (list?.kind === recordKinds.live) {
+    const start = position + recordHeaderBytes;
+    const payloadEnd = start + list.payloadBytes;
+    const end = position + recordBytes(list.payloadBytes);
+    if (payloadEnd <= bytes.byteLength && crc32(bytes, start, payloadEnd) === list.payloadCrc)
+      live = new Map(decodePairs(bytes.subarray(start, payloadEnd)));
+    else
+      damage.push({
+        at: position,
+        end,
+        record: { group: 0, sequence: list.sequence, kind: list.kind },
+        after: list.sequence,
+        before: list.sequence + 1,
+      });
+    sequence = list.sequence;
+    position = end;
+  }
   while (position < written) {
     const found = readRecordHeader(bytes, view, position, sequence, salt);
     if (found === null) {
@@ -216,12 +243,13 @@ export function readSegment(bytes: Uint8Array, name: string, last: boolean): Rea
   }
 
   const end = Math.min(position, Math.max(bytes.byteLength, segmentHeaderBytes));
-  if (!last) return { header, records, damage, end, torn: null };
+  if (!last) return { header, records, live, damage, end, torn: null };
   const cut = damage.find((place) => place.at >= lastWrite && looksUnwritten(bytes, place));
-  if (cut === undefined) return { header, records, damage, end, torn: null };
+  if (cut === undefined) return { header, records, live, damage, end, torn: null };
   return {
     header,
     records: records.filter((record) => record.at < cut.at),
+    live,
     damage: damage.filter((place) => place.at < cut.at),
     end: cut.at,
     torn: { at: cut.at, bytes: written - cut.at },
@@ -277,7 +305,8 @@ function readRecordHeader(
 ): RecordHeader | null {
   if (at + recordHeaderBytes > bytes.byteLength) return null;
   const kind = bytes[at + 31];
-  if (kind !== recordKinds.data && kind !== recordKinds.release) return null;
+  const isList = kind === recordKinds.live && at === segmentHeaderBytes;
+  if (kind !== recordKinds.data && kind !== recordKinds.release && !isList) return null;
   const payloadBytes = view.getUint32(at + 4, true);
   // A payload that reaches past the end of the file was cut with the file; its header still says whose it was.
   const offsetInWrite = view.getUint32(at + 12, true);

@@ -7,7 +7,7 @@ import { openJournalDisk } from "../../src/store/disk.ts";
 import { inspectJournal } from "../../src/store/inspect.ts";
 import type { JournalReport } from "../../src/store/inspect.ts";
 import { NodeJournal } from "../../src/store/journal.ts";
-import { segmentName } from "../../src/store/journal_format.ts";
+import { recordBytes, segmentName } from "../../src/store/journal_format.ts";
 import { QuarantineDirectory } from "../../src/store/quarantine.ts";
 
 const directories: string[] = [];
@@ -33,6 +33,9 @@ function append(journal: NodeJournal, group: number, bytes: number): Promise<num
     const sequence = journal.append([{ group, payload }], () => done(sequence));
   });
 }
+
+/** The list of three groups that the second and the third begin with. */
+const listBytes = recordBytes(3 * 16);
 
 /** Three segments, groups 1 to 3, the first record of group 1 released; the sequence of the first record of all. */
 async function written(): Promise<{ directory: string; first: number }> {
@@ -104,7 +107,7 @@ describe("inspectJournal()", () => {
       { kind: "released-record", file: segmentName(1), at: 64, group: 1, from: first, to: first },
     ]);
     expect(released.groups.every(({ damaged }) => damaged === null)).toBe(true);
-    change(directory, 2, header + 5, 0xff);
+    change(directory, 2, header + listBytes + 5, 0xff);
     const report = inspectJournal(directory);
     expect(report.damaged).toBe(true);
     expect(report.segments.map(({ state }) => state)).toEqual(["damaged", "damaged", "intact"]);
@@ -125,7 +128,9 @@ describe("inspectJournal()", () => {
         to: first + 5,
       },
     ]);
-    expect(report.findings[0]?.means).toContain(`${first + 3} to ${first + 5}, of unknown groups`);
+    expect(report.findings[0]?.means).toContain(
+      `${first + 3} to ${first + 5} are gone, of whom is not known, but that only groups 1, 2, 3`,
+    );
     expect(report.groups.every(({ damaged }) => damaged !== null)).toBe(true);
   });
 
@@ -141,8 +146,8 @@ describe("inspectJournal()", () => {
 
   test("says the same as a node that starts on the directory", async () => {
     const { directory } = await written();
-    change(directory, 2, 64 + 10, 0xff);
-    change(directory, 3, 64 + 32 + 1, 0xff);
+    change(directory, 2, 64 + listBytes + 10, 0xff);
+    change(directory, 3, 64 + listBytes + 32 + 1, 0xff);
     const report = inspectJournal(directory);
     const journal = open(directory);
     const { damaged } = journal.recovery();

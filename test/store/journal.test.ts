@@ -515,23 +515,72 @@ describe("damage", () => {
     }
   });
 
-  test("of the end of an earlier segment, and a missing segment, concern all groups", () => {
-    for (const how of ["end", "segment"]) {
-      const disk = new SimDisk({ seed: 1 });
-      const { journal } = open(disk, { segmentBytes: 4096 });
-      for (let n = 0; n < 12; n++) {
-        journal.append(
-          [{ group: n + 1, payload: new Uint8Array(1000).fill(n + 1) }],
-          () => undefined,
-        );
-        disk.run();
-      }
-      if (how === "end") disk.overwrite(segmentName(2), 64 + 2 * 1032, new Uint8Array(1032));
-      else disk.removeFile(segmentName(2));
+  /** Groups 1 to 3 in the first segment, 4 to 6 in the second, and so on; a list of 3, 6, 9 groups begins the others. */
+  function segmented(): SimDisk {
+    const disk = new SimDisk({ seed: 1 });
+    const { journal } = open(disk, { segmentBytes: 4096 });
+    let sequence = 0;
+    for (let n = 0; n < 12; n++) {
+      // What is released is noted with the next write.
+      if (n === 11) journal.release(5, sequence);
+      const last = journal.append(
+        [{ group: n + 1, payload: new Uint8Array(1000).fill(n + 1) }],
+        () => undefined,
+      );
+      if (n === 4) sequence = last;
+      disk.run();
+    }
+    return disk;
+  }
+  const listBytes = recordBytes(3 * 16);
+
+  test("of the end of an earlier segment, and a missing segment, concern who had records there", () => {
+    const cut = segmented();
+    cut.overwrite(segmentName(2), 64 + listBytes + 2 * 1032, new Uint8Array(1032));
+    const end = recovered(cut).recovery;
+    expect(ascending(end.damaged.keys())).toEqual([6]);
+    const missing = segmented();
+    missing.removeFile(segmentName(2));
+    const segment = recovered(missing).recovery;
+    // The fifth needs nothing of it any more.
+    expect(ascending(segment.damaged.keys())).toEqual([4, 6]);
+    const unnamed = segmented();
+    unnamed.flipBit(segmentName(2), 64 + listBytes + 1032 + 16, 1);
+    unnamed.flipBit(segmentName(2), 64 + listBytes + 2 * 1032 + 16, 1);
+    expect(ascending(recovered(unnamed).recovery.damaged.keys())).toEqual([6]);
+    for (const { lost } of [end, segment]) expect(lost).toEqual([]);
+  });
+
+  test("of them stays known over openings until the group is released", () => {
+    const disk = segmented();
+    disk.removeFile(segmentName(2));
+    for (let opening = 0; opening < 3; opening++) {
       const { recovery } = recovered(disk);
-      expect(recovery.lost.length).toBe(1);
-      expect(recovery.groups.size).toBe(how === "end" ? 11 : 9);
-      expect(ascending(recovery.damaged.keys())).toEqual(ascending(recovery.groups.keys()));
+      expect(ascending(recovery.damaged.keys())).toEqual([4, 6]);
+    }
+    const { journal } = recovered(disk);
+    for (const group of [4, 6]) journal.forget(group);
+    journal.append([{ group: 1, payload: text("any") }], () => undefined);
+    disk.run();
+    expect(recovered(disk).recovery.damaged.size).toBe(0);
+  });
+
+  test("of them concerns all groups where nothing says who had records there", () => {
+    for (const how of ["end", "segment", "newest"]) {
+      const disk = segmented();
+      if (how === "end")
+        disk.overwrite(segmentName(2), 64 + listBytes + 2 * 1032, new Uint8Array(1032));
+      else if (how === "segment") disk.removeFile(segmentName(2));
+      // Behind the newest there is no list, and the one that is begun after the loss must say nothing of it.
+      else disk.flipBit(segmentName(4), 64 + recordBytes(9 * 16) + 16, 1);
+      // The list behind it is damaged, too.
+      if (how !== "newest") disk.flipBit(segmentName(3), 64 + 32 + 3, 1);
+      for (let opening = 0; opening < 2; opening++) {
+        const { recovery } = recovered(disk);
+        expect(recovery.lost.length).toBe(1);
+        expect(recovery.groups.size).toBe(how === "segment" ? 9 : 10);
+        expect(ascending(recovery.damaged.keys())).toEqual(ascending(recovery.groups.keys()));
+      }
     }
   });
 
