@@ -1696,13 +1696,23 @@ const ofJournal: readonly Mutation[] = [
     rule: "D3",
     breaks: "Records are acknowledged in a segment whose name is not durable",
     file: "src/store/journal.ts",
-    find: `          this.#disk.syncDirectory((syncError) => {
-            if (syncError !== null) return this.#fail(syncError);
-            this.#syncs += 2;`,
-    replace: `          [null].forEach((syncError) => {
-            if (syncError !== null) return this.#fail(syncError);
-            this.#syncs += 2;`,
+    find: `    this.#disk.syncDirectory((error) => {
+      if (error !== null) return this.#fail(error);
+      this.#syncs += 2;`,
+    replace: `    [null].forEach((error) => {
+      if (error !== null) return this.#fail(error);
+      this.#syncs += 2;`,
     killers: [journal, sim],
+  },
+  {
+    id: "list-of-live-groups-after-a-loss",
+    rule: "D4",
+    breaks:
+      "After a loss whose groups are not known the next start takes a list without them for complete",
+    file: "src/store/journal.ts",
+    find: `    if (!this.#isLiveKnown || this.#segments.length === 0) return null;`,
+    replace: `    if (this.#segments.length === 0) return null;`,
+    killers: [journal],
   },
   {
     id: "torn-tail-not-cut",
@@ -1718,8 +1728,8 @@ const ofJournal: readonly Mutation[] = [
     rule: "D5",
     breaks: "A write cut short by a crash counts as damage",
     file: "src/store/journal_format.ts",
-    find: `  if (cut === undefined) return { header, records, damage, end, torn: null };`,
-    replace: `  if (cut === undefined || cut.at > 0) return { header, records, damage, end, torn: null };`,
+    find: `  if (cut === undefined) return { header, records, live, damage, end, torn: null };`,
+    replace: `  if (cut === undefined || cut.at > 0) return { header, records, live, damage, end, torn: null };`,
     killers: [journal, sim],
   },
   {
@@ -1745,7 +1755,7 @@ const ofJournal: readonly Mutation[] = [
     rule: "D5",
     breaks: "The end of a segment that others follow is taken for torn",
     file: "src/store/journal_format.ts",
-    find: `  if (!last) return { header, records, damage, end, torn: null };`,
+    find: `  if (!last) return { header, records, live, damage, end, torn: null };`,
     replace: ``,
     killers: [journal],
   },
