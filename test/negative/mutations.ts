@@ -50,6 +50,17 @@ const ofRaft: readonly Mutation[] = [
     killers: [raft],
   },
   {
+    id: "refusal-tells-no-commit",
+    rule: "M8",
+    breaks:
+      "Who needs the vote of one that was removed, and refuses it, never learns of the removal",
+    file: "src/raft/raft.ts",
+    find: `        answer.commit = commit;
+        answer.logTerm = term;`,
+    replace: ``,
+    killers: [raft],
+  },
+  {
     id: "learner-asks-nobody",
     rule: "T5",
     breaks: "A learner that forgot its leader and lacks nothing is never spoken to again",
@@ -1561,6 +1572,44 @@ const ofHost: readonly Mutation[] = [
     file: "src/host/node_host.ts",
     find: `      replica.halt(\`Journal is damaged: \${damage}\`);`,
     replace: ``,
+    killers: [host],
+  },
+  {
+    id: "halted-pins-the-journal",
+    rule: "J1",
+    breaks:
+      "A replica that a fault stopped pins the journal's segments, and all that follow, for ever",
+    file: "src/host/checkpoints.ts",
+    find: `        if (pinning.has(group)) this.#cold.keepOut(replica);`,
+    replace: ``,
+    killers: [host],
+  },
+  {
+    id: "lost-records-stop-newer",
+    rule: "H2",
+    breaks: "Records that were lost once stop a replica that was made long after",
+    file: "src/host/cold_replicas.ts",
+    find: `    if (this.#mayLack?.has(environmentName({ tenant, group, replica })) === false) return null;`,
+    replace: ``,
+    killers: [host],
+  },
+  {
+    id: "no-room-is-damage",
+    rule: "H2",
+    breaks: "A tenant that found too many others busy counts as unreadable until the next start",
+    file: "src/host/node_host.ts",
+    find: `      if (error instanceof Problem && error.code === "overloaded") return null;`,
+    replace: ``,
+    killers: [host],
+  },
+  {
+    id: "offered-again-and-again",
+    rule: "M12",
+    breaks:
+      "A leadership is offered again and again to who does not take it over, and others never go",
+    file: "src/host/balance.ts",
+    find: ` || failed.includes(id)) continue;`,
+    replace: ` || failed.length < 0) continue;`,
     killers: [host],
   },
   {

@@ -2,10 +2,14 @@
  * The slice of the planted bugs that every change passes: each has its place in the sources, and some are planted and
  * found. All of them: `npm run test:negative`.
  */
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { mutations } from "./mutations.ts";
 import { checkPlaces, Greenhouse, plant } from "./planting.ts";
-import type { Mutation } from "./planting.ts";
+import type { Killer, Mutation, Verdict } from "./planting.ts";
+import { Results } from "./results.ts";
 
 /** One or two of each room, and the file that finds it within a second. */
 const quick: readonly (readonly [id: string, file: string])[] = [
@@ -51,6 +55,65 @@ describe("the planted bugs", () => {
     },
     120_000,
   );
+});
+
+describe("a run that goes on from a file", () => {
+  const mutation = mutations[0] as Mutation;
+  const killer: Killer = { kind: "test", files: ["test/one.test.ts", "test/two.test.ts"] };
+  const killed: Verdict = { killed: true, by: "a test", file: "test/one.test.ts", ms: 1 };
+  let root = "";
+  const write = (name: string, text: string): void => writeFileSync(path.join(root, name), text);
+  const results = (): Results => new Results(root, path.join(root, "results.json"));
+  const found = (one = mutation): Verdict | null => results().verdictOf(one);
+
+  beforeEach(() => {
+    root = mkdtempSync(path.join(tmpdir(), "results-"));
+    for (const folder of ["src", "test"]) mkdirSync(path.join(root, folder));
+    for (const name of ["src/a.ts", "test/shared.ts", ...killer.files]) write(name, "sound");
+    const run = results();
+    run.prove(killer);
+    run.keep(mutation, killed);
+  });
+  afterEach(() => rmSync(root, { recursive: true, force: true }));
+
+  test("takes a verdict over while nothing it rests on is changed", () => {
+    write("test/two.test.ts", "another");
+    expect(found()).toEqual(killed);
+    expect(found({ ...mutation, replace: "another" })).toBeNull();
+    write("test/one.test.ts", "another");
+    expect(found()).toBeNull();
+  });
+
+  test.each(["src/a.ts", "src/new.ts", "test/shared.ts"])(
+    "knows nothing when %s is changed",
+    (name) => {
+      write(name, "another");
+      expect(found()).toBeNull();
+      expect(results().unproved([killer])).toEqual([killer]);
+    },
+  );
+
+  test("plants again what survived", () => {
+    results().keep(mutation, { killed: false, by: "nothing", file: null, ms: 1 });
+    expect(found()).toBeNull();
+  });
+
+  test("proves each killer on the sound sources as they are, once", () => {
+    expect(results().unproved([killer, killer])).toEqual([]);
+    write("test/two.test.ts", "another");
+    expect(results().unproved([killer])).toEqual([{ ...killer, files: ["test/two.test.ts"] }]);
+    // Who passed before it was changed is no proof of what it noticed since.
+    write("test/one.test.ts", "another");
+    results().keep(mutation, killed);
+    expect(found()).toBeNull();
+    results().prove(killer);
+    expect(found()).toEqual(killed);
+    const seeds = (count: number): Killer => ({ kind: "sim", from: 1, seeds: count });
+    const run = results();
+    run.prove(seeds(10));
+    expect(run.unproved([seeds(5), seeds(10)])).toEqual([]);
+    expect(run.unproved([seeds(5), seeds(11)])).toEqual([seeds(11)]);
+  });
 });
 
 function named(id: string): Mutation {

@@ -35,8 +35,12 @@ export interface Verdict {
   readonly killed: boolean;
   /** Test name, or seed and broken invariant. */
   readonly by: string;
+  /** Of the test that noticed; null for a seed, and for what nobody noticed. */
+  readonly file: string | null;
   readonly ms: number;
 }
+
+type Found = Pick<Verdict, "by" | "file">;
 
 const TEST_TIMEOUT_MS = 120_000;
 const SIM_TIMEOUT_MS = 180_000;
@@ -96,16 +100,17 @@ export class Greenhouse {
       for (const killer of mutation.killers) {
         const found = await this.unleash(killer);
         if (found !== null)
-          return { killed: true, by: found, ms: Math.round(performance.now() - startedAt) };
+          return { killed: true, ...found, ms: Math.round(performance.now() - startedAt) };
       }
-      return { killed: false, by: "nothing", ms: Math.round(performance.now() - startedAt) };
+      const ms = Math.round(performance.now() - startedAt);
+      return { killed: false, by: "nothing", file: null, ms };
     } finally {
       writeFileSync(file, sound);
     }
   }
 
   /** @returns what the killer found, or null when it passes */
-  async unleash(killer: Killer): Promise<string | null> {
+  async unleash(killer: Killer): Promise<Found | null> {
     const bun = path.join(root, "node_modules/.bin/bun");
     if (killer.kind === "test") {
       // With a path before it bun takes the file itself and not everything of a similar name.
@@ -115,16 +120,26 @@ export class Greenhouse {
       const args = ["test", "--bail", "--timeout", String(TEST_TIMEOUT_MS), ...filter, ...files];
       const { code, output } = await run(bun, args, this.folder, TEST_TIMEOUT_MS);
       if (code === 0) return null;
-      if (code === null) return `time-out of ${killer.files.join(", ")}`;
-      return failedTest(output) ?? `an error in ${killer.files.join(", ")}: ${firstError(output)}`;
+      if (code === null) return { by: `time-out of ${killer.files.join(", ")}`, file: null };
+      const error = (): string => `an error in ${killer.files.join(", ")}: ${firstError(output)}`;
+      return failedTest(output) ?? { by: error(), file: null };
     }
     const args = ["test/sim/main.ts", "--stop-at-first", "--failures-to", ".conflux/sim"];
     const seeds = ["--seeds", String(killer.seeds), "--from", String(killer.from)];
     const { code, output } = await run(bun, [...args, ...seeds], this.folder, SIM_TIMEOUT_MS);
     if (code === 0) return null;
-    if (code === null) return "time-out of the simulation";
-    return failedSeed(output, killer.from) ?? `an error in the simulation: ${firstError(output)}`;
+    const by =
+      code === null
+        ? "time-out of the simulation"
+        : (failedSeed(output, killer.from) ?? `an error in the simulation: ${firstError(output)}`);
+    return { by, file: null };
   }
+}
+
+/** One test alone, by the name that a run of `bun test` gave it. */
+export function killerNamed(file: string, by: string): Killer {
+  const parts = by.split(" > ").map((part) => part.replaceAll(/[^\w ]/g, "."));
+  return { kind: "test", files: [file], name: parts.join(".*") };
 }
 
 interface Ended {
@@ -164,9 +179,12 @@ function run(command: string, args: string[], cwd: string, timeoutMs: number): P
   });
 }
 
-function failedTest(output: string): string | null {
+function failedTest(output: string): Found | null {
   const found = /^\(fail\) (.*?)(?: \[[\d.]+m?s\])?$/m.exec(output);
-  return found === null ? null : (found[1] as string);
+  if (found === null) return null;
+  // Results stand below the file they are of.
+  const file = [...output.slice(0, found.index).matchAll(/^(test\/\S+\.test\.ts):$/gm)].at(-1)?.[1];
+  return { by: found[1] as string, file: file ?? null };
 }
 
 function failedSeed(output: string, from: number): string | null {
