@@ -387,6 +387,34 @@ describe("a tenant", () => {
     expect(wholes).toBeGreaterThan(0);
   });
 
+  test("that went from a node does not begin anew on it, when the directory there has yet to hear of it again", async () => {
+    const cluster = await ready({ tuning: { balanceAfterMs: 600_000 } });
+    await cluster.create("acme");
+    await cluster.create("beta");
+    const leads = cluster.replicas("_system").find(({ replica }) => replica.raft.isLeader)?.node;
+    const node = cluster.world.nodes.find((one) => one !== leads) as SimNode;
+    const others = cluster.world.nodes.filter((one) => one !== node);
+    const own = (): boolean => cluster.replicas("acme").some((each) => each.node === node);
+    const rest = others.map(({ name }) => name);
+    await move(cluster, "acme", rest);
+    await settled(cluster, "acme", rest);
+    // What the journal forgets goes to the disk with somebody else's records.
+    expect((await cluster.change(cluster.node(0), "beta", publish("x"))).ok).toBe(true);
+    for (const each of cluster.world.nodes) cluster.world.crash(each);
+    cluster.world.start(node);
+    await cluster.pass(1_000);
+    const placed = node.host?.directory.tenant("acme")?.placement.replicas;
+    expect(placed?.map(({ node: name }) => name)).toContain(node.name);
+    // It had a vote, and gave it, who knows to whom.
+    cluster.propose(node, "acme", publish("x"), 500);
+    await cluster.pass(1_000);
+    expect(own()).toBe(false);
+    for (const each of others) cluster.world.start(each);
+    await cluster.until("led", () => cluster.leader("acme") !== null);
+    expect((await cluster.change(node, "acme", publish("y"))).ok).toBe(true);
+    expect(own()).toBe(false);
+  });
+
   test("is served by those who were sent away and called back, when nobody else ever had it", async () => {
     const cluster = await ready();
     await cluster.create("acme", ["n1"]);
