@@ -48,16 +48,20 @@ export class Results {
     this.#write();
   }
 
-  /** @returns what of these killers has not yet passed on the sound sources as they are, each once */
+  /** @returns what of these killers has not yet passed on the sound sources as they are, each once, room by room */
   unproved(killers: readonly Killer[]): Killer[] {
-    const files = new Set<string>();
-    const seeds = new Map<number, number>();
-    for (const killer of killers)
-      if (killer.kind === "test") for (const file of killer.files) files.add(file);
-      else seeds.set(killer.from, Math.max(seeds.get(killer.from) ?? 0, killer.seeds));
     const left: Killer[] = [];
-    const unproved = [...files].filter((file) => !this.#hasPassed(file)).sort();
-    if (unproved.length > 0) left.push({ kind: "test", files: unproved });
+    const seen = new Set<string>();
+    const seeds = new Map<number, number>();
+    for (const killer of killers) {
+      if (killer.kind === "sim") {
+        seeds.set(killer.from, Math.max(seeds.get(killer.from) ?? 0, killer.seeds));
+        continue;
+      }
+      const files = killer.files.filter((file) => !seen.has(file) && !this.#hasPassed(file));
+      for (const file of files) seen.add(file);
+      if (files.length > 0) left.push({ kind: "test", files });
+    }
     for (const [from, count] of seeds)
       if (Number(this.#passed.get(`seeds from ${from}`) ?? 0) < count)
         left.push({ kind: "sim", from, seeds: count });
