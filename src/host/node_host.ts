@@ -1216,6 +1216,8 @@ export class NodeHost implements ConfigService {
       case MessageType.requestVoteResponse: {
         if (campaign === undefined || !message.reject) return;
         const lost = CAMPAIGN_TRIES - campaign.tries - 1;
+        // Refused was one that its own timer began; this one keeps its time.
+        if (lost < 0) return;
         const wait = Math.min(CAMPAIGN_RETRY_MS, CAMPAIGN_LOST_MS * 2 ** lost);
         const due = now + wait + this.#prng.below(wait);
         if (due < campaign.due) this.#campaigns.set(replica, { ...campaign, due });
