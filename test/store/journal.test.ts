@@ -495,6 +495,32 @@ describe("damage", () => {
     }
   });
 
+  test("of the header of a segment that is alone gives no sequence again, when nothing was listed behind it", () => {
+    const disk = new SimDisk({ seed: 1 });
+    let last = 0;
+    for (let opening = 0; opening < 4; opening++) {
+      const { journal } = open(disk);
+      disk.run();
+      const sequence = journal.append(
+        [{ group: 1, payload: new Uint8Array(900) }],
+        () => undefined,
+      );
+      expect(sequence).toBeGreaterThan(last);
+      last = sequence;
+      disk.run();
+      const newest = disk.list().toSorted().at(-1) as string;
+      for (let at = 0; at < 512; at++) disk.flipBit(newest, at, 3);
+      // Whose records are gone is not known, so that the next segment does not list who has any.
+      const next = open(disk).journal;
+      next.forget(1);
+      disk.run();
+      const names = disk.list();
+      expect(names.length).toBe(1);
+      expect(disk.read(names[0] as string).byteLength).toBe(64);
+      disk.flipBit(names[0] as string, 40, 1);
+    }
+  });
+
   test("of the first sector of the newest segment hides no sequence, and gives none again", () => {
     const disk = new SimDisk({ seed: 1 });
     let last = 0;
@@ -549,6 +575,21 @@ describe("damage", () => {
     unnamed.flipBit(segmentName(2), 64 + listBytes + 2 * 1032 + 16, 1);
     expect(ascending(recovered(unnamed).recovery.damaged.keys())).toEqual([6]);
     for (const { lost } of [end, segment]) expect(lost).toEqual([]);
+  });
+
+  test("that leaves a gap in the numbers is noticed, also of a segment shorter than the one before", () => {
+    const disk = new SimDisk({ seed: 1 });
+    for (const [group, bytes] of [
+      [1, 1_000],
+      [2, 10],
+      [3, 10],
+    ] as const) {
+      const { journal } = open(disk);
+      journal.append([{ group, payload: new Uint8Array(bytes) }], () => undefined);
+      disk.run();
+    }
+    disk.removeFile(segmentName(2));
+    expect(ascending(recovered(disk).recovery.damaged.keys())).toEqual([2]);
   });
 
   test("of them stays known over openings until the group is released", () => {
