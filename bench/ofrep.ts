@@ -26,6 +26,9 @@ import { microsPerRequest, processorSeconds } from "./processes.ts";
 import { printRows, writeReport, type Row } from "./report.ts";
 
 const count = 350;
+/** Before anything is counted, but no longer than so. */
+const warmRequests = 10_000;
+const warmMsMax = 15_000;
 const variants = { on: true, off: false };
 
 /**
@@ -183,7 +186,9 @@ async function measure(args: readonly string[]): Promise<void> {
     const pids = at.pid === undefined ? [] : [at.pid];
     const options = { urls: [at.url], connections: 32, request };
     // Its code is compiled while it runs, and that is not what is asked.
-    await load({ ...options, seconds: seconds * 2 });
+    const until = performance.now() + warmMsMax;
+    for (let warm = 0; warm < warmRequests && performance.now() < until;)
+      warm += (await load({ ...options, seconds: 1 })).requests;
     const before = processorSeconds(pids);
     const result = await load({ ...options, seconds });
     const spent = processorSeconds(pids) - before;
