@@ -34,7 +34,8 @@ for (const signal of ["SIGINT", "SIGTERM"] as const)
   });
 // Of the copy: the working tree may change while this runs.
 const results = new Results(greenhouse.folder, values.results ?? null);
-const chosen = asked.filter((mutation) => results.verdictOf(mutation) === null);
+const verdicts = new Map(mutations.map((mutation) => [mutation.id, results.verdictOf(mutation)]));
+const chosen = asked.filter(({ id }) => verdicts.get(id) === null);
 const startedAt = performance.now();
 const planted: { mutation: Mutation; verdict: Verdict }[] = [];
 try {
@@ -44,6 +45,7 @@ try {
     const verdict = await greenhouse.try(mutation);
     if (verdict.killed) await confirm(mutation, verdict);
     planted.push({ mutation, verdict });
+    verdicts.set(mutation.id, verdict);
     results.keep(mutation, verdict);
     const end = verdict.killed ? "killed" : "SURVIVED";
     tell(`${end} after ${(verdict.ms / 1_000).toFixed(1)} s: ${verdict.by}\n`);
@@ -57,8 +59,7 @@ tell(`${planted.length} planted, ${planted.length - survivors.length} killed, in
 for (const { mutation } of survivors) tell(`survived: ${mutation.id} (${mutation.file})\n`);
 if (values.by === undefined) {
   const all = mutations.flatMap((mutation) => {
-    const now = planted.find((one) => one.mutation === mutation)?.verdict;
-    const verdict = now ?? results.verdictOf(mutation);
+    const verdict = verdicts.get(mutation.id) ?? null;
     return verdict === null ? [] : [{ mutation, verdict }];
   });
   if (all.length === mutations.length)
