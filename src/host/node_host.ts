@@ -884,7 +884,7 @@ export class NodeHost implements ConfigService {
    */
   #watchFitness(now: number): void {
     const low = this.#diskLevel !== "free";
-    const blind = this.#replicas.get(SYSTEM_GROUP)?.halted != null;
+    const blind = this.#isBlind;
     if ((low && !this.#diskLow) || (blind && now - this.#blindAt > BLIND_OFFER_MS)) {
       if (blind) this.#blindAt = now;
       this.#handingOver = [...this.#replicas.values()].filter(({ raft }) => raft.isLeader);
@@ -897,16 +897,25 @@ export class NodeHost implements ConfigService {
     }
   }
 
+  /** The directory here is stopped. */
+  get #isBlind(): boolean {
+    return this.#replicas.get(SYSTEM_GROUP)?.halted != null;
+  }
+
   get #diskLevel(): DiskSpace["level"] {
     return this.#options.disk?.level ?? "free";
   }
 
   /** A voter on another node that is there, another one each time; null when there is none. */
   #heirOf(replica: Replica): ReplicaId | null {
-    const heirs = [...replica.voters()]
+    const heirs = this.#heirs(replica);
+    return heirs.length === 0 ? null : this.#prng.pick(heirs);
+  }
+
+  #heirs(replica: Replica): readonly ReplicaId[] {
+    return [...replica.voters()]
       .filter(([id, node]) => id !== replica.id && this.liveness.supports(node))
       .map(([id]) => id);
-    return heirs.length === 0 ? null : this.#prng.pick(heirs);
   }
 
   // --- frames ----------------------------------------------------------------------------------------------------------
@@ -1423,6 +1432,8 @@ export class NodeHost implements ConfigService {
       const used = this.hub.watched(group) || this.requests.isAwaited(group) || replica.pinned;
       // Asleep, it would not notice a lagging peer's node come back, whose watchers would wait for the next use.
       if (replica.raft.isLeader && !replica.raft.nobodyLacksAnything) continue;
+      // Nor that its members shall be others: it stays to be offered to who has a directory (simulation, seed 450003739).
+      if (replica.raft.isLeader && this.#isBlind && this.#heirs(replica).length > 0) continue;
       if (replica.halted === null && replica.idle && !used) sleepers.push(replica);
     }
     sleepers.sort((left, right) => left.usedAt - right.usedAt);

@@ -186,8 +186,11 @@ describe("replicas that are sent away and called back", () => {
 });
 
 describe("a node without a directory", () => {
-  test("leads nobody whom another one can lead", async () => {
-    const cluster = await ready({ tuning: { checkpointBytes: 1 } });
+  test.each([
+    ["", 600_000],
+    [", nor puts to sleep whom it leads", 300],
+  ])("leads nobody whom another one can lead%s", async (_, sleepAfterMs) => {
+    const cluster = await ready({ tuning: { checkpointBytes: 1, sleepAfterMs } });
     await cluster.create("acme");
     await cluster.pass(500);
     const node = cluster.node(2);

@@ -1503,8 +1503,17 @@ const ofHost: readonly Mutation[] = [
     rule: "H4",
     breaks: "A node whose directory is damaged leads tenants that it can neither move nor leave",
     file: "src/host/node_host.ts",
-    find: `    const blind = this.#replicas.get(SYSTEM_GROUP)?.halted != null;`,
+    find: `    const blind = this.#isBlind;`,
     replace: `    const blind = false;`,
+    killers: [host],
+  },
+  {
+    id: "sleeps-without-directory",
+    rule: "H4",
+    breaks: "A leader on a node whose directory is damaged sleeps, and nobody can move its group",
+    file: "src/host/node_host.ts",
+    find: `      if (replica.raft.isLeader && this.#isBlind && this.#heirs(replica).length > 0) continue;`,
+    replace: ``,
     killers: [host],
   },
   {
