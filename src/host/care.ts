@@ -50,13 +50,20 @@ export class Care {
     this.#parts = parts;
     this.#hooks = hooks;
     parts.rpc.answer<number>(Method.status, (_from, group, respond) => {
-      const replica = hooks.present(group);
+      const replica = this.#awake(group);
       respond(replica?.raft.isLeader === true ? groupStatus(replica) : null);
     });
     parts.rpc.answer<TransferQuestion>(Method.transfer, (_from, { group, to }, respond) => {
-      const replica = hooks.present(group);
+      const replica = this.#awake(group);
       respond(replica !== null && this.#transferHere(replica, to));
     });
+  }
+
+  /** A leader that sleeps leads on when it wakes. */
+  #awake(group: number): Replica | null {
+    const replica = this.#hooks.wake(group);
+    if (replica !== null) replica.usedAt = this.#parts.clock.monotonicMs();
+    return replica;
   }
 
   /** As its leader says, or as the replica here knows it when no leader answers. */

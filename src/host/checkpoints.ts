@@ -43,6 +43,8 @@ export interface CheckpointHooks {
   contained(replica: Replica, run: () => void): void;
   /** So many of at most `max` that each keep an environment busy. */
   busyMax(max: number): number;
+  /** Of this stopped replica the journal shall hold nothing any more, unless it may be the only one that is left. */
+  giveWay(replica: Replica): void;
 }
 
 export class Checkpoints {
@@ -72,7 +74,16 @@ export class Checkpoints {
 
   /** Queues it when too much of it waits. */
   look(replica: Replica): void {
-    if (replica.checkpointBytes > this.#bytesMax(replica)) this.#queue.add(replica.group);
+    // Whether it is being restored is a row of its own, which only those are asked for that have much.
+    if (replica.checkpointBytes <= this.#leastBytes) return;
+    this.#hooks.contained(replica, () => {
+      if (replica.checkpointBytes > this.#bytesMax(replica)) this.#queue.add(replica.group);
+    });
+  }
+
+  get #leastBytes(): number {
+    const { checkpointBytes, directoryCheckpointBytes, restoreCheckpointBytes } = this.#tuning;
+    return Math.min(checkpointBytes, directoryCheckpointBytes, restoreCheckpointBytes);
   }
 
   #bytesMax({ group, restoring }: Replica): number {
@@ -101,8 +112,10 @@ export class Checkpoints {
     const pressure = Math.max(1, Math.floor(segments / journalSegments));
     const atOnce = this.#hooks.busyMax(Math.min(AT_ONCE_MAX, AT_ONCE * pressure));
     let recoveredBytes = 0;
+    // Some are queued again meanwhile: they wait for the next round.
+    let left = this.#queue.size;
     for (const group of this.#queue) {
-      if (this.#underWay.size >= atOnce) return;
+      if (left-- === 0 || this.#underWay.size >= atOnce) return;
       const records = this.#hooks.present(group) === null ? this.#cold.records(group) : [];
       if (records.length > 0) {
         if (recoveredBytes >= RECOVERY_BYTES_PER_PULSE) continue;
@@ -114,7 +127,7 @@ export class Checkpoints {
         this.#cold.dropIfUnknown(group);
       } else if (replica.halted !== null) {
         // It would pin its segments, and all that follow. Before that a start may mend what stopped it.
-        if (pinning.has(group)) this.#cold.keepOut(replica);
+        if (pinning.has(group)) this.#hooks.giveWay(replica);
       } else if (replica.needsCheckpoint) {
         this.#begin(replica);
       }

@@ -353,7 +353,7 @@ export class ColdReplicas {
       if (!isCurrent) return;
       if (this.#placed(group) !== undefined) {
         this.#confirmed.add(group);
-        this.#hooks.confirmed(group);
+        if (!this.#unreadable.has(group)) this.#hooks.confirmed(group);
         return;
       }
       if (this.#hooks.present(group) === null && !this.#ending.has(group))

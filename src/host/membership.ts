@@ -142,6 +142,8 @@ function demotion(id: ReplicaId): {
 
 /** Groups looked at in one round; the rest has its turn in the next ones. */
 const GROUPS_PER_ROUND = 64;
+/** After so many rounds a follower asks whether its leader, to whom it leaves a move, is there at all. */
+const DOUBT_ROUNDS = 20;
 /** Settling is proposed again after this long, ms. */
 const SETTLE_TIMEOUT_MS = 2_000;
 
@@ -176,6 +178,8 @@ export class Membership {
   /** Leaders and their terms for which that is to be asked. */
   #toAsk = new Map<Replica, number>();
   #asking = false;
+  /** Of followers of groups that move: in how many rounds that was left to their leaders. */
+  readonly #leftFor = new WeakMap<Replica, number>();
   /** Where the last round ended. */
   #cursor = 0;
   /** The directory's revision at which nothing moved; looking through it costs more than all the rest of a round. */
@@ -282,6 +286,7 @@ export class Membership {
     if (replica === null || replica.halted !== null || replica.id !== own.id) return;
     if (!replica.raft.isLeader) {
       if (replica.isVoter && replica.leaderNode === null) this.#hooks.leaderless(replica);
+      else this.#leaveToLeader(replica);
       return;
     }
     const { tenant, placement } = row;
@@ -289,6 +294,13 @@ export class Membership {
     this.#step(replica, placement, () => {
       this.#whenKnown(replica, generation, { op: "directory.settle", tenant, generation });
     });
+  }
+
+  /** Its leader may sleep where nobody knows of the move: on a node without its directory, say. To be asked wakes it. */
+  #leaveToLeader(follower: Replica): void {
+    const rounds = (this.#leftFor.get(follower) ?? 0) + 1;
+    this.#leftFor.set(follower, rounds);
+    if (rounds % DOUBT_ROUNDS === 0) this.#hooks.act(follower, () => follower.raft.doubtLeader());
   }
 
   #step(replica: Replica, placement: StoredPlacement, settled: () => void): void {

@@ -189,6 +189,8 @@ const SLEEP_CHECK_MS = 1_000;
 const FULL_NOTICE_MS = 10_000;
 /** Groups that move take their next step this often. */
 const MEMBERSHIP_MS = 200;
+/** Whether others hold all that a stopped replica has is asked this often. */
+const GIVE_WAY_MS = 10_000;
 /** Who leads without a directory offers its leaderships this often; each offer may hold a group up for a moment. */
 const BLIND_OFFER_MS = 10_000;
 export interface NodeHostOptions {
@@ -269,6 +271,9 @@ export class NodeHost implements ConfigService {
   readonly liveness: Liveness;
   readonly #leases: Leases;
   readonly #sleepers = new Sleepers();
+  #givingWay = false;
+  /** Before when stopped replicas are not asked about again. */
+  readonly #askedToGiveWay = new WeakMap<Replica, number>();
   readonly #versions: Versions;
   readonly #rpc: Rpc;
   readonly #snapshots: SnapshotExchange;
@@ -385,6 +390,7 @@ export class NodeHost implements ConfigService {
     this.#checkpoints = new Checkpoints(options.journal, cold, this.#tuning, {
       ...hooks,
       busyMax: (max) => this.#busyMax(max),
+      giveWay: (replica) => this.#giveWay(replica),
     });
     const { snapshotPartBytes, balanceAfterMs, replaceAfterMs } = this.#tuning;
     const transfersMax = this.#busyMax(TRANSFERS_MAX);
@@ -431,6 +437,7 @@ export class NodeHost implements ConfigService {
       { node, clock, directory, liveness, rpc, schedules, disk },
       {
         ...hooks,
+        isUnreadable: (group) => cold.isUnreadable(group),
         refusal: (replica) => this.#refusal(replica),
         disown: (replica, to) => {
           for (const [id, other] of replica.members)
@@ -823,7 +830,8 @@ export class NodeHost implements ConfigService {
   }
 
   #guarded(replica: Replica, run: () => void): void {
-    if (replica.halted !== null) return;
+    // One that slept or was discarded is another object when it wakes, and would not know of what is done to this one.
+    if (replica.halted !== null || this.#replicas.get(replica.group) !== replica) return;
     this.#contained(replica, run);
     if (replica.halted === null) this.#mark(replica);
   }
@@ -1452,6 +1460,29 @@ export class NodeHost implements ConfigService {
     this.#sleepers.asleep(replica.group, replica.id, replica.raft.leadership);
     replica.abandon();
     this.#cold.close(replica);
+  }
+
+  /**
+   * Where the others hold all that this stopped replica has, as a repair would demand, the journal lets go of it. Where they
+   * do not, it may be the only copy, and the next start, or the next release, may mend what stopped it. One at a time:
+   * whole segments are read for it.
+   */
+  #giveWay(replica: Replica): void {
+    const now = this.#clock.monotonicMs();
+    if (this.#givingWay || now < (this.#askedToGiveWay.get(replica) ?? 0)) return;
+    this.#givingWay = true;
+    this.#askedToGiveWay.set(replica, now + GIVE_WAY_MS);
+    this.#care
+      .repair(replica.tenant)
+      .then(
+        () => {
+          if (this.#replicas.get(replica.group) === replica) this.#cold.keepOut(replica);
+        },
+        () => undefined,
+      )
+      .finally(() => {
+        this.#givingWay = false;
+      });
   }
 
   // --- checkpoints -------------------------------------------------------------------------------------------------------

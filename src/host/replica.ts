@@ -369,6 +369,8 @@ export class Replica {
       if (++round.ticks < READ_RETRY_TICKS) continue;
       this.#readRounds.delete(context);
       this.#readsWaiting.push(...round.reads);
+      // Its leader's node lives; whether its leader does, and is able to wake, only that node can say.
+      this.raft.doubtLeader();
     }
   }
 

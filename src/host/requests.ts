@@ -58,6 +58,8 @@ export interface RequestsHooks {
   present(group: number): Replica | null;
   /** The same, woken if it sleeps; null when there is none, or no room. */
   wake(group: number): Replica | null;
+  /** Its environment here does not open. */
+  isUnreadable(group: number): boolean;
   /** Nobody is known to lead it. */
   campaign(replica: Replica): void;
   /** Runs something of a replica, whose outcome is then sent out. */
@@ -170,7 +172,8 @@ export class Requests {
   #serves(row: TenantRow): boolean {
     return (
       servingNodes(row).includes(this.#parts.node) &&
-      (this.#hooks.present(row.group)?.halted ?? null) === null
+      (this.#hooks.present(row.group)?.halted ?? null) === null &&
+      !this.#hooks.isUnreadable(row.group)
     );
   }
 
@@ -228,8 +231,12 @@ export class Requests {
       if (result.kind === "unknown") return this.#proposed(proposal, { kind: "unknown" });
       if (result.kind === "not-sent") return this.#proposed(proposal, { kind: "not-leader" });
       const answer = parseAnswer(result.bytes);
-      if (answer.kind === "not-leader" && answer.leader != null && answer.leader !== target) {
-        proposal.hint = answer.leader;
+      if (answer.kind === "not-leader") {
+        const leader = answer.leader ?? null;
+        if (leader !== target && leader !== this.#parts.node) proposal.hint = leader;
+        // It says that it does not lead: so may it not, and its node, being alive, would be trusted for ever.
+        if (replica !== null && leader === null && replica.leaderNode === target)
+          this.#hooks.act(replica, () => replica.raft.doubtLeader());
       }
       this.#proposed(proposal, answer);
     });
@@ -309,6 +316,8 @@ export class Requests {
     }
     if (!replica.raft.isLeader) {
       this.#seekLeader(replica);
+      // Who is taken for the leader asks for one.
+      if (replica.leaderNode === from) this.#hooks.act(replica, () => replica.raft.doubtLeader());
       return respond({ kind: "not-leader", leader: replica.leaderNode });
     }
     this.proposeHere(replica, data, now + deadlineMs, respond);
@@ -382,6 +391,7 @@ export class Requests {
       return done(new Problem("internal", `Tenant ${found.tenant} has no replica on this node`));
     const replica = this.#hooks.wake(found.group);
     if (replica === null) {
+      if (this.#hooks.isUnreadable(found.group)) return done(halted(found.tenant));
       const row = this.#directory.byGroup(found.group);
       if (row !== undefined && !this.#foundIn(row).local) return done(noQuorum(found.tenant));
       const refuse = (): void =>

@@ -64,6 +64,8 @@ function recoverSystem(draft: Draft, recovered: RecoveredSystem, epoch: number):
     initial: [voter],
     nextReplica: Math.max(before.nextReplica, ...replicas.map(({ id }) => id + 1)),
     incarnation,
+    // Nothing lowers it; before level 7 a recovery did.
+    ...(draft.semantics >= 7 && before.level !== undefined && { level: before.level }),
   });
 }
 

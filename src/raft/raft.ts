@@ -588,7 +588,7 @@ export class Raft {
           // Thesis §4.2.3: who hears from a leader does not help to depose it. But the sender did not hear from it.
           this.#introduceTo(m.from);
           this.#beChallenged(m.from);
-          this.#doubtLeader();
+          this.doubtLeader();
           return;
         }
       }
@@ -666,7 +666,7 @@ export class Raft {
    * removed since, so that it neither leads nor campaigns, and nobody else would say so (simulation, seed 10104): it is
    * spoken to as the leader that it is taken for.
    */
-  #doubtLeader(): void {
+  doubtLeader(): void {
     const lead = this.#lead === NONE ? (this.#bond?.lead ?? NONE) : this.#lead;
     if (this.#role !== "follower" || this.#supports === null || lead === NONE) return;
     const m = this.#message(MessageType.heartbeatResponse, lead);
@@ -798,7 +798,7 @@ export class Raft {
     if (kind === "transfer") {
       this.#bond = null;
     } else if (this.#isBound(this.#id)) {
-      this.#doubtLeader();
+      this.doubtLeader();
       return;
     }
     this.#campaign(kind);

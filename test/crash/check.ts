@@ -80,8 +80,11 @@ export async function complaintsAfterCrash(directory: string, ledger: Ledger): P
       (error) => complain(`fatal: ${error.message}`),
       (message, fields) => complain(`${message}: ${String((fields as { err?: unknown }).err)}`),
     );
-    await checkServed(stack.host, ledger, complain);
-    await stack.close();
+    try {
+      await checkServed(stack.host, ledger, complain);
+    } finally {
+      await stack.close();
+    }
   } catch (error) {
     complain(`Cannot be started again: ${error instanceof Error ? error.stack : String(error)}`);
   }

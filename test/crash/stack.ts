@@ -92,18 +92,20 @@ export async function openStack(
     onFatal,
     tuning: bounds.tuning,
   });
+  const close = async (): Promise<void> => {
+    await host.stop();
+    data.close();
+  };
   await host.start();
   host.registered = true;
-  await host.read("_system", { consistency: "linearizable", timeoutMs: 20_000 }, () => null);
-  return {
-    host,
-    journal,
-    environments,
-    close: async () => {
-      await host.stop();
-      data.close();
-    },
-  };
+  try {
+    await host.read("_system", { consistency: "linearizable", timeoutMs: 20_000 }, () => null);
+  } catch (error) {
+    // Left open, it would write into a directory that its test has removed.
+    await close();
+    throw error;
+  }
+  return { host, journal, environments, close };
 }
 
 export function command(action: Command["action"]): Command {

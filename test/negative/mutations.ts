@@ -1508,6 +1508,37 @@ const ofHost: readonly Mutation[] = [
     killers: [host],
   },
   {
+    id: "acts-on-who-slept",
+    rule: "T8",
+    breaks:
+      "What was meant for a replica is done to the object that it was before it slept: a leadership is given away that the one awake keeps its lease of",
+    file: "src/host/node_host.ts",
+    find: `    if (replica.halted !== null || this.#replicas.get(replica.group) !== replica) return;`,
+    replace: `    if (replica.halted !== null) return;`,
+    killers: [host],
+  },
+  {
+    id: "who-cannot-wake-leads",
+    rule: "T5",
+    breaks:
+      "Nobody asks a leader that does not answer whether it leads: one that cannot wake is trusted for ever",
+    file: "src/host/requests.ts",
+    find: `        if (replica !== null && leader === null && replica.leaderNode === target)`,
+    replace: `        if (false as boolean)`,
+    killers: [host],
+  },
+  {
+    id: "sleeping-leader-moves-nowhere",
+    rule: "T5",
+    breaks: "A leader that sleeps cannot be given to another node",
+    file: "src/host/care.ts",
+    find: `    const replica = this.#hooks.wake(group);
+    if (replica !== null) replica.usedAt = this.#parts.clock.monotonicMs();
+    return replica;`,
+    replace: `    return this.#hooks.present(group);`,
+    killers: [host],
+  },
+  {
     id: "sleeps-without-directory",
     rule: "H4",
     breaks: "A leader on a node whose directory is damaged sleeps, and nobody can move its group",
@@ -1589,7 +1620,7 @@ const ofHost: readonly Mutation[] = [
     breaks:
       "A replica that a fault stopped pins the journal's segments, and all that follow, for ever",
     file: "src/host/checkpoints.ts",
-    find: `        if (pinning.has(group)) this.#cold.keepOut(replica);`,
+    find: `        if (pinning.has(group)) this.#hooks.giveWay(replica);`,
     replace: ``,
     killers: [host],
   },
