@@ -18,7 +18,7 @@ import { createInterface } from "node:readline";
 import { parseArgs } from "node:util";
 import { FlagdCore } from "@openfeature/flagd-core";
 import { startCluster } from "../infra/cluster.mjs";
-import { Flag, FlagCall, type FlagDefinition } from "../src/model/flags.ts";
+import { Flag, withFlagCall, type FlagDefinition } from "../src/model/flags.ts";
 import { serve } from "../src/runtime/serve.ts";
 import { ask, inParallel } from "../test/e2e/api.ts";
 import { load, type LoadRequest } from "./load.ts";
@@ -95,12 +95,12 @@ function evaluated(own: boolean): (i: number) => unknown {
     { length: count },
     (_, i) => new Flag(`flag-${i}`, definitionOf(i, own)),
   );
-  return (i) => {
-    const call = new FlagCall(contextOf(i), Date.now());
-    let seen = 0;
-    for (const flag of flags) seen += flag.evaluate(call).key.length;
-    return seen;
-  };
+  return (i) =>
+    withFlagCall(contextOf(i), Date.now(), (call) => {
+      let seen = 0;
+      for (const flag of flags) seen += flag.evaluate(call).key.length;
+      return seen;
+    });
 }
 
 function byFlagdCore(disableDynamicCodeGeneration: boolean): (i: number) => unknown {

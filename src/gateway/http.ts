@@ -353,9 +353,13 @@ function isOfNumber(code: number): boolean {
   );
 }
 
-/** The same JSON value gives the same text, whatever the order of its fields. Undefined stays empty. */
+/**
+ * The same JSON value gives the same text, whatever the order of its fields. Undefined stays empty. Not always JSON: a
+ * number beyond a double was read as infinite, and is no null.
+ */
 export function canonical(value: unknown): string {
   if (Array.isArray(value)) return `[${value.map(canonical).join(",")}]`;
+  if (typeof value === "number") return String(value);
   if (typeof value !== "object" || value === null) return JSON.stringify(value) ?? "";
   const fields = Object.keys(value).sort();
   const object = value as Record<string, unknown>;

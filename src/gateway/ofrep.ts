@@ -13,7 +13,13 @@ import { Type } from "@sinclair/typebox";
 import { Problem, type ProblemCode } from "../api/problems.ts";
 import { OfrepBulk, OfrepEvaluation, OfrepFailure } from "../api/schemas.ts";
 import type { TenantView } from "../host/ports.ts";
-import { FlagCall, type Flag, type FlagContext, type Resolution } from "../model/flags.ts";
+import {
+  withFlagCall,
+  type Flag,
+  type FlagCall,
+  type FlagContext,
+  type Resolution,
+} from "../model/flags.ts";
 import type { Labels } from "../model/release.ts";
 import { credentialOf } from "./auth.ts";
 import { canonical, json, noneMatch, type Answer, type Call } from "./http.ts";
@@ -111,7 +117,9 @@ export const ofrepRoutes: readonly Route[] = [
           "There is no such flag, or nothing is released for this context",
         );
       const { content, rule } = chosen;
-      const resolution = content.resolve(new FlagCall(context, Date.now()), member, rule);
+      const resolution = withFlagCall(context, Date.now(), (one) =>
+        content.resolve(one, member, rule),
+      );
       return {
         ...json(null, { status: resolution.errorCode === undefined ? 200 : 400 }),
         // Without the comma.
@@ -173,6 +181,9 @@ type Part =
 
 type Bytes = Uint8Array<ArrayBuffer>;
 
+/** Its bytes are of their own: a small `Buffer` that is kept keeps the larger one which Node took it from. */
+const encoder = new TextEncoder();
+
 const plans = new WeakMap<NamespaceSet, readonly Part[]>();
 /** Neighbours are joined up to this many bytes. */
 const fixedBytesMax = 64 * 1024;
@@ -195,7 +206,9 @@ function newPlan(view: TenantView, set: NamespaceSet): readonly Part[] {
     }
     const content = member.choose(view, {})?.content;
     if (content === undefined) continue;
-    const resolution = content.isFlag ? content.flag.fixed : content.resolve(nobody, member, null);
+    const resolution = content.isFlag
+      ? content.flag.fixed
+      : withFlagCall({}, 0, (nobody) => content.resolve(nobody, member, null));
     if (resolution === null) {
       parts.push({ kind: "flag", flag: content.flag });
       continue;
@@ -213,7 +226,6 @@ function newPlan(view: TenantView, set: NamespaceSet): readonly Part[] {
   return parts;
 }
 
-const nobody = new FlagCall({}, 0);
 const opening: Bytes = Buffer.from(`{"flags":[`);
 
 function evaluateAll(
@@ -228,7 +240,7 @@ function evaluateAll(
   const labels = labelsIn(set, context);
   const { address, closing } = endOf(view, call, nowMs);
   const evaluate = (): Bytes => {
-    const flags = evaluations(view, plan, labels, new FlagCall(context, nowMs));
+    const flags = withFlagCall(context, nowMs, (one) => evaluations(view, plan, labels, one));
     return Buffer.concat([opening, ...flags, closing]);
   };
   let covered = `${view.epoch} ${set.mark} ${address ?? ""}\n${canonical(context)}`;
@@ -281,7 +293,7 @@ function evaluations(
  * context, and the key, whose address of the stream is in them. What time may change never comes here. Kept from the
  * second time on that one is asked for: most contexts come once.
  */
-class Bodies {
+export class Bodies {
   /** In order of use. */
   readonly #kept = new Map<string, Bytes>();
   readonly #asked = new Set<string>();
@@ -302,7 +314,8 @@ class Bodies {
       this.#asked.add(name);
       return;
     }
-    this.#kept.set(name, body);
+    // A copy: Node makes small buffers out of larger ones, which would be kept whole.
+    this.#kept.set(name, new Uint8Array(body));
     this.#bytes += body.length + bodyBytesAssumed;
     for (const [oldest, { length }] of this.#kept) {
       if (this.#bytes <= bodiesBytesMax) break;
@@ -356,7 +369,7 @@ function encoded(resolution: Resolution): Bytes {
 }
 
 function listed(evaluation: object): Bytes {
-  return Buffer.from(`,${JSON.stringify(evaluation)}`);
+  return encoder.encode(`,${JSON.stringify(evaluation)}`);
 }
 
 /** A failure has no reason. */
@@ -407,7 +420,7 @@ function newEnd(namespace: string, address: string | null): End {
   const metadata = JSON.stringify({ flagSetId: namespace });
   const stream = { type: "sse", endpoint: { requestUri: address }, inactivityDelaySec };
   const streams = address === null ? "" : `,"eventStreams":[${JSON.stringify(stream)}]`;
-  return { address, closing: Buffer.from(`],"metadata":${metadata}${streams}}`) };
+  return { address, closing: encoder.encode(`],"metadata":${metadata}${streams}}`) };
 }
 
 /** Made lately. */

@@ -47,8 +47,10 @@ const textLengthMax = 64 * 1024;
 
 let calls = 0;
 
+export type { FlagCall };
+
 /** One evaluation of one flag or of a whole set. */
-export class FlagCall {
+class FlagCall {
   readonly context: FlagContext;
   /** `$flagd.timestamp`: seconds since 1970, whole. */
   readonly seconds: number;
@@ -80,6 +82,25 @@ export class FlagCall {
     this.#left -= work;
     this.#leftOfSet -= work;
     if (this.#left < 0 || this.#leftOfSet < 0) fail("it takes more work than one evaluation may");
+  }
+}
+
+/**
+ * Evaluates flags for one context. What they work out together is remembered as long as `evaluate` takes: contexts are
+ * the customers', and no part of one stays behind.
+ *
+ * @param evaluate done when it returns: the call is for nobody after it
+ */
+export function withFlagCall<T>(
+  context: FlagContext,
+  nowMs: number,
+  evaluate: (call: FlagCall) => T,
+): T {
+  try {
+    return evaluate(new FlagCall(context, nowMs));
+  } finally {
+    for (const part of remembering) part.forget();
+    remembering.length = 0;
   }
 }
 
@@ -559,9 +580,18 @@ class Shared {
     if (this.isAlone) return value;
     this.#call = call.number;
     this.#value = value;
+    if (typeof value !== "boolean") remembering.push(this);
     return value;
   };
+
+  forget(): void {
+    this.#call = 0;
+    this.#value = undefined;
+  }
 }
+
+/** Those with a value of the present call. Most give booleans, which hold nothing of a context: they may stay. */
+const remembering: Shared[] = [];
 
 /** Compiled lately, by their text. Forgotten all at once: flags keep theirs, and later ones share anew. */
 const sharedParts = new Map<string, Shared>();

@@ -9,7 +9,7 @@
  * The types here have the shape that `@openfeature/server-sdk` and `@openfeature/web-sdk` ask for, so that neither has
  * to be installed for the other.
  */
-import { Flag, FlagCall, type FlagContext, type FlagDefinition } from "../model/flags.ts";
+import { Flag, withFlagCall, type FlagContext, type FlagDefinition } from "../model/flags.ts";
 import { checkLabelName, checkLabelValue } from "../model/names.ts";
 import type { Labels } from "../model/release.ts";
 import { Conflux } from "./client.ts";
@@ -158,7 +158,7 @@ function evaluated<T>(
     errorDetails,
     metadata,
     ...given
-  } = flag.evaluate(new FlagCall(context, Date.now()));
+  } = withFlagCall(context, Date.now(), (call) => flag.evaluate(call));
   if (errorCode !== undefined) return failed(otherwise, errorCode, errorDetails ?? errorCode);
   return {
     ...fitting(key, type, otherwise, given),

@@ -1,7 +1,10 @@
 /** OFREP and flagd.json as their clients meet them; the published clients themselves are in test/openfeature. */
 import { FlagdCore } from "@openfeature/flagd-core";
+import * as fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { canonical } from "../../src/gateway/http.ts";
 import { NamespaceSets } from "../../src/gateway/namespace_sets.ts";
+import { Bodies } from "../../src/gateway/ofrep.ts";
 import { hashToken, streamToken, streamWindow } from "../../src/gateway/tokens.ts";
 import { FrameReader, Harness, type Answer } from "./harness.ts";
 import { rootToken } from "./solo_service.ts";
@@ -206,6 +209,40 @@ describe("the ETag", () => {
     const other = await bulk({ targetingKey: "u", plan: "pro" }, { "if-none-match": tagOf(first) });
     expect(other.status).toBe(200);
     expect(other.body.flags[0].value).toBe(true);
+  });
+
+  test("tells a number beyond every double from null", async () => {
+    const old = { if: [{ ">": [{ var: "age" }, 65] }, "on", "off"] };
+    await flag("f", { ...boolean, targeting: old });
+    const of = (age: string): Promise<Answer> =>
+      h.call("POST", bulkPath, {
+        token: client.token,
+        raw: `{"context":{"age":${age}}}`,
+        headers: { "content-type": "application/json" },
+      });
+    const values = [
+      ["1e999", true],
+      ["null", false],
+      ["-1e999", false],
+    ] as const;
+    const tags = new Set<string>();
+    // From the second time on answers are kept.
+    for (let i = 0; i < 3; i++)
+      for (const [age, value] of values) {
+        const answer = await of(age);
+        expect(answer.body.flags).toMatchObject([{ key: "f", value }]);
+        tags.add(tagOf(answer));
+      }
+    expect(tags.size).toBe(values.length);
+  });
+
+  test("has every finite number as JSON has it: idempotency keys are told apart by that text", () => {
+    fc.assert(
+      fc.property(fc.double({ noDefaultInfinity: true, noNaN: true }), (number) => {
+        expect(canonical([number, { n: -number }])).toBe(JSON.stringify([number, { n: -number }]));
+      }),
+    );
+    expect(canonical([-0, 1e21, 1e-7, 5e-324])).toBe("[0,1e+21,1e-7,5e-324]");
   });
 
   test("changes with the flags, not with what does not concern them", async () => {
@@ -513,6 +550,19 @@ describe("on a node without the tenant", () => {
     }
   });
   const refetch = { type: "refetchEvaluation" };
+});
+
+describe("bodies kept", () => {
+  test("have bytes of their own, not a part of a larger buffer", () => {
+    const bodies = new Bodies();
+    const body = Buffer.from(new ArrayBuffer(8_192), 1_000, 2);
+    body.set([0x7b, 0x7d]);
+    expect(bodies.get("a")).toBeNull();
+    for (let i = 0; i < 2; i++) bodies.put("a", body);
+    const kept = bodies.get("a");
+    expect(kept).toEqual(new Uint8Array([0x7b, 0x7d]));
+    expect(kept?.buffer.byteLength).toBe(2);
+  });
 });
 
 describe("sets kept ready", () => {

@@ -6,8 +6,9 @@ import * as fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import {
   Flag,
-  FlagCall,
   targetingErrors,
+  withFlagCall,
+  type FlagCall,
   type FlagDefinition,
   type Resolution,
 } from "../../src/model/flags.ts";
@@ -24,7 +25,8 @@ interface Outcome {
 }
 
 function ours(definition: FlagDefinition, context: Record<string, unknown>): Outcome {
-  return outcomeOf(new Flag(key, definition).evaluate(new FlagCall(context, Date.now())));
+  const flag = new Flag(key, definition);
+  return withFlagCall(context, Date.now(), (call) => outcomeOf(flag.evaluate(call)));
 }
 
 function outcomeOf({ reason, value, variant }: Resolution): Outcome {
@@ -226,12 +228,14 @@ const doubled = { var: "accumulator" };
 const thousands = Array.from({ length: 1_000 }, (_, i) => i);
 
 describe("a flag", () => {
-  const of = (definition: Partial<FlagDefinition>, context: Record<string, unknown> = {}) =>
-    new Flag("fractional-flag", {
+  const of = (definition: Partial<FlagDefinition>, context: Record<string, unknown> = {}) => {
+    const flag = new Flag("fractional-flag", {
       state: "ENABLED",
       variants: { clubs: 1, diamonds: 2, hearts: 3, spades: 4 },
       ...definition,
-    }).evaluate(new FlagCall(context, 1_700_000_000_999));
+    });
+    return withFlagCall(context, 1_700_000_000_999, (call) => flag.evaluate(call));
+  };
   const suits = ["clubs", "diamonds", "hearts", "spades"].map((suit) => [suit, 25]);
 
   test.each([
@@ -315,14 +319,19 @@ describe("a flag", () => {
       key,
       flagOf({ if: [{ some: [{ var: "l" }, { "==": [{ var: "" }, -1] }] }, "on", "off"] }),
     );
-    const call = new FlagCall({ l: Array.from({ length: 2_000 }, (_, i) => i) }, 0);
-    const reasons = Array.from({ length: 300 }, () => flag.evaluate(call).reason);
+    const context = { l: Array.from({ length: 2_000 }, (_, i) => i) };
+    const reasons = withFlagCall(context, 0, (call) =>
+      Array.from({ length: 300 }, () => flag.evaluate(call).reason),
+    );
     expect(reasons[0]).toBe("TARGETING_MATCH");
     expect(reasons.at(-1)).toBe("ERROR");
   });
 });
 
 describe("what flags have in common is worked out once for a call", () => {
+  const variantsOf = (flags: readonly Flag[], context: Record<string, unknown>) =>
+    withFlagCall(context, 0, (call) => flags.map((flag) => flag.evaluate(call).variant));
+
   test("for each call anew, as flagd-core gives it for each flag", () => {
     const rules = fc.array(targeting, { minLength: 1, maxLength: 3 });
     const contexts = fc.array(contextArbitrary, { minLength: 2, maxLength: 2 });
@@ -331,8 +340,9 @@ describe("what flags have in common is worked out once for a call", () => {
         // Each twice, so that all they hold is in common.
         const flags = [...list, ...list].map((rule) => new Flag(key, flagOf(rule)));
         for (const context of all) {
-          const call = new FlagCall(context, Date.now());
-          const given = flags.map((flag) => outcomeOf(flag.evaluate(call)));
+          const given = withFlagCall(context, Date.now(), (call) =>
+            flags.map((flag) => outcomeOf(flag.evaluate(call))),
+          );
           list.forEach((rule, i) => {
             const [compiled, interpreted] = [false, true].map((isInterpreted) =>
               theirs(flagOf(rule), context, isInterpreted),
@@ -355,24 +365,44 @@ describe("what flags have in common is worked out once for a call", () => {
       ["old", undefined],
       [18, "off"],
     ] as const) {
-      const call = new FlagCall({ age }, 0);
-      expect(flags.map((flag) => flag.evaluate(call).variant)).toEqual(flags.map(() => variant));
+      expect(variantsOf(flags, { age })).toEqual(flags.map(() => variant));
     }
   });
 
   test("where it is the flag's own it stays apart", () => {
     const mine = { if: [{ "==": [{ cat: [{ var: "$flagd.flagKey" }, "!"] }, "b!"] }, "on", "off"] };
     const flags = ["a", "b", "a", "b"].map((name) => new Flag(name, flagOf(mine)));
-    const call = new FlagCall({}, 0);
-    expect(flags.map((flag) => flag.evaluate(call).variant)).toEqual(["off", "on", "off", "on"]);
+    expect(variantsOf(flags, {})).toEqual(["off", "on", "off", "on"]);
   });
 
   test("numbers that JSON cannot tell from null are not taken for it", () => {
     const above = (most: unknown): Flag =>
       new Flag(key, flagOf({ if: [{ "<": [{ var: "age" }, most] }, "on", "off"] }));
     const flags = [above(null), above(Number.POSITIVE_INFINITY), above(null)];
-    const call = new FlagCall({ age: 18 }, 0);
-    expect(flags.map((flag) => flag.evaluate(call).variant)).toEqual(["off", "on", "off"]);
+    expect(variantsOf(flags, { age: 18 })).toEqual(["off", "on", "off"]);
+  });
+
+  test.each(["returned", "failed"])("and forgotten when the call has %s", (how) => {
+    const rule = { substr: [{ var: "variant" }, 0] };
+    const flags = ["a", "b"].map((name) => new Flag(name, flagOf(rule)));
+    const context = { variant: "on" };
+    const given: (string | undefined)[] = [];
+    // No caller keeps one: here it asks the flags whether they still know.
+    let kept: FlagCall | undefined;
+    const evaluate = (call: FlagCall): void => {
+      kept = call;
+      for (const flag of flags) given.push(flag.evaluate(call).variant);
+      context.variant = "off";
+      for (const flag of flags) given.push(flag.evaluate(call).variant);
+      if (how === "failed") throw new Error("expected");
+    };
+    try {
+      withFlagCall(context, 0, evaluate);
+    } catch (error) {
+      expect((error as Error).message).toBe("expected");
+    }
+    expect(given).toEqual(["on", "on", "on", "on"]);
+    expect(flags.map((flag) => flag.evaluate(kept as FlagCall).variant)).toEqual(["off", "off"]);
   });
 });
 
