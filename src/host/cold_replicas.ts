@@ -196,17 +196,17 @@ export class ColdReplicas {
     const { journal, quarantine, log } = this.#options;
     if (reason === null || quarantine === undefined || this.#pinsOn.has(group)) return;
     if (this.#damaged.get(group)?.replica !== id) {
-      const records = journal.records(group, sequenceStored);
       try {
+        const records = journal.records(group, sequenceStored);
         quarantine.keep([{ group, replica: id, reason, records }], null);
+        log.error({ group, records: records.length }, "replica.kept_out");
       } catch (error) {
-        // Without room for what it has, say. It is all in the journal still, and looked at again at the next start.
+        // Without room for what it has, say, or where that cannot be read. It is all in the journal still, and looked at again at the next start.
         this.#pinsOn.add(group);
         log.error({ group, err: error }, "quarantine.keep_failed");
         return;
       }
       this.#damaged.set(group, { group, replica: id, reason });
-      log.error({ group, records: records.length }, "replica.kept_out");
     }
     journal.forget(group);
   }
@@ -347,6 +347,8 @@ export class ColdReplicas {
    */
   dropIfUnknown(group: number): void {
     if (this.#ending.has(group) || this.#asked.has(group)) return;
+    // It has its place here, was told so once, and cannot be opened: what it pins would have it asked with each pulse.
+    if (this.#confirmed.has(group) && this.#unreadable.has(group)) return;
     this.#asked.add(group);
     this.#hooks.askDirectory((isCurrent) => {
       this.#asked.delete(group);
