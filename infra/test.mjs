@@ -3,7 +3,7 @@
  * `npm test`: installs what is missing, then the static checks; then, two at a time as each keeps about one core busy,
  * the suite without the end-to-end tests on Vitest, the same once more on Bun, and a slice of the simulator's seeds; and
  * last the end-to-end tests, which have the machine to themselves. All of it runs, also after something failed. What ran
- * beside something else is printed when it ends. The last line counts the tests.
+ * beside something else is printed when it ends. The last lines name what failed, with its message, and count the tests.
  */
 import { spawn } from "node:child_process";
 import { closeSync, mkdirSync, openSync, readFileSync, rmSync } from "node:fs";
@@ -44,16 +44,24 @@ function run(name, command, args) {
 /** @param {string} name */
 const logOf = (name) => path.join(results, `${name}.log`);
 
-/** @param {string} file @param {(text: string) => Counts} read @returns {Counts | null} */
-function counts(file, read) {
+/**
+ * @param {number} code that the run ended with
+ * @param {string} file
+ * @param {(text: string) => Report} read
+ * @returns {Outcome}
+ */
+function outcome(code, file, read) {
+  const ok = code === 0;
   try {
-    return read(readFileSync(file, "utf8"));
+    return { ok, ...read(readFileSync(file, "utf8")) };
   } catch {
-    return null;
+    return { ok, counts: null, failures: [] };
   }
 }
 
-/** @typedef {{ok: boolean, counts: Counts | null}} Outcome */
+/** @typedef {{title: string, message: string}} Failure of a test, or of a file outside its tests */
+/** @typedef {{ok: boolean, counts: Counts | null, failures: Failure[]}} Outcome */
+/** @typedef {{counts: Counts, failures: Failure[]}} Report */
 
 /** @param {"unit" | "e2e"} project @param {string | null} log @returns {Promise<Outcome>} */
 async function vitest(project, log) {
@@ -65,21 +73,27 @@ async function vitest(project, log) {
     "--reporter=json",
     `--outputFile.json=${file}`,
   ]);
-  const found = counts(file, (text) => {
+  return outcome(code, file, (text) => {
     const result = JSON.parse(text);
-    // A file that fails outside its tests (an import, a beforeAll) counts as one failed test.
-    const broken = result.testResults.filter(
-      (/** @type {any} */ file) =>
-        file.status === "failed" &&
-        !file.assertionResults.some((/** @type {any} */ one) => one.status === "failed"),
-    );
-    return {
+    /** @type {Failure[]} */
+    const failures = [];
+    for (const { name, status, message, assertionResults } of result.testResults) {
+      if (status !== "failed") continue;
+      const where = path.relative(root, name);
+      const own = assertionResults.filter((/** @type {any} */ one) => one.status === "failed");
+      for (const { fullName, failureMessages } of own) {
+        failures.push({ title: `${where}: ${fullName}`, message: failureMessages.join("\n") });
+      }
+      // A file that fails outside its tests (an import, a beforeAll) counts as one failed test.
+      if (own.length === 0) failures.push({ title: where, message });
+    }
+    const counts = {
       passed: result.numPassedTests,
-      failed: result.numFailedTests + broken.length,
+      failed: failures.length,
       skipped: result.numPendingTests + result.numTodoTests,
     };
+    return { counts, failures };
   });
-  return { ok: code === 0, counts: found };
 }
 
 /** @param {string} log @returns {Promise<Outcome>} */
@@ -94,16 +108,35 @@ async function bunTest(log) {
     "--reporter=junit",
     `--reporter-outfile=${file}`,
   ]);
-  const found = counts(file, (text) => {
+  return outcome(code, file, (text) => {
     const head = /<testsuites [^>]*>/.exec(text)?.[0] ?? "";
     /** @param {string} name */
     const number = (name) => Number(new RegExp(`\\b${name}="(\\d+)"`).exec(head)?.[1]);
     const [tests, failed, skipped] = [number("tests"), number("failures"), number("skipped")];
     if (Number.isNaN(tests + failed + skipped)) throw new Error("Cannot read Bun's report");
-    return { passed: tests - failed - skipped, failed, skipped };
+    /** @type {Failure[]} */
+    const failures = [];
+    for (const [, test = "", , failure = ""] of text.matchAll(failedOnBun)) {
+      const title = `${attribute(test, "file")}: ${attribute(test, "classname")} > ${attribute(test, "name")}`;
+      failures.push({ title, message: attribute(failure, "message") });
+    }
+    return { counts: { passed: tests - failed - skipped, failed, skipped }, failures };
   });
-  return { ok: code === 0, counts: found };
 }
+
+/** A test of Bun's JUnit report that failed: its attributes, and those of the failure. */
+const failedOnBun =
+  /<testcase ((?:[\w-]+="[^"]*" ?)*)>\s*<(failure|error)\b((?: [\w-]+="[^"]*")*)/g;
+
+/** @param {string} attributes @param {string} name */
+function attribute(attributes, name) {
+  const escaped = new RegExp(`(?:^| )${name}="([^"]*)"`).exec(attributes)?.[1] ?? "";
+  return escaped.replaceAll(/&(?:#(\d+)|(\w+));/g, (whole, code, entity) =>
+    code === undefined ? (entities.get(entity) ?? whole) : String.fromCodePoint(Number(code)),
+  );
+}
+
+const entities = new Map(Object.entries({ amp: "&", lt: "<", gt: ">", quot: '"', apos: "'" }));
 
 /** Seeds of the simulator that every change passes, in parts that fill what the suites leave free. */
 const seedsEach = 500;
@@ -114,8 +147,16 @@ async function simulation(part, log) {
   const from = String(1 + part * seedsEach);
   const args = ["test/sim/main.ts", "--seeds", String(seedsEach), "--from", from];
   const ok = (await run(log, "bun", args)) === 0;
-  return { ok, counts: null };
+  const message = ok ? "" : readFileSync(logOf(log), "utf8").slice(-messageLength);
+  return {
+    ok,
+    counts: { passed: ok ? 1 : 0, failed: ok ? 0 : 1, skipped: 0 },
+    failures: ok ? [] : [{ title: `seeds from ${from}`, message }],
+  };
 }
+
+/** Characters of a failure's message that the end of the run repeats. */
+const messageLength = 1_200;
 
 const stillMs = 60_000;
 
@@ -151,6 +192,22 @@ async function together(tasks, width) {
   return outcomes;
 }
 
+/** @param {Counts} counts */
+const inWords = ({ passed, failed, skipped }) =>
+  `${passed} passed, ${failed} failed, ${skipped} skipped`;
+
+/** @param {readonly Outcome[]} outcomes @returns {Outcome} of all of them; what wrote no counts adds none */
+function total(outcomes) {
+  const counts = { passed: 0, failed: 0, skipped: 0 };
+  for (const one of outcomes) {
+    counts.passed += one.counts?.passed ?? 0;
+    counts.failed += one.counts?.failed ?? 0;
+    counts.skipped += one.counts?.skipped ?? 0;
+  }
+  const failures = outcomes.flatMap((one) => one.failures);
+  return { ok: outcomes.every(({ ok }) => ok), counts, failures };
+}
+
 await runMain(async () => {
   await ensureModules();
   await ensureRuntimes(runtimes);
@@ -183,36 +240,34 @@ await runMain(async () => {
   );
   console.log("\n== end-to-end tests on Vitest");
   const endToEnd = await vitest("e2e", null);
-  const broken = simulated.filter(({ ok }) => !ok).length;
   /** @type {(readonly [string, Outcome])[]} */
   const outcomes = [
     ["vitest", /** @type {Outcome} */ (onNode)],
     ["bun test", /** @type {Outcome} */ (onBun)],
     ["end to end", endToEnd],
-    [
-      "simulation",
-      { ok: broken === 0, counts: { passed: simulators - broken, failed: broken, skipped: 0 } },
-    ],
+    ["simulation", total(simulated)],
   ];
   for (const [name, { ok }] of outcomes) if (!ok) failed.push(name);
 
+  for (const [name, { failures }] of outcomes) {
+    for (const { title, message } of failures) {
+      console.log(`\nFAILED: ${name}: ${title}\n${message.slice(0, messageLength)}`);
+    }
+  }
   console.log("");
   if (failed.length > 0) console.log(`FAILED: ${failed.join(", ")}`);
-  const sum = { passed: 0, failed: 0, skipped: 0 };
-  for (const [name, result] of outcomes) {
-    if (result.counts === null) {
-      console.log(`${name} wrote no result`);
-      if (result.ok) failed.push(name);
-      continue;
-    }
-    const { passed, failed: failures, skipped } = result.counts;
-    console.log(`${name}: ${passed} passed, ${failures} failed, ${skipped} skipped`);
-    sum.passed += passed;
-    sum.failed += failures;
-    sum.skipped += skipped;
+  for (const [name, { ok, counts }] of outcomes) {
+    if (counts !== null) console.log(`${name}: ${inWords(counts)}`);
+    else console.log(`${name} wrote no result`);
+    if (counts === null && ok) failed.push(name);
   }
+  const {
+    passed,
+    failed: failures,
+    skipped,
+  } = /** @type {Counts} */ (total(outcomes.map(([, one]) => one)).counts);
   console.log(
-    `tests: ${sum.passed} passed, ${sum.failed} failed${sum.skipped > 0 ? `, ${sum.skipped} skipped` : ""}`,
+    `tests: ${passed} passed, ${failures} failed${skipped > 0 ? `, ${skipped} skipped` : ""}`,
   );
   return failed.length === 0 ? 0 : 1;
 });
