@@ -94,7 +94,7 @@ describe("a disk that becomes full", () => {
   test.skipIf(!canMount)(
     "is not filled by writes as fast as they go: they are refused with room left",
     async () => {
-      const { node, data, put, level } = await nodeOnSmallDisk("160m", 64);
+      const { node, data, put } = await nodeOnSmallDisk("160m", 64);
       let refused = 0;
       let free = Infinity;
       const write = async (writer: number): Promise<void> => {
@@ -109,7 +109,7 @@ describe("a disk that becomes full", () => {
         }
       };
       await Promise.all(Array.from({ length: 8 }, (_, writer) => write(writer)));
-      expect(await level()).toBe("low");
+      // Not asked whether it still is short of disk: a checkpoint may have given journal segments free since.
       expect(free).toBeGreaterThan(16 * mebibyte);
       // Everything acknowledged is in a checkpoint after a good end, on the disk as it is.
       expect(await node.kill("SIGTERM")).toBe(0);
