@@ -12,6 +12,8 @@ import type { Replica } from "./replica.ts";
 const SURPLUS = 1.1;
 /** Under way at once; the next ones wait until all of these ended. */
 const TRANSFERS_MAX = 4;
+/** A leadership that came less than so many times the calm ago goes last: an operator may have put it there. */
+const SETTLED_CALMS = 60;
 /** After transfers the next round: numbers from heartbeats have to show by then what they changed. */
 const ROUND_MS = 500;
 
@@ -21,6 +23,8 @@ export interface BalanceHooks {
   /** All nodes that are to be counted, this one among them. */
   nodes(): readonly string[];
   replicas(): Iterable<Replica>;
+  /** The directory wants other members for its group: that comes first. */
+  isMoving(replica: Replica): boolean;
   transfer(replica: Replica, to: Member): void;
 }
 
@@ -50,6 +54,8 @@ export class Balance {
    * writes, and every attempt holds the group up for a while and costs it its lease.
    */
   readonly #failed = new WeakMap<Replica, { readonly term: number; readonly heirs: ReplicaId[] }>();
+  /** Since when replicas here lead. */
+  readonly #ledSince = new WeakMap<Replica, number>();
   /** Leaderships that this node gave away to balance, since it started. */
   given = 0;
 
@@ -64,6 +70,11 @@ export class Balance {
   /** A node came or went: what follows from that comes first. */
   disturbed(now: number): void {
     this.#changedAt = now;
+  }
+
+  /** The replica has come to lead. */
+  leads(replica: Replica, now: number): void {
+    this.#ledSince.set(replica, now);
   }
 
   /** Call a few times a second. `now` is host time, ms. */
@@ -87,7 +98,7 @@ export class Balance {
     let total = 0;
     for (const count of leaders.values()) total += count;
     const mean = total / leaders.size;
-    if (own > mean * SURPLUS) this.#give(leaders, own, mean);
+    if (own > mean * SURPLUS) this.#give(leaders, own, mean, now);
   }
 
   #ended({ replica, to, term }: Transfer): void {
@@ -102,26 +113,28 @@ export class Balance {
     return failed?.term === replica.raft.term ? failed.heirs : [];
   }
 
-  #give(leaders: Map<string, number>, own: number, mean: number): void {
+  #give(leaders: Map<string, number>, own: number, mean: number, now: number): void {
     let left = own;
-    const give = (wantsIdle: boolean): void => {
+    const give = (wantsSettled: boolean, wantsIdle: boolean): void => {
       for (const replica of this.#hooks.replicas()) {
         if (this.#underWay.length >= TRANSFERS_MAX || left <= mean * SURPLUS) return;
         if (!isMovable(replica) || replica.raft.isTransferring) continue;
-        // Those that nobody waits for first.
-        if (replica.idle !== wantsIdle) continue;
+        // Those that nobody waits for first, and those that came a moment ago last.
+        const isSettled =
+          now - (this.#ledSince.get(replica) ?? now) >= SETTLED_CALMS * this.#calmMs;
+        if (isSettled !== wantsSettled || replica.idle !== wantsIdle) continue;
         const heir = this.#heirOf(replica, leaders);
         const led = heir === null ? Infinity : (leaders.get(heir.node) ?? Infinity);
         // With less between them it would only change places.
-        if (heir === null || left - led < 2) continue;
+        if (heir === null || left - led < 2 || this.#hooks.isMoving(replica)) continue;
         leaders.set(heir.node, led + 1);
         left -= 1;
         this.#underWay.push({ replica, to: heir.id, term: replica.raft.term });
         this.#hooks.transfer(replica, heir);
       }
     };
-    give(true);
-    give(false);
+    for (const wantsSettled of [true, false])
+      for (const wantsIdle of [true, false]) give(wantsSettled, wantsIdle);
   }
 
   /** Of the voters that have everything, the one whose node leads fewest. */

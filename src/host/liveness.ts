@@ -70,6 +70,11 @@ export class Liveness {
     this.#peers.set(node, { heardAt: -Infinity, boot: 0, alive: false, epoch: 0 });
   }
 
+  /** It is no member any more: nothing is sent to it, until it is heard again. Not one that is alive. */
+  forget(node: string): void {
+    if (this.#peers.get(node)?.alive === false) this.#peers.delete(node);
+  }
+
   heard(node: string, boot: number, now: number): void {
     if (node === this.#self) return;
     this.add(node);

@@ -182,8 +182,12 @@ export class Membership {
   readonly #leftFor = new WeakMap<Replica, number>();
   /** Where the last round ended. */
   #cursor = 0;
+  /** Which of those that move it looked at, and how far they are. */
+  #moves = "";
   /** The directory's revision at which nothing moved; looking through it costs more than all the rest of a round. */
   #stillAt: number | null = null;
+  /** In which configuration, at which revision, `_system` was found as the directory wants it: likewise. */
+  #systemStill: { readonly conf: ConfState; readonly revision: number | null } | null = null;
 
   constructor(node: string, directory: Directory, hooks: MembershipHooks) {
     this.#node = node;
@@ -226,10 +230,18 @@ export class Membership {
     this.#ask();
   }
 
+  /** Another text when something moved since, or is done; empty when nothing moves. */
+  get moves(): string {
+    return this.#moves;
+  }
+
   #advanceMoving(): void {
     const { revision } = this.#directory;
     if (revision !== null && revision === this.#stillAt) return;
     const rows = this.#directory.moving(this.#cursor, GROUPS_PER_ROUND);
+    this.#moves = rows
+      .map(({ group, placement }) => `${group} ${placement.generation ?? 0}`)
+      .join();
     this.#stillAt = this.#cursor === 0 && rows.length === 0 ? revision : null;
     this.#cursor = rows.length < GROUPS_PER_ROUND ? 0 : (rows.at(-1)?.group ?? 0);
     for (const row of rows) this.#advance(row);
@@ -262,14 +274,19 @@ export class Membership {
   }
 
   #advanceSystem(): void {
-    const placement = this.#directory.system()?.placement;
     const replica = this.#hooks.wake(SYSTEM_GROUP);
-    if (placement === undefined || replica?.raft.isLeader !== true) return;
+    if (replica?.raft.isLeader !== true) return;
+    const { revision } = this.#directory;
+    const { conf } = replica;
+    if (this.#systemStill?.conf === conf && this.#systemStill.revision === revision) return;
+    const placement = this.#directory.system()?.placement;
+    if (placement === undefined) return;
     const { replicas, generation = 0 } = placement;
     // What it knows is what it says itself.
     takeStep(replica, targetOf(placement), this.#hooks, EVER, () => {
-      if (!replicas.some((each) => each.state === "joining" || isLeaving(each))) return;
-      this.#whenKnown(replica, generation, { op: "system.settle", generation });
+      if (replicas.some((each) => each.state === "joining" || isLeaving(each)))
+        this.#whenKnown(replica, generation, { op: "system.settle", generation });
+      else this.#systemStill = { conf, revision };
     });
   }
 

@@ -191,8 +191,10 @@ const FULL_NOTICE_MS = 10_000;
 const MEMBERSHIP_MS = 200;
 /** Whether others hold all that a stopped replica has is asked this often. */
 const GIVE_WAY_MS = 10_000;
-/** Who leads without a directory offers its leaderships this often; each offer may hold a group up for a moment. */
-const BLIND_OFFER_MS = 10_000;
+/** Who should not lead looks this often whether somebody would take what it leads. */
+const HAND_OVER_MS = 500;
+/** The same leadership is offered again after this long: each offer may hold its group up for a moment. */
+const OFFER_MS = 10_000;
 export interface NodeHostOptions {
   readonly cluster: string;
   readonly node: string;
@@ -312,9 +314,9 @@ export class NodeHost implements ConfigService {
   #campaignsDeferred = false;
   /** Led from here, and to be led from a node that is better at it. */
   #handingOver: Replica[] = [];
-  #diskLow = false;
-  /** When leaderships were offered last because the directory here is stopped. */
-  #blindAt = -Infinity;
+  #handingOverAt = -Infinity;
+  /** When leaderships were offered last. */
+  readonly #offeredAt = new WeakMap<Replica, number>();
 
   // What a pulse did when.
   #expiredAt = 0;
@@ -322,6 +324,8 @@ export class NodeHost implements ConfigService {
   #roomMadeAt = 0;
   #fullToldAt = -Infinity;
   #movedAt = 0;
+  /** What moved when that was looked at last. */
+  #moves = "";
 
   /** Taken for callers of this node, who close them. */
   readonly #snapshotsOpen = new Set<ReplicaSnapshot>();
@@ -487,6 +491,10 @@ export class NodeHost implements ConfigService {
       nodes: () => [node, ...liveness.peers],
       leadersOn: (other) => (other === node ? this.#leadersHere : this.#leadersOn(other)),
       replicas: () => this.#replicas.values(),
+      isMoving: ({ group }) => {
+        const replicas = directory.byGroup(group)?.placement.replicas ?? [];
+        return replicas.some(({ state }) => state !== undefined);
+      },
       transfer: (replica, to) => {
         const { tenant, group } = replica;
         this.#log.debug({ tenant, group, to: to.node }, "replica.balanced");
@@ -530,6 +538,7 @@ export class NodeHost implements ConfigService {
           for (const { group, raft } of this.#replicas.values())
             if (raft.isLeader) this.#membership.look(group);
           for (const { node } of this.directory.nodes()) this.liveness.add(node);
+          this.#forgetDeparted();
         }
         this.#schedules.set(replica.group, replica.dueAt);
         this.requests.applied(replica);
@@ -869,7 +878,11 @@ export class NodeHost implements ConfigService {
       this.#entry?.round(now);
       this.#membership.round();
       this.#reconciler.round(now);
-      if (!this.#stopping && this.directory.moving(0, 1).length === 0) this.#balance.round(now);
+      const { moves } = this.#membership;
+      // One that cannot end, for want of a node that is away, holds nothing up.
+      if (moves !== this.#moves) this.#balance.disturbed(now);
+      this.#moves = moves;
+      if (!this.#stopping) this.#balance.round(now);
     }
     if (now - this.#sleptAt > SLEEP_CHECK_MS) {
       this.#sleptAt = now;
@@ -886,22 +899,28 @@ export class NodeHost implements ConfigService {
   }
 
   /**
-   * Without room here, tenants are written to where there is some: each leadership is offered once. And who has no
-   * directory any more cannot move its groups, nor be told that they moved (simulation, seed 200001041): it leads none
-   * that somebody else can lead.
+   * Without room here, tenants are written to where there is some: leaderships are offered to nodes that have it, also
+   * those that come later, by an election or by waking. And who has no directory any more cannot move its groups, nor be
+   * told that they moved (simulation, seed 200001041): it leads none that somebody else can lead.
    */
   #watchFitness(now: number): void {
     const low = this.#diskLevel !== "free";
     const blind = this.#isBlind;
-    if ((low && !this.#diskLow) || (blind && now - this.#blindAt > BLIND_OFFER_MS)) {
-      if (blind) this.#blindAt = now;
+    if (!low && !blind) {
+      this.#handingOver = [];
+      return;
+    }
+    if (this.#handingOver.length === 0 && now - this.#handingOverAt > HAND_OVER_MS) {
+      this.#handingOverAt = now;
       this.#handingOver = [...this.#replicas.values()].filter(({ raft }) => raft.isLeader);
     }
-    this.#diskLow = low;
     for (const replica of this.#handingOver.splice(0, CAMPAIGNS_PER_PULSE)) {
-      const heir = this.#heirOf(replica);
-      if ((low || blind) && heir !== null && replica.raft.isLeader)
-        this.#guarded(replica, () => replica.raft.transferLeadership(heir));
+      if (!replica.raft.isLeader || now < (this.#offeredAt.get(replica) ?? -Infinity) + OFFER_MS)
+        continue;
+      const heir = this.#fitHeirOf(replica) ?? (blind ? this.#heirOf(replica) : null);
+      if (heir === null) continue;
+      this.#offeredAt.set(replica, now);
+      this.#guarded(replica, () => replica.raft.transferLeadership(heir));
     }
   }
 
@@ -924,6 +943,15 @@ export class NodeHost implements ConfigService {
     return [...replica.voters()]
       .filter(([id, node]) => id !== replica.id && this.liveness.supports(node))
       .map(([id]) => id);
+  }
+
+  /** One whose node says that it takes leaderships: any other would give them away again, or be no better off. */
+  #fitHeirOf(replica: Replica): ReplicaId | null {
+    const heirs = this.#heirs(replica).filter((id) => {
+      const node = replica.nodeOf(id);
+      return node !== undefined && this.#versions.newsOf(node)?.leaders != null;
+    });
+    return heirs.length === 0 ? null : this.#prng.pick(heirs);
   }
 
   // --- frames ----------------------------------------------------------------------------------------------------------
@@ -1180,6 +1208,19 @@ export class NodeHost implements ConfigService {
       if (!led || !this.#isFirstToCampaign(replica)) continue;
       this.#campaigns.set(replica, { due: now + LAPSE_SPREAD_MS, tries: CAMPAIGN_TRIES });
     }
+    this.#forgetDeparted();
+  }
+
+  /**
+   * Nodes that left are no peers any more, once they are silent; who joins again is heard. The initial ones stay: one that
+   * comes back with an empty disk asks only those whether there is a cluster, and has to hear of it from somebody.
+   */
+  #forgetDeparted(): void {
+    if (this.directory.nodes().length === 0) return;
+    for (const peer of this.liveness.peers) {
+      if (this.liveness.supports(peer) || this.#options.peers.includes(peer)) continue;
+      if (this.directory.node(peer) === undefined) this.liveness.forget(peer);
+    }
   }
 
   /** One of the live replicas goes first, another one for each group; the others follow by their own timers. */
@@ -1277,7 +1318,15 @@ export class NodeHost implements ConfigService {
       "replica.leader_changed",
     );
     this.#settings.leaderChanged(replica);
-    if (raft.isLeader) this.#membership.look(group);
+    if (raft.isLeader) {
+      this.#membership.look(group);
+      this.#balance.leads(replica, this.#clock.monotonicMs());
+    }
+    if (this.#diskLevel !== "free" && !this.#isBlind) {
+      // What comes back, or begins, is offered at once.
+      this.#offeredAt.delete(replica);
+      if (raft.isLeader) this.#handingOver.push(replica);
+    }
     if (raft.lead !== NONE) this.requests.led(group);
   }
 
@@ -1523,7 +1572,10 @@ export class NodeHost implements ConfigService {
     // What a restart applies again is no news: its tenants wake when somebody asks for them.
     const isNews = (this.#replicas.get(SYSTEM_GROUP)?.raft.lead ?? NONE) !== NONE;
     for (const change of event.changes) {
-      if (change.type === "node") this.liveness.add(change.name);
+      if (change.type === "node") {
+        if (this.directory.node(change.name) === undefined) this.#forgetDeparted();
+        else this.liveness.add(change.name);
+      }
       if (change.type !== "tenant") continue;
       const row = this.directory.tenant(change.name);
       if (row === undefined) {

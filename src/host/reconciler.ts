@@ -53,6 +53,11 @@ export class Reconciler {
   #seenOn = new Set<string>();
   /** Nodes that leave and had no tenant any more when a pass ended. */
   readonly #emptied = new Set<string>();
+  /**
+   * The directory's revision at which there was nothing to do, with the nodes that were all heard of then: until one of
+   * the two changes, nothing can come of another look, and five of them a second cost more than all else that idles.
+   */
+  #still: { readonly revision: number | null; readonly nodes: readonly string[] } | null = null;
   /** Why the last pass was made; another reason begins another one. */
   #reason = "";
   #restedAt = -Infinity;
@@ -73,12 +78,20 @@ export class Reconciler {
       this.#led = true;
       this.#silentSince.clear();
       this.#reason = "";
+      this.#still = null;
     }
+    const { revision } = this.#directory;
+    const still = this.#still;
+    if (still?.revision === revision && still.nodes.every((node) => this.#hooks.supports(node)))
+      return;
+    this.#still = null;
     const nodes = this.#directory.nodes();
     for (const { node } of nodes) {
       if (this.#hooks.supports(node)) this.#silentSince.delete(node);
       else if (!this.#silentSince.has(node)) this.#silentSince.set(node, now);
     }
+    for (const node of this.#silentSince.keys())
+      if (!nodes.some((row) => row.node === node)) this.#silentSince.delete(node);
     if (this.#proposing) return;
     const isGone = ({ node }: NodeRow): boolean =>
       now - (this.#silentSince.get(node) ?? now) > this.#replaceAfterMs;
@@ -86,7 +99,14 @@ export class Reconciler {
       this.#system(nodes, isGone) ??
       this.#regrow(nodes, isGone) ??
       this.#tenants(nodes, isGone, now);
-    if (action === null) return;
+    if (action === null) {
+      const isCalm =
+        this.#silentSince.size === 0 &&
+        nodes.every(({ phase, diskSince }) => phase === undefined && diskSince === undefined) &&
+        this.#directory.regrowing(0, 1).length === 0;
+      if (isCalm) this.#still = { revision, nodes: nodes.map(({ node }) => node) };
+      return;
+    }
     this.#proposing = true;
     this.#hooks.propose(action, PROPOSE_TIMEOUT_MS, () => {
       this.#proposing = false;

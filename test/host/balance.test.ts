@@ -108,6 +108,57 @@ describe("leaders", () => {
     expect(new Set(offered).size).toBe(offered.length);
   });
 
+  test("stay where an operator put them: others go for them", async () => {
+    const cluster = await crowded();
+    const isSpread = (): boolean =>
+      total(led(cluster)) === TENANTS && most(led(cluster)) <= (TENANTS / 3) * 1.1;
+    await cluster.until("leaders spread", isSpread, 60_000);
+    await cluster.pass(65_000);
+    const from = cluster.leader("t1") as SimNode;
+    const to = cluster.world.nodes.find((node) => node !== from) as SimNode;
+    const before = to.host?.cluster().replicas.given ?? 0;
+    const asked = from.host?.transfer("t1", to.name);
+    await cluster.until("it was moved", () => cluster.leader("t1") === to);
+    await asked;
+    await cluster.until(
+      "another one went for it",
+      () => (to.host?.cluster().replicas.given ?? 0) > before && isSpread(),
+      60_000,
+    );
+    await cluster.pass(20_000);
+    expect(cluster.leader("t1")).toBe(to);
+    expect(isSpread()).toBe(true);
+  });
+
+  test("spread although a move of another tenant cannot end", async () => {
+    const cluster = await crowded({ balanceAfterMs: 5_000 });
+    const third = cluster.node(2);
+    await cluster.create("stuck", ["n3"]);
+    cluster.world.crash(third);
+    await cluster.until("n1 leads all", () => led(cluster)[0] === TENANTS, 5_000);
+    // Until the others know that it is gone, and have a directory again.
+    await cluster.pass(2_500);
+    const generation = cluster.node(0).host?.directory.tenant("stuck")?.placement.generation ?? 0;
+    const action = { op: "directory.move", tenant: "stuck", nodes: ["n1"], generation } as const;
+    const actor = { kind: "system", keyId: "test" } as const;
+    const moved = await cluster.change(cluster.node(0), "_system", { at: 1, actor, action });
+    expect(moved.ok).toBe(true);
+    await cluster.until(
+      "leaders spread",
+      () => {
+        const [one = 0, two = 0] = led(cluster);
+        return one + two === TENANTS && Math.abs(one - two) <= 2;
+      },
+      60_000,
+    );
+    expect(
+      cluster
+        .node(0)
+        .host?.directory.moving(0, 2)
+        .map(({ tenant }) => tenant),
+    ).toEqual(["stuck"]);
+  });
+
   test("with one voter are nobody's to give", async () => {
     const cluster = new Cluster({ tuning: { balanceAfterMs: 500 } });
     await cluster.ready();

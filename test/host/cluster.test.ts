@@ -314,6 +314,47 @@ describe("a node whose disk is nearly full", () => {
     expect(answer.problem?.code).toBe("disk-full");
   });
 
+  const onlyLeader = (cluster: Cluster): SimNode | undefined => {
+    const leaders = cluster.replicas("acme").filter(({ replica }) => replica.raft.isLeader);
+    return leaders.length === 1 ? leaders[0]?.node : undefined;
+  };
+
+  test("gives away what it comes to lead, and only to a node that has room", async () => {
+    const cluster = await ready();
+    await cluster.create("acme");
+    const leader = cluster.leader("acme") as SimNode;
+    const [short, fit] = cluster.world.nodes.filter((node) => node !== leader) as [
+      SimNode,
+      SimNode,
+    ];
+    for (const node of [short, leader]) node.room.level = "low";
+    await cluster.until("the one with room leads", () => onlyLeader(cluster) === fit);
+    const given = cluster.replicas("acme").find(({ node }) => node === fit)?.replica;
+    const heir = cluster.replicas("acme").find(({ node }) => node === short)?.replica.id as number;
+    cluster.world.within(fit, () => given?.raft.transferLeadership(heir));
+    await cluster.until("one without room leads", () => onlyLeader(cluster) === short);
+    await cluster.until("the one with room leads again", () => onlyLeader(cluster) === fit);
+    expect((await cluster.change(short, "acme", byKey("a"))).ok).toBe(true);
+    // Where nobody has room it stays where it is, until somebody has.
+    fit.room.level = "low";
+    await cluster.pass(15_000);
+    expect(onlyLeader(cluster)).toBe(fit);
+    leader.room.level = "free";
+    await cluster.until("who made room leads", () => onlyLeader(cluster) === leader, 15_000);
+  });
+
+  test("gives away what slept there while it got short, once it wakes", async () => {
+    const cluster = await ready({ tuning: { sleepAfterMs: 2_000 } });
+    await cluster.create("acme");
+    const leader = cluster.leader("acme") as SimNode;
+    await cluster.until("all sleep", () => cluster.replicas("acme").length === 0, 20_000);
+    leader.room.level = "low";
+    await cluster.pass(1_000);
+    expect(await cluster.read(leader, "acme", latest)).toBeNull();
+    await cluster.until("another leads", () => ![undefined, leader].includes(onlyLeader(cluster)));
+    expect((await cluster.change(leader, "acme", byKey("a"))).ok).toBe(true);
+  });
+
   test("takes nothing that can be refused on its last room, and catches up when there is room", async () => {
     const cluster = await ready();
     await cluster.create("acme");

@@ -9,6 +9,7 @@ import { Cluster, latest, publish, ready } from "./cluster.ts";
 import { command } from "./scripted_node.ts";
 
 const SYSTEM = "_system";
+const INITIAL = ["n1", "n2", "n3"];
 
 async function setPhase(
   cluster: Cluster,
@@ -45,6 +46,12 @@ async function untilLeft(cluster: Cluster, name: string): Promise<void> {
   const node = cluster.world.nodes.find((each) => each.name === name) as SimNode;
   cluster.world.crash(node);
   cluster.world.wipe(node);
+  const isPeer = ({ host }: SimNode): boolean => [...(host?.liveness.peers ?? [])].includes(name);
+  await cluster.until(
+    "nobody's peer any more, but for the initial ones, which could begin anew",
+    () => others().every((other) => isPeer(other) === INITIAL.includes(name)),
+    5_000,
+  );
 }
 
 /** With one more node that has joined. */
@@ -79,6 +86,12 @@ describe("a node that leaves", () => {
     await untilLeft(cluster, "n2");
     expect(systemConf(cluster)?.voters.length).toBe(1);
     expect((await cluster.change(cluster.node(2), "acme", publish("still"))).ok).toBe(true);
+  });
+
+  test("is forgotten by the others, unless it is an initial one", async () => {
+    const cluster = await withSpare();
+    await setPhase(cluster, "n4", "leaving");
+    await untilLeft(cluster, "n4");
   });
 
   test("comes again with an empty disk as another one, also where none of the first nodes is left", async () => {

@@ -3,6 +3,7 @@
  * stopped, suspended, transferred and restarted, on clocks that differ as much as they may. Versions of one config only
  * grow, so a stale read shows by itself: it sees less than what was acknowledged before it was asked. Where replicas sleep
  * soon there are lulls, in which nobody asks and the storm goes on: leaders fall asleep and wake into whatever came of it.
+ * In some, disks get short of room, and who leads there gives it away.
  */
 import type { Command, Outcome } from "../../src/machine/command.ts";
 import { getConfig } from "../../src/machine/queries.ts";
@@ -241,6 +242,15 @@ export async function runLeases(seed: number): Promise<LeaseRun> {
   // Drawn last, so that the seeds of before kept their kind.
   hasLulls = prng.chance(0.6);
   if (hasLulls) world.after(500, lull);
+  const isScarce = prng.chance(0.4);
+  const scarcity = prng.fork();
+  /** Who leads without room gives it away: leaderships end in the middle of everything else. */
+  const fill = (): void => {
+    if (!storming) return;
+    scarcity.pick(world.nodes).room.level = scarcity.pick(["free", "low", "out"]);
+    world.after(scarcity.between(300, 2_000), fill);
+  };
+  if (isScarce) world.after(1_000, fill);
   await world.run(world.now + STORM_MS, () => world.reap() !== null || violations.length > 0);
   storming = false;
   return { seed, reads, byLease, writes, leaders: leaders.size, woken, violations };
