@@ -524,10 +524,9 @@ describe("schema", () => {
       [{ pattern: "(a?){500}b" }, "a".repeat(100_000)],
       [{ uniqueItems: true }, Array.from({ length: 50_000 }, (_, i) => i)],
     ];
+    // Unbounded, each would outlast the runner's patience by far.
     for (const [one, value] of bombs) {
-      const started = performance.now();
       expect(validateAgainst(JSON.stringify(one), value)[0]?.detail).toMatch(/^(Simplify|Shorten)/);
-      expect(performance.now() - started).toBeLessThan(5_000);
     }
   });
 

@@ -173,9 +173,8 @@ describe(`serve() here, on ${runtime.name}`, () => {
   test("stop lets a request under way finish, and cuts what does not end", async () => {
     const own = await start();
     const response = await fetch(`${own.url}/ticking`);
-    const started = performance.now();
+    // The route ticks until it is cut: a stop that waited for its end would not come back.
     await own.stop(100);
-    expect(performance.now() - started).toBeLessThan(2_000);
     await response.text().catch(() => {});
     await expect(fetch(`${own.url}/state`)).rejects.toThrow();
   });

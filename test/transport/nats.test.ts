@@ -443,9 +443,7 @@ describe("NatsTransport.close()", () => {
     const server = await world.server();
     const a = await world.started(server, "a");
     server.signal("SIGSTOP");
-    const before = performance.now();
     await a.transport.close();
-    expect(performance.now() - before).toBeLessThan(3000);
     server.signal("SIGCONT");
   });
 
@@ -453,7 +451,6 @@ describe("NatsTransport.close()", () => {
     await using world = new World();
     const silent = await fakeServer(world, () => {});
     const { transport } = world.node(silent, "a");
-    const before = performance.now();
     const started = transport
       .start(() => {})
       .then(
@@ -462,7 +459,6 @@ describe("NatsTransport.close()", () => {
       );
     await transport.close();
     expect(await started).toMatchObject({ name: "TransportError", code: "closed" });
-    expect(performance.now() - before).toBeLessThan(500);
   });
 });
 
