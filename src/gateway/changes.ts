@@ -40,7 +40,7 @@ export interface Changed<Op extends Action["op"]> {
  */
 export type Build<Op extends Action["op"]> = (
   consistency: "stale" | "linearizable",
-) => Promise<ActionOf<Op>>;
+) => ActionOf<Op> | Promise<ActionOf<Op>>;
 
 /** Proposes to the tenant in the path. @throws Problem */
 export async function change<Op extends Action["op"]>(
@@ -54,8 +54,7 @@ export async function change<Op extends Action["op"]>(
   // What a dry run foretells is at a revision that another change will have.
   let present: number | null = null;
   let isSealed = false;
-  const attempt = async (consistency: "stale" | "linearizable"): Promise<Outcome> => {
-    const built = typeof action === "function" ? await action(consistency) : action;
+  const send = (built: ActionOf<Op>): Promise<Outcome> => {
     const { idempotency, ...rest } = commandOf(call, built, context);
     const command = isOnce || idempotency === undefined ? rest : { ...rest, idempotency };
     isSealed = hasSecret(built);
@@ -69,6 +68,10 @@ export async function change<Op extends Action["op"]>(
           },
         )
       : context.service.propose(tenant, command);
+  };
+  const attempt = (consistency: "stale" | "linearizable"): Promise<Outcome> => {
+    const built = typeof action === "function" ? action(consistency) : action;
+    return built instanceof Promise ? built.then(send) : send(built);
   };
   let outcome = await attempt("stale");
   // What is sealed names the version it becomes: of many that publish at once each but one has to seal anew.

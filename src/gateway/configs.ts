@@ -371,12 +371,11 @@ function changeConfig<Op extends ConfigOp>(
   const { namespace, name } = call.params;
   const whole = { ...operation, namespace, name } as unknown as TransactionOperation;
   const guard = precondition(call);
-  const build = async (consistency: "stale" | "linearizable"): Promise<ConfigAction> => {
-    const action = needsState(whole)
-      ? await known(call, context, consistency, (state) => buildAction(whole, state, ""))
-      : buildAction(whole, { ...nothingKnown, secrets: context.secrets, tenant: "" }, "");
-    return { ...action, ...guard };
-  };
+  const built = (state: Known): ConfigAction => ({ ...buildAction(whole, state, ""), ...guard });
+  const build = (consistency: "stale" | "linearizable"): ConfigAction | Promise<ConfigAction> =>
+    needsState(whole)
+      ? known(call, context, consistency, built)
+      : built({ ...nothingKnown, secrets: context.secrets, tenant: "" });
   return change<Op>(call, context, build as unknown as Build<Op>);
 }
 
@@ -390,36 +389,70 @@ const nothingKnown = { shape: () => null, contentBytesMax: Number.POSITIVE_INFIN
 /**
  * Runs `build` over the tenant's state: as it is known here, and if that lacks something, once more over the newest.
  */
-async function known<T>(
+function known<T>(
   call: Call,
-  { service, secrets }: Context,
+  context: Context,
+  consistency: "stale" | "linearizable",
+  build: (state: Known) => T | Promise<T>,
+): T | Promise<T> {
+  const tenant = call.params["tenant"] as string;
+  const view = consistency === "stale" ? context.service.viewNow(tenant) : null;
+  if (view === null) return knownLater(call, context, consistency, build);
+  const state = knownOf(view, call);
+  const again = (error: unknown): Promise<T> => rebuilt(call, context, build, state, error);
+  try {
+    const built = build(asKnown(call, context, state));
+    return built instanceof Promise ? built.catch(again) : built;
+  } catch (error) {
+    return again(error);
+  }
+}
+
+async function knownLater<T>(
+  call: Call,
+  context: Context,
   consistency: "stale" | "linearizable",
   build: (state: Known) => T | Promise<T>,
 ): Promise<T> {
   const tenant = call.params["tenant"] as string;
-  const stateOf = (view: TenantView): KnownState => ({
-    contentBytesMax: getQuotas(view).contentBytes,
-    shapes: collectShapes(view, call),
-  });
-  const from = ({ contentBytesMax, shapes }: KnownState): T | Promise<T> =>
-    build({
-      tenant,
-      secrets,
-      contentBytesMax,
-      shape: (namespace, name) => shapes.get(`${namespace}/${name}`) ?? null,
-    });
-  const view = consistency === "stale" ? service.viewNow(tenant) : null;
-  const state =
-    view !== null ? stateOf(view) : await service.read(tenant, { consistency }, stateOf);
+  const state = await context.service.read(tenant, { consistency }, (view) => knownOf(view, call));
   try {
-    return await from(state);
+    return await build(asKnown(call, context, state));
   } catch (error) {
-    if (!(error instanceof Problem) || consistency !== "stale") throw error;
-    const newest = await service.read(tenant, { consistency: "linearizable" }, stateOf);
-    // What is wrong in itself is not parsed twice: a hostile text takes all the time that parsers are given.
-    if (isDeepStrictEqual(newest, state)) throw error;
-    return from(newest);
+    if (consistency !== "stale") throw error;
+    return await rebuilt(call, context, build, state, error);
   }
+}
+
+/** Once more, after `error`, if the newest state is another than `before`. */
+async function rebuilt<T>(
+  call: Call,
+  context: Context,
+  build: (state: Known) => T | Promise<T>,
+  before: KnownState,
+  error: unknown,
+): Promise<T> {
+  if (!(error instanceof Problem)) throw error;
+  const tenant = call.params["tenant"] as string;
+  const newest = await context.service.read(tenant, { consistency: "linearizable" }, (view) =>
+    knownOf(view, call),
+  );
+  // What is wrong in itself is not parsed twice: a hostile text takes all the time that parsers are given.
+  if (isDeepStrictEqual(newest, before)) throw error;
+  return build(asKnown(call, context, newest));
+}
+
+function knownOf(view: TenantView, call: Call): KnownState {
+  return { contentBytesMax: getQuotas(view).contentBytes, shapes: collectShapes(view, call) };
+}
+
+function asKnown(call: Call, { secrets }: Context, { contentBytesMax, shapes }: KnownState): Known {
+  return {
+    tenant: call.params["tenant"] as string,
+    secrets,
+    contentBytesMax,
+    shape: (namespace, name) => shapes.get(`${namespace}/${name}`) ?? null,
+  };
 }
 
 interface KnownState {

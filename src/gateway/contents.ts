@@ -180,13 +180,14 @@ function buildContent(
   const input = of.content;
   // Before it is parsed: parsers are bounded by the quota.
   if (typeof input === "string") guardBytes(utf8Length(input), known, pointer);
-  const { text, value, errors } = prepareContent(shape.format, input);
+  const prepared = prepareContent(shape.format, input);
+  const { text, errors } = prepared;
   if (errors.length > 0)
     throw invalidContent(`The content is not valid ${shape.format}`, errors, pointer);
   const bytes = utf8Length(text);
   guardBytes(bytes, known, pointer);
   if (shape.schema !== null) {
-    const broken = validateAgainst(shape.schema.text, value);
+    const broken = validateAgainst(shape.schema.text, prepared.value);
     if (broken.length > 0)
       throw invalidContent("The content does not fit the config's schema", broken, pointer);
   }

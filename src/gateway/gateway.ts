@@ -331,9 +331,13 @@ class Door {
     }
     if (!(answer instanceof Promise)) return ended(answer, false);
     const turn = this.#turnNow();
-    return answer
-      .catch((error: unknown) => this.#refused(route, call, error))
-      .then((late) => ended(late, turn !== this.#turn));
+    return answer.then(
+      (late) => ended(late, turn !== this.#turn),
+      async (error: unknown) => {
+        const refused = await this.#refused(route, call, error);
+        return ended(refused, turn !== this.#turn);
+      },
+    );
   }
 
   /** Of the event loop. Counted only where somebody asks. */
@@ -557,17 +561,25 @@ class Door {
     );
   }
 
-  async #body(route: Route, schema: TSchema, call: Call): Promise<unknown> {
-    const given = await jsonBody(call.request, route.bodyBytesMax);
-    const body = given === undefined && !route.bodyRequired ? {} : given;
-    check(schema, body);
-    call.body = body;
-    return body;
+  #body(route: Route, schema: TSchema, call: Call): Promise<unknown> {
+    return jsonBody(call.request, route.bodyBytesMax).then((given) => {
+      const body = given === undefined && !route.bodyRequired ? {} : given;
+      check(schema, body);
+      call.body = body;
+      return body;
+    });
   }
 
-  async #change(route: Route, call: Call, tenant: string, credential: Credential): Promise<Answer> {
-    if (credential.kind !== "root") await this.#letIn(route, call, tenant, credential);
-    else {
+  #change(
+    route: Route,
+    call: Call,
+    tenant: string,
+    credential: Credential,
+  ): Answer | Promise<Answer> {
+    if (credential.kind !== "root") {
+      const later = this.#letIn(route, call, tenant, credential);
+      if (later !== null) return later.then(() => this.#handle(route, call));
+    } else {
       if (call.principal === null) throw unauthorized();
       this.#limits.count(tenant);
     }
@@ -592,7 +604,8 @@ class Door {
     return principal;
   }
 
-  async #letIn(route: Route, call: Call, tenant: string, credential: Credential): Promise<void> {
+  /** Null: it may, as the state here knows already. @throws Problem */
+  #letIn(route: Route, call: Call, tenant: string, credential: Credential): Promise<void> | null {
     const admit = (view: TenantView): Failed | null => {
       try {
         this.#admit(route, call, view, credential);
@@ -602,10 +615,17 @@ class Door {
       }
     };
     const view = this.#service.viewNow(tenant);
-    let failed =
-      view !== null
-        ? admit(view)
-        : await this.#service.read(tenant, { consistency: "stale" }, admit);
+    const first = view === null ? null : admit(view);
+    if (view !== null && first === null) return null;
+    return this.#letInLater(tenant, first, admit);
+  }
+
+  async #letInLater(
+    tenant: string,
+    first: Failed | null,
+    admit: (view: TenantView) => Failed | null,
+  ): Promise<void> {
+    let failed = first ?? (await this.#service.read(tenant, { consistency: "stale" }, admit));
     // It may have been made a moment ago through another node.
     if (failed?.isUnauthorized === true)
       failed = await this.#service.read(tenant, { consistency: "linearizable" }, admit);

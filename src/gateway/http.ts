@@ -175,17 +175,19 @@ export function tokenOf(request: Request): string | null {
  * Reads a body of at most `bytesMax`, counting while it arrives: a chunked body announces no length, and an announced
  * one may lie.
  */
-async function readBody(request: Request, bytesMax: number): Promise<Uint8Array> {
-  const tooLarge = (): Problem =>
-    new Problem("body-too-large", `Send a body of at most ${bytesMax} bytes`);
+function readBody(request: Request, bytesMax: number): Promise<Uint8Array> {
   const announced = request.headers.get("content-length");
-  if (announced !== null && Number(announced) > bytesMax) throw tooLarge();
+  if (announced === null) return readChunks(request, bytesMax);
+  if (Number(announced) > bytesMax) return Promise.reject(tooLarge(bytesMax));
+  // Without asking for `body`: Bun would make a stream of what it has, and read it through that.
+  return request.arrayBuffer().then((buffer) => {
+    if (buffer.byteLength > bytesMax) throw tooLarge(bytesMax);
+    return new Uint8Array(buffer);
+  });
+}
+
+async function readChunks(request: Request, bytesMax: number): Promise<Uint8Array> {
   if (request.body === null) return new Uint8Array(0);
-  if (announced !== null) {
-    const bytes = new Uint8Array(await request.arrayBuffer());
-    if (bytes.length > bytesMax) throw tooLarge();
-    return bytes;
-  }
   const chunks: Uint8Array[] = [];
   let length = 0;
   const reader = request.body.getReader();
@@ -195,11 +197,15 @@ async function readBody(request: Request, bytesMax: number): Promise<Uint8Array>
     length += value.length;
     if (length > bytesMax) {
       await reader.cancel();
-      throw tooLarge();
+      throw tooLarge(bytesMax);
     }
     chunks.push(value);
   }
   return chunks.length === 1 ? (chunks[0] as Uint8Array) : Buffer.concat(chunks, length);
+}
+
+function tooLarge(bytesMax: number): Problem {
+  return new Problem("body-too-large", `Send a body of at most ${bytesMax} bytes`);
 }
 
 /** A body that takes longer holds up a place among the requests under way for nothing. */

@@ -556,11 +556,19 @@ function failProposal(proposal: PendingProposal, problem: Problem): void {
 }
 
 /** Where a tenant is served: not by replicas that may have nothing yet, nor by those that lost it. */
-function servingNodes({ placement: { replicas } }: TenantRow): string[] {
+function servingNodes(row: TenantRow): readonly string[] {
+  let nodes = serving.get(row);
+  if (nodes === undefined) serving.set(row, (nodes = servingNodesOf(row)));
+  return nodes;
+}
+/** Every request asks several times, and a row is never changed. */
+const serving = new WeakMap<TenantRow, readonly string[]>();
+
+function servingNodesOf({ placement: { replicas } }: TenantRow): readonly string[] {
   const left = replicas.filter(({ state }) => state !== "lost");
   // One that was to join and leaves again may have got what it came for, when those before it may have gone.
-  const serving = left.filter((replica) => isLeaving(replica) || wasSettled(replica));
-  return (serving.length > 0 ? serving : left).map(({ node }) => node);
+  const settled = left.filter((replica) => isLeaving(replica) || wasSettled(replica));
+  return (settled.length > 0 ? settled : left).map(({ node }) => node);
 }
 
 function encodeProposal(group: number, deadlineMs: number, data: Uint8Array): Uint8Array {

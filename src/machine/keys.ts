@@ -55,8 +55,11 @@ export function idempotencyQueueKey(n: number): string {
   return `idq/${padded(n)}`;
 }
 export function tenantKey(tenant: string): string {
-  return `ten/${tenant}`;
+  if (tenant !== lastTenant.tenant) lastTenant = { tenant, key: `ten/${tenant}` };
+  return lastTenant.key;
 }
+/** As with `lastConfig`. */
+let lastTenant = { tenant: "", key: "ten/" };
 export function groupKey(group: number): string {
   return `grp/${padded(group)}`;
 }

@@ -102,9 +102,14 @@ export function getMeta(view: StateView): TenantMeta {
   return view.get<TenantMeta>(metaKey) ?? emptyMeta;
 }
 
-export function getQuotas(view: StateView): Required<Quotas> {
-  return { ...defaultQuotas, ...getMeta(view).quotas };
+export function getQuotas(view: StateView): Readonly<Required<Quotas>> {
+  const { quotas } = getMeta(view);
+  let whole = wholeQuotas.get(quotas);
+  if (whole === undefined) wholeQuotas.set(quotas, (whole = { ...defaultQuotas, ...quotas }));
+  return whole;
 }
+/** Of each row of quotas, which stays the same object while the quotas do: every request asks. */
+const wholeQuotas = new WeakMap<Quotas, Required<Quotas>>();
 
 export function getKey(view: StateView, id: string): KeyRow | null {
   return checkKeyId(id) === null ? (view.get<KeyRow>(keyKey(id)) ?? null) : null;

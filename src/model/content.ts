@@ -144,19 +144,26 @@ function prepareStructure(format: ContentFormat, input: unknown): PreparedConten
     });
   const canonical = canonicalJson(input);
   if (!canonical.ok) return failed({ pointer: canonical.pointer, detail: canonical.detail });
+  const { text } = canonical;
   // Parsed again, so that the value is what a reader of the text will see, and nothing of the caller's.
-  const value: unknown = parseJsonText(canonical.text);
   if (format === "yaml") {
+    const value = parseJsonText(text);
     if (countValues(value) > yamlValuesMax)
       return failed({
         pointer: "",
         detail: `Give fewer values (at most ${yamlValuesMax} become YAML), or split the config`,
       });
-    const text = stringifyYaml(value, { lineWidth: 0, aliasDuplicateObjects: false });
-    return prepareYaml(text);
+    return prepareYaml(stringifyYaml(value, { lineWidth: 0, aliasDuplicateObjects: false }));
   }
-  const prepared = { text: canonical.text, value, errors: [] };
-  return format === "flag" ? checkedFlag(prepared) : prepared;
+  if (format === "flag") return checkedFlag({ text, value: parseJsonText(text), errors: [] });
+  // Only a schema asks for it.
+  return {
+    text,
+    get value(): unknown {
+      return parseJsonText(text);
+    },
+    errors: [],
+  };
 }
 
 function countValues(value: unknown): number {
