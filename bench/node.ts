@@ -116,6 +116,12 @@ function written(): number {
   return Number(/^wchar: (\d+)/m.exec(fs.readFileSync("/proc/self/io", "utf8"))?.[1]);
 }
 
+/** MiB of this process; pages of mapped files are the disk's cache, which the system takes back when it needs room. */
+function resident(kind: "RssAnon" | "RssFile"): number {
+  const status = fs.readFileSync("/proc/self/status", "utf8");
+  return Number(new RegExp(`^${kind}:\\s+(\\d+)`, "m").exec(status)?.[1]) / 1024;
+}
+
 /**
  * Time of this thread in checkpoints, from the replica's decision to the end of what the durable commit calls back: rows
  * and entries encoded, an environment opened for it and another closed. And how often one was opened for anything.
@@ -198,7 +204,11 @@ async function spread(): Promise<void> {
     `${Math.round(commits.count / (elapsed / 1000))} checkpoints/s of ${(commits.ms / commits.count).toFixed(2)} ms, ${Math.round(commits.opened / (elapsed / 1000))} environments opened/s; ${((cpu.user + cpu.system) / 1000 / elapsed).toFixed(2)} cores in all`,
     "< 20 %",
   );
-  row("  memory", `${Math.round(process.memoryUsage.rss() / 2 ** 20)} MiB`);
+  row(
+    "  memory, without the pages of LMDB's files",
+    `${Math.round(resident("RssAnon"))} MiB`,
+    `with them ${Math.round(process.memoryUsage.rss() / 2 ** 20)} MiB`,
+  );
   row(
     "  bytes given to write calls per write",
     `${Math.round((written() - bytesBefore) / done)}`,

@@ -16,7 +16,7 @@ import { recoveredPerCommandMax } from "../machine/recovery.ts";
 import type { Member, NodeRow, SystemRow, TenantRow } from "../machine/rows.ts";
 import type { ReplicaId } from "../raft/types.ts";
 import { useDigest } from "../model/content.ts";
-import { environmentName, replicaNamed } from "../host/cold_replicas.ts";
+import { environmentName, newestLost, replicaNamed } from "../host/cold_replicas.ts";
 import { SYSTEM_GROUP } from "../host/directory.ts";
 import { freshMeta } from "../host/group_log.ts";
 import {
@@ -270,6 +270,8 @@ class StoppedNode {
   readonly #environments: LmdbEnvironments;
   readonly #journal: NodeJournalRecovery;
   readonly #quarantine: QuarantineDirectory;
+  /** As a node that starts here would say. */
+  readonly #lost: LostRecords | null;
   readonly #release: () => void;
   begun: Begun | null;
 
@@ -285,6 +287,7 @@ class StoppedNode {
       read: (name) => new Uint8Array(readFileSync(join(journal, name))),
     }).recovery;
     this.#quarantine = new QuarantineDirectory(path);
+    this.#lost = newestLost(this.#journal, this.#quarantine.lost, () => this.#environments.names());
     this.#release = release;
     const file = join(path, recoveryFile);
     this.begun = existsSync(file) ? (JSON.parse(readFileSync(file, "utf8")) as Begun) : null;
@@ -322,7 +325,7 @@ class StoppedNode {
               this.node,
               environment,
               recovered,
-              this.#damageOf(group, id, recovered),
+              this.#damageOf(name, group, id, recovered),
             ),
           ),
         );
@@ -334,19 +337,18 @@ class StoppedNode {
     }
   }
 
-  #damageOf(group: number, id: ReplicaId, { sequence }: RecoveredLog): string | null {
+  #damageOf(name: string, group: number, id: ReplicaId, { sequence }: RecoveredLog): string | null {
     const { damaged, groups } = this.#journal;
     const known = damaged.get(group);
     if (known !== undefined) return known;
     for (const kept of this.#quarantine.replicas)
       if (kept.group === group && (kept.replica ?? id) === id) return kept.reason;
     if (groups.has(group)) return null;
-    return this.#lost.find(({ to }) => sequence < to)?.where ?? null;
-  }
-
-  get #lost(): readonly LostRecords[] {
-    const { lost } = this.#quarantine;
-    return lost === null ? this.#journal.lost : [...this.#journal.lost, lost];
+    const lost = this.#lost;
+    if (lost === null || sequence >= lost.to) return null;
+    // Made after the loss was found, and nothing of it was in the journal then: it lacks nothing.
+    const { environments } = lost;
+    return environments?.includes(name) === false ? null : lost.where;
   }
 
   async with<T>(
@@ -412,7 +414,7 @@ class StoppedNode {
         incarnation,
         named.replica,
         voter,
-        Math.max(sequence, ...this.#lost.map(({ to }) => to)),
+        Math.max(sequence, this.#lost?.to ?? 0),
       );
       await commit(environment, { meta, rows: [], entries: [], entriesDeleted: [] });
       this.#quarantine.remove(SYSTEM_GROUP);

@@ -121,12 +121,7 @@ export class ColdReplicas {
     for (const { group, replica, reason } of found)
       this.#damaged.set(group, { group, replica, reason });
     const known = quarantine?.lost ?? null;
-    const environments = recovery.lost.length === 0 ? [] : this.#options.environments.names();
-    const lost = recovery.lost.reduce<LostRecords | null>(
-      (newest, { to, where }) =>
-        newest === null || newest.to < to ? { to, where, environments } : newest,
-      known,
-    );
+    const lost = newestLost(recovery, known, () => this.#options.environments.names());
     if (quarantine === undefined) return lost;
     quarantine.keep(found, lost === known ? null : lost);
     for (const { group } of found) {
@@ -450,6 +445,22 @@ export class ColdReplicas {
       this.#options.log.error({ group, err: error }, "quarantine.remove_failed");
     }
   }
+}
+
+// --- records that are gone without the name of their group ----------------------------------------------------------------
+
+/** Of what a reading of the journal found, and what was known before: the newest, and which environments it may concern. */
+export function newestLost(
+  { lost }: Pick<JournalRecovery, "lost">,
+  known: LostRecords | null,
+  names: () => readonly string[],
+): LostRecords | null {
+  const environments = lost.length === 0 ? [] : names();
+  return lost.reduce<LostRecords | null>(
+    (newest, { to, where }) =>
+      newest === null || newest.to < to ? { to, where, environments } : newest,
+    known,
+  );
 }
 
 // --- names of environments -------------------------------------------------------------------------------------------------

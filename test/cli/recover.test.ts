@@ -8,6 +8,7 @@ import type { NodeHost } from "../../src/host/node_host.ts";
 import type { Action } from "../../src/machine/command.ts";
 import type { TenantMeta } from "../../src/machine/rows.ts";
 import { useDigest } from "../../src/model/content.ts";
+import { QuarantineDirectory } from "../../src/store/quarantine.ts";
 import { LoopbackNetwork } from "../../src/transport/loopback.ts";
 import { command, openStack } from "../crash/stack.ts";
 
@@ -95,6 +96,25 @@ describe("recover", () => {
     expect(two.plan?.system.verdict).toBe("whole");
     expect(two.applied).toBe(false);
     expect(files()).toEqual(before);
+  }, 30_000);
+
+  test("takes for damaged whom a lost record may concern, and nobody whose environment was made later", async () => {
+    const base = await stoppedCluster();
+    const directory = join(base, "n1");
+    const damagedBy = async (lost: object): Promise<(string | undefined)[]> => {
+      new QuarantineDirectory(directory).keep([], { to: 2 ** 40, where: "segment 7", ...lost });
+      const { found } = await recover([directory], { gone: [], apply: null, yes: false }, quiet);
+      expect(found.length).toBe(4);
+      const damaged = found.filter((replica) => replica.damaged === "segment 7");
+      return damaged.map(({ tenant }) => tenant).sort();
+    };
+    expect(await damagedBy({})).toEqual(["_system", "a", "b", "c"]);
+    const environments = fs.readdirSync(join(directory, "tenants"));
+    const old = environments.filter((name) => name.startsWith("a.") || name.startsWith("c."));
+    expect(old.length).toBe(2);
+    expect(await damagedBy({ environments: old })).toEqual(["a", "c"]);
+    // All of them have everything up to there.
+    expect(await damagedBy({ to: 1 })).toEqual([]);
   }, 30_000);
 
   test("goes on where it was interrupted, and no node starts before it is done", async () => {
