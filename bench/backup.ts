@@ -21,6 +21,7 @@ import { emptyConfState } from "../src/raft/raft.ts";
 import { Admin } from "../src/sdk/admin.ts";
 import { LmdbEnvironments, type LmdbEnvironment } from "../src/store/environments.ts";
 import { message } from "../test/raft/helpers.ts";
+import { processorSeconds } from "./processes.ts";
 
 const mib = Number(process.argv[2] ?? 300);
 const rowBytes = 50_000;
@@ -188,11 +189,15 @@ async function beside(url: string, pid: number, run: () => Promise<void>): Promi
     }
   })();
   const at = performance.now();
+  const processorBefore = processorSeconds([pid]);
+  const ownBefore = process.cpuUsage();
   await run();
   const ms = performance.now() - at;
+  const processor = processorSeconds([pid]) - processorBefore;
+  const { user, system } = process.cpuUsage(ownBefore);
   running = false;
   await probing;
-  return `${rate(ms)}; slowest /livez beside it ${longest.toFixed(0)} ms, ${(most - before).toFixed(0)} MiB on top`;
+  return `${rate(ms)}; ${processor.toFixed(1)} s of processor of the node and ${((user + system) / 1e6).toFixed(1)} s of this client; slowest /livez beside it ${longest.toFixed(0)} ms, ${(most - before).toFixed(0)} MiB on top`;
 }
 
 function guard(states: readonly { readonly error?: string }[]): void {

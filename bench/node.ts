@@ -15,13 +15,13 @@ import { loadavg, tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
-import { Replica } from "../src/host/replica.ts";
 import type { TenantRow } from "../src/machine/rows.ts";
 import { holdMallocThreshold } from "../src/runtime/memory.ts";
 import { useDigest } from "../src/model/content.ts";
-import { LmdbEnvironment, LmdbEnvironments } from "../src/store/environments.ts";
+import { LmdbEnvironments } from "../src/store/environments.ts";
 import { command, namespace, node, openStack } from "../test/crash/stack.ts";
 import { writeReport, type Row } from "./report.ts";
+import { publication, spreadWrites } from "./spread.ts";
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -41,8 +41,6 @@ const tenantsCount = Number(values.tenants);
 const seconds = Number(values.seconds);
 const rate = Number(values.rate);
 const coldCount = Number(values.cold);
-const valueBytes = 200;
-const inFlightMax = 2_000;
 
 const directory = fs.mkdtempSync(join(positionals[0] ?? tmpdir(), "conflux-bench-"));
 const rows: Row[] = [];
@@ -96,127 +94,26 @@ async function inTurn(
   await Promise.all(Array.from({ length: width }, work));
 }
 
-let serial = 0;
-async function publish(stack: Stack, tenant: string, bytes: number): Promise<void> {
-  const text = `${++serial} `.padEnd(bytes, "v");
-  const content = { text, hash: `sha256:${serial}`, bytes };
-  const outcome = await stack.host.propose(
-    tenant,
-    command({ op: "publish", namespace, name: "c", content, schemaHash: null }),
-    30_000,
-  );
+async function publish(stack: Stack, tenant: string, bytes?: number): Promise<void> {
+  const outcome = await stack.host.propose(tenant, publication(bytes), 30_000);
   if (!outcome.ok) throw new Error(outcome.detail);
-}
-
-/**
- * Bytes that this process gave to calls that write, which here are the journal's and LMDB's alone: records, the zeros before
- * them, pages. (`write_bytes` beside it counts whole folios of the page cache for every journal write that touches one.)
- */
-function written(): number {
-  return Number(/^wchar: (\d+)/m.exec(fs.readFileSync("/proc/self/io", "utf8"))?.[1]);
-}
-
-/** MiB of this process; pages of mapped files are the disk's cache, which the system takes back when it needs room. */
-function resident(kind: "RssAnon" | "RssFile"): number {
-  const status = fs.readFileSync("/proc/self/status", "utf8");
-  return Number(new RegExp(`^${kind}:\\s+(\\d+)`, "m").exec(status)?.[1]) / 1024;
-}
-
-/**
- * Time of this thread in checkpoints, from the replica's decision to the end of what the durable commit calls back: rows
- * and entries encoded, an environment opened for it and another closed. And how often one was opened for anything.
- */
-function timeCheckpoints(): { ms: number; count: number; opened: number } {
-  const spent = { ms: 0, count: 0, opened: 0 };
-  const timed = <T>(run: () => T): T => {
-    const start = performance.now();
-    try {
-      return run();
-    } finally {
-      spent.ms += performance.now() - start;
-    }
-  };
-  // oxlint-disable-next-line typescript/unbound-method
-  const { checkpoint } = Replica.prototype;
-  Replica.prototype.checkpoint = function measured(this: Replica) {
-    spent.count += 1;
-    return timed(() => checkpoint.call(this));
-  };
-  // oxlint-disable-next-line typescript/unbound-method
-  const { commit, wake } = LmdbEnvironment.prototype;
-  LmdbEnvironment.prototype.commit = function measured(this: LmdbEnvironment, change, done) {
-    commit.call(this, change, (error) => timed(() => done(error)));
-  };
-  LmdbEnvironment.prototype.wake = function measured(this: LmdbEnvironment) {
-    const isOpen = this.isOpen;
-    const databases = wake.call(this);
-    if (!isOpen) spent.opened += 1;
-    return databases;
-  };
-  return spent;
 }
 
 async function spread(): Promise<void> {
   const stack = await open(join(directory, "spread"));
   const tenants = Array.from({ length: tenantsCount }, (_, n) => `t${n}`);
-  let start = performance.now();
+  const start = performance.now();
   await inTurn(tenantsCount, 32, (n) => createTenant(stack, tenants[n] as string));
   const each = (performance.now() - start) / tenantsCount;
   row(`${tenantsCount} tenants created`, `${each.toFixed(2)} ms each`);
-  const problems = new Map<string, number>();
-  const commits = timeCheckpoints();
-  const bytesBefore = written();
-  const cpuBefore = process.cpuUsage();
-  let done = 0;
-  let inFlight = 0;
-  let issued = 0;
-  start = performance.now();
-  // As many as the clock allows so far, not more in flight than is sensible.
-  while (performance.now() - start < seconds * 1000) {
-    const due = ((performance.now() - start) / 1000) * rate;
-    while (issued < due && inFlight < inFlightMax) {
-      inFlight += 1;
-      publish(stack, tenants[issued++ % tenantsCount] as string, valueBytes).then(
-        () => {
-          inFlight -= 1;
-          done += 1;
-        },
-        (error: Error) => {
-          inFlight -= 1;
-          const key = `${(error as { code?: string }).code ?? ""} ${error.message.replace(/t\d+/, "T")}`;
-          problems.set(key, (problems.get(key) ?? 0) + 1);
-        },
-      );
-    }
-    await new Promise((resolve) => setTimeout(resolve, 1));
-  }
-  const elapsed = performance.now() - start;
-  const cpu = process.cpuUsage(cpuBefore);
-  row(
-    `writes of ${valueBytes} bytes spread over all, ${rate}/s asked for`,
-    `${Math.round(done / (elapsed / 1000))}/s`,
-    problems.size === 0 ? "no refusal" : JSON.stringify([...problems]),
-    "20000/s, no refusal",
-  );
-  row(
-    "  of this thread's time in checkpoints",
-    `${((100 * commits.ms) / elapsed).toFixed(1)} %`,
-    `${Math.round(commits.count / (elapsed / 1000))} checkpoints/s of ${(commits.ms / commits.count).toFixed(2)} ms, ${Math.round(commits.opened / (elapsed / 1000))} environments opened/s; ${((cpu.user + cpu.system) / 1000 / elapsed).toFixed(2)} cores in all`,
-    "< 20 %",
-  );
-  row(
-    "  memory, without the pages of LMDB's files",
-    `${Math.round(resident("RssAnon"))} MiB`,
-    `with them ${Math.round(process.memoryUsage.rss() / 2 ** 20)} MiB`,
-  );
-  row(
-    "  bytes given to write calls per write",
-    `${Math.round((written() - bytesBefore) / done)}`,
-    `${((written() - bytesBefore) / done / valueBytes).toFixed(1)} × its ${valueBytes} bytes`,
-  );
+  const load = { tenants: tenantsCount, rate, seconds };
+  for (const { what, figure, wanted } of await spreadWrites(load, (n) =>
+    publish(stack, tenants[n] as string),
+  ))
+    row(what, figure, "", wanted);
   const { environments, journal } = stack;
   row(
-    "  environments open, of at most; journal",
+    "environments open, of at most; journal",
     `${environments.open_count} of ${environments.cap}`,
     `${journal.status.segments} segments, ${Math.round(journal.status.bytes / 2 ** 20)} MiB`,
   );

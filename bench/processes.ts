@@ -15,8 +15,8 @@ import { Worker } from "node:worker_threads";
 /** Clock ticks per second in /proc, on every Linux that there is. */
 const ticksPerSecond = 100;
 
-/** Processor time of these so far, user and system; one that ended counts nothing. */
-export function processorSeconds(pids: readonly number[]): number {
+/** Processor time of these so far, user and system; one that ended counts nothing. A thread is `<pid>/task/<thread>`. */
+export function processorSeconds(pids: readonly (number | string)[]): number {
   let ticks = 0;
   for (const pid of pids) {
     try {

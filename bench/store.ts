@@ -9,17 +9,30 @@
  * file system's own journal: it should be below the bare write+fdatasync. Opening an environment is three open()s, an
  * mmap and a few pages: about 1 ms. Reading 256 MiB back at 1 GB/s and checking 1.4 million records at 0.5 µs: 1 s.
  */
+import { execFileSync } from "node:child_process";
+import { hash } from "node:crypto";
 import * as fs from "node:fs";
 import { loadavg, tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
+import { checkpointTuningDefaults, Checkpoints } from "../src/host/checkpoints.ts";
+import { appendRecord } from "../src/host/codec.ts";
+import { environmentName, type ColdReplicas } from "../src/host/cold_replicas.ts";
+import { freshMeta, GroupLog } from "../src/host/group_log.ts";
+import { Replica } from "../src/host/replica.ts";
+import { Prng } from "../src/lib/prng.ts";
+import type { Command } from "../src/machine/command.ts";
+import { useDigest } from "../src/model/content.ts";
+import type { StorageAppend } from "../src/raft/types.ts";
 import { holdMallocThreshold } from "../src/runtime/memory.ts";
 import { openJournalDisk } from "../src/store/disk.ts";
 import { LmdbEnvironments } from "../src/store/environments.ts";
 import { NodeJournal } from "../src/store/journal.ts";
 import { recordBytes } from "../src/store/journal_format.ts";
+import { command, namespace } from "../test/crash/stack.ts";
 import { printRows, writeReport, type Row } from "./report.ts";
+import { publication, spreadWrites } from "./spread.ts";
 
 const groups = 1000;
 const payloadBytes = 140;
@@ -29,15 +42,25 @@ const sliceMs = 200;
 const lone = 1000;
 const replayBytes = 256 * 1024 * 1024;
 const environmentsCount = 300;
-const soakCycles = 3000;
+const soakCycles = 50_000;
+const encoder = new TextEncoder();
 
 await holdMallocThreshold();
+// As main.ts does.
+useDigest((text) => hash("sha256", text, "hex"));
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { write: { type: "boolean", default: false } },
+  options: {
+    parts: { type: "string", default: "journal,environments,spread" },
+    tenants: { type: "string", default: "10000" },
+    rate: { type: "string", default: "20000" },
+    seconds: { type: "string", default: "30" },
+    write: { type: "boolean", default: false },
+  },
 });
 const [load = 0] = loadavg();
 const base = positionals[0] ?? tmpdir();
+const tenantsCount = Number(values.tenants);
 const directory = fs.mkdtempSync(join(base, "conflux-bench-"));
 const rows: Row[] = [];
 
@@ -241,6 +264,192 @@ async function replay(): Promise<void> {
   await again.close();
 }
 
+/**
+ * Everything of the store under the load of many tenants, and nothing else of a node: real replicas of one voter, their
+ * journal, environments and checkpoints; no directory, no requests, no heartbeats, no ticks.
+ */
+class ManyTenants {
+  readonly journal = openJournal("spread");
+  readonly #environments = new LmdbEnvironments({ data: join(directory, "spread-env") });
+  readonly #replicas = new Map<number, Replica>();
+  readonly #checkpoints: Checkpoints;
+  #dirty: Replica[] = [];
+  #records: { group: number; payload: Uint8Array; replica: Replica; append: StorageAppend }[] = [];
+  #scheduled = false;
+  readonly #pulse: NodeJS.Timeout;
+
+  constructor(count: number) {
+    const cold = { records: () => [], dropIfUnknown: () => undefined } as unknown as ColdReplicas;
+    const present = (group: number): Replica | null => this.#replicas.get(group) ?? null;
+    const { journal } = this;
+    this.#checkpoints = new Checkpoints(journal, cold, checkpointTuningDefaults, {
+      present,
+      wake: present,
+      contained: (_replica, run) => run(),
+      now: () => performance.now(),
+      busyMax: (max) => max,
+      giveWay: () => undefined,
+    });
+    for (let group = 1; group <= count; group++) this.#replicas.set(group, this.#open(group));
+    this.#pulse = setInterval(() => {
+      for (const replica of this.#replicas.values()) this.#checkpoints.look(replica);
+      this.#checkpoints.round(false);
+    }, 25);
+  }
+
+  #open(group: number): Replica {
+    const tenant = `t${group}`;
+    const meta = freshMeta({ tenant, group, incarnation: 1 }, 1, [{ node: "n1", id: 1 }]);
+    const environment = this.#environments.open(environmentName({ tenant, group, replica: 1 }));
+    const replica = new Replica({
+      meta,
+      log: new GroupLog(environment, meta),
+      environment,
+      hooks: {
+        send: () => undefined,
+        persist: (from, append) => {
+          const payload = appendRecord(from.takeHardState(append), append.entries);
+          this.#records.push({ group, payload, replica: from, append });
+          this.#schedule();
+        },
+        sendSnapshot: () => undefined,
+        committed: () => undefined,
+        contained: (_replica, run) => run(),
+        leaderChanged: () => undefined,
+        installed: () => undefined,
+        stored: (of, error) => {
+          if (error !== null) throw error;
+          this.#checkpoints.ended(of);
+          this.journal.release(of.group, of.sequenceStored);
+          of.resumeLane();
+          this.#mark(of);
+        },
+      },
+      random: new Prng(group),
+      supports: () => true,
+      sequence: 0,
+      logKept: { entries: 1_000, bytes: 2 ** 23, bytesForLagging: 2 ** 26 },
+    });
+    replica.startFrom(0, 0);
+    replica.raft.campaign();
+    this.#mark(replica);
+    return replica;
+  }
+
+  #mark(replica: Replica): void {
+    if (replica.dirty) return;
+    replica.dirty = true;
+    this.#dirty.push(replica);
+    this.#schedule();
+  }
+
+  #schedule(): void {
+    if (this.#scheduled) return;
+    this.#scheduled = true;
+    setImmediate(() => this.#turn());
+  }
+
+  #turn(): void {
+    this.#scheduled = false;
+    const visiting = this.#dirty;
+    this.#dirty = [];
+    for (const replica of visiting) {
+      replica.dirty = false;
+      if (replica.drain()) this.#mark(replica);
+    }
+    const records = this.#records;
+    if (records.length === 0) return;
+    this.#records = [];
+    const first = this.journal.append(records, () => {
+      for (const [offset, { replica, append }] of records.entries()) {
+        replica.persisted(append, first + offset);
+        replica.resumeLane();
+        this.#mark(replica);
+      }
+    });
+    for (const [offset, { replica }] of records.entries())
+      replica.sequenceSubmitted = first + offset;
+  }
+
+  /** Resolves when it is durable and applied. */
+  propose(group: number, command: Command): Promise<void> {
+    const replica = this.#replicas.get(group) as Replica;
+    return new Promise((resolve, reject) => {
+      replica.propose(encoder.encode(JSON.stringify(command)), Infinity, (result) => {
+        if (result.kind === "applied" && result.outcome.ok) resolve();
+        else reject(new Error(JSON.stringify(result)));
+      });
+      this.#mark(replica);
+    });
+  }
+
+  /** Until each leads itself. */
+  async elected(): Promise<void> {
+    while (![...this.#replicas.values()].every(({ raft }) => raft.isLeader))
+      await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+
+  get environmentsOpen(): string {
+    return `${this.#environments.open_count} of ${this.#environments.cap}`;
+  }
+
+  /** Leaves what is not checkpointed. */
+  async close(): Promise<void> {
+    clearInterval(this.#pulse);
+    for (const replica of this.#replicas.values())
+      await new Promise<void>((done) => replica.whenStored(done));
+    await this.journal.close();
+    for (const replica of this.#replicas.values()) await replica.environment.close();
+  }
+}
+
+async function spread(): Promise<void> {
+  const data = join(directory, "spread-env");
+  // Made behind the store's back, as copies of one: what is measured is not their creation, which syncs each.
+  const sample = environmentName({ tenant: "t1", group: 1, replica: 1 });
+  await new LmdbEnvironments({ data }).open(sample).close();
+  for (let group = 2; group <= tenantsCount; group++) {
+    const place = join(
+      data,
+      "tenants",
+      environmentName({ tenant: `t${group}`, group, replica: 1 }),
+    );
+    fs.mkdirSync(place);
+    fs.copyFileSync(join(data, "tenants", sample, "data.mdb"), join(place, "data.mdb"));
+  }
+  execFileSync("sync");
+  const tenants = new ManyTenants(tenantsCount);
+  await tenants.elected();
+  const everywhere = async (action: (tenant: string) => Command["action"]): Promise<void> => {
+    for (let from = 1; from <= tenantsCount; from += 1_000)
+      await Promise.all(
+        Array.from({ length: Math.min(1_000, tenantsCount + 1 - from) }, (_, n) =>
+          tenants.propose(from + n, command(action(`t${from + n}`))),
+        ),
+      );
+  };
+  await everywhere((tenant) => ({
+    op: "tenant.init",
+    tenant,
+    quotas: { versionsPerConfig: 10 },
+    keys: [],
+  }));
+  await everywhere(() => ({ op: "config.put", namespace, name: "c", format: "text" }));
+  const load = {
+    tenants: tenantsCount,
+    rate: Number(values.rate),
+    seconds: Number(values.seconds),
+  };
+  rows.push(...(await spreadWrites(load, (n) => tenants.propose(n + 1, publication()))));
+  const { segments, bytes } = tenants.journal.status;
+  row(
+    "environments open meanwhile",
+    tenants.environmentsOpen,
+    `journal ${segments} segments, ${Math.round(bytes / 2 ** 20)} MiB`,
+  );
+  await tenants.close();
+}
+
 async function environments(): Promise<void> {
   const opened = new LmdbEnvironments({ data: join(directory, "env") });
   const meta = new Uint8Array(100);
@@ -289,10 +498,13 @@ async function environments(): Promise<void> {
 
 try {
   fs.mkdirSync(join(directory, "env"));
-  await throughput();
-  await latency();
-  await replay();
-  await environments();
+  fs.mkdirSync(join(directory, "spread-env"));
+  const parts = values.parts.split(",");
+  if (parts.includes("journal")) await throughput();
+  if (parts.includes("journal")) await latency();
+  if (parts.includes("journal")) await replay();
+  if (parts.includes("environments")) await environments();
+  if (parts.includes("spread")) await spread();
   const runtime = process.versions["bun"] ?? process.versions["deno"] ?? process.versions.node;
   const name = process.versions["bun"] ? "bun" : process.versions["deno"] ? "deno" : "node";
   console.log(`\nstore, ${name} ${runtime}, ${base}`);

@@ -15,7 +15,7 @@ import {
 } from "./bootstrap.mjs";
 
 /** What the others use. */
-const parts = new Set(["load", "processes", "report", "systems"]);
+const parts = new Set(["load", "processes", "report", "spread", "systems"]);
 /** Installs other systems and takes a quarter of an hour: when it is named only. */
 const apart = "peers";
 

@@ -4,7 +4,13 @@
  */
 import { ByteReader, ByteWriter } from "../lib/bytes.ts";
 import { crc32Table } from "../lib/crc32.ts";
-import { decodeEntry, decodeMessage, encodeEntry, encodeMessage } from "../raft/codec.ts";
+import {
+  decodeEntry,
+  decodeMessage,
+  encodeEntry,
+  encodeMessage,
+  ENTRY_HEADER_BYTES,
+} from "../raft/codec.ts";
 import type { Entry, HardState, Message } from "../raft/types.ts";
 import { metaFromBytes, metaToBytes } from "./replica.ts";
 import type { ReplicaMeta } from "./group_log.ts";
@@ -35,8 +41,8 @@ export function createRecord(meta: ReplicaMeta): Uint8Array {
 }
 
 export function appendRecord(hard: HardState | null, entries: readonly Entry[]): Uint8Array {
-  let size = 32;
-  for (const entry of entries) size += entry.data.length + 32;
+  let size = hard === null ? 7 : 31;
+  for (const entry of entries) size += ENTRY_HEADER_BYTES + entry.data.length;
   const writer = new ByteWriter(size);
   writer.u8(APPEND);
   writer.u8(hard === null ? 0 : HAS_HARD_STATE);

@@ -69,7 +69,10 @@ export class ByteWriter {
 
   /** What was written, as a view that the next write may overwrite. */
   view(): Uint8Array<ArrayBuffer> {
-    return this.#bytes.subarray(0, this.#length);
+    // A view of all of it would be one object more: whoever knew the size has it as it is.
+    return this.#length === this.#bytes.length
+      ? this.#bytes
+      : this.#bytes.subarray(0, this.#length);
   }
 
   /** What was written, as a copy. */

@@ -16,7 +16,8 @@ import {
 } from "./types.ts";
 
 /** Index, term, kind and length. */
-const ENTRY_HEADER_BYTES = 8 + 8 + 1 + 4;
+/** Of an encoded entry, beside its data. */
+export const ENTRY_HEADER_BYTES = 8 + 8 + 1 + 4;
 const TYPE_MAX = MessageType.propose;
 const NO_ENTRIES: readonly Entry[] = [];
 
