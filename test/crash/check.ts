@@ -19,11 +19,19 @@ import {
   historyAfter,
   listVersions,
 } from "../../src/machine/queries.ts";
-import type { StateView } from "../../src/machine/rows.ts";
+import { membersKey, metaKey } from "../../src/machine/keys.ts";
+import type { StateView, TenantMeta } from "../../src/machine/rows.ts";
 import { entryFromBytes } from "../../src/raft/codec.ts";
 import { EntryKind } from "../../src/raft/types.ts";
 import { LmdbEnvironments } from "../../src/store/environments.ts";
 import { inspectJournal } from "../../src/store/inspect.ts";
+import {
+  digestOf,
+  generationOf,
+  hasInstallations,
+  openInstallations,
+  rowsOfGeneration,
+} from "./restores.ts";
 import { idOf, namespace, openStack, versionsPerConfig } from "./stack.ts";
 
 interface Acknowledged {
@@ -40,14 +48,30 @@ export class Ledger {
   readonly writes = new Map<string, Acknowledged[]>();
   readonly made = new Set<string>();
   readonly gone = new Set<string>();
+  /** Of tenants that come back from a backup: what must be in them once they are back, and who was said to be. */
+  readonly restoring = new Map<string, string>();
+  readonly restored = new Set<string>();
+  /** Of the environment whose rows are replaced as a whole. */
+  installing = 0;
+  installed = 0;
   acknowledged = 0;
 
   take(line: string): void {
     const [what, tenant = "", config = "", version, revision, id = ""] = line.split(" ");
     if (what === "made") this.made.add(tenant);
     // From here on it may be there or not.
-    if (what === "going") this.made.delete(tenant);
-    if (what === "gone") this.gone.add(tenant);
+    if (what === "going") {
+      this.made.delete(tenant);
+      this.restored.delete(tenant);
+    }
+    if (what === "gone") {
+      this.gone.add(tenant);
+      this.restoring.delete(tenant);
+    }
+    if (what === "restoring") this.restoring.set(tenant, config);
+    if (what === "restored") this.restored.add(tenant);
+    if (what === "installing") this.installing = Number(tenant);
+    if (what === "installed") this.installed = Number(tenant);
     if (what !== "ack") return;
     this.acknowledged += 1;
     const key = `${tenant}/${config}`;
@@ -74,6 +98,7 @@ export async function complaintsAfterCrash(directory: string, ledger: Ledger): P
     if (!String(error).includes("Cannot inspect")) complain(String(error));
   }
   await checkEnvironments(directory, complain);
+  await checkInstallations(directory, ledger, complain);
   try {
     const stack = await openStack(
       directory,
@@ -110,6 +135,31 @@ async function checkEnvironments(directory: string, complain: Complain): Promise
   }
 }
 
+/** All rows are those of one generation: the last that was said to be installed, or the one under way. */
+async function checkInstallations(
+  directory: string,
+  { installed, installing }: Ledger,
+  complain: Complain,
+): Promise<void> {
+  if (!hasInstallations(directory)) {
+    if (installed > 0) complain(`LOST: generation ${installed} that was installed`);
+    return;
+  }
+  try {
+    const environment = openInstallations(directory);
+    const generation = generationOf(environment);
+    if (generation !== installed && generation !== installing)
+      complain(`LOST: generation ${installed} was installed, ${generation} is there`);
+    const rows = [...environment.range({ gte: " ", lt: "\x7f" })];
+    const wanted = generation === 0 ? [] : rowsOfGeneration(generation);
+    if (JSON.stringify(rows) !== JSON.stringify(wanted))
+      complain(`the rows installed are not those of generation ${generation} alone`);
+    await environment.close();
+  } catch (error) {
+    complain(`what is installed does not open: ${String(error)}`);
+  }
+}
+
 function checkEnvironment(environment: Environment, complain: Complain): void {
   const bytes = environment.meta();
   const rows = [...environment.range({ gte: " ", lt: "\x7f" })];
@@ -119,7 +169,10 @@ function checkEnvironment(environment: Environment, complain: Complain): void {
   }
   const meta = metaFromBytes(bytes);
   const view = new TenantState(environment) as StateView;
-  const texts = checkState(view, complain);
+  // Its counters tell of rows that are still to come.
+  const isRestoring = view.get<TenantMeta>("meta")?.restore !== undefined;
+  if (isRestoring) checkParts(view, complain);
+  const texts = isRestoring ? new Set<string>() : checkState(view, complain);
   if (meta.applied < meta.first - 1 || meta.applied > meta.last)
     complain(`applied ${meta.applied} is outside its log ${meta.first} to ${meta.last}`);
   if (environment.entry(meta.last + 1) !== undefined) complain("its log goes on behind its end");
@@ -147,6 +200,21 @@ function checkEnvironment(environment: Environment, complain: Complain): void {
     if (text === null || idOf(text) !== id)
       complain(`the rows are at ${meta.applied}, and ${name} is not the log's ${id}`);
   }
+}
+
+/** Whole parts, and what was counted of them. */
+function checkParts(view: StateView, complain: Complain): void {
+  const restore = view.get<TenantMeta>("meta")?.restore;
+  let [rows, last] = [0, ""];
+  for (const [key] of view.range({ gte: "", lt: "\x7f" })) {
+    if (key === metaKey || key === membersKey) continue;
+    rows += 1;
+    last = key;
+  }
+  if (rows !== restore?.rows || last !== restore.last)
+    complain(
+      `${rows} rows up to ${last} are restored, ${restore?.rows} up to ${restore?.last} counted`,
+    );
 }
 
 /** Revisions without a gap, versions with a whole content each. @returns ids of all texts */
@@ -183,6 +251,7 @@ async function checkServed(
   const names = new Set([
     ...ledger.made,
     ...ledger.gone,
+    ...ledger.restoring.keys(),
     ...[...ledger.writes.keys()].map((key) => key.split("/")[0] as string),
   ]);
   for (const tenant of names) {
@@ -193,8 +262,16 @@ async function checkServed(
     }
     if (located === null) {
       // Between `going` and `gone` nothing is promised.
-      if (ledger.made.has(tenant) || tenant.startsWith("t"))
+      if (ledger.made.has(tenant) || ledger.restored.has(tenant) || tenant.startsWith("t"))
         complain(`${tenant} was made and is not there`);
+      continue;
+    }
+    if (ledger.restoring.has(tenant)) {
+      await host
+        .read(tenant, { ...options, evenRestoring: true }, (view) =>
+          checkRestored(view, tenant, ledger, (text) => complain(`${tenant}: ${text}`)),
+        )
+        .catch((error: unknown) => complain(`${tenant} cannot be read: ${String(error)}`));
       continue;
     }
     const writes = [...ledger.writes.values()].filter(([first]) => first?.tenant === tenant).flat();
@@ -204,6 +281,21 @@ async function checkServed(
       )
       .catch((error: unknown) => complain(`${tenant} cannot be read: ${String(error)}`));
   }
+}
+
+function checkRestored(
+  view: TenantView,
+  tenant: string,
+  { restoring, restored }: Ledger,
+  complain: Complain,
+): void {
+  if (view.get<TenantMeta>("meta")?.restore !== undefined) {
+    if (restored.has(tenant)) complain("LOST: it was restored, and waits for rows");
+    return checkParts(view, complain);
+  }
+  checkState(view, complain);
+  const digest = digestOf(view.range({ gte: "", lt: "\x7f" }));
+  if (digest !== restoring.get(tenant)) complain("LOST: it is not what it was restored from");
 }
 
 function checkTenant(view: TenantView, writes: readonly Acknowledged[], complain: Complain): void {

@@ -9,6 +9,7 @@ import { complaintsAfterCrash, Ledger } from "./check.ts";
 import { canInject, CrashRun, describeHow } from "./kills.ts";
 import type { Runtime } from "./node_process.ts";
 import { powerLosses } from "./power.ts";
+import { generationMeta, openInstallations, rowsOfGeneration } from "./restores.ts";
 import { command, namespace, node, openStack, textOf, versionsPerConfig } from "./stack.ts";
 
 /** The suite runs on two runners; one of them has the larger part. */
@@ -136,6 +137,15 @@ describe("complaintsAfterCrash()", () => {
     );
   });
 
+  async function metaOf(directory: string): Promise<object> {
+    const environments = new LmdbEnvironments({ data: directory });
+    const name = environments.names().find((one) => one.startsWith("t1")) as string;
+    const environment = environments.open(name);
+    const row = JSON.parse(environment.get("meta") as string) as object;
+    await environment.close();
+    return row;
+  }
+
   test("finds a tenant that came back, and one that is missing", async () => {
     const { directory, ledger } = await written();
     ledger.take("gone t1");
@@ -143,6 +153,53 @@ describe("complaintsAfterCrash()", () => {
     const complaints = (await complaintsAfterCrash(directory, ledger)).join("\n");
     expect(complaints).toContain("t1 was deleted for good and is there");
     expect(complaints).toContain("t2 was made and is not there");
+  });
+
+  test("finds a restored tenant that is another, and one that is not restored to its end", async () => {
+    const { directory, ledger } = await written();
+    ledger.take("restoring t1 0123456789abcdef");
+    const meta = (of: object): [string, string][] => [["meta", JSON.stringify(of)]];
+    const another = "t1: LOST: it is not what it was restored from";
+    expect(await complaintsAfterCrash(directory, ledger)).toEqual([another]);
+    const begun = { source: {}, part: 1, rows: 7, last: "cfg/x", counts: {}, keys: [] };
+    const row = await metaOf(directory);
+    await change(directory, meta({ ...row, restore: begun }));
+    ledger.take("restored t1");
+    const complaints = (await complaintsAfterCrash(directory, ledger)).join("\n");
+    expect(complaints).toContain("restored, 7 up to cfg/x counted");
+    expect(complaints).toContain("t1: LOST: it was restored, and waits for rows");
+  });
+
+  test("finds an installation that is half there, and one that is gone", async () => {
+    const { directory, ledger } = await written();
+    ledger.take("installing 2");
+    ledger.take("installed 2");
+    expect(await complaintsAfterCrash(directory, ledger)).toEqual([
+      "LOST: generation 2 that was installed",
+    ]);
+    const environment = openInstallations(directory);
+    const install = async (rows: [string, string][]): Promise<void> => {
+      const staging = environment.stage();
+      await new Promise((done) => staging.add(rows, done));
+      await new Promise((done) => environment.install(staging, generationMeta(2), done));
+    };
+    await install(rowsOfGeneration(2).map(([key, text]) => [key, text]));
+    await environment.close();
+    expect(await complaintsAfterCrash(directory, ledger)).toEqual([]);
+    const again = openInstallations(directory);
+    const rows = [[rowsOfGeneration(2)[3]?.[0] as string, undefined]] as const;
+    await new Promise((done) => {
+      again.commit({ meta: generationMeta(2), rows, entries: [], entriesDeleted: [] }, done);
+    });
+    await again.close();
+    ledger.take("installed 3");
+    expect(await complaintsAfterCrash(directory, ledger)).toEqual([
+      "the rows installed are not those of generation 2 alone",
+    ]);
+    ledger.take("installing 4");
+    expect((await complaintsAfterCrash(directory, ledger)).join("\n")).toContain(
+      "LOST: generation 3 was installed, 2 is there",
+    );
   });
 
   test("finds damage", async () => {

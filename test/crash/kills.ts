@@ -1,7 +1,9 @@
 /**
- * One life of a child, ended hard in one of three ways, and the check of what it left:
+ * One life of a child, ended hard in one of four ways, and the check of what it left:
  * - at random: SIGKILL after so many lines;
  * - at a named point: SIGKILL on entry of the n-th system call of a kind, by strace's injection;
+ * - at a step: SIGKILL by its own hand at the n-th time it comes to a named step of a restore, or of the installation of a
+ *   snapshot;
  * - by an error: the n-th system call of a kind fails with EIO or ENOSPC and does nothing. The child ends by itself where
  *   its journal or an environment is concerned; where it may go on it is killed later.
  */
@@ -14,6 +16,7 @@ import { runCommand } from "../../infra/bootstrap.mjs";
 import { Prng } from "../../src/lib/prng.ts";
 import { complaintsAfterCrash, Ledger } from "./check.ts";
 import type { Runtime } from "./node_process.ts";
+import { steps, type Step } from "./restores.ts";
 
 /** Kinds of system calls by what they are to the store, and how many one thread surely makes in a second or two. */
 const points = {
@@ -27,6 +30,7 @@ const points = {
   "new directory": { calls: "mkdir,mkdirat", often: 12 },
 } as const;
 type Point = keyof typeof points;
+const stepNames = Object.keys(steps) as Step[];
 const pointNames = Object.keys(points) as Point[];
 /** Of these an error is never without consequence: the child has to end by itself. */
 const mustEnd: readonly Point[] = ["write", "data sync"];
@@ -36,16 +40,22 @@ const lifeMsMax = 20_000;
 
 export type How =
   | { readonly kind: "random"; readonly lines: number }
+  | { readonly kind: "step"; readonly step: Step; readonly nth: number }
   | { readonly kind: "point"; readonly point: Point; readonly nth: number }
   | { readonly kind: "error"; readonly point: Point; readonly nth: number; readonly error: string };
 
 export function describeHow(how: How): string {
   if (how.kind === "random") return `killed after ${how.lines} lines`;
   if (how.kind === "point") return `killed at ${how.point} ${how.nth}`;
+  if (how.kind === "step") return `killed at ${how.step} ${how.nth}`;
   return `${how.error} at ${how.point} ${how.nth}`;
 }
 
 export function drawHow(prng: Prng): How {
+  if (prng.chance(0.2)) {
+    const step = prng.pick(stepNames);
+    return { kind: "step", step, nth: prng.between(1, steps[step]) };
+  }
   if (!canInject || prng.chance(0.3)) {
     const early = prng.chance(0.2);
     return { kind: "random", lines: early ? prng.between(0, 3) : prng.between(4, 500) };
@@ -64,12 +74,14 @@ export const canInject =
 
 /** Adds what the kills so far were to what there was. */
 export function addCounts(to: Counts, counts: Counts): void {
-  for (const kind of ["random", "point", "error", "missed"] as const) to[kind] += counts[kind];
+  for (const kind of ["random", "step", "point", "error", "missed"] as const)
+    to[kind] += counts[kind];
 }
 
-/** How many lives ended how: at the point or error that was meant, or later because they did not come to it. */
+/** How many lives ended how: at the step, point or error that was meant, or later because they did not come to it. */
 export interface Counts {
   random: number;
+  step: number;
   point: number;
   error: number;
   missed: number;
@@ -93,9 +105,10 @@ function runChild(
     directory,
     String(life),
     String(seed),
+    ...(how.kind === "step" ? [`${how.step}:${how.nth}`] : []),
   ]);
   const command = [child.command, ...child.args];
-  if (how.kind !== "random") {
+  if (how.kind === "point" || how.kind === "error") {
     const { calls } = points[how.point];
     const what = how.kind === "point" ? "signal=KILL" : `error=${how.error}`;
     const inject = `inject=${calls}:${what}:when=${how.nth}`;
@@ -145,7 +158,7 @@ export class CrashRun {
   readonly #prng: Prng;
   readonly #seed: number;
   #life = 0;
-  readonly counts: Counts = { random: 0, point: 0, error: 0, missed: 0 };
+  readonly counts: Counts = { random: 0, step: 0, point: 0, error: 0, missed: 0 };
 
   constructor(seed: number) {
     this.#seed = seed;

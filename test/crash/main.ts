@@ -37,7 +37,7 @@ if (!canInject)
   );
 
 const started = performance.now();
-const sum = { random: 0, point: 0, error: 0, missed: 0 };
+const sum = { random: 0, step: 0, point: 0, error: 0, missed: 0 };
 let acknowledged = 0;
 let seed = Number(values.seed);
 let failed = false;
@@ -64,8 +64,10 @@ for (let done = 0; done < kills && !failed; seed++) {
 let powerLost = 0;
 for (let recorded = 0; powerLost < cuts && !failed; recorded++, seed++) {
   const runtime = runtimes[recorded % runtimes.length] as Runtime;
+  let said = 0;
   for await (const loss of powerLosses({ seed, runtime, lines: linesEach, cuts: cutsEach })) {
     powerLost += 1;
+    said = loss.acknowledged;
     progress("power losses", powerLost, cuts);
     if (loss.complaints.length === 0) continue;
     failed = true;
@@ -73,6 +75,7 @@ for (let recorded = 0; powerLost < cuts && !failed; recorded++, seed++) {
     for (const complaint of loss.complaints) console.error(`  ${complaint}`);
     break;
   }
+  acknowledged += said;
 }
 
 function progress(what: string, done: number, of: number): void {
@@ -82,9 +85,9 @@ function progress(what: string, done: number, of: number): void {
   else if (done % 25 === 0) process.stderr.write(`${done} of ${of} ${what}, ${seconds} s\n`);
 }
 
-const total = sum.random + sum.point + sum.error + sum.missed;
+const total = sum.random + sum.step + sum.point + sum.error + sum.missed;
 console.log(
-  `${process.stderr.isTTY ? "\n" : ""}${total} kills (${sum.random} at random, ${sum.point} at a named system call, ${sum.error} by EIO or ENOSPC, ${sum.missed} that did not come to theirs), ${powerLost} power losses, ` +
+  `${process.stderr.isTTY ? "\n" : ""}${total} kills (${sum.random} at random, ${sum.step} at a step of a restore or installation, ${sum.point} at a named system call, ${sum.error} by EIO or ENOSPC, ${sum.missed} that did not come to theirs), ${powerLost} power losses, ` +
     `${acknowledged} acknowledged writes, ${failed ? "NOT ALL AS THEY MUST BE" : "0 lost, 0 half there"}, ${((performance.now() - started) / 1000).toFixed(0)} s`,
 );
 process.exit(failed ? 1 : 0);
