@@ -4,10 +4,11 @@
  */
 import { Problem } from "../api/problems.ts";
 import type { ColdReplicas } from "./cold_replicas.ts";
-import type { Directory } from "./directory.ts";
+import { SYSTEM_GROUP, type Directory } from "./directory.ts";
 import type { Liveness } from "./liveness.ts";
 import { replicaOn } from "./membership.ts";
 import type { Clock, GroupStatus, Replacement } from "./ports.ts";
+import type { ReplicaId } from "../raft/types.ts";
 import type { Replica } from "./replica.ts";
 import { noQuorum } from "./requests.ts";
 import { Method, type Rpc } from "./rpc.ts";
@@ -109,7 +110,7 @@ export class Care {
 
   async repair(tenant: string): Promise<Replacement> {
     await this.#find(tenant);
-    const { node: self, directory, liveness, cold } = this.#parts;
+    const { node: self, directory, cold } = this.#parts;
     const row = directory.tenant(tenant);
     const own = row === undefined ? undefined : replicaOn(row.placement, self);
     if (row === undefined || own === undefined)
@@ -123,20 +124,8 @@ export class Care {
       );
     if (placement.replicas.some(({ state }) => state !== undefined))
       throw new Problem("conflict", `Try again when tenant "${tenant}" has ended its move`);
-    const others = placement.replicas.filter(({ node }) => node !== self);
-    const answers = await Promise.all(
-      others.map(({ node }) => this.#ask<GroupStatus>(node, Method.status, group)),
-    );
-    const status = answers
-      .filter((answer) => answer !== null)
-      .reduce<GroupStatus | null>((a, b) => (a !== null && a.term > b.term ? a : b), null);
-    // With every committed entry on a majority that is alive without it, nothing acknowledged depends on it.
-    const voters = (status?.replicas ?? []).filter(({ role }) => role !== "learner");
-    const whole = voters.filter(
-      ({ node, id, match }) =>
-        id !== own.id && liveness.supports(node) && (match ?? 0) >= (status?.commit ?? Infinity),
-    );
-    if (status === null || whole.length * 2 <= voters.length)
+    const nodes = placement.replicas.map(({ node }) => node);
+    if (!(await this.#isHeldWithout(group, own.id, nodes)))
       throw new Problem(
         "conflict",
         `Bring back the other nodes of tenant "${tenant}" first, or restore it from a backup: without the replica on node ${self} no majority holds everything`,
@@ -144,10 +133,41 @@ export class Care {
     return {
       op: "directory.move",
       tenant,
-      nodes: placement.replicas.map(({ node }) => node),
+      nodes,
       lost: [own.id],
       generation: placement.generation ?? 0,
     };
+  }
+
+  /**
+   * Whether nothing acknowledged depends on this stopped replica: what `repair` demands, also of the directory's own, for
+   * which no directory speaks.
+   */
+  async isSpare({ tenant, group, id, members }: Replica): Promise<boolean> {
+    if (group === SYSTEM_GROUP) return this.#isHeldWithout(group, id, [...members.values()]);
+    return this.repair(tenant).then(
+      () => true,
+      () => false,
+    );
+  }
+
+  /** Every committed entry is on a majority that is alive, as the group's leader on one of these nodes says. */
+  async #isHeldWithout(group: number, own: ReplicaId, nodes: readonly string[]): Promise<boolean> {
+    const others = nodes.filter((node) => node !== this.#parts.node);
+    const answers = await Promise.all(
+      others.map((node) => this.#ask<GroupStatus>(node, Method.status, group)),
+    );
+    const status = answers
+      .filter((answer) => answer !== null)
+      .reduce<GroupStatus | null>((a, b) => (a !== null && a.term > b.term ? a : b), null);
+    const voters = (status?.replicas ?? []).filter(({ role }) => role !== "learner");
+    const whole = voters.filter(
+      ({ node, id, match }) =>
+        id !== own &&
+        this.#parts.liveness.supports(node) &&
+        (match ?? 0) >= (status?.commit ?? Infinity),
+    );
+    return status !== null && whole.length * 2 > voters.length;
   }
 
   #find(tenant: string): Promise<void> {

@@ -191,6 +191,8 @@ const FULL_NOTICE_MS = 10_000;
 const MEMBERSHIP_MS = 200;
 /** Whether others hold all that a stopped replica has is asked this often. */
 const GIVE_WAY_MS = 10_000;
+/** The directory's own, if it is stopped, gives way when the journal holds so many times its bound of segments. */
+const BLIND_SEGMENTS_FACTOR = 8;
 /** Who should not lead looks this often whether somebody would take what it leads. */
 const HAND_OVER_MS = 500;
 /** The same leadership is offered again after this long: each offer may hold its group up for a moment. */
@@ -393,6 +395,7 @@ export class NodeHost implements ConfigService {
     this.#leases = new Leases({ clockDriftMax, boot, isNew, clock, liveness });
     this.#checkpoints = new Checkpoints(options.journal, cold, this.#tuning, {
       ...hooks,
+      now: () => clock.monotonicMs(),
       busyMax: (max) => this.#busyMax(max),
       giveWay: (replica) => this.#giveWay(replica),
     });
@@ -1519,19 +1522,28 @@ export class NodeHost implements ConfigService {
   #giveWay(replica: Replica): void {
     const now = this.#clock.monotonicMs();
     if (this.#givingWay || now < (this.#askedToGiveWay.get(replica) ?? 0)) return;
+    if (replica.group === SYSTEM_GROUP && !this.#mayLoseDirectory) return;
     this.#givingWay = true;
     this.#askedToGiveWay.set(replica, now + GIVE_WAY_MS);
     this.#care
-      .repair(replica.tenant)
+      .isSpare(replica)
       .then(
-        () => {
-          if (this.#replicas.get(replica.group) === replica) this.#cold.keepOut(replica);
+        (isSpare) => {
+          if (isSpare && this.#replicas.get(replica.group) === replica) this.#cold.keepOut(replica);
         },
         () => undefined,
       )
       .finally(() => {
         this.#givingWay = false;
       });
+  }
+
+  /** Without it this node needs an empty disk at its next start, which would be a high price for a few segments. */
+  get #mayLoseDirectory(): boolean {
+    const { segments } = this.#options.journal.status;
+    return (
+      segments > BLIND_SEGMENTS_FACTOR * this.#tuning.journalSegments || this.#diskLevel !== "free"
+    );
   }
 
   // --- checkpoints -------------------------------------------------------------------------------------------------------

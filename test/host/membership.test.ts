@@ -609,6 +609,41 @@ describe("a damaged replica", () => {
     expect([...node.quarantine.replicas]).toEqual([]);
   });
 
+  test("of the directory gives way in the end too: its node needs an empty disk, and is fed again", async () => {
+    const cluster = await ready({ tuning: { journalSegments: 1 } });
+    await cluster.create("acme");
+    await cluster.pass(500);
+    const { node, replica } = cluster
+      .replicas("_system")
+      .find((each) => !each.replica.raft.isLeader) as { node: SimNode; replica: Replica };
+    const one = cluster.world.nodes.find((each) => each !== node) as SimNode;
+    const pinned = node.disk.list()[0] as string;
+    replica.halt("stopped by the test");
+    const segments: number[] = [];
+    for (let at = 0; node.disk.list().includes(pinned) && at < 300; at++) {
+      expect((await cluster.change(one, "acme", publish(`${at}`.repeat(8_000)))).ok).toBe(true);
+      await cluster.pass(50);
+      segments.push(node.disk.list().length);
+    }
+    expect(node.disk.list()).not.toContain(pinned);
+    // Before that a start may mend what stopped it.
+    expect(Math.max(...segments)).toBeGreaterThanOrEqual(8);
+    const reason = "stopped by the test";
+    expect([...node.quarantine.replicas]).toEqual([{ group: 1, replica: replica.id, reason }]);
+    cluster.world.crash(node);
+    cluster.world.start(node);
+    await cluster.pass(3_000);
+    expect(node.host?.ready).toBe(false);
+    cluster.world.crash(node);
+    cluster.world.wipe(node);
+    cluster.world.start(node);
+    await cluster.until("here again", () => node.host?.ready === true);
+    expect((await cluster.change(one, "acme", publish("last"))).ok).toBe(true);
+    const isFed = (): boolean => node.host?.locateNow("acme")?.local === true;
+    await cluster.until("fed", isFed, 60_000);
+    expect(await cluster.read(node, "acme", latest)).toBe("last");
+  });
+
   test("is any that slept when records of unknown groups were lost, and none that was made later", async () => {
     const cluster = await ready({ tuning: { checkpointBytes: 1, sleepAfterMs: 500 } });
     await cluster.create("acme");
