@@ -15,10 +15,63 @@ interface Edit {
 /** Empty when the texts are equal. */
 export function unifiedDiff(from: string, to: string, names: readonly [string, string]): string {
   if (from === to) return "";
-  const edits = script(linesOf(from), linesOf(to));
+  const [before, after] = [linesOf(from), linesOf(to)];
+  const head = equalLines(before, after, (lines, i) => lines[i]);
+  const tail = equalLines(before.slice(head), after.slice(head), (lines, i) => lines.at(-1 - i));
+  const first = Math.max(0, head - contextLines);
+  const end = before.length - tail;
+  const above = before.slice(first, head);
+  const below = before.slice(end, end + Math.min(tail, contextLines));
+  const [gone, come] = [before.slice(head, end), after.slice(head, after.length - tail)];
+  const edits = script(gone, come);
+  const hunks =
+    edits === null
+      ? replaced(first + 1, above, gone, come, below)
+      : hunksOf([...above.map(unchanged), ...edits, ...below.map(unchanged)], first + 1);
+  return `--- ${names[0]}\n+++ ${names[1]}\n${hunks}`;
+}
+
+function unchanged(line: string): Edit {
+  return { kind: " ", line };
+}
+
+/** All of one in the place of all of the other. */
+function replaced(
+  firstLine: number,
+  above: readonly string[],
+  gone: readonly string[],
+  come: readonly string[],
+  below: readonly string[],
+): string {
+  const around = above.length + below.length;
+  const marked = (mark: string, lines: readonly string[]): string =>
+    lines.length === 0 ? "" : `${mark}${lines.join(`\n${mark}`)}\n`;
+  return (
+    `@@ -${start(firstLine, around + gone.length)} +${start(firstLine, around + come.length)} @@\n` +
+    marked(" ", above) +
+    marked("-", gone) +
+    marked("+", come) +
+    marked(" ", below)
+  );
+}
+
+/** How many lines are equal from one end on. */
+function equalLines(
+  a: readonly string[],
+  b: readonly string[],
+  at: (lines: readonly string[], i: number) => string | undefined,
+): number {
+  const most = Math.min(a.length, b.length);
+  let count = 0;
+  while (count < most && at(a, count) === at(b, count)) count++;
+  return count;
+}
+
+/** `firstLine`: of both texts, from 1. */
+function hunksOf(edits: readonly Edit[], firstLine: number): string {
   const hunks: string[] = [];
-  let fromLine = 1;
-  let toLine = 1;
+  let fromLine = firstLine;
+  let toLine = firstLine;
   let i = 0;
   while (i < edits.length) {
     if (edits[i]?.kind === " ") {
@@ -45,7 +98,7 @@ export function unifiedDiff(from: string, to: string, names: readonly [string, s
     }
     i = end + 1;
   }
-  return `--- ${names[0]}\n+++ ${names[1]}\n${hunks.join("")}`;
+  return hunks.join("");
 }
 
 function start(line: number, count: number): string {
@@ -57,7 +110,8 @@ function linesOf(text: string): readonly string[] {
   return (text.endsWith("\n") ? text.slice(0, -1) : text).split("\n");
 }
 
-function script(from: readonly string[], to: readonly string[]): readonly Edit[] {
+/** Null when finding the shortest would take too long. */
+function script(from: readonly string[], to: readonly string[]): readonly Edit[] | null {
   const trace: Int32Array[] = [];
   const offset = differencesMax + 1;
   const furthest = new Int32Array(2 * offset + 1);
@@ -78,10 +132,7 @@ function script(from: readonly string[], to: readonly string[]): readonly Edit[]
     }
     trace.push(furthest.slice(offset - d - 1, offset + d + 2));
   }
-  return [
-    ...from.map((line): Edit => ({ kind: "-", line })),
-    ...to.map((line): Edit => ({ kind: "+", line })),
-  ];
+  return null;
 }
 
 /** From the end to the beginning through the furthest points that each number of differences reached. */

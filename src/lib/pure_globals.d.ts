@@ -1,4 +1,4 @@
-/** The only globals beyond the language that the pure floors may use: text to bytes and back, which is deterministic. */
+/** The only globals beyond the language that the pure floors may use, all deterministic: text to bytes and back, addresses. */
 declare class TextEncoder {
   encode(text?: string): Uint8Array<ArrayBuffer>;
 }
@@ -6,3 +6,8 @@ declare class TextDecoder {
   constructor(label?: string, options?: { fatal?: boolean; ignoreBOM?: boolean });
   decode(bytes?: Uint8Array): string;
 }
+declare class URL {
+  constructor(reference: string, base?: string);
+  readonly href: string;
+}
+declare function decodeURIComponent(text: string): string;

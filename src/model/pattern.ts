@@ -10,6 +10,8 @@
 
 export const patternLengthMax = 512;
 const instructionsMax = 5_000;
+/** Stamps of instructions that are made in the time of a step. */
+const stampsPerStep = 64;
 
 type Test = (point: number, text: string) => boolean;
 
@@ -58,8 +60,14 @@ export class Pattern {
     return new Pattern(program);
   }
 
+  /** How many instructions it has. */
+  get size(): number {
+    return this.#program.length;
+  }
+
   test(text: string, count: StepCounter): boolean {
     const program = this.#program;
+    let steps = 1 + program.length / stampsPerStep;
     // Which instructions wait at this character: a stamp per instruction keeps each once.
     const stamps = new Int32Array(program.length).fill(-1);
     let current: number[] = [];
@@ -71,6 +79,7 @@ export class Pattern {
       for (let i = stack.pop(); i !== undefined; i = stack.pop()) {
         if (stamps[i] === at) continue;
         stamps[i] = at;
+        steps++;
         const instruction = program[i] as Instruction;
         switch (instruction.op) {
           case "one":
@@ -96,8 +105,9 @@ export class Pattern {
       const point = at < text.length ? (text.codePointAt(at) as number) : -1;
       // A match may begin anywhere: an anchor is an instruction like others.
       follow(0, at, current, before, point);
+      count(steps);
       if (hasMatched || point < 0) return hasMatched;
-      count(current.length + 1);
+      steps = 1;
       const width = point > 0xffff ? 2 : 1;
       const character = text.slice(at, at + width);
       at += width;

@@ -74,4 +74,13 @@ describe("unifiedDiff()", () => {
       Array.from({ length: 5_000 }, (_, i) => `${word} ${i}\n`).join("");
     expect(patch(text("from"), unifiedDiff(text("from"), text("to"), names))).toBe(text("to"));
   });
+
+  test("of much that is equal around a little that is not shows the little", () => {
+    const text = (word: string): string =>
+      `${"above\n".repeat(10_000)}${`${word}\n`.repeat(600)}${"below\n".repeat(10_000)}`;
+    const diff = unifiedDiff(text("from"), text("to"), names);
+    expect(patch(text("from"), diff)).toBe(text("to"));
+    expect(diff.split("\n").filter((line) => line.startsWith(" "))).toHaveLength(6);
+    expect(diff).toContain("@@ -9998,606 +9998,606 @@\n above\n above\n above\n-from\n");
+  });
 });
