@@ -583,7 +583,7 @@ describe("schema", () => {
         names.filter(() => rng.below(2) === 0).map((name) => [name, value(depth - 1)]),
       );
     };
-    const some = (make: () => unknown, count = 1 + rng.below(2)) =>
+    const some = <T>(make: () => T, count = 1 + rng.below(2)): readonly T[] =>
       Array.from({ length: count }, make);
     const schema = (depth: number): unknown => {
       if (rng.below(12) === 0) return rng.below(2) === 0;
