@@ -27,6 +27,7 @@ import {
   type Leadership,
   type LeaseSupport,
   type Message,
+  type ReadState,
   type Ready,
   type ReplicaId,
   type SnapshotMeta,
@@ -360,6 +361,27 @@ export class Replica {
   step(message: Message): void {
     if (this.halted !== null) return;
     this.raft.step(message);
+    if (this.raft.isLeader) this.#serveElected();
+  }
+
+  /**
+   * Reads that were answered by this replica's election. Their callers often write next: before the turn ends, that is
+   * replicated along with the leader's first entry.
+   */
+  #serveElected(): void {
+    const reads = this.raft.takeReads();
+    if (reads.length === 0) return;
+    this.#noteReads(reads);
+    this.#serveReads();
+  }
+
+  #noteReads(reads: readonly ReadState[]): void {
+    for (const { index, context } of reads) {
+      const round = this.#readRounds.get(context);
+      if (round === undefined) continue;
+      this.#readRounds.delete(context);
+      this.#readsBlocked.push({ index, reads: round.reads });
+    }
   }
 
   tick(): void {
@@ -441,6 +463,7 @@ export class Replica {
     if (last !== undefined) this.#durableIndex = Math.min(last.index, this.log.lastIndex());
     for (const message of append.responses) this.#hooks.send(this, message);
     this.raft.appended(append);
+    if (this.raft.isLeader) this.#serveElected();
   }
 
   /**
@@ -548,12 +571,7 @@ export class Replica {
         this.#lane.push(ready.append);
         this.#advanceLane();
       }
-      for (const read of ready.reads) {
-        const round = this.#readRounds.get(read.context);
-        if (round === undefined) continue;
-        this.#readRounds.delete(read.context);
-        this.#readsBlocked.push({ index: read.index, reads: round.reads });
-      }
+      this.#noteReads(ready.reads);
       this.#apply(ready.committed);
     }
     if (this.#offered.length > 0) this.#dropRefusedOffers();

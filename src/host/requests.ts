@@ -419,8 +419,17 @@ export class Requests {
     // The moment of this question is within the call, so whatever comes between it and the answer, a stopped process for
     // example, the answer was true after the call began.
     if (replica.readableNow) return finish("ok");
+    if (options.consistency === "stale" && this.#isLed(replica))
+      return this.#atRevision(replica, options, deadline, done);
     this.#seekLeader(replica);
     this.#hooks.act(replica, () => replica.read(deadline, finish));
+  }
+
+  /** It slept, and goes on with its leader, or as one: its state is as new as that of any replica that is awake. */
+  #isLed(replica: Replica): boolean {
+    const leader = replica.leaderNode;
+    const isThere = replica.raft.isLeader || (leader !== null && this.#liveness.supports(leader));
+    return isThere && replica.initialised;
   }
 
   /** A rule whose time has come by this node's clock is waited for a little, most of all after a sleep. */

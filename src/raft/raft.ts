@@ -51,10 +51,13 @@ export { decodeConfChange, emptyConfState, encodeConfChange };
 const NO_BYTES = new Uint8Array(0);
 const NO_ENTRIES: readonly Entry[] = [];
 const NO_MESSAGES: readonly Message[] = [];
+const NO_READS: readonly ReadState[] = [];
 /** Context of a vote request that a transfer forced. */
 const FORCED = 1;
 /** Reads handed on to a leader and not answered; beyond it the oldest are given up, their callers ask again. */
 const FORWARDED_READS_MAX = 1_024;
+/** Reads that wait for this replica's own election; more are asked again when there is a leader. */
+const READS_ASKED_MAX = 1_024;
 
 export interface PeerStatus {
   readonly id: ReplicaId;
@@ -128,6 +131,8 @@ export class Raft {
   #retired = false;
   /** Reads that wait for the first commit of this leader's own term. */
   #readsEarly: Message[] = [];
+  /** Contexts of reads that were asked here before this replica asked for the votes of its present term, or will. */
+  #readsAsked: number[] = [];
   /** Reads handed on to the leader: under our own number, the caller's. */
   #readsForwarded: Map<number, number> | null = null;
   #forwardSequence = 0;
@@ -419,7 +424,7 @@ export class Raft {
   /**
    * Asks for a linearizable read; the answer comes in `Ready.reads` under this context, or never: ask again, under
    * another context, after a while.
-   * @returns false when it cannot even be tried, no leader being known
+   * @returns false when it cannot even be tried: no leader is known, and this replica does not ask to be one
    */
   readIndex(context: number): boolean {
     assertSafeInteger(context, "context");
@@ -427,7 +432,12 @@ export class Raft {
       this.#readAsLeader(this.#id, context);
       return true;
     }
-    if (this.#lead === NONE) return false;
+    if (this.#lead === NONE) {
+      // The votes are yet to be asked for. Not of a candidate: some may have been given before this.
+      if (this.#role !== "preCandidate" || this.#readsAsked.length >= READS_ASKED_MAX) return false;
+      this.#readsAsked.push(context);
+      return true;
+    }
     if (this.#forwardSequence === 0) {
       // An answer to a read of an earlier life of this replica must not pass for an answer to one of this life.
       this.#forwardSequence = this.#config.random(0x1_0000_0000) * 0x10_0000;
@@ -494,6 +504,14 @@ export class Raft {
       this.#log.hasCommitted ||
       this.#hasAppend()
     );
+  }
+
+  /** Reads that are answered, ahead of the turn's `ready`: what their callers do next goes out with the rest of it. */
+  takeReads(): readonly ReadState[] {
+    if (this.#readStates.length === 0) return NO_READS;
+    const reads = this.#readStates;
+    this.#readStates = [];
+    return reads;
   }
 
   /** Hands out what the inputs led to. What it fills is the caller's until the next call. */
@@ -928,6 +946,7 @@ export class Raft {
     this.#appendsOwed = false;
     this.#reads.reset();
     if (this.#readsEarly.length > 0) this.#readsEarly = [];
+    if (this.#readsAsked.length > 0) this.#readsAsked = [];
     this.#readsForwarded = null;
   }
 
@@ -941,7 +960,9 @@ export class Raft {
 
   #becomeCandidate(): void {
     assert(this.#role !== "leader", "a leader does not campaign");
+    const asked = this.#readsAsked;
     this.#reset(this.#term + 1);
+    this.#readsAsked = asked;
     this.#role = "candidate";
     this.#vote = this.#id;
   }
@@ -956,6 +977,7 @@ export class Raft {
 
   #becomeLeader(): void {
     assert(this.#role === "candidate", "only a candidate becomes leader");
+    const asked = this.#readsAsked;
     this.#reset(this.#term);
     this.#role = "leader";
     this.#lead = this.#id;
@@ -966,9 +988,21 @@ export class Raft {
     self.recentActive = true;
     // Whatever is in the log may be a configuration change; not looking is cheaper than reading the tail.
     this.#pendingConfIndex = this.#log.lastIndex;
+    for (const context of asked) this.#answerAsked(context);
     // Raft §8: an entry of its own term tells it what is committed.
     const index = this.#log.lastIndex + 1;
     this.#appendOwn([{ index, term: this.#term, kind: EntryKind.normal, data: NO_BYTES }]);
+  }
+
+  /**
+   * A read that was asked here before the votes that made this replica the leader, which is before its first own entry.
+   * Who gave them had by then what was committed when the read was asked, so it is in this log (leader completeness), and
+   * they say that nobody else led later. Where the log is known to be committed to its end, nothing is left to ask.
+   */
+  #answerAsked(context: number): void {
+    const { commit, lastIndex } = this.#log;
+    if (commit === lastIndex) this.#answerRead(this.#id, context, commit);
+    else this.#readAsLeader(this.#id, context);
   }
 
   /**

@@ -1,6 +1,6 @@
 /** How a group that sleeps, or that nobody leads, comes by a leader when somebody asks for it. */
 import { describe, expect, test } from "vitest";
-import { frameItems, ItemKind } from "../../src/host/codec.ts";
+import { frameItems, ItemKind, parseRaftItem } from "../../src/host/codec.ts";
 import { Sleepers } from "../../src/host/sleepers.ts";
 import { MessageType, type Message } from "../../src/raft/types.ts";
 import type { SimNode } from "../sim/world.ts";
@@ -205,6 +205,90 @@ describe("a leader that slept", () => {
       expect(node.replica(group).raft.isLeader).toBe(!isDisowned);
       expect(asked(said)).toBe(isDisowned ? 2 : 0);
     }
+  });
+});
+
+describe("a group whose nodes all started anew", () => {
+  /** What is said of the tenant's group from then on, a message a line. */
+  async function restarted(): Promise<{ cluster: Cluster; said: string[] }> {
+    const cluster = await ready({ tuning: { sleepAfterMs: 500 } });
+    await cluster.create("acme");
+    await cluster.change(cluster.node(0), "acme", publish("a"));
+    const group = cluster.node(0).host?.directory.groupOf("acme");
+    await cluster.until("all sleep", () => cluster.replicas("acme").length === 0, 20_000);
+    // With what is written next the journals forget it, so that no node brings it up to date when it starts.
+    await cluster.create("other");
+    for (const node of cluster.world.nodes) cluster.world.crash(node);
+    for (const node of cluster.world.nodes) cluster.world.start(node);
+    await cluster.ready();
+    // What their earlier lives may have promised is over.
+    await cluster.pass(2_000);
+    const said: string[] = [];
+    cluster.world.onSent = (_lane, bytes) => {
+      for (const { kind, item } of frameItems(bytes)) {
+        if (kind !== ItemKind.raft) continue;
+        const { group: of, message } = parseRaftItem(item);
+        const name = Object.entries(MessageType).find(([, value]) => value === message.type)?.[0];
+        if (of === group) said.push(`${name} ${message.entries.length}`);
+      }
+    };
+    return { cluster, said };
+  }
+
+  test("answers a read by the votes alone, and writes what its caller then writes with the leader's first entry", async () => {
+    const { cluster, said } = await restarted();
+    const node = cluster.node(1);
+    const seen: string[] = [];
+    node.host?.requests.read("acme", { consistency: "linearizable" }, (error, view) => {
+      seen.push(error?.code ?? `${latest(view as never)} after ${new Set(said).size} kinds`);
+      cluster.propose(node, "acme", publish("b"));
+    });
+    await cluster.until("a leader that is followed", () =>
+      said.some((line) => line.startsWith("appendEntriesResponse")),
+    );
+    // preVote, requestVote, and an answer to each.
+    expect(seen).toEqual(["a after 4 kinds"]);
+    const appends = said.filter((line) => line.startsWith("appendEntries "));
+    expect(appends.slice(0, 2)).toEqual(["appendEntries 2", "appendEntries 2"]);
+    expect(await cluster.read(cluster.node(2), "acme", latest)).toBe("b");
+  });
+});
+
+describe("a follower that slept", () => {
+  test("answers at once what may be stale, its leader being where it was", async () => {
+    const cluster = await ready({ tuning: { sleepAfterMs: 500 } });
+    await cluster.create("acme");
+    await cluster.change(cluster.node(0), "acme", publish("a"));
+    const leader = cluster.leader("acme");
+    await cluster.until("all sleep", () => cluster.replicas("acme").length === 0, 20_000);
+    const follower = cluster.world.nodes.find((node) => node !== leader) as SimNode;
+    const answers: unknown[] = [];
+    follower.host?.requests.read("acme", { consistency: "stale" }, (error, view) => {
+      answers.push(error ?? latest(view as never));
+    });
+    expect(answers).toEqual(["a"]);
+    // Nobody else woke for it.
+    await cluster.pass(100);
+    expect(cluster.replicas("acme").map(({ node }) => node)).toEqual([follower]);
+  });
+
+  test("looks for a leader first, when its own is gone", async () => {
+    const cluster = await ready({ tuning: { sleepAfterMs: 500 } });
+    await cluster.create("acme");
+    await cluster.change(cluster.node(0), "acme", publish("a"));
+    const leader = cluster.leader("acme") as SimNode;
+    await cluster.until("all sleep", () => cluster.replicas("acme").length === 0, 20_000);
+    cluster.world.crash(leader);
+    await cluster.pass(3_000);
+    const follower = cluster.world.nodes.find((node) => node !== leader) as SimNode;
+    const answers: unknown[] = [];
+    follower.host?.requests.read("acme", { consistency: "stale" }, (error, view) => {
+      answers.push(error ?? latest(view as never));
+    });
+    expect(answers).toEqual([]);
+    await cluster.until("an answer", () => answers.length > 0);
+    expect([answers, cluster.leader("acme")]).not.toContain(null);
+    expect(answers).toEqual(["a"]);
   });
 });
 

@@ -640,8 +640,8 @@ const ofRaft: readonly Mutation[] = [
     breaks: "A new leader takes a configuration change before it applied what it inherited",
     file: "src/raft/raft.ts",
     find: `    this.#pendingConfIndex = this.#log.lastIndex;
-    // Raft §8`,
-    replace: `    // Raft §8`,
+    for (const context of asked)`,
+    replace: `    for (const context of asked)`,
     killers: [raft],
   },
   {
@@ -796,6 +796,24 @@ const ofRaft: readonly Mutation[] = [
     file: "src/raft/raft.ts",
     find: `    if (this.#log.term(this.#log.commit) !== this.#term) {`,
     replace: `    if (voters.length > 1 && this.#log.term(this.#log.commit) !== this.#term) {`,
+    killers: [raft, sim],
+  },
+  {
+    id: "election-answers-what-it-cannot-know",
+    rule: "R1",
+    breaks: "A new leader answers reads from a log of which more may be committed than it knows",
+    file: "src/raft/raft.ts",
+    find: `    if (commit === lastIndex) this.#answerRead(this.#id, context, commit);`,
+    replace: `    if (commit <= lastIndex) this.#answerRead(this.#id, context, commit);`,
+    killers: [raft, sim],
+  },
+  {
+    id: "votes-answer-later-reads",
+    rule: "R2",
+    breaks: "A read is confirmed by votes that were given before it came",
+    file: "src/raft/raft.ts",
+    find: `      if (this.#role !== "preCandidate" || this.#readsAsked.length >= READS_ASKED_MAX) return false;`,
+    replace: `      if (this.#role === "follower" || this.#readsAsked.length >= READS_ASKED_MAX) return false;`,
     killers: [raft, sim],
   },
   {

@@ -336,6 +336,53 @@ describe("safety beside the log (thesis §4.2, §6.4, §9.6)", () => {
     expect(peer.reads).toEqual([{ index: 2, context: 7 }]);
   });
 
+  describe("a read asked before the votes", () => {
+    const asked = (commit: number): Peer => {
+      const peer = new Peer({ terms: [1, 1], hard: { commit }, config: { preVote: true } });
+      peer.raft.campaign();
+      expect(peer.raft.readIndex(7)).toBe(true);
+      peer.step("preVoteResponse", { term: 2 });
+      peer.step("requestVoteResponse", { term: 2 });
+      expect(peer.raft.isLeader).toBe(true);
+      return peer;
+    };
+
+    test("is answered by them, when the log is committed to its end", () => {
+      expect(asked(2).reads).toEqual([{ index: 2, context: 7 }]);
+    });
+
+    test("waits for the leader's first commit, when more than it knows may be committed", () => {
+      const peer = asked(1);
+      expect(peer.reads).toEqual([]);
+      const [beat] = peer
+        .step("appendEntriesResponse", { term: 2, index: 3 })
+        .filter((m) => m.type === MessageType.heartbeat);
+      peer.step("heartbeatResponse", { term: 2, context: beat?.context ?? 0 });
+      expect(peer.reads).toEqual([{ index: 3, context: 7 }]);
+    });
+
+    test("does not wait on after an election that is lost", () => {
+      const peer = new Peer({ terms: [1, 1], hard: { commit: 2 }, config: { preVote: true } });
+      peer.raft.campaign();
+      peer.raft.readIndex(7);
+      peer.step("heartbeat", { from: 2, term: 2 });
+      peer.step("timeoutNow", { from: 2, term: 2 });
+      peer.step("requestVoteResponse", { term: 3 });
+      expect(peer.raft.isLeader).toBe(true);
+      expect(peer.reads).toEqual([]);
+    });
+  });
+
+  test("a read asked while votes are on their way is not tried", () => {
+    const peer = new Peer({ terms: [1, 1], hard: { commit: 2 }, config: { preVote: true } });
+    peer.raft.campaign();
+    peer.step("preVoteResponse", { term: 2 });
+    expect(peer.raft.status().role).toBe("candidate");
+    expect(peer.raft.readIndex(7)).toBe(false);
+    peer.step("requestVoteResponse", { term: 2 });
+    expect(peer.reads).toEqual([]);
+  });
+
   test("only heartbeats sent after a read confirm it", () => {
     const peer = new Peer();
     peer.elect();
