@@ -67,7 +67,12 @@ const tenantOption = {
 
 const whereOptions = {
   ...tenantOption,
-  namespace: { type: "string", short: "n", value: "NAME", help: "Namespace (default: default)" },
+  namespace: {
+    type: "string",
+    short: "n",
+    value: "NAME",
+    help: "Namespace (CONFLUX_NAMESPACE; default: default)",
+  },
 } as const satisfies OptionSpecs;
 
 const labelOption = {
@@ -141,7 +146,9 @@ class Context {
   }
 
   get where(): Where {
-    return { tenant: this.tenant, namespace: this.options.get("namespace") ?? "default" };
+    const namespace =
+      this.options.get("namespace") ?? (process.env["CONFLUX_NAMESPACE"] || "default");
+    return { tenant: this.tenant, namespace };
   }
 
   /** The first word after the command. */
@@ -923,9 +930,9 @@ async function generate(context: Context): Promise<void> {
 function explanation(explained: Awaited<ReturnType<Admin["explain"]>>): string {
   const { name, namespace, version, rule, reason, rules, revision } = explained;
   const head = fields([
-    ["config", `${namespace}/${name}`],
+    ["config", namespace === null ? name : `${namespace}/${name}`],
     ["version", version],
-    ["rule", rule ?? "the default"],
+    ["rule", rule ?? (version === null ? null : "the default")],
     ["reason", reason],
     ["revision", revision],
   ]);
@@ -1665,7 +1672,7 @@ function usage(): string {
     ...commands.map(({ name, summary }) => `  ${name.padEnd(width)}${summary}`),
     "",
     "`conflux COMMAND --help` says more.",
-    "Environment: CONFLUX_URL, CONFLUX_TOKEN, CONFLUX_TENANT.",
+    "Environment: CONFLUX_URL, CONFLUX_TOKEN, CONFLUX_TENANT, CONFLUX_NAMESPACE.",
     "Exit codes: 0 done, 1 not done, 2 `diff` found differences or `journal` found damage.",
   ].join("\n");
 }

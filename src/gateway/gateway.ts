@@ -7,7 +7,7 @@
  */
 import type { TSchema } from "@sinclair/typebox";
 import { Elysia } from "elysia";
-import { Problem } from "../api/problems.ts";
+import { Problem, problems } from "../api/problems.ts";
 import type { ConfigService, ReadOptions, TenantView } from "../host/ports.ts";
 import {
   checkConfigName,
@@ -392,6 +392,7 @@ class Door {
 
   #problem(route: Route, error: unknown, call: Call): Answer {
     const told = (problem: Problem): Answer => {
+      call.revision = this.#revisionAt(route, problem, call);
       const answer = problemAnswer(problem, call.requestId);
       return route.errors === "ofrep" ? ofrepFailure(problem, call, answer) : answer;
     };
@@ -401,6 +402,16 @@ class Door {
       logOfFailure,
     );
     return told(internal());
+  }
+
+  /** Who was not let in does not learn how far a tenant is; everybody else does, also where nothing was read. */
+  #revisionAt(route: Route, { code }: Problem, call: Call): number | null {
+    const { tenant } = call.params;
+    const { status } = problems[code];
+    if (call.principal === null || tenant === undefined || status === 401 || status === 403)
+      return null;
+    if (route.byDirectory) return call.revision;
+    return call.revision ?? this.#service.viewNow(tenant)?.revision ?? null;
   }
 
   #failed(request: Request, requestId: string, error: unknown): Response {

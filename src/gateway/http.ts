@@ -267,6 +267,12 @@ const jsonDepthMax = 128;
 export async function jsonBody(request: Request, bytesMax: number): Promise<unknown> {
   const bytes = await bodyBytes(request, bytesMax);
   if (bytes.length === 0) return undefined;
+  const encoding = request.headers.get("content-encoding");
+  if (encoding !== null && encoding.toLowerCase() !== "identity")
+    throw new Problem(
+      "unsupported-media-type",
+      `Send the body as it is, without Content-Encoding: ${shown(encoding)}`,
+    );
   const type = request.headers.get("content-type");
   const media = type?.split(";", 1)[0]?.trim().toLowerCase();
   if (media !== "application/json")

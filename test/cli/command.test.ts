@@ -36,7 +36,13 @@ interface Ran {
 type Env = Readonly<Record<string, string>>;
 
 function start(args: readonly string[], env: Env, runtime: keyof typeof runtimes): ChildProcess {
-  const { CONFLUX_URL: _u, CONFLUX_TOKEN: _k, CONFLUX_TENANT: _t, ...clean } = process.env;
+  const {
+    CONFLUX_URL: _u,
+    CONFLUX_TOKEN: _k,
+    CONFLUX_TENANT: _t,
+    CONFLUX_NAMESPACE: _n,
+    ...clean
+  } = process.env;
   const child = spawn(path.join(bin, runtime), [...runtimes[runtime], command, ...args], {
     cwd: root,
     env: { ...clean, ...env },
@@ -191,6 +197,13 @@ test(
     expect(await ok(["publish", "limits", "--format", "json", "--content", '{"max":1}'])).toBe(
       "Created default/limits with version 1, released\n",
     );
+    const elsewhere = await run(["eval", "limits", "--explain"], {
+      ...env,
+      CONFLUX_NAMESPACE: "elsewhere",
+    });
+    expect(elsewhere.out).toMatch(/^config +limits\nversion +-\nrule +-\nreason +Nothing/);
+    const named = { ...env, CONFLUX_NAMESPACE: "default" };
+    expect((await run(["eval", "limits"], named)).out).toBe('{"max":1}');
     expect(await ok(["publish", "limits", "-f", "-", "-m", "more"], '{"max":2}')).toBe(
       "Published default/limits version 2, release 2\n",
     );

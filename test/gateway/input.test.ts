@@ -1,4 +1,5 @@
 /** Bad input: each gets a clear, specific answer, and nothing is half done. */
+import { gzipSync } from "node:zlib";
 import * as fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { problems } from "../../src/api/problems.ts";
@@ -30,6 +31,26 @@ describe("problems", () => {
       code: "not-found",
       requestId: "abc.1",
     });
+  });
+
+  test("one says how far the tenant is to whoever was let in, also where nothing was read", async () => {
+    const far = (await call("GET", `${N}/configs/cfg`)).headers.get("conflux-revision");
+    expect(far).toMatch(/^\d+$/);
+    const wrong = { format: "json", content: "{" };
+    const refused = [
+      await call("PUT", `${N}/configs/other`, { body: wrong }),
+      await h.call("PUT", `${N}/configs/other`, { body: wrong }),
+      await call("POST", `${N}/configs/none/publish`, { body: { content: 1 } }),
+      await call("POST", `${N}/configs/cfg/publish`, { body: {} }),
+    ];
+    expect(refused.map(({ status }) => status)).toEqual([422, 422, 404, 400]);
+    for (const { headers } of refused) expect(headers.get("conflux-revision")).toBe(far);
+    const key = await call("POST", "/v1/tenants/acme/keys", { body: { kind: "client" } });
+    const client = await h.call("GET", `${N}/configs/cfg`, { token: key.body.token });
+    await call("DELETE", `/v1/tenants/acme/keys/${key.body.id}`);
+    const revoked = await h.call("GET", `${N}/configs/cfg`, { token: key.body.token });
+    expect([client.status, revoked.status]).toEqual([403, 401]);
+    for (const { headers } of [client, revoked]) expect(headers.get("conflux-revision")).toBe(null);
   });
 
   test("a request id that is not fit to be logged is replaced", async () => {
@@ -189,6 +210,19 @@ describe("bodies", () => {
       headers: { "content-type": "Application/JSON; charset=utf-8" },
     });
     expect(good.status).toBe(201);
+  });
+
+  test("one that is compressed is 415, and not taken for broken JSON", async () => {
+    const body = new Uint8Array(gzipSync('{"content":2}'));
+    const answer = await call("POST", `${N}/configs/cfg/publish`, {
+      raw: body,
+      headers: { "content-encoding": "gzip" },
+    });
+    expect([answer.status, answer.body.code]).toEqual([415, "unsupported-media-type"]);
+    expect(answer.body.detail).toContain("Content-Encoding");
+    const identity = { "content-encoding": "identity" };
+    const plain = { body: { content: 2 }, headers: identity };
+    expect((await call("POST", `${N}/configs/cfg/publish`, plain)).status).toBe(201);
   });
 
   test("one over the limit is 413, also when it does not say how long it is", async () => {
