@@ -15,6 +15,7 @@ import { OfrepBulk, OfrepEvaluation, OfrepFailure } from "../api/schemas.ts";
 import type { TenantView } from "../host/ports.ts";
 import {
   withFlagCall,
+  type Encoded,
   type Flag,
   type FlagCall,
   type FlagContext,
@@ -123,7 +124,7 @@ export const ofrepRoutes: readonly Route[] = [
       return {
         ...json(null, { status: resolution.errorCode === undefined ? 200 : 400 }),
         // Without the comma.
-        body: encoded(resolution).subarray(1),
+        body: encoded(resolution).text.slice(1),
       };
     },
   }),
@@ -175,14 +176,9 @@ function labelsIn(set: NamespaceSet, context: FlagContext): Labels {
 
 /** Of a set, in order: what is the same for everybody is encoded once, neighbours together. */
 type Part =
-  | { readonly kind: "fixed"; readonly keys: readonly string[]; readonly bytes: Bytes }
+  | { readonly kind: "fixed"; readonly keys: readonly string[]; readonly encoded: Encoded }
   | { readonly kind: "flag"; readonly flag: Flag }
   | { readonly kind: "ruled"; readonly member: Member };
-
-type Bytes = Uint8Array<ArrayBuffer>;
-
-/** Its bytes are of their own: a small `Buffer` that is kept keeps the larger one which Node took it from. */
-const encoder = new TextEncoder();
 
 const plans = new WeakMap<NamespaceSet, readonly Part[]>();
 /** Neighbours are joined up to this many bytes. */
@@ -213,20 +209,18 @@ function newPlan(view: TenantView, set: NamespaceSet): readonly Part[] {
       parts.push({ kind: "flag", flag: content.flag });
       continue;
     }
-    const bytes = encoded(resolution);
+    const { text, bytes } = encoded(resolution);
     const last = parts.at(-1);
-    if (last?.kind === "fixed" && last.bytes.length + bytes.length <= fixedBytesMax)
+    if (last?.kind === "fixed" && last.encoded.bytes + bytes <= fixedBytesMax)
       parts[parts.length - 1] = {
         kind: "fixed",
         keys: [...last.keys, resolution.key],
-        bytes: Buffer.concat([last.bytes, bytes]),
+        encoded: { text: last.encoded.text + text, bytes: last.encoded.bytes + bytes },
       };
-    else parts.push({ kind: "fixed", keys: [resolution.key], bytes });
+    else parts.push({ kind: "fixed", keys: [resolution.key], encoded: { text, bytes } });
   }
   return parts;
 }
-
-const opening: Bytes = Buffer.from(`{"flags":[`);
 
 function evaluateAll(
   view: TenantView,
@@ -239,10 +233,8 @@ function evaluateAll(
   const plan = planOf(view, set);
   const labels = labelsIn(set, context);
   const { address, closing } = endOf(view, call, nowMs);
-  const evaluate = (): Bytes => {
-    const flags = withFlagCall(context, nowMs, (one) => evaluations(view, plan, labels, one));
-    return Buffer.concat([opening, ...flags, closing]);
-  };
+  const evaluate = (): string =>
+    withFlagCall(context, nowMs, (one) => evaluations(view, plan, labels, one)) + closing;
   let covered = `${view.epoch} ${set.mark} ${address ?? ""}\n${canonical(context)}`;
   // No revision stands for the passing of time: where flags look at it, only what they give tells.
   const early = timeMatters(view, plan, labels) ? evaluate() : null;
@@ -260,33 +252,41 @@ function evaluateAll(
   return { ...answer, body };
 }
 
-/** Each with a comma before it, but for the first. */
+/**
+ * All but the end of an answer. Texts are joined, not bytes: engines only note what follows what, and copy it all at once
+ * in the end, in a fifth of the time that as many copies of a few bytes each take.
+ */
 function evaluations(
   view: TenantView,
   plan: readonly Part[],
   labels: Labels,
   call: FlagCall,
-): Bytes[] {
-  const pieces: Bytes[] = [];
+): string {
+  let text = opening;
   let length = 0;
+  const add = (piece: string): void => {
+    // Each has a comma before it.
+    text += text.length === opening.length ? piece.slice(1) : piece;
+  };
   for (const part of plan) {
     if (part.kind === "fixed") {
-      length += part.bytes.length;
-      if (length <= snapshotBytesMax) pieces.push(part.bytes);
-      else for (const key of part.keys) pieces.push(tooMuch(key));
+      const { encoded: given } = part;
+      if (length + given.bytes <= snapshotBytesMax) add(given.text);
+      else for (const key of part.keys) add(tooMuch(key));
+      length += given.bytes;
       continue;
     }
     const resolution =
       part.kind === "flag" ? part.flag.evaluate(call) : resolved(view, part.member, labels, call);
     if (resolution === null) continue;
-    const bytes = resolution.encoded ?? encoded(resolution);
-    length += bytes.length;
-    pieces.push(length <= snapshotBytesMax ? bytes : tooMuch(resolution.key));
+    const given = resolution.encoded ?? encoded(resolution);
+    add(length + given.bytes <= snapshotBytesMax ? given.text : tooMuch(resolution.key));
+    length += given.bytes;
   }
-  const [first] = pieces;
-  if (first !== undefined) pieces[0] = first.subarray(1);
-  return pieces;
+  return text;
 }
+
+const opening = `{"flags":[`;
 
 /**
  * Whole answers given lately, by tenant, namespace and ETag, which covers all that they depend on: the flags, the
@@ -295,11 +295,11 @@ function evaluations(
  */
 export class Bodies {
   /** In order of use. */
-  readonly #kept = new Map<string, Bytes>();
+  readonly #kept = new Map<string, string>();
   readonly #asked = new Set<string>();
   #bytes = 0;
 
-  get(name: string): Bytes | null {
+  get(name: string): string | null {
     const body = this.#kept.get(name);
     if (body === undefined) return null;
     this.#kept.delete(name);
@@ -307,22 +307,26 @@ export class Bodies {
     return body;
   }
 
-  put(name: string, body: Bytes): void {
+  put(name: string, body: string): void {
     if (this.#kept.has(name)) return;
     if (!this.#asked.delete(name)) {
       if (this.#asked.size >= askedMax) this.#asked.clear();
       this.#asked.add(name);
       return;
     }
-    // A copy: Node makes small buffers out of larger ones, which would be kept whole.
-    this.#kept.set(name, new Uint8Array(body));
-    this.#bytes += body.length + bodyBytesAssumed;
-    for (const [oldest, { length }] of this.#kept) {
+    this.#kept.set(name, body);
+    this.#bytes += sizeOf(body);
+    for (const [oldest, given] of this.#kept) {
       if (this.#bytes <= bodiesBytesMax) break;
       this.#kept.delete(oldest);
-      this.#bytes -= length + bodyBytesAssumed;
+      this.#bytes -= sizeOf(given);
     }
   }
+}
+
+/** At most two bytes a unit. */
+function sizeOf(body: string): number {
+  return 2 * body.length + bodyBytesAssumed;
 }
 
 const bodiesBytesMax = 16 * 1024 * 1024;
@@ -359,17 +363,16 @@ function usesTime(view: TenantView, part: Part, labels: Labels): boolean {
 }
 
 /** One evaluation in OFREP's form, after a comma. */
-function encoded(resolution: Resolution): Bytes {
-  resolution.encoded ??= listed({
-    ...resolution,
-    ...errorParts(resolution),
-    encoded: undefined,
-  });
+function encoded(resolution: Resolution): Encoded {
+  if (resolution.encoded === null) {
+    const text = listed({ ...resolution, ...errorParts(resolution), encoded: undefined });
+    resolution.encoded = { text, bytes: Buffer.byteLength(text) };
+  }
   return resolution.encoded;
 }
 
-function listed(evaluation: object): Bytes {
-  return encoder.encode(`,${JSON.stringify(evaluation)}`);
+function listed(evaluation: object): string {
+  return `,${JSON.stringify(evaluation)}`;
 }
 
 /** A failure has no reason. */
@@ -377,7 +380,7 @@ function errorParts({ errorCode }: Resolution): { readonly reason?: undefined } 
   return errorCode === undefined ? {} : { reason: undefined };
 }
 
-function tooMuch(key: string): Bytes {
+function tooMuch(key: string): string {
   const errorDetails =
     "All flags together are too much for one answer: evaluate this one by itself";
   return listed({ key, errorCode: "GENERAL", errorDetails });
@@ -386,7 +389,7 @@ function tooMuch(key: string): Bytes {
 /** What follows the flags, which tells where this client is told of changes. */
 interface End {
   readonly address: string | null;
-  readonly closing: Bytes;
+  readonly closing: string;
 }
 
 /** Many clients come with one key. */
@@ -420,7 +423,7 @@ function newEnd(namespace: string, address: string | null): End {
   const metadata = JSON.stringify({ flagSetId: namespace });
   const stream = { type: "sse", endpoint: { requestUri: address }, inactivityDelaySec };
   const streams = address === null ? "" : `,"eventStreams":[${JSON.stringify(stream)}]`;
-  return { address, closing: encoder.encode(`],"metadata":${metadata}${streams}}`) };
+  return { address, closing: `],"metadata":${metadata}${streams}}` };
 }
 
 /** Made lately. */

@@ -33,7 +33,13 @@ export interface Resolution {
   readonly errorDetails?: string;
   readonly metadata?: Readonly<Record<string, boolean | string | number>>;
   /** For whoever encodes it, in a form of theirs: the same resolution is given again and again. */
-  encoded: Uint8Array<ArrayBuffer> | null;
+  encoded: Encoded | null;
+}
+
+export interface Encoded {
+  readonly text: string;
+  /** In UTF-8. */
+  readonly bytes: number;
 }
 
 /** Operators of targeting evaluated for one flag, counted where they repeat: in `map` and its like. */
@@ -59,6 +65,10 @@ class FlagCall {
   #left = 0;
   #leftOfSet = setWorkMax;
   #target: HashedSuffix | null | undefined;
+  /** All flags of a set look at the same version, so the last one is at hand. */
+  #versionText: string | null = null;
+  #version: NumberedVersion | null = null;
+  #versions: Map<string, NumberedVersion | null> | null = null;
 
   constructor(context: FlagContext, nowMs: number) {
     this.context = context;
@@ -72,6 +82,21 @@ class FlagCall {
       this.#target = key ? new HashedSuffix(plain(key)) : null;
     }
     return this.#target;
+  }
+
+  /** Read once, however many flags look at it; null: it is none. */
+  versionOf(value: unknown): NumberedVersion | null {
+    const text = plain(value);
+    if (text === this.#versionText) return this.#version;
+    this.#versions ??= new Map();
+    let version = this.#versions.get(text);
+    if (version === undefined) {
+      version = versionIn(text);
+      if (this.#versions.size < versionsMax) this.#versions.set(text, version);
+    }
+    this.#versionText = text;
+    this.#version = version;
+    return version;
   }
 
   begin(): void {
@@ -109,19 +134,25 @@ export class Flag {
   /** Whether the passing of time may change what it gives. */
   readonly usesTime: boolean;
   readonly #metadata: FlagDefinition["metadata"];
-  readonly #variants: ReadonlyMap<string, unknown>;
+  /** Each with its own name: what targeting gives may be a part of a context's text, which it would keep. */
+  readonly #variants: ReadonlyMap<string, { readonly variant: string; readonly value: unknown }>;
   readonly #defaultVariant: string | undefined;
   readonly #run: Run | null;
   /** Given whatever the context. */
   readonly fixed: Resolution | null;
   readonly #matched = new Map<string, Resolution>();
   readonly #byDefault: Resolution;
+  /** Most contexts get the same. */
+  #lastVariant: string | null = null;
+  #lastMatched: Resolution;
 
   constructor(key: string, definition: FlagDefinition) {
     const { state, variants, defaultVariant, targeting, metadata } = definition;
     this.key = key;
     this.#metadata = metadata;
-    this.#variants = new Map(Object.entries(variants));
+    this.#variants = new Map(
+      Object.entries(variants).map(([variant, value]) => [variant, { variant, value }]),
+    );
     this.#defaultVariant =
       defaultVariant === null || defaultVariant === "" ? undefined : defaultVariant;
     let run: Run | null = null;
@@ -139,6 +170,7 @@ export class Flag {
     this.#run = run;
     this.usesTime = usesTime;
     this.#byDefault = this.#variant(this.#defaultVariant, run === null ? "STATIC" : "DEFAULT");
+    this.#lastMatched = this.#byDefault;
     if (state === "DISABLED") this.fixed = this.#made({ reason: "DISABLED" });
     else this.fixed = broken ?? (run === null ? this.#byDefault : null);
   }
@@ -159,21 +191,25 @@ export class Flag {
       );
     }
     const variant = result as string;
+    if (variant === this.#lastVariant) return this.#lastMatched;
     let resolution = this.#matched.get(variant);
     if (resolution === undefined) {
       resolution = this.#variant(variant, "TARGETING_MATCH");
       // Targeting may give anything, so only real variants are kept.
-      if (resolution.reason !== "ERROR") this.#matched.set(variant, resolution);
+      if (resolution.reason === "ERROR") return resolution;
+      this.#matched.set(resolution.variant as string, resolution);
     }
+    this.#lastVariant = resolution.variant as string;
+    this.#lastMatched = resolution;
     return resolution;
   }
 
   #variant(variant: string | undefined, reason: Resolution["reason"]): Resolution {
     if (variant === undefined) return this.#made({ reason: "DEFAULT" });
-    const value = this.#variants.get(variant);
-    return value === undefined
+    const known = this.#variants.get(variant);
+    return known === undefined || known.value === undefined
       ? this.#error("GENERAL", `Flag '${this.key}' has no variant ${shown(variant)}`)
-      : this.#made({ reason, variant, value });
+      : this.#made({ reason, ...known });
   }
 
   #error(errorCode: "PARSE_ERROR" | "GENERAL", errorDetails: string): Resolution {
@@ -196,7 +232,7 @@ export function targetingErrors(
 ): readonly { readonly pointer: string; readonly detail: string }[] {
   if (Object.keys(targeting).length === 0) return [];
   try {
-    new Compiler("").compile(targeting, true);
+    new Compiler("", false).compile(targeting, true);
     return [];
   } catch (error) {
     if (!(error instanceof TargetingError)) throw error;
@@ -238,11 +274,14 @@ const asGiven: Operator = (values) => values;
 
 class Compiler {
   readonly #key: string;
+  readonly #isEvaluated: boolean;
   usesTime = false;
   #nodes = 0;
 
-  constructor(key: string) {
+  /** @param isEvaluated else it is only looked at, and has nothing in common with others */
+  constructor(key: string, isEvaluated = true) {
     this.#key = key;
+    this.#isEvaluated = isEvaluated;
   }
 
   /** @param isRoot whether `data` is the context; inside `map` and its like it is not */
@@ -259,7 +298,7 @@ class Compiler {
       fail(`Give one operator per object: got ${names.slice(0, 5).map(shown).join(", ")}`);
     try {
       const part = this.#operation(name, (logic as Record<string, unknown>)[name], isRoot);
-      return isRoot && part.isShareable === true ? shared(logic, part) : part;
+      return isRoot && part.isShareable === true && this.#isEvaluated ? shared(logic, part) : part;
     } catch (error) {
       if (error instanceof TargetingError)
         error.pointer = `/${escapePointer(name)}${error.pointer}`;
@@ -293,9 +332,9 @@ class Compiler {
       case "if":
         return branches(this.#each(listOf(given), isRoot));
       case "and":
-        return lazy(this.#each(listOf(given), isRoot), (value) => !truthy(value));
+        return lazy(this.#each(listOf(given), isRoot), false);
       case "or":
-        return lazy(this.#each(listOf(given), isRoot), truthy);
+        return lazy(this.#each(listOf(given), isRoot), true);
       case "map":
       case "filter":
       case "some":
@@ -500,18 +539,24 @@ function strict(parts: readonly Part[], operator: Operator): Part {
   return folded(parts, { run, constant: null, nodes, isShareable });
 }
 
-/** Evaluates operands until one ends it, and gives the last that was evaluated. */
-function lazy(parts: readonly Part[], ends: (value: unknown) => boolean): Part {
+/** Evaluates operands until one is as true as `end` says, and gives the last that was evaluated. */
+function lazy(parts: readonly Part[], end: boolean): Part {
   const nodes = 1 + parts.reduce((sum, part) => sum + part.nodes, 0);
   const runs = parts.map((part) => part.run);
-  const run: Run = (data, call) => {
+  let run: Run = (data, call) => {
     let value: unknown = null;
     for (let i = 0; i < runs.length; i++) {
       value = (runs[i] as Run)(data, call);
-      if (ends(value)) break;
+      if (truthy(value) === end) break;
     }
     return value;
   };
+  const [first, second, third] = runs;
+  if (first !== undefined && second !== undefined && third === undefined)
+    run = (data, call) => {
+      const value = first(data, call);
+      return truthy(value) === end ? value : second(data, call);
+    };
   return folded(parts, { run, constant: null, nodes, isShareable: areShareable(parts) });
 }
 
@@ -564,8 +609,6 @@ function folded(parts: readonly Part[], part: Part): Part {
  * everywhere. Nothing of one call is seen by another: each has a number of its own.
  */
 class Shared {
-  /** Asked in one place only there is nothing to remember. */
-  isAlone = true;
   #call = 0;
   #value: unknown = undefined;
   readonly #run: Run;
@@ -577,7 +620,6 @@ class Shared {
   readonly run: Run = (data, call) => {
     if (this.#call === call.number) return this.#value;
     const value = this.#run(data, call);
-    if (this.isAlone) return value;
     this.#call = call.number;
     this.#value = value;
     if (typeof value !== "boolean") remembering.push(this);
@@ -593,8 +635,11 @@ class Shared {
 /** Those with a value of the present call. Most give booleans, which hold nothing of a context: they may stay. */
 const remembering: Shared[] = [];
 
-/** Compiled lately, by their text. Forgotten all at once: flags keep theirs, and later ones share anew. */
-const sharedParts = new Map<string, Shared>();
+/**
+ * Compiled lately, by their text; null: once only. What stands in one place has nothing to remember, and goes without.
+ * Forgotten all at once: flags keep theirs, and later ones share anew.
+ */
+const sharedParts = new Map<string, Shared | null>();
 const sharedPartsMax = 10_000;
 /** Long ones are rare, and each holds all within it. */
 const sharedTextLengthMax = 512;
@@ -613,9 +658,13 @@ function shared(logic: object, part: Part): Part {
   let known = sharedParts.get(text);
   if (known === undefined) {
     if (sharedParts.size >= sharedPartsMax) sharedParts.clear();
+    sharedParts.set(text, null);
+    return part;
+  }
+  if (known === null) {
     known = new Shared(part.run);
     sharedParts.set(text, known);
-  } else known.isAlone = false;
+  }
   return { ...part, run: known.run };
 }
 
@@ -798,7 +847,14 @@ function comparing(parts: readonly Part[], isStrict: boolean, comparison: Compar
   const constant = second.constant?.value;
   let run: Run;
   // Most look whether an attribute is this text: of two texts every comparison is its own operator's.
-  if (typeof constant === "string")
+  if (typeof constant === "string" && comparison === comparisons.get(isStrict ? "===" : "=="))
+    run = (data, call) => {
+      const value = a(data, call);
+      return typeof value === "string"
+        ? value === constant
+        : compared(value, constant, isStrict, comparison);
+    };
+  else if (typeof constant === "string")
     run = (data, call) => {
       const value = a(data, call);
       return typeof value === "string"
@@ -944,32 +1000,12 @@ interface NumberedVersion extends Version {
   readonly numbers: readonly [number, number, number];
 }
 
-/** What was parsed lately: rules name the same versions in every evaluation, and clients have few. */
-const versions = new Map<string, NumberedVersion | null>();
-const versionsMax = 1_000;
-/** All flags of a set look at the same one. */
-let latest: { readonly given: string; readonly version: NumberedVersion | null } = {
-  given: "",
-  version: null,
-};
+/** Of one context, remembered until its call ends. */
+const versionsMax = 100;
 const digitsMax = 15;
 
-function versionOf(value: unknown): NumberedVersion | null {
-  const given = plain(value);
-  if (given === latest.given) return latest.version;
-  if (given.length > 64) return parsedVersion(given);
-  let version = versions.get(given);
-  if (version === undefined) {
-    if (versions.size >= versionsMax) versions.clear();
-    version = parsedVersion(given);
-    versions.set(given, version);
-  }
-  latest = { given, version };
-  return version;
-}
-
 /** With or without v; minor and patch may be left out where nothing follows. */
-function parsedVersion(given: string): NumberedVersion | null {
+function versionIn(given: string): NumberedVersion | null {
   const text = given.replace(/^[vV]/, "").trim();
   if (!/^v?\d+\.\d+\.\d+/.test(text) && !/^\d+(?:\.\d+)?$/.test(text)) return null;
   const version = parseVersion(text);
@@ -999,10 +1035,10 @@ const versionTests: ReadonlyMap<unknown, VersionTest> = new Map<unknown, Version
 ]);
 
 /** Null where an argument is not what it should be. */
-function semVer(values: readonly unknown[]): boolean | null {
+function semVer(values: readonly unknown[], call: FlagCall): boolean | null {
   const [left, operator, right] = values;
   if (values.length !== 3) return null;
-  const [a, b] = [versionOf(left), versionOf(right)];
+  const [a, b] = [call.versionOf(left), call.versionOf(right)];
   return a === null || b === null ? null : (versionTests.get(operator)?.(a, b) ?? null);
 }
 
@@ -1012,12 +1048,20 @@ function versionCheck(parts: readonly Part[]): Part {
   if (left === undefined || left.constant !== null || !operator?.constant || !right?.constant)
     return strict(parts, semVer);
   const holds = versionTests.get(operator.constant.value);
-  const version = versionOf(right.constant.value);
+  const version = versionIn(plain(right.constant.value));
   const of = left.run;
-  const run: Run = (data, call) => {
-    const given = versionOf(of(data, call));
-    return given === null || version === null || holds === undefined ? null : holds(given, version);
-  };
+  let run: Run;
+  // What is given may be too much to be a text, and has to fail then.
+  if (version === null || holds === undefined)
+    run = (data, call) => {
+      plain(of(data, call));
+      return null;
+    };
+  else
+    run = (data, call) => {
+      const given = call.versionOf(of(data, call));
+      return given === null ? null : holds(given, version);
+    };
   return { run, constant: null, nodes: 3 + left.nodes, isShareable: areShareable(parts) };
 }
 
@@ -1030,6 +1074,8 @@ interface Buckets {
 }
 
 const weightsMax = 2_147_483_647;
+/** Below it the product with a hash of 32 bits is exact in a double. */
+const exactTotalMax = 0x20_0000;
 
 /** Null: not buckets, or too heavy. */
 function bucketsOf(entries: readonly unknown[]): Buckets | null {
@@ -1054,11 +1100,18 @@ function bucketed(text: string, buckets: Buckets | null): unknown {
 function bucketAt(hash: number, buckets: Buckets | null): unknown {
   if (buckets === null) return null;
   const { total, ends } = buckets;
-  // A product of 63 bits, in two halves that are exact in a double.
-  const high = hash * Math.floor(total / 0x1_0000);
-  const low = hash * (total % 0x1_0000);
-  const bucket = Math.floor((high + Math.floor(low / 0x1_0000)) / 0x1_0000);
-  for (const { end, variant } of ends) if (end > bucket) return variant;
+  let bucket: number;
+  if (total < exactTotalMax) bucket = Math.floor((hash * total) / 0x1_0000_0000);
+  else {
+    // A product of 63 bits, in two halves that are exact in a double.
+    const high = hash * Math.floor(total / 0x1_0000);
+    const low = hash * (total % 0x1_0000);
+    bucket = Math.floor((high + Math.floor(low / 0x1_0000)) / 0x1_0000);
+  }
+  for (let i = 0; i < ends.length; i++) {
+    const { end, variant } = ends[i] as Buckets["ends"][0];
+    if (end > bucket) return variant;
+  }
   return null;
 }
 

@@ -383,16 +383,17 @@ describe("what flags have in common is worked out once for a call", () => {
   });
 
   test.each(["returned", "failed"])("and forgotten when the call has %s", (how) => {
-    const rule = { substr: [{ var: "variant" }, 0] };
-    const flags = ["a", "b"].map((name) => new Flag(name, flagOf(rule)));
-    const context = { variant: "on" };
+    const rule = { substr: [{ var: how }, 0] };
+    // The first one stood alone when it was made.
+    const [, ...flags] = ["a", "b", "c"].map((name) => new Flag(name, flagOf(rule)));
+    const context = { [how]: "on" };
     const given: (string | undefined)[] = [];
     // No caller keeps one: here it asks the flags whether they still know.
     let kept: FlagCall | undefined;
     const evaluate = (call: FlagCall): void => {
       kept = call;
       for (const flag of flags) given.push(flag.evaluate(call).variant);
-      context.variant = "off";
+      context[how] = "off";
       for (const flag of flags) given.push(flag.evaluate(call).variant);
       if (how === "failed") throw new Error("expected");
     };
