@@ -193,6 +193,8 @@ const MEMBERSHIP_MS = 200;
 const GIVE_WAY_MS = 10_000;
 /** The directory's own, if it is stopped, gives way when the journal holds so many times its bound of segments. */
 const BLIND_SEGMENTS_FACTOR = 8;
+/** How long the number of leaders here is taken for what it was, where nothing is known to have changed it. */
+const LEADERS_MS = 1_000;
 /** Who should not lead looks this often whether somebody would take what it leads. */
 const HAND_OVER_MS = 500;
 /** The same leadership is offered again after this long: each offer may hold its group up for a moment. */
@@ -317,6 +319,9 @@ export class NodeHost implements ConfigService {
   /** Led from here, and to be led from a node that is better at it. */
   #handingOver: Replica[] = [];
   #handingOverAt = -Infinity;
+  /** How many are led here that others could lead, as last counted; null: that changed since. */
+  #leaders: number | null = null;
+  #leadersCountedAt = -Infinity;
   /** When leaderships were offered last. */
   readonly #offeredAt = new WeakMap<Replica, number>();
 
@@ -796,6 +801,7 @@ export class NodeHost implements ConfigService {
       this.#ticking.delete(replica);
       this.requests.gone(replica.group);
       this.hub.end(replica.group, "replica-halted");
+      this.#leaders = null;
       for (const id of replica.members.keys()) this.#disown(replica, id, replica.raft.term);
     }
   }
@@ -1161,9 +1167,14 @@ export class NodeHost implements ConfigService {
     const phase = this.directory.node(this.node)?.phase;
     if (this.#stopping || !this.ready || phase !== undefined || this.#diskLevel !== "free")
       return null;
-    let count = 0;
-    for (const replica of this.#replicas.values()) if (isMovable(replica)) count += 1;
-    return count;
+    // Each heartbeat says it, and thousands may be awake: counted again when it may have changed, or after a while.
+    const now = this.#clock.monotonicMs();
+    if (this.#leaders === null || now - this.#leadersCountedAt > LEADERS_MS) {
+      this.#leadersCountedAt = now;
+      this.#leaders = 0;
+      for (const replica of this.#replicas.values()) if (isMovable(replica)) this.#leaders += 1;
+    }
+    return this.#leaders;
   }
 
   #leadersOn(node: string): number | null {
@@ -1306,7 +1317,10 @@ export class NodeHost implements ConfigService {
       if (replica.halted !== null || settled || this.#replicas.get(replica.group) !== replica)
         continue;
       started += 1;
-      this.#guarded(replica, () => raft.campaign());
+      // A tenant's group without a term has no leader to be disturbed. At a cluster's beginning there is no hurry: what
+      // the nodes know of each other by then decides at which level it begins.
+      const isFirst = raft.term === 0 && replica.group !== SYSTEM_GROUP;
+      this.#guarded(replica, () => raft.campaign(isFirst));
       if (tries > 1) {
         const wait = CAMPAIGN_RETRY_MS + this.#prng.below(CAMPAIGN_RETRY_MS);
         this.#campaigns.set(replica, { due: now + wait, tries: tries - 1 });
@@ -1320,6 +1334,7 @@ export class NodeHost implements ConfigService {
       { tenant, group, leader: replica.leaderNode, term: raft.term, role: raft.role },
       "replica.leader_changed",
     );
+    this.#leaders = null;
     this.#settings.leaderChanged(replica);
     if (raft.isLeader) {
       this.#membership.look(group);
@@ -1506,6 +1521,7 @@ export class NodeHost implements ConfigService {
   /** Everything of it is in its environment: it is cold once that is closed. */
   #close(replica: Replica): void {
     this.#replicas.delete(replica.group);
+    this.#leaders = null;
     this.#ticking.delete(replica);
     this.requests.gone(replica.group);
     this.#leases.asleep(replica.group, replica.id, replica.raft.bond);
@@ -1596,8 +1612,8 @@ export class NodeHost implements ConfigService {
         this.#cold.sweepSoon();
         continue;
       }
-      // Replaced by a restored one of the same name.
-      if (row.incarnation === event.revision) {
+      // It may have replaced one of the same name: nothing but a restore does.
+      if (row.incarnation === event.revision && row.restore !== undefined) {
         this.#forget(change.name, row.group);
         this.#cold.sweepSoon();
       }
@@ -1607,8 +1623,11 @@ export class NodeHost implements ConfigService {
       const isAlone = event.changes.length === 1;
       const isFirst = row.placement.replicas[0]?.node === this.node;
       if (isNews && isAlone && isFirst && row.revision === event.revision) {
-        const replica = this.#wake(row.group);
-        if (replica !== null && replica.raft.lead === NONE) this.#campaignSoon(replica);
+        // After this turn, which answers who created it.
+        this.#clock.defer(() => {
+          const replica = this.#wake(row.group);
+          if (replica !== null && replica.raft.lead === NONE) this.#campaignSoon(replica);
+        });
       }
       const present = row === undefined ? undefined : this.#replicas.get(row.group);
       if (present === undefined) continue;
@@ -1639,6 +1658,7 @@ export class NodeHost implements ConfigService {
     this.requests.gone(group);
     this.hub.end(group, reason);
     replica.halt(reason);
+    this.#leaders = null;
     this.#snapshots.forget(replica);
     this.#replicas.delete(group);
     this.#ticking.delete(replica);

@@ -555,6 +555,8 @@ export class Replica {
    */
   drain(): boolean {
     if (this.halted !== null) return false;
+    // What a new leader proposes at once goes out with the entry by which it says that it leads.
+    this.#noticeLeader();
     this.#askForReads();
     if (this.raft.hasReady()) {
       const ready = this.#ready;

@@ -11,7 +11,8 @@
  *   meta page through an O_DSYNC descriptor before the promise resolves; seen with strace on Bun, Deno and Node);
  * - an error of a commit is final for that environment: it takes no further one;
  * - a commit is all or nothing, also a large one, which is not one transaction (see `#commitLarge`);
- * - a directory under its own name is always a whole environment: it is made and removed under names of its own;
+ * - a directory under its own name is always a whole environment, or an empty one: its data file is made aside, with its
+ *   first commit, and comes as a whole; nothing was ever committed where there is none;
  * - no more than `cap` are open, but for those that a commit, a snapshot or a staging keeps busy, at most `busyMax`;
  * - no cursor outlives a call, and no read transaction does but a snapshot's.
  */
@@ -106,6 +107,7 @@ export class LmdbEnvironments implements Environments {
   #template: Uint8Array | null = null;
   readonly #rowsPerTurn: number;
   #removals = 0;
+  #made = 0;
 
   constructor(options: EnvironmentsOptions) {
     this.#rowsPerTurn = options.rowsPerTurn ?? rowsPerTurnDefault;
@@ -127,14 +129,20 @@ export class LmdbEnvironments implements Environments {
   open(name: string): LmdbEnvironment {
     assert(!this.#held.has(name), `Environment ${name} is open already`);
     const path = this.#path(name);
-    if (!fs.existsSync(join(path, dataFile))) this.#create(name, path);
-    const environment = new LmdbEnvironment(
-      join(path, dataFile),
-      this.#rowsPerTurn,
-      this.#pool,
-      () => this.#held.delete(name),
-    );
-    environment.wake();
+    const isMade = fs.existsSync(join(path, dataFile));
+    if (!isMade && !fs.existsSync(path)) {
+      fs.mkdirSync(path);
+      // That there was one outlives what is acknowledged in its name, whatever becomes of the journal.
+      syncDirectorySync(this.#directory);
+    }
+    const environment = new LmdbEnvironment(join(path, dataFile), this.#rowsPerTurn, this.#pool, {
+      closed: () => this.#held.delete(name),
+      ...(!isMade && {
+        make: () => this.#make(name, path),
+        makeSync: () => this.#makeSync(name, path),
+      }),
+    });
+    if (isMade) environment.wake();
     this.#held.set(name, environment);
     return environment;
   }
@@ -159,7 +167,7 @@ export class LmdbEnvironments implements Environments {
   }
 
   exists(name: string): boolean {
-    return fs.existsSync(join(this.#path(name), dataFile));
+    return fs.existsSync(this.#path(name));
   }
 
   /** Gone when the promise resolves, and as a whole or not at all after a crash. Nothing to do when it is not there. */
@@ -181,9 +189,9 @@ export class LmdbEnvironments implements Environments {
   async compact(name: string): Promise<{ readonly before: number; readonly after: number }> {
     assert(!this.#held.has(name), `Environment ${name} is compacted while open`);
     const path = join(this.#path(name), dataFile);
+    if (!fs.existsSync(path)) return { before: 0, after: 0 };
     checkDataFile(path);
-    const aside = join(this.#directory, `${making}${name}`);
-    fs.rmSync(aside, { recursive: true, force: true });
+    const aside = this.#aside(name);
     fs.mkdirSync(aside);
     const copy = join(aside, dataFile);
     const { root } = openDatabases(path);
@@ -221,17 +229,57 @@ export class LmdbEnvironments implements Environments {
    * An empty environment is a copied file: lmdb would make the three databases in three synced transactions on this
    * thread, and a crash between its first writes would leave a file that does not open.
    */
-  #create(name: string, path: string): void {
+  #emptyFile(): Uint8Array {
     this.#template ??= emptyEnvironment(join(this.#directory, templateName));
-    const aside = join(this.#directory, `${making}${name}`);
-    fs.rmSync(aside, { recursive: true, force: true });
-    fs.mkdirSync(aside);
-    writeFileDurably(join(aside, dataFile), this.#template);
-    syncDirectorySync(aside);
-    // A directory without its data file is no environment: nothing was ever acknowledged in it.
-    fs.rmSync(path, { recursive: true, force: true });
-    fs.renameSync(aside, path);
+    return this.#template;
+  }
+
+  #aside(name: string): string {
+    return join(this.#directory, `${making}${++this.#made}-${name}`);
+  }
+
+  #makeSync(name: string, path: string): void {
+    // It may be there since a moment, and about to be synced.
+    if (!fs.existsSync(join(path, dataFile))) {
+      const aside = this.#aside(name);
+      fs.mkdirSync(aside);
+      writeFileDurably(join(aside, dataFile), this.#emptyFile());
+      syncDirectorySync(aside);
+      fs.renameSync(aside, path);
+    }
     syncDirectorySync(this.#directory);
+  }
+
+  /** The same, on other threads: many may be made at a time, and each is three times synced. */
+  async #make(name: string, path: string): Promise<void> {
+    const aside = this.#aside(name);
+    const bytes = this.#emptyFile();
+    await fs.promises.mkdir(aside);
+    const file = await fs.promises.open(join(aside, dataFile), "w", 0o600);
+    try {
+      await file.writeFile(bytes);
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    await syncDirectory(aside);
+    try {
+      await fs.promises.rename(aside, path);
+    } catch (error) {
+      // Made meanwhile, for a snapshot that comes in.
+      if (!fs.existsSync(join(path, dataFile))) throw error;
+      await fs.promises.rm(aside, { recursive: true, force: true });
+    }
+    await syncDirectory(this.#directory);
+  }
+}
+
+async function syncDirectory(directory: string): Promise<void> {
+  const handle = await fs.promises.open(directory, "r");
+  try {
+    await handle.sync();
+  } finally {
+    await handle.close();
   }
 }
 
@@ -315,6 +363,14 @@ function openState(root: RootDatabase, holder: number): State {
   return root.openDB<string, string>(stateNames[holder] as string, { encoding: "string" });
 }
 
+/** What an environment asks of the one that made it. */
+interface Making {
+  closed(): void;
+  /** Of one that has no data file yet: makes an empty one, at once or behind. */
+  make?(): Promise<void>;
+  makeSync?(): void;
+}
+
 /** What an environment tells the one that counts the open ones. */
 interface Pool {
   begin(): () => void;
@@ -328,7 +384,9 @@ export class LmdbEnvironment implements Environment {
   readonly #path: string;
   readonly #rowsPerTurn: number;
   readonly #pool: Pool;
-  readonly #onClose: () => void;
+  readonly #making: Making;
+  /** There is no data file yet, and nothing to read. */
+  #isEmpty: boolean;
   /** Null while it rests: no descriptor, no mapping, no memory of LMDB's. */
   #databases: Databases | null = null;
   #holder = 0;
@@ -344,11 +402,12 @@ export class LmdbEnvironment implements Environment {
   /** Read or written since this was last set to false. */
   used = false;
 
-  constructor(path: string, rowsPerTurn: number, pool: Pool, onClose: () => void) {
+  constructor(path: string, rowsPerTurn: number, pool: Pool, made: Making) {
     this.#path = path;
     this.#rowsPerTurn = rowsPerTurn;
     this.#pool = pool;
-    this.#onClose = onClose;
+    this.#making = made;
+    this.#isEmpty = made.make !== undefined;
   }
 
   get isOpen(): boolean {
@@ -360,6 +419,10 @@ export class LmdbEnvironment implements Environment {
     assert(!this.#closed, "Environment is closed");
     this.used = true;
     if (this.#databases !== null) return this.#databases;
+    if (this.#isEmpty) {
+      this.#making.makeSync?.();
+      this.#isEmpty = false;
+    }
     this.#pool.opening();
     let databases: Databases;
     try {
@@ -403,20 +466,22 @@ export class LmdbEnvironment implements Environment {
   }
 
   meta(): Uint8Array | null {
-    return copy(this.wake().meta.get(metaKey)) ?? null;
+    return this.#isEmpty ? null : (copy(this.wake().meta.get(metaKey)) ?? null);
   }
 
   get(key: string): string | undefined {
-    return this.#rows().get(key);
+    return this.#isEmpty ? undefined : this.#rows().get(key);
   }
 
   entry(index: number): Uint8Array | undefined {
-    return copy(this.wake().log.get(indexKey(index)));
+    return this.#isEmpty ? undefined : copy(this.wake().log.get(indexKey(index)));
   }
 
   /** Each page sees the last committed change at the time it is read. */
   range(range: Range): Generator<readonly [key: string, value: string]> {
-    return paged(range, (page) => readPage(this.#rows(), page));
+    return paged(range, (page) =>
+      this.#isEmpty ? { rows: [], complete: true } : readPage(this.#rows(), page),
+    );
   }
 
   snapshot(): EnvironmentSnapshot {
@@ -466,15 +531,24 @@ export class LmdbEnvironment implements Environment {
   }
 
   commit(change: EnvironmentChange, done: (error: Error | null) => void): void {
-    const databases = this.wake();
+    // What cannot be opened throws here; what is empty can be made.
+    if (!this.#isEmpty) this.wake();
     const rows = new Drawing(change.rows);
     const first = rows.next(this.#rowsPerTurn);
     const log = gatherLog(change);
-    if (rows.ended) {
+    const encoded = rows.ended ? encodedAtOnce(first).rows : null;
+    this.#run(async () => {
+      if (this.#isEmpty) await this.#watched(this.#made());
+      const databases = this.wake();
+      if (encoded === null) return this.#commitLarge(databases, log, first, rows);
       const state = this.#state as State;
-      const encoded = encodedAtOnce(first).rows;
-      this.#run(() => this.#watched(write(databases, state, { ...log, rows: encoded })), done);
-    } else this.#run(() => this.#commitLarge(databases, log, first, rows), done);
+      return this.#watched(write(databases, state, { ...log, rows: encoded }));
+    }, done);
+  }
+
+  async #made(): Promise<void> {
+    await this.#making.make?.();
+    this.#isEmpty = false;
   }
 
   #run(write: () => Promise<void>, done: (error: Error | null) => void): void {
@@ -522,7 +596,7 @@ export class LmdbEnvironment implements Environment {
       await databases?.root.close();
     } finally {
       this.#pool.closed(this);
-      this.#onClose();
+      this.#making.closed();
     }
   }
 

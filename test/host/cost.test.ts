@@ -25,61 +25,96 @@ interface Cost {
   readonly messages: Map<string, number>;
 }
 
-/** Three nodes, a tenant with a config, and what `count` publishes at once cost until the last one is answered. */
-async function costOf(count: number): Promise<Cost> {
+async function until(world: World, condition: () => boolean): Promise<void> {
+  await world.run(world.now + 10_000, condition);
+  expect(condition()).toBe(true);
+}
+
+async function threeNodes(): Promise<World> {
   const world = new World({ seed: 1, nodes: 3 });
   for (const node of world.nodes) world.start(node);
-  const until = async (condition: () => boolean): Promise<void> => {
-    await world.run(world.now + 10_000, condition);
-    expect(condition()).toBe(true);
-  };
-  await until(() => world.nodes.every((node) => node.host?.ready === true));
-  const change = async (node: SimNode, tenant: string, commands: Command[]): Promise<void> => {
-    const outcomes: Outcome[] = [];
-    for (const one of commands)
-      node.host?.requests.propose(tenant, one, 5_000, (error, outcome) => {
-        expect(error).toBeNull();
-        outcomes.push(outcome as Outcome);
-      });
-    await until(() => outcomes.length === commands.length);
-    expect(outcomes.every(({ ok }) => ok)).toBe(true);
-  };
-  const [first] = world.nodes as [SimNode];
-  await change(first, "_system", [command(createTenant("t"))]);
-  const config = { op: "config.put", namespace: "app", name: "c", format: "text" } as const;
-  await change(first, "t", [command(config), publish("first")]);
+  await until(world, () => world.nodes.every((node) => node.host?.ready === true));
+  return world;
+}
+
+async function change(
+  world: World,
+  node: SimNode,
+  tenant: string,
+  commands: readonly Command[],
+): Promise<void> {
+  const outcomes: Outcome[] = [];
+  for (const one of commands)
+    node.host?.requests.propose(tenant, one, 5_000, (error, outcome) => {
+      expect(error).toBeNull();
+      outcomes.push(outcome as Outcome);
+    });
+  await until(world, () => outcomes.length === commands.length);
+  expect(outcomes.every(({ ok }) => ok)).toBe(true);
+}
+
+function leaderOf(world: World, tenant: string): SimNode {
   const leads = (node: SimNode): boolean =>
     [...(node.host?.replicas() ?? [])].some(
-      (replica) => replica.tenant === "t" && replica.raft.isLeader,
+      (replica) => replica.tenant === tenant && replica.raft.isLeader,
     );
-  const leader = world.nodes.find(leads) as SimNode;
-  // Elections and followers that catch up are over.
-  await world.run(world.now + 3_000);
+  return world.nodes.find(leads) as SimNode;
+}
 
+/** What it costs until half a second after it is done. */
+async function count(world: World, act: () => Promise<void>): Promise<Cost> {
   const appends = (): number =>
     world.nodes.reduce((sum, { host }) => sum + (host?.cluster().journal.appends ?? 0), 0);
   const before = appends();
   const cost: Cost = { journalWrites: 0, frames: 0, messages: new Map() };
-  world.onSent = (lane, bytes) => {
-    if (lane !== "append") return;
-    cost.frames += 1;
+  world.onSent = (_lane, bytes) => {
+    let holdsRaft = false;
     for (const { kind, item } of frameItems(bytes)) {
       if (kind !== ItemKind.raft) continue;
+      holdsRaft = true;
       const { type } = parseRaftItem(item).message;
       const name = Object.entries(MessageType).find(([, value]) => value === type)?.[0] ?? "";
       cost.messages.set(name, (cost.messages.get(name) ?? 0) + 1);
     }
+    if (holdsRaft) cost.frames += 1;
   };
-  await change(
-    leader,
-    "t",
-    Array.from({ length: count }, (_, i) => publish(`text ${i}`)),
-  );
+  await act();
   // The followers learn that it is committed, and the last heartbeat finds that they did.
   await world.run(world.now + 500);
   cost.journalWrites = appends() - before;
   return cost;
 }
+
+/** Three nodes, a tenant with a config, and what so many publishes at once cost. */
+async function costOf(publishes: number): Promise<Cost> {
+  const world = await threeNodes();
+  const [first] = world.nodes as [SimNode];
+  await change(world, first, "_system", [command(createTenant("t"))]);
+  const config = { op: "config.put", namespace: "app", name: "c", format: "text" } as const;
+  await change(world, first, "t", [command(config), publish("first")]);
+  const leader = leaderOf(world, "t");
+  // Elections and followers that catch up are over.
+  await world.run(world.now + 3_000);
+  const texts = Array.from({ length: publishes }, (_, i) => publish(`text ${i}`));
+  return count(world, () => change(world, leader, "t", texts));
+}
+
+test("a tenant's beginning costs three journal writes per node: its row, its first vote, its first entries", async () => {
+  const world = await threeNodes();
+  await world.run(world.now + 3_000);
+  const leader = leaderOf(world, "_system");
+  const cost = await count(world, () =>
+    change(world, leader, "_system", [command(createTenant("t"))]),
+  );
+  expect(leaderOf(world, "t")).toBeDefined();
+  expect(cost.journalWrites).toBe(9);
+  // Two requests for votes, of which one is enough; the row, its commit, the first entries, their commit.
+  expect(cost.messages.get("preVote") ?? 0).toBe(0);
+  expect(cost.messages.get("requestVote")).toBe(2);
+  expect(cost.messages.get("appendEntries")).toBe(8);
+  // The directory's leader is asked nothing.
+  expect(cost.messages.get("readIndex") ?? 0).toBe(0);
+});
 
 test("a lone publish costs one journal write per node, two messages and two answers per follower", async () => {
   const cost = await costOf(1);

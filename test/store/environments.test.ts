@@ -181,11 +181,12 @@ describe("commit()", () => {
     const environments = new LmdbEnvironments({ data: temporary(), rowsPerTurn: 10, begin });
     const environment = environments.open("acme");
     await commit(environment, { rows: [["a", "1"]] });
-    expect(ended).toBe(1);
+    // The file was made for it.
+    expect(ended).toBe(2);
     const many = Array.from({ length: 45 }, (_, n) => [`k${n}`, "1"] as const);
     await commit(environment, { rows: many });
     // Five times ten rows, and the text before and after.
-    expect([ended, underMost, under]).toEqual([1 + 7, 1, 0]);
+    expect([ended, underMost, under]).toEqual([2 + 7, 1, 0]);
     await environment.close();
   });
 
@@ -377,11 +378,12 @@ describe("environments", () => {
       LmdbEnvironment,
       LmdbEnvironment,
     ];
-    await commit(a, { rows: [["k", "a"]] });
+    for (const [name, environment] of Object.entries({ a, c, d }))
+      await commit(environment, { rows: [["k", name]] });
     const snapshot = a.snapshot();
     const staging = b.stage();
-    const committing = commit(c, { rows: [["k", "c"]] });
-    expect(d.get("k")).toBeUndefined();
+    const committing = commit(c, { rows: [["l", "c"]] });
+    expect(d.get("k")).toBe("d");
     expect(environments.open_count).toBe(4);
     await committing;
     // What was begun in them is still there.
@@ -389,15 +391,10 @@ describe("environments", () => {
     await new Promise<void>((resolve) => staging.add([["k", "b"]], () => resolve()));
     await new Promise<void>((resolve) => b.install(staging, bytes("new"), () => resolve()));
     snapshot.close();
-    expect([a, b, c, d].map((environment) => environment.get("k"))).toEqual([
-      "a",
-      "b",
-      "c",
-      undefined,
-    ]);
+    expect([a, b, c, d].map((environment) => environment.get("k"))).toEqual(["a", "b", "c", "d"]);
     // Only now is there something else that needs room.
     a.get("k");
-    environments.open("e").get("k");
+    await commit(environments.open("e"), { rows: [["k", "e"]] });
     expect(environments.open_count).toBe(2);
     for (const environment of [a, b, c, d]) await environment.close();
   });
@@ -409,12 +406,43 @@ describe("environments", () => {
       environment.snapshot();
       return environment;
     });
-    expect(() => environments.open("more")).toThrow(
-      expect.objectContaining({ code: "overloaded" }),
-    );
+    const more = environments.open("more");
+    expect(() => more.snapshot()).toThrow(expect.objectContaining({ code: "overloaded" }));
     await busy[0]?.close();
-    await environments.open("more").close();
-    for (const environment of busy) await environment.close();
+    more.snapshot();
+    for (const environment of [...busy, more]) await environment.close();
+  });
+
+  test("have a data file from their first commit on, whatever is done with them before", async () => {
+    const data = temporary();
+    const environments = new LmdbEnvironments({ data });
+    const file = (name: string): boolean => fs.existsSync(join(data, "tenants", name, "data.mdb"));
+    let environment = environments.open("acme");
+    expect(environment.meta()).toBeNull();
+    expect([environment.get("k"), environment.entry(1)]).toEqual([undefined, undefined]);
+    expect([...environment.range(everything)]).toEqual([]);
+    expect([environments.exists("acme"), environments.names()]).toEqual([true, ["acme"]]);
+    await environment.close();
+    expect([file("acme"), environments.open_count]).toEqual([false, 0]);
+    // As empty in the next life, also after a crash in the middle of making it.
+    fs.mkdirSync(join(data, "tenants", ".making-7-acme"));
+    const again = new LmdbEnvironments({ data });
+    environment = again.open("acme");
+    const range = environment.range(everything);
+    const committing = commit(environment, { rows: [["k", "v"]] });
+    // Somebody asks for a snapshot while its file is being made.
+    const snapshot = environment.snapshot();
+    expect([...snapshot.range(everything)]).toEqual([]);
+    await committing;
+    expect([...range]).toEqual([["k", "v"]]);
+    await environment.close();
+    expect(fs.readdirSync(join(data, "tenants"))).toEqual(["acme"]);
+    expect([file("acme"), again.open("acme").get("k")]).toEqual([true, "v"]);
+    // One that nothing was committed to is compacted and removed like any other.
+    await again.open("other").close();
+    expect(await again.compact("other")).toEqual({ before: 0, after: 0 });
+    await again.remove("other");
+    expect(again.names()).toEqual(["acme"]);
   });
 
   test("lose what was half staged when they are opened anew", async () => {
