@@ -11,6 +11,7 @@
  * Run: npm run bench -- failover, or bun bench/failover.ts [--tenants 1000] [--rate 200] [--watched 50] [--write]
  *      [--only kill,stop,partition]
  */
+import { spawnSync } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { connect, createServer, type AddressInfo, type Server, type Socket } from "node:net";
 import { loadavg, tmpdir } from "node:os";
@@ -22,6 +23,17 @@ import { startCluster } from "../infra/cluster.mjs";
 import { ensureNatsServer, startNatsServer } from "../infra/nats_server.mjs";
 import { ask, eventually, Follower, inParallel, persist } from "../test/e2e/api.ts";
 import { printRows, quantiles, writeReport, type Curve, type Row } from "./report.ts";
+
+/**
+ * Bun sends 256 requests at a time by itself. Those to tenants without a leader would take up all of them, and whoever
+ * comes later would seem to be without one too.
+ */
+const requestsMax = "BUN_CONFIG_MAX_HTTP_REQUESTS";
+if (process.env[requestsMax] === undefined) {
+  const env = { ...process.env, [requestsMax]: "8192" };
+  const { status } = spawnSync(process.execPath, process.argv.slice(1), { stdio: "inherit", env });
+  process.exit(status ?? 1);
+}
 
 const { values } = parseArgs({
   options: {

@@ -137,6 +137,11 @@ const CAMPAIGN_LOST_MS = PULSE_MS;
 const CAMPAIGN_TRIES = 10;
 /** Nodes do not notice a loss in the same moment, and whoever has not noticed yet refuses its vote. */
 const LAPSE_SPREAD_MS = 2 * PULSE_MS;
+/**
+ * After a loss each further one in line campaigns so much later, also where somebody waits there: of two that ask at once
+ * neither may get a majority.
+ */
+const LAPSE_TURN_MS = 6 * PULSE_MS;
 const CLOCK_DRIFT_MAX = 0.1;
 
 /** When things are written behind; the simulator makes them happen more often. */
@@ -253,6 +258,8 @@ interface QueuedRecord {
 interface Campaign {
   readonly due: number;
   readonly tries: number;
+  /** Another one goes first: this one begins early only where it has more than that one. */
+  readonly isStandby?: true;
 }
 
 /** What a node says of itself that wants to be a member. */
@@ -1219,8 +1226,14 @@ export class NodeHost implements ConfigService {
       const led = replica.leaderNode === node;
       if (led) this.#contained(replica, () => replica.raft.forgetLeader());
       this.#mark(replica);
-      if (!led || !this.#isFirstToCampaign(replica)) continue;
-      this.#campaigns.set(replica, { due: now + LAPSE_SPREAD_MS, tries: CAMPAIGN_TRIES });
+      if (!led || !replica.isVoter) continue;
+      const rank = this.#rankAmongLive(replica, NONE);
+      const due = now + LAPSE_SPREAD_MS + rank * LAPSE_TURN_MS;
+      this.#campaigns.set(replica, {
+        due,
+        tries: CAMPAIGN_TRIES,
+        ...(rank > 0 && { isStandby: true }),
+      });
     }
     this.#forgetDeparted();
   }
@@ -1272,13 +1285,21 @@ export class NodeHost implements ConfigService {
    */
   #furtherElection(replica: Replica, message: Message): void {
     const { raft } = replica;
-    if (replica.halted !== null || raft.role !== "follower" || raft.lead !== NONE) return;
+    if (replica.halted !== null || raft.isLeader || raft.lead !== NONE) return;
     const campaign = this.#campaigns.get(replica);
     const now = this.#clock.monotonicMs();
     switch (message.type) {
       case MessageType.preVote:
       case MessageType.requestVote: {
-        if (campaign !== undefined || !raft.isAheadOf(message)) return;
+        if (raft.role !== "follower" || (campaign !== undefined && campaign.isStandby !== true))
+          return;
+        if (!raft.isAheadOf(message)) {
+          // Who goes first is at it.
+          const due = now + LAPSE_TURN_MS;
+          if (campaign !== undefined) this.#campaigns.set(replica, { ...campaign, due });
+          return;
+        }
+        this.#campaigns.delete(replica);
         const rank = this.#rankAmongLive(replica, message.from);
         if (rank === 0) return this.#campaignSoon(replica);
         this.#campaigns.set(replica, { due: now + rank * PULSE_MS, tries: CAMPAIGN_TRIES });
@@ -1286,7 +1307,8 @@ export class NodeHost implements ConfigService {
       }
       case MessageType.preVoteResponse:
       case MessageType.requestVoteResponse: {
-        if (campaign === undefined || !message.reject) return;
+        // Where two asked at once, and the third is gone, neither ever hears that it lost.
+        if (campaign === undefined || !message.reject || raft.awaitsVotes) return;
         const lost = CAMPAIGN_TRIES - campaign.tries - 1;
         // Refused was one that its own timer began; this one keeps its time.
         if (lost < 0) return;

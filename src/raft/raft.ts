@@ -368,6 +368,16 @@ export class Raft {
     else this.#tickElection();
   }
 
+  /** It asked for votes, and somebody who is there has yet to answer. */
+  get awaitsVotes(): boolean {
+    if (this.#role !== "candidate" && this.#role !== "preCandidate") return false;
+    for (const { id, vote } of this.#peers) {
+      if (vote !== Vote.none || !this.#isVoter(id)) continue;
+      if (id === this.#id || this.#supports === null || this.#supports(id)) return true;
+    }
+    return false;
+  }
+
   /** This replica may be elected, and has more in its log than who sent this request for votes. */
   isAheadOf(request: Message): boolean {
     return this.#isPromotable() && !this.#log.isUpToDate(request.index, request.logTerm);

@@ -176,6 +176,45 @@ describe("many groups", () => {
     for (const tenant of untouched) expect(termOf(tenant)).toBe(before.get(tenant));
   });
 
+  test("are elected once where somebody waits on every node that is left", async () => {
+    const cluster = await ready();
+    const tenants = Array.from({ length: 60 }, (_, at) => `t${at}`);
+    for (const tenant of tenants) await cluster.create(tenant);
+    await cluster.pass(3_000);
+    const termOf = (tenant: string): number =>
+      Math.max(...cluster.replicas(tenant).map(({ replica }) => replica.raft.term));
+    const victim = cluster.node(0);
+    const orphans = tenants.filter((tenant) => cluster.leader(tenant) === victim);
+    expect(orphans.length).toBeGreaterThan(0);
+    const before = orphans.map(termOf);
+    cluster.world.crash(victim);
+    const answers = orphans.flatMap((tenant) =>
+      cluster.world.alive.map((node) =>
+        cluster.propose(node, tenant, publish(`${tenant} by ${node.name}`, node.name)),
+      ),
+    );
+    const isAnswered = (): boolean => answers.every(({ outcome }) => outcome !== null);
+    await cluster.until("all are written to", isAnswered, 1_500);
+    expect(orphans.map(termOf)).toEqual(before.map((term) => term + 1));
+  });
+
+  test("are elected soon although two ask for votes at once and the third is gone", async () => {
+    const cluster = await ready();
+    const tenants = Array.from({ length: 10 }, (_, at) => createTenant(`t${at}`));
+    const made = command({ op: "directory.createMany", tenants });
+    expect((await cluster.change(cluster.node(0), "_system", made)).ok).toBe(true);
+    await cluster.pass(1_000);
+    const [one, other, third] = cluster.world.nodes as [SimNode, SimNode, SimNode];
+    cluster.world.crash(third);
+    await cluster.pass(3_000);
+    const put = command({ op: "config.put", namespace: "app", name: "c", format: "text" });
+    const answers = tenants.flatMap(({ tenant }) =>
+      [one, other].map((node) => cluster.propose(node, tenant, put)),
+    );
+    const isAnswered = (): boolean => answers.every(({ outcome }) => outcome !== null);
+    await cluster.until("all are answered", isAnswered, 700);
+  });
+
   test("share the disk: a write waits for no more than what is under way of the busiest, and its own", async () => {
     // Another segment is a matter of several operations, once in many megabytes.
     const cluster = await ready({ segmentBytes: 64 * 1024 * 1024 });
