@@ -736,6 +736,8 @@ export class NodeHost implements ConfigService {
   /** One turn: everything that came in since the last one goes out together. */
   #turn(): void {
     this.#scheduled = false;
+    // What a new replica writes first goes into the journal with its vote for itself.
+    this.#runDeferredCampaigns();
     const visiting = this.#dirty;
     this.#dirty = [];
     for (const replica of visiting) {
@@ -1273,10 +1275,13 @@ export class NodeHost implements ConfigService {
     if (this.#campaignsDeferred) return;
     // Somebody waits: do it in this turn, not at the next pulse.
     this.#campaignsDeferred = true;
-    this.#clock.defer(() => {
-      this.#campaignsDeferred = false;
-      this.#runCampaigns(this.#clock.monotonicMs());
-    });
+    this.#clock.defer(() => this.#runDeferredCampaigns());
+  }
+
+  #runDeferredCampaigns(): void {
+    if (!this.#campaignsDeferred) return;
+    this.#campaignsDeferred = false;
+    this.#runCampaigns(this.#clock.monotonicMs());
   }
 
   /**
