@@ -1526,6 +1526,26 @@ const ofHost: readonly Mutation[] = [
     killers: [host],
   },
   {
+    id: "led-without-room",
+    rule: "D2",
+    breaks:
+      "Leaderships of a node short of disk are offered to whoever votes, and go back and forth between nodes without room",
+    file: "src/host/node_host.ts",
+    find: `      return node !== undefined && this.#versions.newsOf(node)?.leaders != null;`,
+    replace: `      return node !== undefined;`,
+    killers: [host],
+  },
+  {
+    id: "split-votes-wait",
+    rule: "E12",
+    breaks:
+      "Two that asked for votes at once, the third being gone, wait for a timer of one to two seconds",
+    file: "src/host/node_host.ts",
+    find: `!message.reject || raft.awaitsVotes) return;`,
+    replace: `!message.reject || raft.role !== "follower") return;`,
+    killers: [host],
+  },
+  {
     id: "acts-on-who-slept",
     rule: "T8",
     breaks:
