@@ -48,6 +48,8 @@ export const flagWorkMax = 10_000;
 export const setWorkMax = 1_000_000;
 /** Operators and values in one targeting. */
 export const targetingNodesMax = 10_000;
+/** Steps of one path that count like an operator. */
+const stepsPerNode = 8;
 /** Of what `cat` makes. */
 const textLengthMax = 64 * 1024;
 
@@ -69,6 +71,7 @@ class FlagCall {
   #versionText: string | null = null;
   #version: NumberedVersion | null = null;
   #versions: Map<string, NumberedVersion | null> | null = null;
+  #whole: { readonly key: string; readonly context: FlagContext } | null = null;
 
   constructor(context: FlagContext, nowMs: number) {
     this.context = context;
@@ -97,6 +100,15 @@ class FlagCall {
     this.#versionText = text;
     this.#version = version;
     return version;
+  }
+
+  /** The context as the flag sees it whole. */
+  whole(key: string): FlagContext {
+    if (this.#whole?.key !== key) {
+      const own = { flagKey: key, timestamp: this.seconds };
+      this.#whole = { key, context: { ...this.context, $flagd: own } };
+    }
+    return this.#whole.context;
   }
 
   begin(): void {
@@ -286,8 +298,7 @@ class Compiler {
 
   /** @param isRoot whether `data` is the context; inside `map` and its like it is not */
   compile(logic: unknown, isRoot: boolean): Part {
-    if (++this.#nodes > targetingNodesMax)
-      fail(`Use at most ${targetingNodesMax} operators and values`);
+    this.#count(1);
     if (Array.isArray(logic)) return this.#list(logic, isRoot);
     if (typeof logic !== "object" || logic === null)
       return { ...constantPart(logic), isShareable: hasOwnText(logic) };
@@ -304,6 +315,12 @@ class Compiler {
         error.pointer = `/${escapePointer(name)}${error.pointer}`;
       throw error;
     }
+  }
+
+  #count(nodes: number): void {
+    this.#nodes += nodes;
+    if (this.#nodes > targetingNodesMax)
+      fail(`Use at most ${targetingNodesMax} operators and values`);
   }
 
   #each(list: readonly unknown[], isRoot: boolean): readonly Part[] {
@@ -386,7 +403,7 @@ class Compiler {
       const key = this.#key;
       const run: Run = (data, call) => {
         const found = dynamic.run(data, call);
-        const value = lookUp(data, pathOf(found), isRoot ? key : null, call);
+        const value = lookUp(data, foundPath(found, call), isRoot ? key : null, call);
         return value ?? otherwise.run(data, call);
       };
       return { run, constant: null, nodes: 2 + dynamic.nodes };
@@ -395,14 +412,17 @@ class Compiler {
     // Known here; the usual beginning of what rollouts hash.
     if (isRoot && steps.length === 2 && steps[0] === "$flagd" && steps[1] === "flagKey")
       return { ...constantPart(this.#key, 2), isShareable: false };
+    const more = Math.floor(steps.length / stepsPerNode);
+    this.#count(more);
+    const nodes = 2 + more;
     if (isRoot && (steps.length === 0 || steps[0] === "$flagd")) {
       this.usesTime ||= steps.length < 2 || steps[1] === "timestamp";
       const key = this.#key;
       const run: Run = (data, call) => lookUp(data, steps, key, call) ?? otherwise.run(data, call);
-      return { run, constant: null, nodes: 2 };
+      return { run, constant: null, nodes };
     }
     const isShareable = otherwise.isShareable === true;
-    return { run: reading(steps, otherwise), constant: null, nodes: 2, isShareable };
+    return { run: reading(steps, otherwise), constant: null, nodes, isShareable };
   }
 
   #missing(given: unknown, isRoot: boolean): Part {
@@ -719,6 +739,14 @@ function pathOf(path: unknown): readonly string[] {
   return steps;
 }
 
+/** The path in a text that is known only now: reading it is work. */
+function foundPath(found: unknown, call: FlagCall): readonly string[] {
+  if (Array.isArray(found)) call.charge(found.length);
+  const text = found === undefined || found === null ? "" : plain(found);
+  call.charge(text.length >> 4);
+  return pathOf(text);
+}
+
 /** What every object has, but nobody wrote. */
 const inherited: ReadonlySet<string> = new Set(
   [
@@ -767,10 +795,10 @@ function lookUp(
   key: string | null,
   call: FlagCall,
 ): unknown {
-  let value = data;
-  if (key !== null && (steps.length === 0 || steps[0] === "$flagd"))
-    value = { ...call.context, $flagd: { flagKey: key, timestamp: call.seconds } };
-  for (const step of steps) value = stepInto(value, step);
+  if (key !== null && steps.length === 0) return call.whole(key);
+  const isOwn = key !== null && steps[0] === "$flagd";
+  let value = isOwn ? { flagKey: key, timestamp: call.seconds } : data;
+  for (let i = isOwn ? 1 : 0; i < steps.length; i++) value = stepInto(value, steps[i] as string);
   return value;
 }
 
@@ -783,8 +811,8 @@ function missing(
 ): readonly unknown[] {
   call.charge(names.length);
   return names.filter((name) => {
-    const steps = pathOf(name);
-    let value = steps[0] === "$flagd" ? lookUp(data, [], key, call) : data;
+    const steps = foundPath(name, call);
+    let value = key !== null && steps[0] === "$flagd" ? call.whole(key) : data;
     for (const step of steps) {
       if (!value) return true;
       value = stepInto(value, step);

@@ -314,6 +314,23 @@ describe("a flag", () => {
     expect(of({ targeting }, context)).toMatchObject({ reason: "ERROR", errorCode: "GENERAL" });
   });
 
+  test.each([
+    ["in missing", { missing: Array.from({ length: 4_000 }, () => ({ var: "path" })) }],
+    ["in var", { and: Array.from({ length: 1_000 }, () => ({ "!": { var: { var: "path" } } })) }],
+    ["from a list", { missing: Array.from({ length: 2_000 }, () => ({ cat: { var: "l" } })) }],
+  ])("ends where long paths come with the context: %s", (_, targeting) => {
+    const context = { path: "a.".repeat(30_000), l: Array.from({ length: 9_000 }, (_, i) => i) };
+    const errorDetails = expect.stringMatching(/more work than one evaluation may$/) as string;
+    expect(of({ targeting }, context)).toMatchObject({ reason: "ERROR", errorDetails });
+  });
+
+  test("takes no targeting whose paths are longer than operators may be many", () => {
+    const long = { var: "a.".repeat(900) };
+    const errors = targetingErrors({ and: Array.from({ length: 1_000 }, () => long) });
+    expect(errors[0]?.detail).toMatch(/^Use at most/);
+    expect(targetingErrors({ and: [long, { var: "a.b.c" }] })).toEqual([]);
+  });
+
   test("of a whole set has a bound of its own", () => {
     const flag = new Flag(
       key,
