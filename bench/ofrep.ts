@@ -9,7 +9,7 @@
  * Counted per second of processor time of whoever evaluates: the client, and who else works here, shares the machine.
  * Beside it stands what the runtime's HTTP server takes to read the same request and send the same bytes, and nothing else.
  *
- * Run: bun bench/ofrep.ts [--seconds 3] [--write]      --write puts the table into bench/results
+ * Run: bun bench/ofrep.ts [--seconds 3] [--runtime bun] [--write]      --write puts the table into bench/results
  */
 import { spawn } from "node:child_process";
 import { loadavg } from "node:os";
@@ -17,12 +17,13 @@ import process from "node:process";
 import { createInterface } from "node:readline";
 import { parseArgs } from "node:util";
 import { FlagdCore } from "@openfeature/flagd-core";
+import { runCommand, runtimes } from "../infra/bootstrap.mjs";
 import { startCluster } from "../infra/cluster.mjs";
 import { Flag, withFlagCall, type FlagDefinition } from "../src/model/flags.ts";
 import { serve } from "../src/runtime/serve.ts";
 import { ask, inParallel } from "../test/e2e/api.ts";
 import { load, type LoadRequest } from "./load.ts";
-import { microsPerRequest, processorSeconds } from "./processes.ts";
+import { microsPerRequest, processorSeconds, residentKiB } from "./processes.ts";
 import { printRows, writeReport, type Row } from "./report.ts";
 
 const count = 350;
@@ -135,10 +136,14 @@ async function bareProcess(length: number): Promise<void> {
   console.log(server.url);
 }
 
-async function startBare(length: number): Promise<{ url: string; pid: number; stop: () => void }> {
-  const child = spawn(process.execPath, [import.meta.filename, "--bare", String(length)], {
-    stdio: ["ignore", "pipe", "inherit"],
-  });
+type Runtime = (typeof runtimes)[number];
+
+async function startBare(
+  runtime: Runtime,
+  length: number,
+): Promise<{ url: string; pid: number; stop: () => void }> {
+  const { command, args } = runCommand(runtime, import.meta.filename, ["--bare", String(length)]);
+  const child = spawn(command, args, { stdio: ["ignore", "pipe", "inherit"] });
   const url = await new Promise<string>((resolve, reject) => {
     createInterface({ input: child.stdout }).once("line", resolve);
     child.once("exit", (code) => reject(new Error(`The bare server ended with ${code}`)));
@@ -153,10 +158,13 @@ async function measure(args: readonly string[]): Promise<void> {
     args: [...args],
     options: {
       seconds: { type: "string", default: "3" },
+      runtime: { type: "string", default: "bun" },
       write: { type: "boolean", default: false },
     },
   });
   const seconds = Number(values.seconds);
+  const runtime = runtimes.find((one) => one === values.runtime);
+  if (runtime === undefined) throw new Error(`Unknown runtime ${values.runtime}`);
   const [loadBefore = 0] = loadavg();
   const rows: Row[] = [];
   const row = (what: string, micros: number, more = "", wanted = ""): void => {
@@ -199,7 +207,7 @@ async function measure(args: readonly string[]): Promise<void> {
 
   const cluster = await startCluster({
     nodes: 1,
-    runtimes: ["bun"],
+    runtimes: [runtime],
     env: { CONFLUX_LOG: "error" },
   });
   try {
@@ -251,7 +259,7 @@ async function measure(args: readonly string[]): Promise<void> {
     if (asked.status !== 200 || length < 20_000)
       throw new Error(`${asked.status}, ${length} bytes`);
 
-    const bare = await startBare(length);
+    const bare = await startBare(runtime, length);
     try {
       await over(`a bare server, the same request, ${length} bytes back`, bare, bulk("alike"));
     } finally {
@@ -278,15 +286,25 @@ async function measure(args: readonly string[]): Promise<void> {
     const all = { method: "GET", path: `${of("alike")}/values`, token };
     await over("all values of the namespace", node, () => all);
     await over("one value", node, (i) => ({ ...all, path: `${all.path}/flag-${i % count}` }));
+    // What a server keeps of every request is a leak: it would grow by the same again.
+    const resident = [residentKiB(node.pid)];
+    for (let round = 0; round < 2; round++) {
+      await load({ urls: [url], connections: 32, seconds: seconds * 2, request: bulk("alike") });
+      resident.push(residentKiB(node.pid));
+    }
+    const mebibytes = resident.map((kibi) => (kibi / 1024).toFixed(0)).join(", ");
+    const figure = `${mebibytes} MiB, ${seconds * 2} s of load between each`;
+    rows.push({ what: "memory of the node (RSS): now and after more sets", figure, wanted: "" });
+    printRows(rows.slice(-1));
   } finally {
     await cluster.stop();
   }
   if (values.write)
     writeReport({
-      name: "ofrep",
+      name: runtime === "bun" ? "ofrep" : `ofrep-${runtime}`,
       title: `OFREP, sets of ${count} flags`,
       args,
-      setting: "one node of Bun and its client on one machine",
+      setting: `one node on ${runtime} and its client on one machine; in process on Bun`,
       load: loadBefore,
       text: "Per second of processor time of the process that evaluates, all its threads. A quarter of the flags each is static, has one comparison, a rollout, three conditions.",
       rows,

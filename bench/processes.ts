@@ -31,6 +31,10 @@ export function processorSeconds(pids: readonly (number | string)[]): number {
   return ticks / ticksPerSecond;
 }
 
+export function residentKiB(pid: number | undefined): number {
+  return Number(readFileSync(`/proc/${pid}/statm`, "utf8").split(" ")[1]) * 4;
+}
+
 export function microsPerRequest(secondsTaken: number, requests: number): number {
   return (secondsTaken / requests) * 1e6;
 }
