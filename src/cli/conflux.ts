@@ -26,6 +26,8 @@ import type {
 import { Conflux } from "../sdk/mod.ts";
 import { applyManifest, orNull, planManifest, readManifests, summaryOf } from "./apply.ts";
 import type { Applied, Plan, PlanStep, Progress } from "./apply.ts";
+import { bench } from "./bench.ts";
+import type { BenchResult } from "./bench.ts";
 import { typesDocument } from "./gen_types.ts";
 import type { TypedConfig } from "./gen_types.ts";
 import { exportTenant, writeFiles } from "./export.ts";
@@ -78,6 +80,9 @@ const whereOptions = {
 const labelOption = {
   label: { type: "string", short: "l", multiple: true, value: "K=V", help: "A label; repeatable" },
 } as const satisfies OptionSpecs;
+
+/** Each is a socket, and a config. */
+const benchConnectionsMax = 1_000;
 
 const messageOption = {
   message: { type: "string", short: "m", value: "TEXT", help: "Why, for the history" },
@@ -460,6 +465,19 @@ const commands: readonly Command[] = [
     words: [1, Number.MAX_SAFE_INTEGER],
     options: { ...natsConfigOptions, ...recoverOptions },
     run: cluster,
+  },
+  {
+    name: "bench",
+    summary: "Publishes and reads as fast as the nodes answer",
+    usage: "[--connections N] [--seconds N] [--bytes N]",
+    words: [0, 0],
+    options: {
+      ...whereOptions,
+      connections: { type: "string", value: "N", help: "At the same time (default: 16)" },
+      seconds: { type: "string", value: "N", help: "Of publishing, and of reading (default: 5)" },
+      bytes: { type: "string", value: "N", help: "Of each content (default: 128)" },
+    },
+    run: runBench,
   },
   {
     name: "journal",
@@ -899,6 +917,40 @@ async function feedback(context: Context): Promise<void> {
       ]),
     ),
   );
+}
+
+async function runBench(context: Context): Promise<number> {
+  const { admin, where, options } = context;
+  const line = new ProgressLine();
+  let results: readonly BenchResult[];
+  try {
+    const asked = {
+      connections: options.count("connections") ?? 16,
+      seconds: options.count("seconds") ?? 5,
+      bytes: options.count("bytes") ?? 128,
+    };
+    if (asked.connections > benchConnectionsMax)
+      throw new UsageError(`Option --connections takes at most ${benchConnectionsMax}`);
+    results = await bench(admin, where, asked, (text) => line.show(text));
+  } finally {
+    line.end();
+  }
+  context.show(results, () =>
+    table(
+      ["WHAT", "DONE", "PER SECOND", "P50 MS", "P99 MS", "FAILED"],
+      results.map(({ what, done, perSecond, p50, p99, failed }) => [
+        what,
+        done,
+        perSecond,
+        p50,
+        p99,
+        Object.entries(failed)
+          .map(([code, count]) => `${count} ${code}`)
+          .join(", "),
+      ]),
+    ),
+  );
+  return results.some(({ done }) => done === 0) ? 1 : 0;
 }
 
 async function generate(context: Context): Promise<void> {

@@ -410,12 +410,19 @@ function summary(errors: readonly ProblemDetailError[]): string {
 }
 
 function explain(error: { readonly message: string; readonly schema: TSchema }): string {
-  const choices = (error.schema["anyOf"] as TSchema[] | undefined)?.map(
-    (choice) => choice["const"] as unknown,
-  );
-  if (choices !== undefined && choices.every((choice) => choice !== undefined))
-    return `Expected one of ${choices.map((choice) => JSON.stringify(choice)).join(", ")}`;
+  const choices = error.schema["anyOf"] as readonly TSchema[] | undefined;
+  if (choices !== undefined)
+    return choices.every((choice) => choice["const"] !== undefined)
+      ? `Expected one of ${choices.map(choiceText).join(", ")}`
+      : `Expected ${choices.map(choiceText).join(" or ")}`;
   return error.message === "Unexpected property" ? "This field is not known here" : error.message;
+}
+
+function choiceText(choice: TSchema): string {
+  if (choice["const"] !== undefined) return JSON.stringify(choice["const"]);
+  const { type, minimum } = choice as { readonly type?: string; readonly minimum?: number };
+  const from = minimum === undefined ? "" : ` from ${minimum}`;
+  return `${type ?? "another value"}${from}`;
 }
 
 /**

@@ -589,3 +589,23 @@ test(
   },
   timeoutMs,
 );
+
+test(
+  "bench tells what was done, and leaves no config behind",
+  async () => {
+    const { env } = await gateway();
+    const args = ["bench", "--seconds", "1", "--connections", "2", "-o", "json"];
+    const ran = await run(args, env);
+    expect([ran.code, ran.err]).toEqual([0, ""]);
+    const results = JSON.parse(ran.out) as { what: string; done: number; failed: object }[];
+    expect(results.map(({ what, failed }) => [what, failed])).toEqual([
+      ["publish", {}],
+      ["read", {}],
+    ]);
+    for (const { done } of results) expect(done).toBeGreaterThan(0);
+    expect(JSON.parse((await run(["get", "-o", "json"], env)).out)).toEqual([]);
+    const many = await run(["bench", "--connections", "1001"], env);
+    expect([many.code, many.err]).toEqual([1, "error: Option --connections takes at most 1000\n"]);
+  },
+  timeoutMs,
+);

@@ -53,6 +53,15 @@ describe("problems", () => {
     for (const { headers } of [client, revoked]) expect(headers.get("conflux-revision")).toBe(null);
   });
 
+  test("one says what is taken where there is a choice", async () => {
+    const quotas = { quotas: { configs: -1 }, replicas: 2 };
+    const answer = await h.call("PATCH", "/v1/tenants/acme", { body: quotas });
+    expect(answer.body.errors).toEqual([
+      { pointer: "/quotas/configs", detail: "Expected integer from 0 or null" },
+      { pointer: "/replicas", detail: "Expected one of 1, 3, 5" },
+    ]);
+  });
+
   test("a request id that is not fit to be logged is replaced", async () => {
     for (const id of ["a b", "x".repeat(200), "<script>"]) {
       const answer = await call("GET", "/livez", { headers: { "x-request-id": id } });
