@@ -11,7 +11,7 @@
 import type { PlacedReplica } from "../machine/rows.ts";
 import type { ReplicaId } from "../raft/types.ts";
 import { parseRecord } from "./codec.ts";
-import { SYSTEM_GROUP, type Directory } from "./directory.ts";
+import { SYSTEM_GROUP, SYSTEM_TENANT, type Directory } from "./directory.ts";
 import type { ReplicaMeta } from "./group_log.ts";
 import { replicaOn } from "./membership.ts";
 import type {
@@ -30,6 +30,8 @@ import { metaFromBytes, type Replica } from "./replica.ts";
 
 /** Environments that are nobody's are looked for at most this often, and only when there may be some. */
 const SWEEP_MS = 2_000;
+/** So many of all names with each pulse: whose one is costs two reads of the directory. */
+const SWEEP_AT_ONCE = 250;
 
 export interface ColdReplicasOptions {
   readonly node: string;
@@ -66,6 +68,8 @@ export class ColdReplicas {
   readonly #hooks: ColdReplicasHooks;
   /** Nothing was on the disk when this node started. */
   readonly isNew: boolean;
+  /** Which replica of the directory had an environment then. */
+  readonly storedSystem: ReplicaId | null;
   /** Journal records found at start, until their replica is opened. */
   readonly #records = new Map<number, readonly RecoveredRecord[]>();
   readonly #damaged = new Map<number, QuarantinedReplica>();
@@ -93,6 +97,8 @@ export class ColdReplicas {
   /** No environment that is nobody's is on the disk, as far as is known. */
   #swept = false;
   #sweptAt = -Infinity;
+  /** Names that are still to be looked at, last first. */
+  #sweeping: string[] = [];
 
   constructor(options: ColdReplicasOptions, directory: Directory, hooks: ColdReplicasHooks) {
     this.#options = options;
@@ -100,7 +106,9 @@ export class ColdReplicas {
     this.#hooks = hooks;
     const recovery = options.journal.recovery();
     for (const [group, records] of recovery.groups) this.#records.set(group, records);
-    this.isNew = recovery.groups.size === 0 && this.#environments.size === 0;
+    const names = options.environments.names();
+    this.isNew = recovery.groups.size === 0 && !names.some((name) => replicaNamed(name) !== null);
+    this.storedSystem = newestOf(names.filter((name) => name.startsWith(`${SYSTEM_TENANT}.`)));
     this.#directoryIsCurrent = this.isNew;
     this.#lost = this.#quarantine(recovery);
     this.#mayLack =
@@ -116,7 +124,7 @@ export class ColdReplicas {
     for (const known of quarantine?.replicas ?? []) this.#damaged.set(known.group, known);
     const found: Remains[] = [...recovery.damaged].map(([group, reason]) => {
       const records = this.records(group);
-      return { group, replica: this.storedReplica(group) ?? creationIn(records), reason, records };
+      return { group, replica: this.#storedReplica(group) ?? creationIn(records), reason, records };
     });
     for (const { group, replica, reason } of found)
       this.#damaged.set(group, { group, replica, reason });
@@ -144,9 +152,8 @@ export class ColdReplicas {
   }
 
   /** Which replica of the group has an environment; of several the newest, since the others are left over. */
-  storedReplica(group: number): ReplicaId | null {
-    const ids = (this.#environments.get(group) ?? []).map((name) => replicaNamed(name)?.id ?? 0);
-    return ids.length === 0 ? null : Math.max(...ids);
+  #storedReplica(group: number): ReplicaId | null {
+    return newestOf(this.#environments.get(group) ?? []);
   }
 
   /** What keeps replicas from running here, by group. */
@@ -286,6 +293,7 @@ export class ColdReplicas {
   /** Call with each pulse; `isReady`: the directory's leader can be asked. */
   round(now: number, isReady: boolean): void {
     this.#names = null;
+    if (isReady) this.#sweepSome();
     if (this.#swept || !isReady || now - this.#sweptAt <= SWEEP_MS) return;
     this.#sweptAt = now;
     this.#sweep();
@@ -318,8 +326,14 @@ export class ColdReplicas {
         const own = this.#placed(group);
         if (group !== SYSTEM_GROUP && own?.id !== (replica ?? own?.id)) this.#endQuarantine(group);
       }
-      for (const name of this.#options.environments.names()) this.#removeUnlessOwn(name);
+      // Those that are made from here on are somebody's. The others are looked at while requests are answered.
+      this.#sweeping = [...this.#options.environments.names()];
+      this.#sweepSome();
     });
+  }
+
+  #sweepSome(): void {
+    for (const name of this.#sweeping.splice(-SWEEP_AT_ONCE)) this.#removeUnlessOwn(name);
   }
 
   #removeUnlessOwn(environment: string): void {
@@ -471,6 +485,11 @@ export function environmentName(identity: {
   readonly replica: ReplicaId;
 }): string {
   return `${identity.tenant}.${identity.group}.${identity.replica}`;
+}
+
+/** Of several of one group: the others are left over. */
+function newestOf(names: readonly string[]): ReplicaId | null {
+  return names.length === 0 ? null : Math.max(...names.map((name) => replicaNamed(name)?.id ?? 0));
 }
 
 /** Tenant, group and replica in an environment's name; null for a name that is none. */

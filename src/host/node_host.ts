@@ -591,7 +591,7 @@ export class NodeHost implements ConfigService {
   #storedIdentity(): SystemIdentity | null {
     const { node, peers, diskId } = this.#options;
     const initial = initialMembers(peers);
-    const stored = this.#cold.storedReplica(SYSTEM_GROUP);
+    const stored = this.#cold.storedSystem;
     if (stored !== null) return { id: stored, initial };
     const own = initial.find((member) => member.node === node);
     const isAlone =
