@@ -197,7 +197,7 @@ async function beside(url: string, pid: number, run: () => Promise<void>): Promi
   const { user, system } = process.cpuUsage(ownBefore);
   running = false;
   await probing;
-  return `${rate(ms)}; ${processor.toFixed(1)} s of processor of the node and ${((user + system) / 1e6).toFixed(1)} s of this client; slowest /livez beside it ${longest.toFixed(0)} ms, ${(most - before).toFixed(0)} MiB on top`;
+  return `${rate(ms)}; ${processor.toFixed(1)} s of processor of the node and ${((user + system) / 1e6).toFixed(1)} s of this client; slowest /livez beside it ${longest.toFixed(0)} ms, memory from ${before.toFixed(0)} to at most ${most.toFixed(0)} MiB`;
 }
 
 function guard(states: readonly { readonly error?: string }[]): void {

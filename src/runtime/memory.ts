@@ -76,8 +76,11 @@ const garbageBytesMin = 16 * MIB;
 /** A heap that changed by less since the last look is at rest for so many looks. */
 const quietBytes = MIB / 4;
 const quietLooks = 4;
-/** A whole collection stops the process for about 0.6 ms for each MiB in use: beyond this that is too long. */
-const usedBytesMax = 192 * MIB;
+/**
+ * A whole collection stops the process for about 0.6 ms for each MiB of cells in use: beyond this that is too long. Texts and
+ * buffers beside them cost it next to nothing (100 MB of them 2 ms), and of a bulk they are most.
+ */
+const usedCellsMax = 192 * MIB;
 
 /**
  * When to collect the whole heap. JavaScriptCore collects its old generation when the heap is some times as large as what
@@ -88,29 +91,38 @@ const usedBytesMax = 192 * MIB;
 export class GarbageWatch {
   /** What was in use after the last collection, or less. */
   #used = Infinity;
+  /** Of that, what a collection goes through. */
+  #cells = Infinity;
   #last = 0;
   #quiet = 0;
 
-  /** Call it every `lookMs`. @param heapBytes now @returns whether to collect because the heap is at rest */
-  look(heapBytes: number): boolean {
+  /**
+   * Call it every `lookMs`.
+   * @param heapBytes now
+   * @param cellBytes of them without what texts and buffers hold
+   * @returns whether to collect because the heap is at rest
+   */
+  look(heapBytes: number, cellBytes = heapBytes): boolean {
     const isQuiet = Math.abs(heapBytes - this.#last) < quietBytes;
     this.#quiet = isQuiet ? this.#quiet + 1 : 0;
     this.#last = heapBytes;
-    return this.#isWorthIt(heapBytes) && this.#quiet >= quietLooks;
+    return this.#isWorthIt(heapBytes, cellBytes) && this.#quiet >= quietLooks;
   }
 
   /** Much is of no more use just now, as somebody knows. @returns whether to collect */
-  dropped(heapBytes: number): boolean {
-    return this.#isWorthIt(heapBytes);
+  dropped(heapBytes: number, cellBytes = heapBytes): boolean {
+    return this.#isWorthIt(heapBytes, cellBytes);
   }
 
-  #isWorthIt(heapBytes: number): boolean {
+  #isWorthIt(heapBytes: number, cellBytes: number): boolean {
     this.#used = Math.min(this.#used, heapBytes);
-    return heapBytes - this.#used >= garbageBytesMin && this.#used <= usedBytesMax;
+    this.#cells = Math.min(this.#cells, cellBytes);
+    return heapBytes - this.#used >= garbageBytesMin && this.#cells <= usedCellsMax;
   }
 
-  collected(heapBytes: number): void {
+  collected(heapBytes: number, cellBytes = heapBytes): void {
     this.#used = heapBytes;
+    this.#cells = cellBytes;
   }
 }
 
@@ -123,15 +135,18 @@ export async function collectGarbage(): Promise<() => void> {
   const module = "bun:jsc";
   const jsc = (await import(module)) as { fullGC(): number };
   const watch = new GarbageWatch();
-  const heapBytes = (): number => process.memoryUsage().heapUsed;
+  const heap = (): [bytes: number, cells: number] => {
+    const { heapUsed, external } = process.memoryUsage();
+    return [heapUsed, heapUsed - external];
+  };
   const collect = (): void => {
     jsc.fullGC();
-    watch.collected(heapBytes());
+    watch.collected(...heap());
   };
   setInterval(() => {
-    if (watch.look(heapBytes())) collect();
+    if (watch.look(...heap())) collect();
   }, lookMs).unref();
   return () => {
-    if (watch.dropped(heapBytes())) collect();
+    if (watch.dropped(...heap())) collect();
   };
 }

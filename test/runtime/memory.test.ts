@@ -61,6 +61,14 @@ describe("GarbageWatch", () => {
     watch.collected(45 * MIB);
     expect(watch.dropped(55 * MIB)).toBe(false);
   });
+
+  test("does not take long texts for what makes a collection long", () => {
+    const watch = new GarbageWatch();
+    expect(watch.dropped(300 * MIB, 20 * MIB)).toBe(false);
+    expect(watch.dropped(330 * MIB, 22 * MIB)).toBe(true);
+    watch.collected(310 * MIB, 200 * MIB);
+    expect(watch.dropped(400 * MIB, 210 * MIB)).toBe(false);
+  });
 });
 
 test("rows that were restored are collected while the restore goes on", async () => {
