@@ -122,7 +122,7 @@ export async function spreadWrites(
     },
     {
       what: "of this thread's time in checkpoints meanwhile",
-      figure: `${((100 * checkpoints.ms) / elapsed).toFixed(1)} %; ${perSecond(checkpoints.count)} checkpoints/s of ${(checkpoints.ms / checkpoints.count).toFixed(2)} ms, ${perSecond(checkpoints.opened)} environments opened/s`,
+      figure: `${((100 * checkpoints.ms) / elapsed).toFixed(1)} %; ${perSecond(checkpoints.count)} checkpoints/s of ${(checkpoints.ms / Math.max(1, checkpoints.count)).toFixed(2)} ms, ${perSecond(checkpoints.opened)} environments opened/s`,
       wanted: "< 20 %",
     },
     {

@@ -10,13 +10,6 @@ import type { Replica } from "./replica.ts";
 const AT_ONCE = 8;
 /** So many more at once for each time that the journal holds its bound of segments again; 8 a pulse are 320 a second. */
 const AT_ONCE_MAX = 64;
-/**
- * Milliseconds of a pulse that beginning them may take; twice as many each time that the journal holds so many times its
- * bound. Thousands of tenants that are all written to pin every segment: the longer the journal may get, the more
- * writes one checkpoint of each is for.
- */
-const BUDGET_MS = 3.5;
-const PATIENCE = 4;
 /** Of what the journal held at start, so much is applied per pulse: requests are answered in between. */
 const RECOVERY_BYTES_PER_PULSE = 256 * 1024;
 
@@ -48,8 +41,6 @@ export interface CheckpointHooks {
   wake(group: number): Replica | null;
   /** Runs something of a replica; what it throws stops that replica alone. */
   contained(replica: Replica, run: () => void): void;
-  /** Milliseconds, of no particular beginning. */
-  now(): number;
   /** So many of at most `max` that each keep an environment busy. */
   busyMax(max: number): number;
   /** Of this stopped replica the journal shall hold nothing any more, unless it may be the only one that is left. */
@@ -120,14 +111,11 @@ export class Checkpoints {
     }
     const pressure = Math.max(1, Math.floor(segments / journalSegments));
     const atOnce = this.#hooks.busyMax(Math.min(AT_ONCE_MAX, AT_ONCE * pressure));
-    const budgetMs = isShort ? Infinity : BUDGET_MS * 2 ** Math.floor(pressure / PATIENCE);
-    const startedAt = this.#hooks.now();
     let recoveredBytes = 0;
     // Some are queued again meanwhile: they wait for the next round.
     let left = this.#queue.size;
     for (const group of this.#queue) {
       if (left-- === 0 || this.#underWay.size >= atOnce) return;
-      if (this.#hooks.now() - startedAt >= budgetMs) return;
       const records = this.#hooks.present(group) === null ? this.#cold.records(group) : [];
       if (records.length > 0) {
         if (recoveredBytes >= RECOVERY_BYTES_PER_PULSE) continue;

@@ -96,7 +96,8 @@ export class ColdReplicas {
   readonly #confirmed = new Set<number>();
   /** No environment that is nobody's is on the disk, as far as is known. */
   #swept = false;
-  #sweptAt = -Infinity;
+  /** When they were looked for last; at first, when the first round was: who starts answers before it looks around. */
+  #sweptAt: number | null = null;
   /** Names that are still to be looked at, last first. */
   #sweeping: string[] = [];
 
@@ -294,6 +295,7 @@ export class ColdReplicas {
   round(now: number, isReady: boolean): void {
     this.#names = null;
     if (isReady) this.#sweepSome();
+    this.#sweptAt ??= now;
     if (this.#swept || !isReady || now - this.#sweptAt <= SWEEP_MS) return;
     this.#sweptAt = now;
     this.#sweep();

@@ -407,7 +407,6 @@ export class NodeHost implements ConfigService {
     this.#leases = new Leases({ clockDriftMax, boot, isNew, clock, liveness });
     this.#checkpoints = new Checkpoints(options.journal, cold, this.#tuning, {
       ...hooks,
-      now: () => clock.monotonicMs(),
       busyMax: (max) => this.#busyMax(max),
       giveWay: (replica) => this.#giveWay(replica),
     });
