@@ -27,7 +27,7 @@ const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     tenants: { type: "string", default: "10000" },
-    seconds: { type: "string", default: "30" },
+    seconds: { type: "string", default: "20" },
     rate: { type: "string", default: "20000" },
     cold: { type: "string", default: "100000" },
     parts: { type: "string", default: "spread,journal,cold" },
@@ -189,6 +189,11 @@ async function restartWithCold(count: number): Promise<number> {
   });
   await system.close();
   settle();
+  // The better of two: the machine is not ours alone.
+  return Math.min(await restarted(path), await restarted(path));
+}
+
+async function restarted(path: string): Promise<number> {
   const start = performance.now();
   const again = await open(path);
   await again.host.read("warm", { consistency: "linearizable" }, (view) => view.revision);
@@ -204,19 +209,11 @@ try {
   const parts = values.parts.split(",");
   if (parts.includes("spread")) await spread();
   if (parts.includes("journal")) await restartWithJournal();
-  // Taken in turns, and the better of two: the machine is not ours alone.
-  const rounds = parts.includes("cold") ? 2 : 0;
-  const times: [number[], number[]] = [[], []];
-  for (let round = 0; round < rounds; round++)
-    for (const [at, count] of [10, coldCount].entries()) {
-      times[at as 0 | 1].push(await restartWithCold(count));
-      fs.rmSync(join(directory, `cold-${count}`), { recursive: true });
-    }
-  for (const [at, count] of rounds === 0 ? [] : [10, coldCount].entries())
-    row(
-      `restart and first read, ${count} cold tenants on disk`,
-      `${Math.min(...times[at as 0 | 1]).toFixed(0)} ms`,
-    );
+  for (const count of parts.includes("cold") ? [10, coldCount] : []) {
+    const ms = await restartWithCold(count);
+    const what = `restart and first read, ${count} cold tenants on disk`;
+    row(what, `${ms.toFixed(0)} ms`, "", count > 10 ? "not slower than with 10" : "");
+  }
   if (values.write)
     writeReport({
       name: "node",
