@@ -8,7 +8,10 @@
  * this life of its nodes has a leader: a read opens its environment and asks nobody, on a follower's node it asks the
  * leader.
  *
- * Run: npm run bench -- wake, or bun bench/wake.ts [--tenants 300] [--write]
+ * What a node has not done often since it started takes several times as long, until its runtime compiled it; therefore
+ * nodes rehearse (src/rehearsal.ts), which ends before the first request here is made. `--no-rehearse` leaves that out.
+ *
+ * Run: npm run bench -- wake, or bun bench/wake.ts [--tenants 300] [--no-rehearse] [--write]
  */
 import { loadavg } from "node:os";
 import process from "node:process";
@@ -23,7 +26,9 @@ const { values } = parseArgs({
   options: {
     tenants: { type: "string", default: "300" },
     write: { type: "boolean", default: false },
+    rehearse: { type: "boolean", default: true },
   },
+  allowNegative: true,
 });
 const tenants = Number(values.tenants);
 const load = loadavg()[0] ?? 0;
@@ -79,7 +84,11 @@ async function withTenants(
   env: Record<string, string>,
   measure: (cluster: Cluster, token: string) => Promise<void>,
 ): Promise<void> {
-  const cluster = await startCluster({ nodes: 3, env: { CONFLUX_LOG: "error", ...env } });
+  const cluster = await startCluster({
+    nodes: 3,
+    rehearse: values.rehearse,
+    env: { CONFLUX_LOG: "error", ...env },
+  });
   try {
     const token = cluster.rootToken;
     const url = cluster.nodes[0]?.url as string;
@@ -141,7 +150,7 @@ if (values.write)
     args: process.argv.slice(2),
     setting: "three nodes, nats-server and the client on one machine",
     load,
-    text: `${tenants} tenants with three voters, one request after the other, in turn to each node, over HTTP.`,
+    text: `${tenants} tenants with three voters, one request after the other, in turn to each node, over HTTP; the nodes ${values.rehearse ? "rehearse when they have started" : "do not rehearse"}.`,
     rows,
     plot: "First request by share of tenants",
     curves: phases.map(({ name, times }) => ({ name, curve: times.curve })),

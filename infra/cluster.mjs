@@ -54,6 +54,7 @@ import {
  * @property {(node: string) => Place} [place] where one runs, if not just here
  * @property {string} [tenants] folder of manifests, applied by the first node
  * @property {string} [rootToken] made if not given
+ * @property {boolean} [rehearse] nodes rehearse once they are ready, as by default (CONFLUX_REHEARSAL); not unless told
  * @property {string} [natsUrl] of a server that runs already; without it one is started, and stopped with the cluster
  * @property {string} [main] the program of a node
  * @property {number} [readyTimeoutMs] how long a node may take until /readyz says 200
@@ -326,6 +327,7 @@ export async function startCluster(options = {}) {
         CONFLUX_NATS: nats.url,
         CONFLUX_PEERS: names.slice(0, initial).join(","),
         CONFLUX_ROOT_TOKEN: rootToken,
+        ...(options.rehearse !== true && { CONFLUX_REHEARSAL: "0" }),
         ...(options.tenants !== undefined && i === 0 && { CONFLUX_TENANTS: options.tenants }),
         ...options.env,
         ...options.nodeEnv?.(name),
@@ -437,6 +439,7 @@ async function main() {
   };
   for (const signal of signals) process.on(signal, early);
   const cluster = await startCluster({
+    rehearse: true,
     nodes: count,
     basePort,
     dataDir,

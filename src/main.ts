@@ -17,6 +17,7 @@ import { SYSTEM_TENANT } from "./host/directory.ts";
 import { NodeHost } from "./host/node_host.ts";
 import type { Clock, Transport } from "./host/ports.ts";
 import type { Action } from "./machine/command.ts";
+import { rehearse } from "./rehearsal.ts";
 import { collectGarbage, holdMallocThreshold } from "./runtime/memory.ts";
 import { useDigest } from "./model/content.ts";
 import { runtime } from "./runtime/runtime.ts";
@@ -42,6 +43,7 @@ const DAY_MS = 86_400_000;
 const SECRET_COMMAND_MS = 30_000;
 const WAITING_NOTICE_MS = 5_000;
 const REGISTER_RETRY_MS = 200;
+const REHEARSAL_MS = 30_000;
 
 /** Ends the process with one line that says why. */
 function die(message: string): never {
@@ -261,12 +263,16 @@ async function main(args: readonly string[]): Promise<void> {
       (error: unknown) => die(`Cannot stop in good order: ${String(error)}`),
     );
   });
+  const rehearsing = new AbortController();
+  let rehearsed: Promise<unknown> = Promise.resolve();
   const stop = async (): Promise<void> => {
     gateway.close();
+    rehearsing.abort();
     await server.stop(STOP_GRACE_MS);
     // What was counted and cannot be told in time is lost, and nothing else.
     await Promise.race([gateway.recordUsage(), sleep(STOP_GRACE_MS)]);
     await host.stop();
+    await Promise.race([rehearsed, sleep(STOP_GRACE_MS)]);
     disk.close();
     directory.close();
   };
@@ -301,6 +307,17 @@ async function main(args: readonly string[]): Promise<void> {
     `Conflux ${version} (${runtime.name} ${runtime.version}) listens on ${server.url} · root token in ${root.where}\n`,
   );
   log.info({ url: server.url, runtime: runtime.name, pid: process.pid }, "node.ready");
+  if (settings.rehearsal > 0)
+    rehearsed = rehearse({
+      requests: settings.rehearsal,
+      limitMs: REHEARSAL_MS,
+      name: directory.disk,
+      isBusy: () => gateway.status().requests > 0,
+      signal: rehearsing.signal,
+    }).then(({ requests, ms, error }) => {
+      const fields = { requests, ms: Math.round(ms), ...(error !== null && { err: error }) };
+      log[error === null ? "debug" : "warn"](fields, "node.rehearsed");
+    });
   if (settings.tenants !== null) await applyTenants(settings.tenants, gateway, root.token);
 }
 

@@ -140,6 +140,7 @@ const floors: Readonly<Record<string, number>> = {
   gateway: 3,
   runtime: 4,
   cli: 4,
+  rehearsal: 4,
   main: 5,
 };
 /** A tower beside the floors, because it also runs in a browser. */

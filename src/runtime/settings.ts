@@ -51,6 +51,8 @@ export interface Settings {
   readonly diskReserveMib: number;
   /** Seconds after which a write that the disk does not end ends the node; 0 = never. */
   readonly diskStall: number;
+  /** Requests that a node makes of a cluster of its own once it is ready, see src/rehearsal.ts; 0 = none. */
+  readonly rehearsal: number;
 }
 
 export type SettingName = keyof Settings;
@@ -372,6 +374,17 @@ export const settingsTable: readonly Setting[] = [
       "a write that the disk has not ended after so long ends the node, so that others take over from it; logged as `disk.slow` after a quarter of it; 0 turns it off",
     secret: false,
     read: (text) => (/^\d{1,4}$/.test(text) && Number(text) <= 3_600 ? Number(text) : refused),
+  },
+  {
+    name: "rehearsal",
+    env: "CONFLUX_REHEARSAL",
+    flag: "--rehearsal",
+    default: "100",
+    allowed: "a whole number from 0 to 10000",
+    meaning:
+      "requests that a node rehearses once it is ready, in a cluster of its own that nobody sees, so that the first ones it is asked find compiled code; its own requests come first; 0 turns it off",
+    secret: false,
+    read: (text) => (/^\d{1,5}$/.test(text) && Number(text) <= 10_000 ? Number(text) : refused),
   },
 ];
 

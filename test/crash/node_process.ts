@@ -53,6 +53,8 @@ export class NodeProcess {
         CONFLUX_ROOT_TOKEN: rootToken,
         CONFLUX_PORT: "0",
         CONFLUX_LOG: "warn",
+        // Ended at once, it would only take time.
+        CONFLUX_REHEARSAL: "0",
         ...env,
       },
     });

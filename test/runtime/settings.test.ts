@@ -57,6 +57,7 @@ describe("settings", () => {
       log: "info",
       diskReserveMib: 256,
       diskStall: 20,
+      rehearsal: 100,
     });
   });
 
