@@ -174,15 +174,25 @@ function labelsIn(set: NamespaceSet, context: FlagContext): Labels {
   return labels;
 }
 
-/** Of a set, in order: what is the same for everybody is encoded once, neighbours together. */
+/** Of a set: what is the same for everybody is encoded once and together; so is what is decided alike. */
 type Part =
   | { readonly kind: "fixed"; readonly keys: readonly string[]; readonly encoded: Encoded }
   | { readonly kind: "flag"; readonly flag: Flag }
+  | Alike
   | { readonly kind: "ruled"; readonly member: Member };
 
+/** Flags with one targeting: what the first gives tells what the others give. */
+interface Alike {
+  readonly kind: "alike";
+  readonly first: Flag;
+  readonly flags: readonly Flag[];
+  /** All of them, by what the first gives: one of its variants, or its default. */
+  readonly encoded: Map<Resolution, Encoded>;
+}
+
 const plans = new WeakMap<NamespaceSet, readonly Part[]>();
-/** Neighbours are joined up to this many bytes. */
-const fixedBytesMax = 64 * 1024;
+/** Evaluations are joined up to this many bytes. */
+const joinedBytesMax = 64 * 1024;
 
 function planOf(view: TenantView, set: NamespaceSet): readonly Part[] {
   let plan = plans.get(set);
@@ -195,6 +205,8 @@ function planOf(view: TenantView, set: NamespaceSet): readonly Part[] {
 
 function newPlan(view: TenantView, set: NamespaceSet): readonly Part[] {
   const parts: Part[] = [];
+  const alike = new Map<string, Flag[]>();
+  let fixed: { keys: string[]; encoded: { text: string; bytes: number } } | null = null;
   for (const member of set.members) {
     if (member.hasRules) {
       parts.push({ kind: "ruled", member });
@@ -206,20 +218,43 @@ function newPlan(view: TenantView, set: NamespaceSet): readonly Part[] {
       ? content.flag.fixed
       : withFlagCall({}, 0, (nobody) => content.resolve(nobody, member, null));
     if (resolution === null) {
-      parts.push({ kind: "flag", flag: content.flag });
+      const { flag } = content;
+      const others = flag.decidesAs === null ? undefined : alike.get(flag.decidesAs);
+      if (others !== undefined) others.push(flag);
+      else if (flag.decidesAs !== null) alike.set(flag.decidesAs, [flag]);
+      else parts.push({ kind: "flag", flag });
       continue;
     }
     const { text, bytes } = encoded(resolution);
-    const last = parts.at(-1);
-    if (last?.kind === "fixed" && last.encoded.bytes + bytes <= fixedBytesMax)
-      parts[parts.length - 1] = {
-        kind: "fixed",
-        keys: [...last.keys, resolution.key],
-        encoded: { text: last.encoded.text + text, bytes: last.encoded.bytes + bytes },
-      };
-    else parts.push({ kind: "fixed", keys: [resolution.key], encoded: { text, bytes } });
+    if (fixed === null || fixed.encoded.bytes + bytes > joinedBytesMax) {
+      fixed = { keys: [], encoded: { text: "", bytes: 0 } };
+      parts.push({ kind: "fixed", ...fixed });
+    }
+    fixed.keys.push(resolution.key);
+    fixed.encoded.text += text;
+    fixed.encoded.bytes += bytes;
+  }
+  for (const flags of alike.values()) {
+    const [first, second] = flags as [Flag, Flag?];
+    if (second === undefined) parts.push({ kind: "flag", flag: first });
+    else parts.push({ kind: "alike", first, flags, encoded: new Map() });
   }
   return parts;
+}
+
+/** Null: too much to be kept together, or the first gives no value. */
+function encodedAlike(part: Alike, call: FlagCall): Encoded | null {
+  const resolution = part.first.evaluate(call);
+  // Those are made anew each time.
+  if (resolution.errorCode !== undefined) return null;
+  const known = part.encoded.get(resolution);
+  if (known !== undefined) return known;
+  const all = part.flags.map((flag) => encoded(flag.evaluate(call)));
+  const bytes = all.reduce((sum, one) => sum + one.bytes, 0);
+  if (bytes > joinedBytesMax) return null;
+  const together = { text: all.map((one) => one.text).join(""), bytes };
+  part.encoded.set(resolution, together);
+  return together;
 }
 
 function evaluateAll(
@@ -262,31 +297,42 @@ function evaluations(
   labels: Labels,
   call: FlagCall,
 ): string {
-  let text = opening;
+  let text = "";
   let length = 0;
-  const add = (piece: string): void => {
-    // Each has a comma before it.
-    text += text.length === opening.length ? piece.slice(1) : piece;
-  };
   for (const part of plan) {
     if (part.kind === "fixed") {
-      const { encoded: given } = part;
-      if (length + given.bytes <= snapshotBytesMax) add(given.text);
-      else for (const key of part.keys) add(tooMuch(key));
-      length += given.bytes;
+      length += part.encoded.bytes;
+      if (length <= snapshotBytesMax) text = joined(text, part.encoded.text);
+      else for (const key of part.keys) text = joined(text, tooMuch(key));
+      continue;
+    }
+    if (part.kind === "alike") {
+      const all = encodedAlike(part, call);
+      if (all !== null && length + all.bytes <= snapshotBytesMax) {
+        length += all.bytes;
+        text = joined(text, all.text);
+      } else for (const flag of part.flags) append(flag.evaluate(call));
       continue;
     }
     const resolution =
       part.kind === "flag" ? part.flag.evaluate(call) : resolved(view, part.member, labels, call);
-    if (resolution === null) continue;
-    const given = resolution.encoded ?? encoded(resolution);
-    add(length + given.bytes <= snapshotBytesMax ? given.text : tooMuch(resolution.key));
-    length += given.bytes;
+    if (resolution !== null) append(resolution);
   }
-  return text;
+  return opening + text;
+
+  function append(resolution: Resolution): void {
+    const given = resolution.encoded ?? encoded(resolution);
+    length += given.bytes;
+    text = joined(text, length <= snapshotBytesMax ? given.text : tooMuch(resolution.key));
+  }
 }
 
 const opening = `{"flags":[`;
+
+/** Each piece has a comma before it. */
+function joined(text: string, piece: string): string {
+  return text.length === 0 ? piece.slice(1) : text + piece;
+}
 
 /**
  * Whole answers given lately, by tenant, namespace and ETag, which covers all that they depend on: the flags, the
@@ -357,7 +403,7 @@ function timeMatters(view: TenantView, plan: readonly Part[], labels: Labels): b
 
 function usesTime(view: TenantView, part: Part, labels: Labels): boolean {
   if (part.kind === "flag") return part.flag.usesTime;
-  if (part.kind === "fixed") return false;
+  if (part.kind === "fixed" || part.kind === "alike") return false;
   const content = part.member.choose(view, labels)?.content;
   return content?.isFlag === true && content.flag.usesTime;
 }

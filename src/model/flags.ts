@@ -152,6 +152,8 @@ export class Flag {
   readonly #run: Run | null;
   /** Given whatever the context. */
   readonly fixed: Resolution | null;
+  /** Flags of which this is the same come to the same result, always; null: nothing is known of others. */
+  readonly decidesAs: string | null;
   readonly #matched = new Map<string, Resolution>();
   readonly #byDefault: Resolution;
   /** Most contexts get the same. */
@@ -170,17 +172,21 @@ export class Flag {
     let run: Run | null = null;
     let usesTime = false;
     let broken: Resolution | null = null;
+    let decidesAs: string | null = null;
     if (state === "ENABLED" && targeting !== undefined && Object.keys(targeting).length > 0)
       try {
         const compiler = new Compiler(key);
-        run = compiler.compile(targeting, true).run;
+        const part = compiler.compile(targeting, true);
+        run = part.run;
         usesTime = compiler.usesTime;
+        if (part.isShareable === true) decidesAs = shareableText(targeting);
       } catch (error) {
         if (!(error instanceof TargetingError)) throw error;
         broken = this.#error("PARSE_ERROR", `Invalid targeting of flag '${key}'`);
       }
     this.#run = run;
     this.usesTime = usesTime;
+    this.decidesAs = decidesAs;
     this.#byDefault = this.#variant(this.#defaultVariant, run === null ? "STATIC" : "DEFAULT");
     this.#lastMatched = this.#byDefault;
     if (state === "DISABLED") this.fixed = this.#made({ reason: "DISABLED" });
@@ -670,11 +676,16 @@ function hasOwnText(value: unknown): boolean {
   return typeof value !== "number" || Number.isFinite(value);
 }
 
-/** @param logic whose keys have one order: each object within is an operator's or empty */
+/** Null: too long. @param logic whose keys have one order: each object within is an operator's or empty */
+function shareableText(logic: object): string | null {
+  const text = JSON.stringify(logic);
+  return text.length > sharedTextLengthMax ? null : text;
+}
+
 function shared(logic: object, part: Part): Part {
   if (part.constant !== null || part.nodes < 3 || part.nodes > sharedNodesMax) return part;
-  const text = JSON.stringify(logic);
-  if (text.length > sharedTextLengthMax) return part;
+  const text = shareableText(logic);
+  if (text === null) return part;
   let known = sharedParts.get(text);
   if (known === undefined) {
     if (sharedParts.size >= sharedPartsMax) sharedParts.clear();

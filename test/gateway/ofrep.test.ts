@@ -47,6 +47,15 @@ function bulk(context?: object, headers: Record<string, string> = {}): Promise<A
   });
 }
 
+/** Clients look flags up by key; in which order they come is not said. */
+function inOrder(a: { key: string }, b: { key: string }): number {
+  return a.key < b.key ? -1 : 1;
+}
+
+function byKey(answer: Answer): { key: string }[] {
+  return [...(answer.body.flags as { key: string }[])].sort(inOrder);
+}
+
 function single(key: string, context: object = {}): Promise<Answer> {
   return h.call("POST", `${bulkPath}/${key}`, { token: client.token, body: { context } });
 }
@@ -59,7 +68,7 @@ describe("bulk evaluation", () => {
     const answer = await bulk({ targetingKey: "u1", plan: "pro" });
     expect(answer.status).toBe(200);
     const metadata = { team: "shop" };
-    expect(answer.body.flags).toEqual([
+    expect(byKey(answer)).toEqual([
       { key: "new-checkout", reason: "TARGETING_MATCH", value: true, variant: "on", metadata },
       { key: "old", reason: "DISABLED", metadata },
       { key: "static", reason: "STATIC", value: false, variant: "off", metadata },
@@ -82,10 +91,34 @@ describe("bulk evaluation", () => {
   test("a flag that fails tells so in its place", async () => {
     await flag("broken", { ...boolean, targeting: { ">": [{ var: "age" }, 18] } });
     await flag("static", boolean);
-    const { body } = await bulk({ age: "old" });
-    expect(body.flags[0]).toMatchObject({ key: "broken", errorCode: "GENERAL" });
-    expect(body.flags[0]).not.toHaveProperty("reason");
-    expect(body.flags[1]).toMatchObject({ key: "static", reason: "STATIC" });
+    const [broken, fixed] = byKey(await bulk({ age: "old" }));
+    expect(broken).toMatchObject({ key: "broken", errorCode: "GENERAL" });
+    expect(broken).not.toHaveProperty("reason");
+    expect(fixed).toMatchObject({ key: "static", reason: "STATIC" });
+  });
+
+  test("flags of one targeting, which are decided together, get what each gets alone", async () => {
+    const targeting = { var: "variant" };
+    const byVariant = { ...boolean, targeting };
+    const keys = ["first", "fewer", "disabled", "without", "metadata", "ruled", "other"];
+    await flag("first", byVariant);
+    await flag("fewer", { ...byVariant, variants: { off: false } });
+    await flag("disabled", { ...byVariant, state: "DISABLED" });
+    await flag("without", { ...byVariant, defaultVariant: null });
+    await flag("metadata", { ...byVariant, metadata: { team: "other" } });
+    await flag("ruled", byVariant);
+    await h.call("PUT", `${N}/configs/ruled/release`, {
+      token: admin,
+      body: { rules: [{ id: "beta", match: { tier: "beta" }, version: 1 }], default: 1 },
+    });
+    await flag("other", { ...boolean, targeting: { var: "plan" } });
+    // Each twice: what was joined once is given again.
+    for (const variant of ["on", "off", null, "none", 1, "on", "off", null, "none", 1]) {
+      const context = { variant, plan: "on" };
+      const answer = await bulk({ ...context, another: Math.random() });
+      const alone = await Promise.all(keys.map(async (key) => (await single(key, context)).body));
+      expect(byKey(answer)).toEqual(alone.sort(inOrder));
+    }
   });
 
   test("takes the texts of the context for labels, and then the whole context for targeting", async () => {
