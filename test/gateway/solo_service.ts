@@ -230,6 +230,8 @@ export class SoloService implements ConfigService {
 
   viewNow(tenant: string): TenantView | null {
     if (this.locateNow(tenant)?.local !== true) return null;
+    const row = this.#cluster.row(tenant);
+    if (row !== undefined && row.deletedAt !== null) return null;
     const state = this.#cluster.state(tenant);
     return state.get<TenantMeta>("meta")?.restore === undefined ? state : null;
   }
