@@ -3,8 +3,8 @@
  *
  * Estimate before measuring: nobody leads such a group, so the first request opens its environment (0.4 ms), asks for
  * votes twice (two exchanges over NATS of about 0.3 ms; each vote is one journal write of 0.25 ms, and the others open
- * their environments first), commits an entry of its own (one exchange, one write), and is answered by a read index (one
- * exchange): about 3 ms. A tenant that was never used also makes its environment on all three. One that fell asleep in
+ * their environments first); those votes answer a read, a write goes out with the new leader's own first entry (one
+ * exchange, one write): about 3 ms. A tenant that was never used also makes its environment on all three. One that fell asleep in
  * this life of its nodes has a leader: a read opens its environment and asks nobody, on a follower's node it asks the
  * leader.
  *
