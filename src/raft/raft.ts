@@ -133,6 +133,8 @@ export class Raft {
   #readsEarly: Message[] = [];
   /** Contexts of reads that were asked here before this replica asked for the votes of its present term, or will. */
   #readsAsked: number[] = [];
+  /** Drawn for the requests for votes that are to answer those reads; 0: they cannot. */
+  #askedAs = 0;
   /** Reads handed on to the leader: under our own number, the caller's. */
   #readsForwarded: Map<number, number> | null = null;
   #forwardSequence = 0;
@@ -731,6 +733,7 @@ export class Raft {
       if (!isPreVote) {
         this.#electionElapsed = 0;
         this.#vote = m.from;
+        answer.rejectHint = m.rejectHint;
         // The leader that is handing over reads by no lease any more. One of this very term did not hand over: this is a
         // request that it won against, and which comes late or once more.
         if (m.context === FORCED && this.#bond !== null && m.term > this.#bond.term)
@@ -847,7 +850,9 @@ export class Raft {
       this.#becomeCandidate();
       request = MessageType.requestVote;
       term = this.#term;
+      this.#askedAs = this.#readsAsked.length === 0 ? 0 : 1 + this.#config.random(0xffff_ffff);
     }
+    const asked = kind === "preVote" ? 0 : this.#askedAs;
     for (const { id } of this.#peers) {
       if (!this.#isVoter(id)) continue;
       if (id === this.#id) {
@@ -864,6 +869,7 @@ export class Raft {
       m.term = term;
       m.index = this.#log.lastIndex;
       m.logTerm = this.#log.lastTerm;
+      m.rejectHint = asked;
       if (kind === "transfer") m.context = FORCED;
       this.#messages.push(m);
     }
@@ -902,6 +908,10 @@ export class Raft {
     // The first answer of each counts, and only those of the present members.
     if (voter !== undefined && voter.vote === Vote.none) {
       voter.vote = m.reject ? Vote.refused : Vote.granted;
+      // Asked for by an earlier life of this replica, which a crash made forget the term: given before the reads were
+      // asked, it does not say that nobody led later.
+      const isOld = this.#role === "candidate" && m.rejectHint !== this.#askedAs;
+      if (isOld && !m.reject && m.from !== this.#id) this.#askedAs = 0;
     }
     const result = jointVote(this.#conf.voters, this.#conf.votersOutgoing, this.#voteOf);
     if (result === "won") {
@@ -1015,7 +1025,7 @@ export class Raft {
    */
   #answerAsked(context: number): void {
     const { commit, lastIndex } = this.#log;
-    if (commit === lastIndex) this.#answerRead(this.#id, context, commit);
+    if (commit === lastIndex && this.#askedAs !== 0) this.#answerRead(this.#id, context, commit);
     else this.#readAsLeader(this.#id, context);
   }
 

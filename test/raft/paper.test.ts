@@ -1,6 +1,6 @@
 /** What the extended Raft paper and the thesis say, one sentence at a time. */
 import { describe, expect, test } from "vitest";
-import { MessageType } from "../../src/raft/types.ts";
+import { MessageType, type Message } from "../../src/raft/types.ts";
 import { bytes, cluster, entry, exchange, message, Peer, typesOf } from "./helpers.ts";
 
 describe("terms (§5.1)", () => {
@@ -341,8 +341,11 @@ describe("safety beside the log (thesis §4.2, §6.4, §9.6)", () => {
       const peer = new Peer({ terms: [1, 1], hard: { commit }, config: { preVote: true } });
       peer.raft.campaign();
       expect(peer.raft.readIndex(7)).toBe(true);
-      peer.step("preVoteResponse", { term: 2 });
-      peer.step("requestVoteResponse", { term: 2 });
+      const [request] = peer
+        .step("preVoteResponse", { term: 2 })
+        .filter(({ type }) => type === MessageType.requestVote);
+      const { rejectHint = 0 } = request ?? {};
+      peer.step("requestVoteResponse", { term: 2, rejectHint });
       expect(peer.raft.isLeader).toBe(true);
       return peer;
     };
@@ -359,6 +362,41 @@ describe("safety beside the log (thesis §4.2, §6.4, §9.6)", () => {
         .filter((m) => m.type === MessageType.heartbeat);
       peer.step("heartbeatResponse", { term: 2, context: beat?.context ?? 0 });
       expect(peer.reads).toEqual([{ index: 3, context: 7 }]);
+    });
+
+    test("is not answered by votes that an earlier life asked for, whose term a crash made forget", () => {
+      const durable = { terms: [1, 1], hard: { commit: 2 } };
+      const life = (drawn: number): Peer =>
+        new Peer({ ...durable, config: { preVote: true, random: () => drawn } });
+      const [second, third] = [2, 3].map((id) => new Peer({ ...durable, id })) as [Peer, Peer];
+      const first = life(0);
+      first.raft.campaign();
+      first.raft.readIndex(1);
+      const [request] = first
+        .step("preVoteResponse", { term: 2 })
+        .filter(({ to, type }) => to === 2 && type === MessageType.requestVote);
+      second.raft.step(request as Message);
+      const late = second.take();
+      expect(late).toMatchObject([{ term: 2, reject: false }]);
+      const next = life(1);
+      next.raft.campaign();
+      for (const each of next.take()) if (each.to === 2) second.raft.step(each);
+      const agreed = second.take();
+      // The third one leads a later term, and somebody is told that what it wrote is committed.
+      for (let term = 2; term <= 3; term++) {
+        third.raft.campaign();
+        exchange([second, third], ({ to }) => to === 1);
+      }
+      expect(third.raft.propose(bytes("acknowledged")).ok).toBe(true);
+      exchange([second, third], ({ to }) => to === 1);
+      expect(third.raft.status()).toMatchObject({ role: "leader", term: 3, commit: 4 });
+      expect(next.raft.readIndex(7)).toBe(true);
+      for (const each of [...agreed, ...late]) {
+        next.raft.step(each);
+        next.settle();
+      }
+      expect(next.raft.status()).toMatchObject({ role: "leader", term: 2 });
+      expect(next.reads).toEqual([]);
     });
 
     test("does not wait on after an election that is lost", () => {
