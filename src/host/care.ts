@@ -52,7 +52,11 @@ export class Care {
     this.#hooks = hooks;
     parts.rpc.answer<number>(Method.status, (_from, group, respond) => {
       const replica = this.#awake(group);
-      respond(replica?.raft.isLeader === true ? groupStatus(replica) : null);
+      const leads = replica?.halted === null && replica.raft.isLeader;
+      respond(leads ? groupStatus(replica) : null);
+    });
+    parts.rpc.answer<number>(Method.runs, (_from, group, respond) => {
+      respond(this.#awake(group)?.halted === null);
     });
     parts.rpc.answer<TransferQuestion>(Method.transfer, (_from, { group, to }, respond) => {
       const replica = this.#awake(group);
@@ -151,7 +155,11 @@ export class Care {
     );
   }
 
-  /** Every committed entry is on a majority that is alive, as the group's leader on one of these nodes says. */
+  /**
+   * Every committed entry is on a majority that is alive, as the group's leader on one of these nodes says. A node may be
+   * alive and its replica stopped, by the same fault: all of these given up would be the end of the group, where a start
+   * might have mended them. So each is asked whether it runs.
+   */
   async #isHeldWithout(group: number, own: ReplicaId, nodes: readonly string[]): Promise<boolean> {
     const others = nodes.filter((node) => node !== this.#parts.node);
     const answers = await Promise.all(
@@ -160,14 +168,16 @@ export class Care {
     const status = answers
       .filter((answer) => answer !== null)
       .reduce<GroupStatus | null>((a, b) => (a !== null && a.term > b.term ? a : b), null);
-    const voters = (status?.replicas ?? []).filter(({ role }) => role !== "learner");
+    if (status === null) return false;
+    const voters = status.replicas.filter(({ role }) => role !== "learner");
     const whole = voters.filter(
       ({ node, id, match }) =>
-        id !== own &&
-        this.#parts.liveness.supports(node) &&
-        (match ?? 0) >= (status?.commit ?? Infinity),
+        id !== own && this.#parts.liveness.supports(node) && (match ?? 0) >= status.commit,
     );
-    return status !== null && whole.length * 2 > voters.length;
+    const run = await Promise.all(
+      whole.map(({ node }) => this.#ask<boolean>(node, Method.runs, group)),
+    );
+    return run.filter((runs) => runs === true).length * 2 > voters.length;
   }
 
   #find(tenant: string): Promise<void> {

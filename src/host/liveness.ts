@@ -83,6 +83,8 @@ export class Liveness {
     if (boot < peer.boot) return;
     // Back under a new boot before its silence was noticed: whatever it led, it leads no more.
     if (peer.alive && boot > peer.boot) this.#lose(node, peer, "restarted");
+    // Who was told of it may have forgotten one that is no member.
+    this.#peers.set(node, peer);
     const news = !peer.alive;
     peer.heardAt = now;
     peer.boot = Math.max(peer.boot, boot);

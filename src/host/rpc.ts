@@ -14,6 +14,7 @@ export const Method = {
   transfer: 4,
   acquaintance: 5,
   join: 6,
+  runs: 7,
 } as const;
 export type Method = (typeof Method)[keyof typeof Method];
 

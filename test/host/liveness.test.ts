@@ -37,6 +37,19 @@ describe("Liveness", () => {
     expect(liveness.status("n2", 110)).toEqual({ alive: true, heardMsAgo: 0, boot: 2 });
   });
 
+  test("a node that is no member and comes back under a new boot is known, also where its loss made it forgotten", () => {
+    const liveness: Liveness = new Liveness("n1", 0, {
+      up: () => undefined,
+      down: (node) => liveness.forget(node),
+    });
+    liveness.heard("n2", 1, 100);
+    liveness.heard("n2", 2, 110);
+    expect(liveness.supports("n2")).toBe(true);
+    expect(liveness.bootOf("n2")).toBe(2);
+    pass(liveness, 110, 110 + SUPPORT_MS + HEARTBEAT_MS);
+    expect([...liveness.peers]).toEqual([]);
+  });
+
   test("a pause of this process itself does not make the others look dead", () => {
     const { liveness, events } = watched();
     liveness.heard("n2", 1, 0);

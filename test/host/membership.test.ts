@@ -609,6 +609,30 @@ describe("a damaged replica", () => {
     expect([...node.quarantine.replicas]).toEqual([]);
   });
 
+  test("does not give way while another one is stopped too: a start may mend both", async () => {
+    const cluster = await ready({ tuning: { journalSegments: 1 } });
+    await cluster.create("acme");
+    const [one] = cluster.world.nodes as [SimNode];
+    expect((await cluster.change(one, "acme", publish("kept"))).ok).toBe(true);
+    await cluster.pass(500);
+    await cluster.create("other");
+    const stopped = cluster.replicas("acme").filter(({ replica }) => !replica.raft.isLeader);
+    expect(stopped).toHaveLength(2);
+    for (const { replica } of stopped) replica.halt("stopped by the test");
+    for (let at = 0; at < 60; at++) {
+      expect((await cluster.change(one, "other", publish(`${at}`.repeat(8_000)))).ok).toBe(true);
+      await cluster.pass(200);
+    }
+    for (const { node } of stopped) {
+      expect(node.disk.list().length).toBeGreaterThan(1);
+      expect([...node.quarantine.replicas]).toEqual([]);
+      cluster.world.crash(node);
+      cluster.world.start(node);
+    }
+    await cluster.until("here again", () => stopped.every(({ node }) => node.host?.ready === true));
+    expect((await cluster.change(one, "acme", publish("last"))).ok).toBe(true);
+  });
+
   test("of the directory gives way in the end too: its node needs an empty disk, and is fed again", async () => {
     const cluster = await ready({ tuning: { journalSegments: 1 } });
     await cluster.create("acme");
