@@ -254,7 +254,13 @@ export class LmdbEnvironments implements Environments {
       fs.mkdirSync(aside);
       writeFileDurably(join(aside, dataFile), this.#emptyFile());
       syncDirectorySync(aside);
-      fs.renameSync(aside, path);
+      try {
+        fs.renameSync(aside, path);
+      } catch (error) {
+        // Made meanwhile, for a commit, on another thread.
+        if (!fs.existsSync(join(path, dataFile))) throw error;
+        fs.rmSync(aside, { recursive: true, force: true });
+      }
     }
     syncDirectorySync(this.#directory);
   }
