@@ -47,9 +47,10 @@ async function firstRequests(
   request: (url: string, number: number) => Promise<{ status: number; body: unknown }>,
 ): Promise<Phase> {
   const pids = (): number[] => cluster.nodes.flatMap(({ pid }) => pid ?? []);
-  // Connections are open, and what a node that just started owes to earlier promises is over.
+  // Connections are open, what a node that just started owes to earlier promises is over, and so is what it rehearses:
+  // about a second of each node's processor.
   for (const { url } of cluster.nodes) await ask(`${url}/readyz`);
-  await sleep(3_000);
+  await sleep(values.rehearse ? 8_000 : 3_000);
   const before = processorSeconds(pids());
   const times: number[] = [];
   for (let number = 0; number < tenants; number += 1) {
