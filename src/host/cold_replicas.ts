@@ -296,7 +296,9 @@ export class ColdReplicas {
     this.#names = null;
     if (isReady) this.#sweepSome();
     this.#sweptAt ??= now;
-    if (this.#swept || !isReady || now - this.#sweptAt <= SWEEP_MS) return;
+    // Begun anew with each tenant that goes, it would never come to the names that are looked at last.
+    if (this.#swept || this.#sweeping.length > 0 || !isReady || now - this.#sweptAt <= SWEEP_MS)
+      return;
     this.#sweptAt = now;
     this.#sweep();
   }

@@ -12,6 +12,7 @@ import { readJournal } from "../../src/store/journal.ts";
 import { payloadStart, readSegment } from "../../src/store/journal_format.ts";
 import type { SimNode } from "../sim/world.ts";
 import { type Cluster, latest, publish, ready, versions } from "./cluster.ts";
+import { MemoryEnvironment } from "./memory_environment.ts";
 import { command } from "./scripted_node.ts";
 
 const { addVoter, addLearner, removeNode } = ChangeKind;
@@ -735,6 +736,23 @@ test("a replica for which there is no room just now wakes when there is", async 
 });
 
 describe("a replica that was removed", () => {
+  test("leaves no bytes behind, also beside tens of thousands of others and while tenants go all the time", async () => {
+    const cluster = await ready();
+    const [node] = cluster.world.nodes as [SimNode];
+    const { stored } = node.environments;
+    const some = new MemoryEnvironment();
+    stored.set("gone.900.1", some);
+    // Those of the directory itself are left alone, and stand for tenants that are this node's.
+    for (let id = 1; id <= 30_000; id++) stored.set(`here.1.${1_000 + id}`, some);
+    for (let at = 0; stored.has("gone.900.1") && at < 6; at++) {
+      await cluster.create(`t${at}`);
+      const purge = { op: "directory.delete", tenant: `t${at}`, purge: true } as const;
+      expect((await cluster.change(node, "_system", command(purge))).ok).toBe(true);
+      await cluster.pass(1_000);
+    }
+    expect(stored.has("gone.900.1")).toBe(false);
+  });
+
   test("and has not heard of it deposes nobody, and drops its bytes when it hears", async () => {
     const cluster = await ready({ nodes: 4 });
     await cluster.create("acme");
