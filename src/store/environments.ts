@@ -107,7 +107,6 @@ export class LmdbEnvironments implements Environments {
   #template: Uint8Array | null = null;
   readonly #rowsPerTurn: number;
   #removals = 0;
-  #made = 0;
   /** All names as they were found at first, until they are asked for or change. */
   #listed: string[] | null;
 
@@ -143,8 +142,8 @@ export class LmdbEnvironments implements Environments {
     const environment = new LmdbEnvironment(join(path, dataFile), this.#rowsPerTurn, this.#pool, {
       closed: () => this.#held.delete(name),
       ...(!isMade && {
-        make: () => this.#make(name, path),
-        makeSync: () => this.#makeSync(name, path),
+        make: () => this.#make(path),
+        makeSync: () => this.#makeSync(path),
       }),
     });
     if (isMade) environment.wake();
@@ -197,7 +196,8 @@ export class LmdbEnvironments implements Environments {
     const path = join(this.#path(name), dataFile);
     if (!fs.existsSync(path)) return { before: 0, after: 0 };
     checkDataFile(path);
-    const aside = this.#aside(name);
+    const aside = join(this.#directory, `${making}${name}`);
+    fs.rmSync(aside, { recursive: true, force: true });
     fs.mkdirSync(aside);
     const copy = join(aside, dataFile);
     const { root } = openDatabases(path);
@@ -243,58 +243,36 @@ export class LmdbEnvironments implements Environments {
     return this.#template;
   }
 
-  #aside(name: string): string {
-    return join(this.#directory, `${making}${++this.#made}-${name}`);
-  }
-
-  #makeSync(name: string, path: string): void {
+  #makeSync(path: string): void {
     // It may be there since a moment, and about to be synced.
     if (!fs.existsSync(join(path, dataFile))) {
-      const aside = this.#aside(name);
-      fs.mkdirSync(aside);
-      writeFileDurably(join(aside, dataFile), this.#emptyFile());
-      syncDirectorySync(aside);
-      try {
-        fs.renameSync(aside, path);
-      } catch (error) {
-        // Made meanwhile, for a commit, on another thread.
-        if (!fs.existsSync(join(path, dataFile))) throw error;
-        fs.rmSync(aside, { recursive: true, force: true });
-      }
+      const aside = join(path, `${making}now`);
+      writeFileDurably(aside, this.#emptyFile());
+      fs.renameSync(aside, join(path, dataFile));
     }
-    syncDirectorySync(this.#directory);
+    syncDirectorySync(path);
   }
 
-  /** The same, on other threads: many may be made at a time, and each is three times synced. */
-  async #make(name: string, path: string): Promise<void> {
-    const aside = this.#aside(name);
+  /** The same, on other threads: many may be made at a time. */
+  async #make(path: string): Promise<void> {
+    const aside = join(path, `${making}behind`);
     const bytes = this.#emptyFile();
-    await fs.promises.mkdir(aside);
-    const file = await fs.promises.open(join(aside, dataFile), "w", 0o600);
+    const file = await fs.promises.open(aside, "w", 0o600);
     try {
       await file.writeFile(bytes);
       await file.sync();
     } finally {
       await file.close();
     }
-    await syncDirectory(aside);
+    // Unless it was made meanwhile, for a snapshot that comes in. In one call: nothing comes between.
+    if (fs.existsSync(join(path, dataFile))) fs.rmSync(aside);
+    else fs.renameSync(aside, join(path, dataFile));
+    const directory = await fs.promises.open(path, "r");
     try {
-      await fs.promises.rename(aside, path);
-    } catch (error) {
-      // Made meanwhile, for a snapshot that comes in.
-      if (!fs.existsSync(join(path, dataFile))) throw error;
-      await fs.promises.rm(aside, { recursive: true, force: true });
+      await directory.sync();
+    } finally {
+      await directory.close();
     }
-    await syncDirectory(this.#directory);
-  }
-}
-
-async function syncDirectory(directory: string): Promise<void> {
-  const handle = await fs.promises.open(directory, "r");
-  try {
-    await handle.sync();
-  } finally {
-    await handle.close();
   }
 }
 
