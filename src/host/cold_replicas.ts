@@ -90,6 +90,7 @@ export class ColdReplicas {
    * known. Until then a replica that is not on the disk may be one that was removed, and must not begin anew.
    */
   #directoryIsCurrent: boolean;
+  #isAsking = false;
   /** Groups about which the directory's leader is being asked. */
   readonly #asked = new Set<number>();
   /** Groups that it said are there. */
@@ -109,7 +110,9 @@ export class ColdReplicas {
     for (const [group, records] of recovery.groups) this.#records.set(group, records);
     const names = options.environments.names();
     this.isNew = recovery.groups.size === 0 && !names.some((name) => replicaNamed(name) !== null);
-    this.storedSystem = newestOf(names.filter((name) => name.startsWith(`${SYSTEM_TENANT}.`)));
+    this.storedSystem = newestOf(
+      names.filter((name) => replicaNamed(name)?.group === SYSTEM_GROUP),
+    );
     this.#directoryIsCurrent = this.isNew;
     this.#lost = this.#quarantine(recovery);
     this.#mayLack =
@@ -294,6 +297,7 @@ export class ColdReplicas {
   /** Call with each pulse; `isReady`: the directory's leader can be asked. */
   round(now: number, isReady: boolean): void {
     this.#names = null;
+    if (isReady && !this.#directoryIsCurrent) this.#askWhetherCurrent();
     if (isReady) this.#sweepSome();
     this.#sweptAt ??= now;
     // Begun anew with each tenant that goes, it would never come to the names that are looked at last.
@@ -301,6 +305,16 @@ export class ColdReplicas {
       return;
     this.#sweptAt = now;
     this.#sweep();
+  }
+
+  /** New replicas wait for it, and not for the sweep, which gives a node that starts time to answer first. */
+  #askWhetherCurrent(): void {
+    if (this.#isAsking) return;
+    this.#isAsking = true;
+    this.#hooks.askDirectory((isCurrent) => {
+      this.#isAsking = false;
+      if (isCurrent) this.#directoryIsCurrent = true;
+    });
   }
 
   /** Environments may have become nobody's whose replicas sleep, or could not be opened. */
