@@ -75,7 +75,8 @@ async function idle(cluster: Cluster, what: string, wanted = ""): Promise<void> 
   await share(cluster, `idle, ${what}, after ${settle} s`, wanted);
 }
 
-const cluster = await startCluster({ nodes: 3, env: { CONFLUX_LOG: "error" } });
+// As nodes are by default: what they rehearse once they are ready stays in their memory.
+const cluster = await startCluster({ nodes: 3, rehearse: true, env: { CONFLUX_LOG: "error" } });
 try {
   const token = cluster.rootToken;
   const url = cluster.nodes[0]?.url as string;
