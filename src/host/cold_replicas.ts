@@ -11,7 +11,7 @@
 import type { PlacedReplica } from "../machine/rows.ts";
 import type { ReplicaId } from "../raft/types.ts";
 import { parseRecord } from "./codec.ts";
-import { SYSTEM_GROUP, SYSTEM_TENANT, type Directory } from "./directory.ts";
+import { SYSTEM_GROUP, type Directory } from "./directory.ts";
 import type { ReplicaMeta } from "./group_log.ts";
 import { replicaOn } from "./membership.ts";
 import type {
