@@ -199,10 +199,12 @@ describe("replicas that are sent away and called back", () => {
 });
 
 describe("a node without a directory", () => {
+  // The moments of what looks for sleepers and of what offers leaderships are apart by another amount each time.
+  const offsets = [0, 100, 200, 300, 400, 500, 600, 700, 800, 900];
   test.each([
-    ["", 600_000],
-    [", nor puts to sleep whom it leads", 300],
-  ])("leads nobody whom another one can lead%s", async (_, sleepAfterMs) => {
+    ["", 600_000, 0] as const,
+    ...offsets.map((ms) => [`, nor puts to sleep whom it leads (${ms} ms)`, 100, ms] as const),
+  ])("leads nobody whom another one can lead%s", async (_, sleepAfterMs, offsetMs) => {
     const cluster = await ready({ tuning: { checkpointBytes: 1, sleepAfterMs } });
     await cluster.create("acme");
     await cluster.pass(500);
@@ -222,6 +224,8 @@ describe("a node without a directory", () => {
     const halted = (): string | null =>
       cluster.replicas(SYSTEM).find((each) => each.node === node)?.replica.halted ?? null;
     await cluster.until("stopped", () => halted() !== null);
+    await cluster.pass(offsetMs);
+    expect((await cluster.change(cluster.node(0), "acme", publish(`${offsetMs}`))).ok).toBe(true);
     void cluster.leader("acme")?.host?.transfer("acme", node.name);
     await cluster.until("led there", () => cluster.leader("acme") === node);
     await cluster.until(
