@@ -182,7 +182,7 @@ export class FrameReader {
   }
 
   /** Null at the end of the stream. */
-  async next(timeoutMs = 3_000): Promise<Frame | null> {
+  async next(timeoutMs = frameWaitMs): Promise<Frame | null> {
     for (;;) {
       const end = this.#text.indexOf("\n\n");
       if (end >= 0) {
@@ -199,7 +199,7 @@ export class FrameReader {
   }
 
   /** The next frame that is not a bookmark. */
-  async nextNews(timeoutMs = 3_000): Promise<Frame | null> {
+  async nextNews(timeoutMs = frameWaitMs): Promise<Frame | null> {
     for (;;) {
       const frame = await this.next(timeoutMs);
       if (frame === null || frame.event !== "bookmark") return frame;
@@ -222,6 +222,9 @@ export class FrameReader {
     await this.#reader.cancel();
   }
 }
+
+/** A busy machine may take seconds over what usually takes milliseconds; less than the runner's own patience. */
+const frameWaitMs = 15_000;
 
 export async function within<T>(promise: Promise<T>, ms: number): Promise<T> {
   let timer: ReturnType<typeof setTimeout> | undefined;
