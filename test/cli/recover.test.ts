@@ -117,7 +117,6 @@ describe("recover", () => {
     }).recovery;
     const { found } = await recover([directory], { gone: [], apply: null, yes: false }, quiet);
     const without = found.filter(({ group }) => !groups.has(group)).map(({ tenant }) => tenant);
-    expect(without.length).toBeGreaterThan(0);
     expect(await damagedBy({})).toEqual(without.toSorted());
     const environments = fs.readdirSync(join(directory, "tenants"));
     const old = environments.filter((name) => name.startsWith("a.") || name.startsWith("c."));
