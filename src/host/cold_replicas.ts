@@ -339,7 +339,6 @@ export class ColdReplicas {
       // Without a leader now: the next change of the directory asks again.
       if (!isCurrent) return;
       this.#swept = true;
-      this.#directoryIsCurrent = true;
       for (const { group, replica } of this.#damaged.values()) {
         const own = this.#placed(group);
         if (group !== SYSTEM_GROUP && own?.id !== (replica ?? own?.id)) this.#endQuarantine(group);
