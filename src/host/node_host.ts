@@ -1,10 +1,9 @@
 /**
- * All replicas of this node. It owns the one map of what runs here (invariant 4), turns inputs into turns, and turns
- * into one journal write and one frame per peer:
+ * A node: it makes the rooms of this floor, gives each the few things of the others that it needs, takes what comes in
+ * (frames, calls, time, a directory that changed) to whom it concerns, and is what the gateway asks (`ConfigService`).
  *
- *   onFrame / propose / read / tick → Replica → `#mark` → (end of the event-loop turn) `#turn`
- *     → every dirty replica drains → journal.append(all of them at once) → frames leave
- *     → journal says durable → `#persisted` → answers leave, entries commit and are applied → callers are answered
+ *   onFrame / propose / read / tick → Replica (`replicas.ts`) → turn and journal (`turns.ts`) → frames (`outboxes.ts`)
+ *     → journal says durable → answers leave, entries commit and are applied → callers are answered (`requests.ts`)
  *
  * Promises begin at the public methods; below them everything is callbacks, so that the simulator can run a NodeHost on
  * virtual time.
@@ -20,42 +19,24 @@ import {
   type RejectCode,
   type SystemAction,
 } from "../machine/command.ts";
-import {
-  isLost,
-  type HistoryRow,
-  type Member,
-  type PlacedReplica,
-  type TenantMeta,
-  type TenantRow,
-} from "../machine/rows.ts";
-import {
-  MessageType,
-  NONE,
-  type Message,
-  type ReplicaId,
-  type StorageAppend,
-} from "../raft/types.ts";
-import { Balance, isMovable } from "./balance.ts";
+import type { HistoryRow, Member, TenantMeta, TenantRow } from "../machine/rows.ts";
+import { MessageType, NONE, type Message, type ReplicaId } from "../raft/types.ts";
+import { Balance } from "./balance.ts";
 import { Care } from "./care.ts";
+import { checkpointTuningDefaults, Checkpoints, type CheckpointTuning } from "./checkpoints.ts";
 import {
   appendRecord,
-  createRecord,
   decodeHeartbeat,
-  encodeHeartbeat,
-  FrameWriter,
   frameItems,
+  FrameWriter,
   ItemKind,
   parseRaftItem,
   recoveredIncarnation,
-  recoveredItem,
   type Heartbeat,
 } from "./codec.ts";
-import { checkpointTuningDefaults, Checkpoints, type CheckpointTuning } from "./checkpoints.ts";
 import { ColdReplicas } from "./cold_replicas.ts";
 import { Directory, SYSTEM_GROUP, SYSTEM_TENANT } from "./directory.ts";
-import { freshMeta, type ReplicaMeta } from "./group_log.ts";
-import { Leases } from "./leases.ts";
-import { HEARTBEAT_MS, Liveness } from "./liveness.ts";
+import { Elections, PULSE_MS } from "./elections.ts";
 import {
   Entry,
   initialMembers,
@@ -63,16 +44,17 @@ import {
   type EntryHooks,
   type SystemIdentity,
 } from "./entry.ts";
+import { Leaderships } from "./leaderships.ts";
+import { Leases } from "./leases.ts";
+import { HEARTBEAT_MS, Liveness } from "./liveness.ts";
 import { Membership, replicaOn } from "./membership.ts";
+import { Outboxes } from "./outboxes.ts";
 import { placeTenant } from "./placement.ts";
-import { Reconciler } from "./reconciler.ts";
-import { recoverLog, type RecoveredRecord } from "./recovery.ts";
 import type {
   Clock,
   ClusterStatus,
   ConfigService,
   DiskSpace,
-  Environment,
   Environments,
   GroupStatus,
   Journal,
@@ -80,19 +62,21 @@ import type {
   Log,
   Quarantine,
   ReadOptions,
+  Replacement,
   TenantSnapshot,
   TenantView,
   Transport,
-  Replacement,
   WatchListener,
 } from "./ports.ts";
+import { Reconciler } from "./reconciler.ts";
 import {
-  Replica,
   TICK_MS,
   type ProposalResult,
-  type ReplicaSnapshot,
+  type Replica,
   type ReplicaHooks,
+  type ReplicaSnapshot,
 } from "./replica.ts";
+import { Replicas, replicasTuningDefaults, type ReplicasTuning } from "./replicas.ts";
 import {
   halted,
   outcomeUnknown,
@@ -108,6 +92,7 @@ import { Sleepers } from "./sleepers.ts";
 import { SnapshotExchange } from "./snapshots.ts";
 import { clusterStatus } from "./status.ts";
 import { TenantSettings } from "./tenant_settings.ts";
+import { Turns } from "./turns.ts";
 import { levelsHere, Versions, type Levels, type NodeNews } from "./versions.ts";
 import { WatchHub } from "./watch_hub.ts";
 
@@ -118,92 +103,40 @@ void everyRejectionIsAProblem;
 
 /** How long a gateway waits for a node that has not been heard of. */
 const EXCHANGE_SILENT_MS = 2_000;
-/** Retries, campaigns and time-outs are looked at this often. */
-const PULSE_MS = 25;
 /** All that waits and all replicas that are busy are gone through this often: whose time is up, and who holds too much. */
 const EXPIRE_MS = 100;
-/** One append to the journal takes up to this; the rest follows in the next. */
-const JOURNAL_WRITE_BYTES = 4 * 1024 * 1024;
 /** Answers to other nodes' gateways are frames, and a frame is at most 16 MiB. */
 const ANSWER_BYTES_MAX = 15 * 1024 * 1024;
-/** A frame leaves early when it has grown to this size. */
-const FRAME_BYTES = 384 * 1024;
-/** After a node died, at most this many of its groups are campaigned for per pulse. */
-const CAMPAIGNS_PER_PULSE = 64;
-/** A campaign that nobody answered is tried again after this long, plus as much again by chance. */
-const CAMPAIGN_RETRY_MS = 1_000;
-/** One that was refused, after this long, and twice as long each time up to that, plus as much again by chance. */
-const CAMPAIGN_LOST_MS = PULSE_MS;
-const CAMPAIGN_TRIES = 10;
-/** Nodes do not notice a loss in the same moment, and whoever has not noticed yet refuses its vote. */
-const LAPSE_SPREAD_MS = 2 * PULSE_MS;
-/**
- * After a loss each further one in line campaigns so much later, also where somebody waits there: of two that ask at once
- * neither may get a majority.
- */
-const LAPSE_TURN_MS = 6 * PULSE_MS;
 const CLOCK_DRIFT_MAX = 0.1;
 
 /** When things are written behind; the simulator makes them happen more often. */
-export interface Tuning extends CheckpointTuning {
-  /** Entries kept behind the applied index, so that a follower a little behind needs no snapshot. */
-  readonly logKeptEntries: number;
-  /** And their bytes: the log is cut where the first of the two bounds is reached. */
-  readonly logKeptBytes: number;
-  /** Kept for a live follower that is further behind than that, or is being sent a snapshot. */
-  readonly logKeptBytesForLagging: number;
+export interface Tuning extends CheckpointTuning, ReplicasTuning {
   /** Rows of a snapshot that travel together. */
   readonly snapshotPartBytes: number;
-  /** Replicas that nobody used for this long go to sleep (decision D4). */
-  readonly sleepAfterMs: number;
   /** Replicas of a node that was not heard of for this long get a place elsewhere. */
   readonly replaceAfterMs: number;
   /** When nodes neither came nor went for this long, those that lead more groups than others give some away. */
   readonly balanceAfterMs: number;
-  /** Replicas in memory beyond this many sleep as soon as they are unused for SLEEP_FOR_ROOM_MS. */
-  readonly awakeMax: number;
-  /** Beyond this many none wakes before one sleeps, and requests for it wait. */
-  readonly awakeLimit: number;
 }
 
 const tuningDefaults: Tuning = {
   ...checkpointTuningDefaults,
-  logKeptEntries: 1_000,
-  logKeptBytes: 8 * 1024 * 1024,
-  logKeptBytesForLagging: 64 * 1024 * 1024,
+  ...replicasTuningDefaults,
   snapshotPartBytes: 128 * 1024,
-  sleepAfterMs: 10 * 60_000,
   replaceAfterMs: 5 * 60_000,
   balanceAfterMs: 10_000,
-  // Each costs about 100 KB (`npm run bench -- density`).
-  awakeMax: 10_000,
-  awakeLimit: 20_000,
 };
 
 /** Snapshots of tenants that are read here at once. */
 const SNAPSHOTS_MAX = 80;
 /** And those that are sent to other nodes, or come in from them. */
 const TRANSFERS_MAX = 16;
-/** Beyond `awakeMax` so many replicas more than are too many go to sleep at once. */
-const AWAKE_SPARE = 16;
-/** For want of room replicas are put to sleep after this long already. */
-const SLEEP_FOR_ROOM_MS = 2_000;
-const MAKE_ROOM_MS = 250;
-const SLEEP_CHECK_MS = 1_000;
-/** A node with too many replicas awake says so this often. */
-const FULL_NOTICE_MS = 10_000;
 /** Groups that move take their next step this often. */
 const MEMBERSHIP_MS = 200;
 /** Whether others hold all that a stopped replica has is asked this often. */
 const GIVE_WAY_MS = 10_000;
 /** The directory's own, if it is stopped, gives way when the journal holds so many times its bound of segments. */
 const BLIND_SEGMENTS_FACTOR = 8;
-/** How long the number of leaders here is taken for what it was, where nothing is known to have changed it. */
-const LEADERS_MS = 1_000;
-/** Who should not lead looks this often whether somebody would take what it leads. */
-const HAND_OVER_MS = 500;
-/** The same leadership is offered again after this long: each offer may hold its group up for a moment. */
-const OFFER_MS = 10_000;
 export interface NodeHostOptions {
   readonly cluster: string;
   readonly node: string;
@@ -238,30 +171,6 @@ export interface NodeHostOptions {
   readonly disk?: DiskSpace;
 }
 
-interface Outbox {
-  readonly frames: Record<Lane, FrameWriter>;
-  /** Calls in the rpc frame, and appends in the append frame: whom to tell when it does not leave. */
-  calls: number[];
-  appends: { replica: Replica; to: ReplicaId }[];
-  /** Nobody waits for what is in the append frame: it leaves with the next that somebody waits for, or with the pulse. */
-  canWait: boolean;
-}
-
-/** A record on its way into the journal; `append` null: nobody waits for it. */
-interface QueuedRecord {
-  readonly group: number;
-  readonly payload: Uint8Array;
-  readonly replica: Replica;
-  readonly append: StorageAppend | null;
-}
-
-interface Campaign {
-  readonly due: number;
-  readonly tries: number;
-  /** Another one goes first: this one begins early only where it has more than that one. */
-  readonly isStandby?: true;
-}
-
 /** What a node says of itself that wants to be a member. */
 interface JoinQuestion {
   readonly disk: string;
@@ -278,20 +187,22 @@ export class NodeHost implements ConfigService {
   readonly #tuning: Tuning;
   readonly #clock: Clock;
   readonly #log: Log;
-  readonly #prng: Prng;
 
   readonly directory: Directory;
   readonly liveness: Liveness;
   readonly #leases: Leases;
-  readonly #sleepers = new Sleepers();
-  #givingWay = false;
-  /** Before when stopped replicas are not asked about again. */
-  readonly #askedToGiveWay = new WeakMap<Replica, number>();
   readonly #versions: Versions;
+  /** All replicas in memory, by group: the one map of them (invariant 4). */
+  readonly #replicas: Replicas;
+  readonly #sleepers = new Sleepers();
+  readonly #cold: ColdReplicas;
+  readonly #turns: Turns;
+  readonly #outboxes: Outboxes;
   readonly #rpc: Rpc;
   readonly #snapshots: SnapshotExchange;
-  readonly #cold: ColdReplicas;
   readonly #checkpoints: Checkpoints;
+  readonly #elections: Elections;
+  readonly #leaderships: Leaderships;
   readonly #schedules: Schedules;
   readonly hub: WatchHub;
   /** Changes and reads by callback; who wants a promise asks this class. */
@@ -302,45 +213,21 @@ export class NodeHost implements ConfigService {
   readonly #balance: Balance;
   readonly #care: Care;
 
-  /** All replicas in memory, by group: the one map of them (invariant 4). */
-  readonly #replicas = new Map<number, Replica>();
-  readonly #replicaHooks = this.#hooksOfReplicas();
   /** While it is not decided as which replica of `_system` this node comes in. */
   #entry: Entry | null = null;
   #identity: SystemIdentity | null = null;
   readonly #timers: (() => void)[] = [];
   #stopping = false;
 
-  // Turns and frames.
-  readonly #ticking = new Set<Replica>();
-  #dirty: Replica[] = [];
-  #scheduled = false;
-  #records: QueuedRecord[] = [];
-  /** The journal takes no more just now; see `#writeJournal`. */
-  #journalFull = false;
-  readonly #outboxes = new Map<string, Outbox>();
-
-  // Elections and leaderships.
-  readonly #campaigns = new Map<Replica, Campaign>();
-  #campaignsDeferred = false;
-  /** Led from here, and to be led from a node that is better at it. */
-  #handingOver: Replica[] = [];
-  #handingOverAt = -Infinity;
-  /** How many are led here that others could lead, as last counted; null: that changed since. */
-  #leaders: number | null = null;
-  #leadersCountedAt = -Infinity;
-  /** When leaderships were offered last. */
-  readonly #offeredAt = new WeakMap<Replica, number>();
-
   // What a pulse did when.
   #expiredAt = 0;
-  #sleptAt = 0;
-  #roomMadeAt = 0;
-  #fullToldAt = -Infinity;
   #movedAt = 0;
   /** What moved when that was looked at last. */
   #moves = "";
 
+  #givingWay = false;
+  /** Before when stopped replicas are not asked about again. */
+  readonly #askedToGiveWay = new WeakMap<Replica, number>();
   /** Taken for callers of this node, who close them. */
   readonly #snapshotsOpen = new Set<ReplicaSnapshot>();
   #exchangeHandler: ((from: string, request: Uint8Array) => Promise<Uint8Array>) | null = null;
@@ -352,7 +239,7 @@ export class NodeHost implements ConfigService {
     this.node = node;
     this.#clock = clock;
     this.#log = options.log;
-    this.#prng = new Prng(seed);
+    const prng = new Prng(seed);
     const now = clock.monotonicMs();
 
     this.hub = new WatchHub((error) => {
@@ -366,24 +253,42 @@ export class NodeHost implements ConfigService {
     const liveness = new Liveness(node, now, events, boot);
     const rpc = new Rpc(
       boot,
-      (peer, item, call) => this.#queueRpc(peer, item, call),
+      (peer, item, call) => this.#outboxes.queueRpc(peer, item, call),
       (peer) => liveness.bootOf(peer),
     );
     this.directory = directory;
     this.liveness = liveness;
     this.#rpc = rpc;
-    this.#versions = new Versions(version, options.levels ?? levelsHere, () => {
+    const versions = new Versions(version, options.levels ?? levelsHere, () => {
       const row = directory.system();
       return row === undefined ? null : (row.level ?? levelFirst);
+    });
+    this.#versions = versions;
+
+    const turns = new Turns(options, {
+      present: (group) => this.#replicas.get(group) ?? null,
+      isEnding: (group) => this.#cold.isEnding(group),
+      // What a new replica writes first goes into the journal with its vote for itself.
+      begins: () => this.#elections.runDeferred(),
+      flush: () => this.#outboxes.flushAll(),
+      halted: (replica) => this.#halted(replica),
+    });
+    this.#turns = turns;
+    this.#outboxes = new Outboxes(node, options.transport, {
+      schedule: () => turns.schedule(),
+      unreachable: (replica, to) => {
+        turns.act(replica, () => replica.raft.reportUnreachable(to));
+      },
+      notSent: (call) => rpc.notSent(call),
     });
 
     // What most of the others need of the replicas.
     const hooks = {
       present: (group: number) => this.#replicas.get(group) ?? null,
-      wake: (group: number) => this.#wake(group),
-      campaign: (replica: Replica) => this.#campaignSoon(replica),
-      act: (replica: Replica, run: () => void) => this.#guarded(replica, run),
-      contained: (replica: Replica, run: () => void) => this.#contained(replica, run),
+      wake: (group: number) => this.#replicas.wake(group),
+      campaign: (replica: Replica) => this.#elections.soon(replica),
+      act: (replica: Replica, run: () => void) => turns.act(replica, run),
+      contained: (replica: Replica, run: () => void) => turns.contained(replica, run),
     };
     const supports = (peer: string): boolean => liveness.supports(peer);
     const proposeSystem = (action: SystemAction, ms: number, done: Done<Outcome>): void =>
@@ -404,7 +309,38 @@ export class NodeHost implements ConfigService {
     });
     this.#cold = cold;
     const { isNew } = cold;
-    this.#leases = new Leases({ clockDriftMax, boot, isNew, clock, liveness });
+    const leases = new Leases({ clockDriftMax, boot, isNew, clock, liveness });
+    this.#leases = leases;
+    const { diskId, disk, log } = options;
+    const sleepers = this.#sleepers;
+    const parts = { node, clock, log, prng, directory, liveness, leases, sleepers, versions, cold };
+    this.#elections = new Elections(parts, hooks);
+    this.#leaderships = new Leaderships(
+      { ...parts, ...(disk !== undefined && { disk }) },
+      {
+        ...hooks,
+        replicas: () => this.#replicas.values(),
+        serves: () => !this.#stopping && this.ready,
+      },
+    );
+    this.#replicas = new Replicas(
+      { ...parts, ...(diskId !== undefined && { diskId }) },
+      this.#tuning,
+      {
+        ofReplicas: this.#hooksOfReplicas(),
+        identity: () => this.#identity,
+        woken: ({ group, dueAt }) => this.#schedules.set(group, dueAt),
+        mark: (replica) => turns.mark(replica),
+        persist: (replica, record) => turns.persist(replica, record, null),
+        isNeeded: (replica) => this.#isNeeded(replica),
+        checkpoint: (group) => this.#checkpoints.queue(group),
+        asleep: (replica) => {
+          this.#leaderships.changed();
+          turns.forget(replica);
+          this.requests.gone(replica.group);
+        },
+      },
+    );
     this.#checkpoints = new Checkpoints(options.journal, cold, this.#tuning, {
       ...hooks,
       busyMax: (max) => this.#busyMax(max),
@@ -427,15 +363,15 @@ export class NodeHost implements ConfigService {
         if (replica === null || replica.raft.appliedIndex < index) return replica;
         // It has it, and who sends it does not know: its word got lost, or it restarted before it could say so. Raft
         // says so; a mere refusal would be followed by the same snapshot for ever (simulation, seed 95021).
-        this.#guarded(replica, () => replica.step(message));
+        turns.act(replica, () => replica.step(message));
         return null;
       },
       received: (replica, message, staging) => {
         replica.usedAt = clock.monotonicMs();
-        this.#guarded(replica, () => replica.offerSnapshot(message, staging));
+        turns.act(replica, () => replica.offerSnapshot(message, staging));
       },
       sent: (replica, to, ok) => {
-        this.#guarded(replica, () => replica.raft.reportSnapshot(to, ok));
+        turns.act(replica, () => replica.raft.reportSnapshot(to, ok));
       },
     });
 
@@ -449,7 +385,6 @@ export class NodeHost implements ConfigService {
         },
       },
     );
-    const { disk } = options;
     const schedules = this.#schedules;
     const requests = new Requests(
       { node, clock, directory, liveness, rpc, schedules, disk },
@@ -459,7 +394,7 @@ export class NodeHost implements ConfigService {
         refusal: (replica) => this.#refusal(replica),
         disown: (replica, to) => {
           for (const [id, other] of replica.members)
-            if (other === to) this.#disown(replica, id, replica.raft.term);
+            if (other === to) this.#outboxes.disown(replica, id, replica.raft.term);
         },
       },
     );
@@ -470,7 +405,7 @@ export class NodeHost implements ConfigService {
         ...hooks,
         propose: (replica, action, deadline, done) => {
           replica.propose(this.#systemCommand(action), deadline, done);
-          this.#mark(replica);
+          turns.mark(replica);
         },
       },
     );
@@ -479,12 +414,12 @@ export class NodeHost implements ConfigService {
       ...hooks,
       supports,
       wake: (group) => {
-        const replica = this.#wake(group);
+        const replica = this.#replicas.wake(group);
         if (replica !== null) replica.usedAt = this.#clock.monotonicMs();
         return replica;
       },
       leaderless: (replica) => {
-        if (this.#isFirstToCampaign(replica)) this.#campaignSoon(replica);
+        if (this.#elections.isFirst(replica)) this.#elections.soon(replica);
       },
       propose: proposeSystem,
       askDirectory,
@@ -503,7 +438,7 @@ export class NodeHost implements ConfigService {
     });
     this.#balance = new Balance(node, balanceAfterMs, now, {
       nodes: () => [node, ...liveness.peers],
-      leadersOn: (other) => (other === node ? this.#leadersHere : this.#leadersOn(other)),
+      leadersOn: (other) => this.#leaderships.on(other),
       replicas: () => this.#replicas.values(),
       isMoving: ({ group }) => {
         const replicas = directory.byGroup(group)?.placement.replicas ?? [];
@@ -512,7 +447,7 @@ export class NodeHost implements ConfigService {
       transfer: (replica, to) => {
         const { tenant, group } = replica;
         this.#log.debug({ tenant, group, to: to.node }, "replica.balanced");
-        this.#guarded(replica, () => replica.raft.transferLeadership(to.id));
+        turns.act(replica, () => replica.raft.transferLeadership(to.id));
       },
     });
     this.#care = new Care(
@@ -529,22 +464,18 @@ export class NodeHost implements ConfigService {
 
   #hooksOfReplicas(): ReplicaHooks {
     return {
-      send: (replica, message) => this.#send(replica, message),
+      send: (replica, message) => this.#outboxes.send(replica, message),
       persist: (replica, append) => {
-        this.#records.push({
-          group: replica.group,
-          payload: appendRecord(replica.takeHardState(append), append.entries),
-          replica,
-          append,
-        });
-        this.#schedule();
+        const record = appendRecord(replica.takeHardState(append), append.entries);
+        this.#turns.persist(replica, record, append);
+        this.#turns.schedule();
       },
       sendSnapshot: (replica, message) => {
         const to = replica.nodeOf(message.to);
         if (to !== undefined) this.#snapshots.send(replica, to, message);
       },
       committed: (replica, event) => this.#committed(replica, event),
-      contained: (replica, run) => this.#contained(replica, run),
+      contained: (replica, run) => this.#turns.contained(replica, run),
       leaderChanged: (replica) => this.#leaderChanged(replica),
       installed: (replica) => {
         if (replica.group === SYSTEM_GROUP) {
@@ -576,7 +507,7 @@ export class NodeHost implements ConfigService {
       this.#enterSystem();
     }
     this.#timers.push(
-      clock.every(TICK_MS, () => this.#tick()),
+      clock.every(TICK_MS, () => this.#turns.tick()),
       clock.every(PULSE_MS, () => this.#pulse()),
       clock.every(HEARTBEAT_MS, () => this.#heartbeat()),
     );
@@ -599,10 +530,10 @@ export class NodeHost implements ConfigService {
   }
 
   #enterSystem(): void {
-    const system = this.#wake(SYSTEM_GROUP);
+    const system = this.#replicas.wake(SYSTEM_GROUP);
     assert(system !== null, "the system group did not wake");
     for (const { node } of this.directory.nodes()) this.liveness.add(node);
-    if (this.#options.peers.length === 1) this.#campaignSoon(system);
+    if (this.#options.peers.length === 1) this.#elections.soon(system);
   }
 
   #entryHooks(): EntryHooks {
@@ -664,8 +595,8 @@ export class NodeHost implements ConfigService {
     this.#stopping = true;
     for (const replica of this.#replicas.values()) {
       if (replica.halted !== null || !replica.raft.isLeader) continue;
-      const heir = this.#heirOf(replica);
-      if (heir !== null) this.#guarded(replica, () => replica.raft.transferLeadership(heir));
+      const heir = this.#leaderships.heirOf(replica);
+      if (heir !== null) this.#turns.act(replica, () => replica.raft.transferLeadership(heir));
     }
     await this.#until(
       () =>
@@ -677,7 +608,7 @@ export class NodeHost implements ConfigService {
         ),
       1_000,
     );
-    for (const group of this.#replicas.keys()) this.hub.end(group, "node-stopping");
+    for (const { group } of this.#replicas.values()) this.hub.end(group, "node-stopping");
     for (const stop of this.#timers) stop();
     // From here on nothing comes in; what is in flight ends.
     await this.#options.transport.close();
@@ -716,179 +647,41 @@ export class NodeHost implements ConfigService {
     }
   }
 
-  // --- turns -----------------------------------------------------------------------------------------------------------
-
-  #mark(replica: Replica): void {
-    this.#ticking.add(replica);
-    if (replica.dirty) return;
-    replica.dirty = true;
-    this.#dirty.push(replica);
-    this.#schedule();
+  /** What it threw stopped it: whoever counts on it goes elsewhere. */
+  #halted(replica: Replica): void {
+    this.requests.gone(replica.group);
+    this.hub.end(replica.group, "replica-halted");
+    this.#leaderships.changed();
+    for (const id of replica.members.keys()) this.#outboxes.disown(replica, id, replica.raft.term);
   }
 
-  #schedule(): void {
-    if (this.#scheduled) return;
-    this.#scheduled = true;
-    this.#clock.defer(() => this.#turn());
+  /** It must stay awake. */
+  #isNeeded(replica: Replica): boolean {
+    const { group, raft } = replica;
+    if (this.hub.watched(group) || this.requests.isAwaited(group)) return true;
+    // Asleep, it would not notice that its members shall be others: it stays to be offered to who has a directory
+    // (simulation, seed 450003739).
+    return raft.isLeader && this.#leaderships.isBlind && this.#leaderships.hasHeirs(replica);
   }
 
-  /** One turn: everything that came in since the last one goes out together. */
-  #turn(): void {
-    this.#scheduled = false;
-    // What a new replica writes first goes into the journal with its vote for itself.
-    this.#runDeferredCampaigns();
-    const visiting = this.#dirty;
-    this.#dirty = [];
-    for (const replica of visiting) {
-      replica.dirty = false;
-      let more = false;
-      this.#contained(replica, () => {
-        more = replica.drain();
-      });
-      if (more) this.#mark(replica);
-    }
-    this.#writeJournal();
-    for (const node of this.#outboxes.keys()) this.#flush(node);
-  }
-
-  #writeJournal(): void {
-    while (this.#records.length > 0) {
-      let bytes = 0;
-      let count = 0;
-      while (count < this.#records.length && (count === 0 || bytes < JOURNAL_WRITE_BYTES)) {
-        bytes += (this.#records[count] as QueuedRecord).payload.length;
-        count += 1;
-      }
-      const batch = this.#records.slice(0, count);
-      let first = 0;
-      try {
-        first = this.#options.journal.append(batch, () => this.#persisted(batch, first));
-      } catch (error) {
-        if (!(error instanceof Problem) || error.code !== "overloaded") throw error;
-        // What Raft asked for must be written in order: it waits here, and nothing new is proposed meanwhile.
-        this.#journalFull = true;
-        return;
-      }
-      this.#records = this.#records.slice(count);
-      for (const [offset, { replica, group }] of batch.entries()) {
-        replica.sequenceSubmitted = first + offset;
-        // Of a replica whose environment was removed meanwhile nothing needs to be kept.
-        if (this.#replicas.get(group) !== replica && !this.#cold.isEnding(group))
-          this.#options.journal.release(group, first + offset);
-      }
-    }
-    this.#journalFull = false;
-  }
-
-  #persisted(
-    batch: readonly { replica: Replica; append: StorageAppend | null }[],
-    first: number,
-  ): void {
-    for (const [offset, { replica, append }] of batch.entries()) {
-      if (append === null) continue;
-      this.#guarded(replica, () => {
-        replica.persisted(append, first + offset);
-        replica.resumeLane();
-      });
-    }
-    for (const node of this.#outboxes.keys()) this.#flush(node);
-    if (this.#journalFull) this.#schedule();
-  }
-
-  /** Runs something of a replica; what it throws stops that replica and nothing else (invariant 5). */
-  #contained(replica: Replica, run: () => void): void {
-    try {
-      run();
-    } catch (error) {
-      const reason = error instanceof Error ? error.message : String(error);
-      this.#log.error(
-        { tenant: replica.tenant, group: replica.group, replica: replica.id, err: error },
-        "replica.halted",
-      );
-      replica.halt(reason);
-      this.#ticking.delete(replica);
-      this.requests.gone(replica.group);
-      this.hub.end(replica.group, "replica-halted");
-      this.#leaders = null;
-      for (const id of replica.members.keys()) this.#disown(replica, id, replica.raft.term);
-    }
-  }
-
-  /** Its node being alive, nobody would notice that this replica leads no more: it says so. */
-  #disown(replica: Replica, to: ReplicaId, term: number): void {
-    this.#send(replica, {
-      type: MessageType.forgetLeader,
-      to,
-      from: replica.id,
-      term,
-      logTerm: 0,
-      index: 0,
-      commit: 0,
-      reject: false,
-      rejectHint: 0,
-      context: 0,
-      entries: [],
-      snapshot: null,
-    });
-  }
-
-  /**
-   * A replica that is not here any more, or sleeps and cannot wake now, leads nobody. Only of a term that it has led is
-   * that said: one that sleeps may come to lead another, and this may arrive after it did, where it would end a promise.
-   */
-  #disownFor(node: string, group: number, incarnation: number, message: Message): void {
-    const term = termLed(message);
-    if (term === 0) return;
-    this.#sleepers.forget(group);
-    const answer: Message = {
-      ...message,
-      type: MessageType.forgetLeader,
-      to: message.from,
-      from: message.to,
-      term,
-      logTerm: 0,
-      entries: [],
-    };
-    const outbox = this.#outbox(node);
-    outbox.frames.append.addRaft(group, incarnation, answer);
-    outbox.canWait = false;
-    this.#schedule();
-  }
-
-  #guarded(replica: Replica, run: () => void): void {
-    // One that slept or was discarded is another object when it wakes, and would not know of what is done to this one.
-    if (replica.halted !== null || this.#replicas.get(replica.group) !== replica) return;
-    this.#contained(replica, run);
-    if (replica.halted === null) this.#mark(replica);
-  }
-
-  #tick(): void {
-    for (const replica of this.#ticking) {
-      if (replica.halted !== null || replica.idle) {
-        this.#ticking.delete(replica);
-        continue;
-      }
-      this.#contained(replica, () => replica.tick());
-      if (replica.halted === null) this.#mark(replica);
-    }
-  }
+  // --- what time brings --------------------------------------------------------------------------------------------------
 
   #pulse(): void {
     const now = this.#clock.monotonicMs();
     this.liveness.check(now);
     this.requests.pulse(now);
-    this.#runCampaigns(now);
+    this.#elections.round(now);
     this.#schedules.round(now);
     if (now - this.#expiredAt >= EXPIRE_MS) {
       this.#expiredAt = now;
       this.#expire(now);
-      for (const replica of this.#ticking) this.#checkpoints.look(replica);
+      for (const replica of this.#turns.ticking) this.#checkpoints.look(replica);
     }
-    if (this.#journalFull) this.#schedule();
-    for (const node of this.#outboxes.keys()) this.#flush(node, true);
-    this.#watchFitness(now);
+    if (this.#turns.journalFull) this.#turns.schedule();
+    this.#outboxes.flushAll(true);
+    this.#leaderships.round(now);
     this.#cold.round(now, this.#systemReady);
-    this.#makeRoom(now);
+    this.#replicas.makeRoom(now);
     this.#checkpoints.round(this.#diskLevel !== "free");
     if (now - this.#movedAt > MEMBERSHIP_MS) {
       this.#movedAt = now;
@@ -901,147 +694,23 @@ export class NodeHost implements ConfigService {
       this.#moves = moves;
       if (!this.#stopping) this.#balance.round(now);
     }
-    if (now - this.#sleptAt > SLEEP_CHECK_MS) {
-      this.#sleptAt = now;
-      this.#sleep(this.#tuning.sleepAfterMs, Infinity);
-    }
+    this.#replicas.sleepUnused(now);
   }
 
   /** Ends what waits here and whose time is up. */
   #expire(now: number): void {
     this.#rpc.expire(now);
     this.#snapshots.expire(now);
-    for (const replica of this.#ticking) this.#contained(replica, () => replica.expire(now));
+    for (const replica of this.#turns.ticking)
+      this.#turns.contained(replica, () => replica.expire(now));
     this.requests.expire(now);
-  }
-
-  /**
-   * Without room here, tenants are written to where there is some: leaderships are offered to nodes that have it, also
-   * those that come later, by an election or by waking. And who has no directory any more cannot move its groups, nor be
-   * told that they moved (simulation, seed 200001041): it leads none that somebody else can lead.
-   */
-  #watchFitness(now: number): void {
-    const low = this.#diskLevel !== "free";
-    const blind = this.#isBlind;
-    if (!low && !blind) {
-      this.#handingOver = [];
-      return;
-    }
-    if (this.#handingOver.length === 0 && now - this.#handingOverAt > HAND_OVER_MS) {
-      this.#handingOverAt = now;
-      this.#handingOver = [...this.#replicas.values()].filter(({ raft }) => raft.isLeader);
-    }
-    for (const replica of this.#handingOver.splice(0, CAMPAIGNS_PER_PULSE)) {
-      if (!replica.raft.isLeader || now < (this.#offeredAt.get(replica) ?? -Infinity) + OFFER_MS)
-        continue;
-      const heir = this.#fitHeirOf(replica) ?? (blind ? this.#heirOf(replica) : null);
-      if (heir === null) continue;
-      this.#offeredAt.set(replica, now);
-      this.#guarded(replica, () => replica.raft.transferLeadership(heir));
-    }
-  }
-
-  /** The directory here is stopped. */
-  get #isBlind(): boolean {
-    return this.#replicas.get(SYSTEM_GROUP)?.halted != null;
   }
 
   get #diskLevel(): DiskSpace["level"] {
     return this.#options.disk?.level ?? "free";
   }
 
-  /** A voter on another node that is there, another one each time; null when there is none. */
-  #heirOf(replica: Replica): ReplicaId | null {
-    const heirs = this.#heirs(replica);
-    return heirs.length === 0 ? null : this.#prng.pick(heirs);
-  }
-
-  #heirs(replica: Replica): readonly ReplicaId[] {
-    return [...replica.voters()]
-      .filter(([id, node]) => id !== replica.id && this.liveness.supports(node))
-      .map(([id]) => id);
-  }
-
-  /** One whose node says that it takes leaderships: any other would give them away again, or be no better off. */
-  #fitHeirOf(replica: Replica): ReplicaId | null {
-    const heirs = this.#heirs(replica).filter((id) => {
-      const node = replica.nodeOf(id);
-      return node !== undefined && this.#versions.newsOf(node)?.leaders != null;
-    });
-    return heirs.length === 0 ? null : this.#prng.pick(heirs);
-  }
-
   // --- frames ----------------------------------------------------------------------------------------------------------
-
-  #outbox(node: string): Outbox {
-    let outbox = this.#outboxes.get(node);
-    if (outbox === undefined) {
-      outbox = {
-        frames: {
-          control: new FrameWriter(),
-          append: new FrameWriter(),
-          snapshot: new FrameWriter(),
-          rpc: new FrameWriter(),
-        },
-        calls: [],
-        appends: [],
-        canWait: true,
-      };
-      this.#outboxes.set(node, outbox);
-    }
-    return outbox;
-  }
-
-  #send(replica: Replica, message: Message): void {
-    const node = replica.nodeOf(message.to);
-    if (node === undefined || node === this.node) return;
-    const outbox = this.#outbox(node);
-    const { group, incarnation } = replica;
-    if (isUrgent(message.type)) {
-      outbox.frames.control.addRaft(group, incarnation, message);
-    } else {
-      outbox.frames.append.addRaft(group, incarnation, message);
-      if (message.type === MessageType.appendEntries && message.entries.length > 0) {
-        outbox.appends.push({ replica, to: message.to });
-      }
-      if (replica.onlyTellsCommit(message)) return;
-      outbox.canWait = false;
-      if (outbox.frames.append.bytes > FRAME_BYTES) this.#flush(node);
-    }
-    this.#schedule();
-  }
-
-  #queueRpc(node: string, item: Uint8Array, call: number | null): void {
-    const outbox = this.#outbox(node);
-    outbox.frames.rpc.add(ItemKind.rpc, item);
-    if (call !== null) outbox.calls.push(call);
-    if (outbox.frames.rpc.bytes > FRAME_BYTES) this.#flush(node);
-    this.#schedule();
-  }
-
-  #flush(node: string, evenWhatCanWait = false): void {
-    const outbox = this.#outbox(node);
-    const { frames } = outbox;
-    const { transport } = this.#options;
-    if (!frames.control.empty) transport.send(node, "control", frames.control.take());
-    if (!frames.append.empty && (!outbox.canWait || evenWhatCanWait)) {
-      const appends = outbox.appends;
-      outbox.appends = [];
-      outbox.canWait = true;
-      if (!transport.send(node, "append", frames.append.take())) {
-        for (const { replica, to } of appends) {
-          this.#guarded(replica, () => replica.raft.reportUnreachable(to));
-        }
-      }
-    }
-    if (!frames.rpc.empty) {
-      const calls = outbox.calls;
-      outbox.calls = [];
-      if (!transport.send(node, "rpc", frames.rpc.take())) {
-        for (const call of calls) this.#rpc.notSent(call);
-      }
-    }
-  }
 
   #onFrame(from: string, boot: number, lane: Lane, bytes: Uint8Array): void {
     if (this.#stopping && lane !== "control" && lane !== "append") return;
@@ -1073,14 +742,14 @@ export class NodeHost implements ConfigService {
         if (replica.halted !== null) {
           // Told to those alone who take it for the leader: a term from here must not disturb an election.
           if (expectsLeader(message.type)) {
-            this.#disown(replica, message.from, message.term || replica.raft.term);
+            this.#outboxes.disown(replica, message.from, message.term || replica.raft.term);
           }
           return;
         }
         // As if it had been lost on the way: its sender tries again, and a quorum elsewhere does not need it.
         if (this.#diskLevel === "out" && message.entries.length > 0) return;
-        this.#guarded(replica, () => replica.step(message));
-        this.#furtherElection(replica, message);
+        this.#turns.act(replica, () => replica.step(message));
+        this.#elections.heard(replica, message);
         return;
       }
       case ItemKind.rpc:
@@ -1097,6 +766,26 @@ export class NodeHost implements ConfigService {
         // A newer peer may send what this version does not know.
         return;
     }
+  }
+
+  /**
+   * A replica that is not here any more, or sleeps and cannot wake now, leads nobody. Only of a term that it has led is
+   * that said: one that sleeps may come to lead another, and this may arrive after it did, where it would end a promise.
+   */
+  #disownFor(node: string, group: number, incarnation: number, message: Message): void {
+    const term = termLed(message);
+    if (term === 0) return;
+    this.#sleepers.forget(group);
+    const answer: Message = {
+      ...message,
+      type: MessageType.forgetLeader,
+      to: message.from,
+      from: message.to,
+      term,
+      logTerm: 0,
+      entries: [],
+    };
+    this.#outboxes.sendFor(node, group, incarnation, answer);
   }
 
   /** The others went on without this node: what it has is of another history, and nobody may be served from it. */
@@ -1126,9 +815,9 @@ export class NodeHost implements ConfigService {
     if (replica !== null) {
       replica.usedAt = this.#clock.monotonicMs();
     } else {
-      replica = this.#wake(group);
+      replica = this.#replicas.wake(group);
       // Whoever sends these believes that this replica leads; it does not remember, so it asks to lead again.
-      if (replica !== null && expectsLeader(message.type)) this.#campaignSoon(replica);
+      if (replica !== null && expectsLeader(message.type)) this.#elections.soon(replica);
     }
     if (replica === null || replica.incarnation !== incarnation || replica.id !== message.to)
       return null;
@@ -1141,11 +830,7 @@ export class NodeHost implements ConfigService {
     const news = this.#news;
     this.#refuseOtherLevels();
     for (const node of this.liveness.peers) {
-      const { control } = this.#outbox(node).frames;
-      const beat = { ...this.#leases.heartbeatTo(node), news };
-      control.add(ItemKind.heartbeat, encodeHeartbeat(beat));
-      if (incarnation > 1) control.add(ItemKind.recovered, recoveredItem(incarnation));
-      this.#flush(node);
+      this.#outboxes.heartbeat(node, { ...this.#leases.heartbeatTo(node), news }, incarnation);
     }
   }
 
@@ -1159,7 +844,7 @@ export class NodeHost implements ConfigService {
   get #news(): NodeNews {
     const { version } = this.#options;
     const { levels, level } = this.#versions;
-    return { version, levels, level: level ?? 0, leaders: this.#leadersHere };
+    return { version, levels, level: level ?? 0, leaders: this.#leaderships.here };
   }
 
   /** It could not apply what it is sent, and would be one replica less in every group: it says so and ends. */
@@ -1168,27 +853,6 @@ export class NodeHost implements ConfigService {
     if (refusal === null || this.#stopping) return;
     this.#stopping = true;
     this.#options.onFatal(new Error(refusal));
-  }
-
-  /** Groups led here that others could lead; null when it should be no more. */
-  get #leadersHere(): number | null {
-    const phase = this.directory.node(this.node)?.phase;
-    if (this.#stopping || !this.ready || phase !== undefined || this.#diskLevel !== "free")
-      return null;
-    // Each heartbeat says it, and thousands may be awake: counted again when it may have changed, or after a while.
-    const now = this.#clock.monotonicMs();
-    if (this.#leaders === null || now - this.#leadersCountedAt > LEADERS_MS) {
-      this.#leadersCountedAt = now;
-      this.#leaders = 0;
-      for (const replica of this.#replicas.values()) if (isMovable(replica)) this.#leaders += 1;
-    }
-    return this.#leaders;
-  }
-
-  #leadersOn(node: string): number | null {
-    const row = this.directory.node(node);
-    if (row === undefined || row.phase !== undefined || row.role === "gateway") return null;
-    return this.liveness.supports(node) ? (this.#versions.newsOf(node)?.leaders ?? null) : null;
   }
 
   /** The newest meaning of commands that all nodes know. */
@@ -1205,14 +869,14 @@ export class NodeHost implements ConfigService {
     return this.#versions.levels;
   }
 
-  // --- liveness and elections --------------------------------------------------------------------------------------------
+  // --- nodes and leaders that come and go ------------------------------------------------------------------------------------
 
   #nodeUp(node: string): void {
     this.#log.info({ peer: node }, "node.up");
     this.#balance.disturbed(this.#clock.monotonicMs());
     // Leaders go on with their followers there, followers look whether their leader still is one.
     for (const replica of this.#replicas.values()) {
-      if (replica.halted === null && hasMember(replica, node)) this.#mark(replica);
+      if (replica.halted === null && hasMember(replica, node)) this.#turns.mark(replica);
     }
   }
 
@@ -1225,16 +889,9 @@ export class NodeHost implements ConfigService {
     for (const replica of this.#replicas.values()) {
       if (replica.halted !== null || !hasMember(replica, node)) continue;
       const led = replica.leaderNode === node;
-      if (led) this.#contained(replica, () => replica.raft.forgetLeader());
-      this.#mark(replica);
-      if (!led || !replica.isVoter) continue;
-      const rank = this.#rankAmongLive(replica, NONE);
-      const due = now + LAPSE_SPREAD_MS + rank * LAPSE_TURN_MS;
-      this.#campaigns.set(replica, {
-        due,
-        tries: CAMPAIGN_TRIES,
-        ...(rank > 0 && { isStandby: true }),
-      });
+      if (led) this.#turns.contained(replica, () => replica.raft.forgetLeader());
+      this.#turns.mark(replica);
+      if (led && replica.isVoter) this.#elections.leaderLost(replica, now);
     }
     this.#forgetDeparted();
   }
@@ -1251,132 +908,24 @@ export class NodeHost implements ConfigService {
     }
   }
 
-  /** One of the live replicas goes first, another one for each group; the others follow by their own timers. */
-  #isFirstToCampaign(replica: Replica): boolean {
-    return this.#rankAmongLive(replica, NONE) === 0;
-  }
-
-  /** Its place in the order of the live voters without `except`, which is another one for each group. */
-  #rankAmongLive(replica: Replica, except: ReplicaId): number {
-    const alive = [...replica.voters()]
-      .filter(([id, node]) => id !== except && this.liveness.supports(node))
-      .map(([id]) => id)
-      .sort((left, right) => left - right);
-    const place = alive.indexOf(replica.id);
-    const first = replica.group % alive.length;
-    // One without a vote comes after all that have one.
-    return place < 0 ? alive.length : (place - first + alive.length) % alive.length;
-  }
-
-  #campaignSoon(replica: Replica): void {
-    if (this.#campaigns.has(replica)) return;
-    this.#campaigns.set(replica, { due: this.#clock.monotonicMs(), tries: CAMPAIGN_TRIES });
-    if (this.#campaignsDeferred) return;
-    // Somebody waits: do it in this turn, not at the next pulse.
-    this.#campaignsDeferred = true;
-    this.#clock.defer(() => this.#runDeferredCampaigns());
-  }
-
-  #runDeferredCampaigns(): void {
-    if (!this.#campaignsDeferred) return;
-    this.#campaignsDeferred = false;
-    this.#runCampaigns(this.#clock.monotonicMs());
-  }
-
-  /**
-   * What is said in an election that brings no leader, so that nobody waits for a timer: who has more than the one that
-   * asks for votes asks instead, one after the other; and who was refused asks again.
-   */
-  #furtherElection(replica: Replica, message: Message): void {
-    const { raft } = replica;
-    if (replica.halted !== null || raft.isLeader || raft.lead !== NONE) return;
-    const campaign = this.#campaigns.get(replica);
-    const now = this.#clock.monotonicMs();
-    switch (message.type) {
-      case MessageType.preVote:
-      case MessageType.requestVote: {
-        if (raft.role !== "follower" || (campaign !== undefined && campaign.isStandby !== true))
-          return;
-        if (!raft.isAheadOf(message)) {
-          // Who goes first is at it.
-          const due = now + LAPSE_TURN_MS;
-          if (campaign !== undefined) this.#campaigns.set(replica, { ...campaign, due });
-          return;
-        }
-        this.#campaigns.delete(replica);
-        const rank = this.#rankAmongLive(replica, message.from);
-        if (rank === 0) return this.#campaignSoon(replica);
-        this.#campaigns.set(replica, { due: now + rank * PULSE_MS, tries: CAMPAIGN_TRIES });
-        return;
-      }
-      case MessageType.preVoteResponse:
-      case MessageType.requestVoteResponse: {
-        // Where two asked at once, and the third is gone, neither ever hears that it lost.
-        if (campaign === undefined || !message.reject || raft.awaitsVotes) return;
-        const lost = CAMPAIGN_TRIES - campaign.tries - 1;
-        // Refused was one that its own timer began; this one keeps its time.
-        if (lost < 0) return;
-        const wait = Math.min(CAMPAIGN_RETRY_MS, CAMPAIGN_LOST_MS * 2 ** lost);
-        const due = now + wait + this.#prng.below(wait);
-        if (due < campaign.due) this.#campaigns.set(replica, { ...campaign, due });
-        return;
-      }
-      default:
-        return;
-    }
-  }
-
-  #runCampaigns(now: number): void {
-    let started = 0;
-    for (const [replica, { due, tries }] of this.#campaigns) {
-      if (due > now) continue;
-      if (started >= CAMPAIGNS_PER_PULSE) return;
-      this.#campaigns.delete(replica);
-      const { raft } = replica;
-      if (raft.isBarred && replica.halted === null) {
-        const end = this.#leases.barredUntilMs + this.#prng.below(PULSE_MS);
-        this.#campaigns.set(replica, { due: Math.max(end, now + 1), tries });
-        continue;
-      }
-      const leader = replica.leaderNode;
-      const settled = raft.isLeader || (leader !== null && this.liveness.supports(leader));
-      if (replica.halted !== null || settled || this.#replicas.get(replica.group) !== replica)
-        continue;
-      started += 1;
-      // A tenant's group without a term has no leader to be disturbed. At a cluster's beginning there is no hurry: what
-      // the nodes know of each other by then decides at which level it begins.
-      const isFirst = raft.term === 0 && replica.group !== SYSTEM_GROUP;
-      this.#guarded(replica, () => raft.campaign(isFirst));
-      if (tries > 1) {
-        const wait = CAMPAIGN_RETRY_MS + this.#prng.below(CAMPAIGN_RETRY_MS);
-        this.#campaigns.set(replica, { due: now + wait, tries: tries - 1 });
-      }
-    }
-  }
-
   #leaderChanged(replica: Replica): void {
     const { tenant, group, raft } = replica;
     this.#log.debug(
       { tenant, group, leader: replica.leaderNode, term: raft.term, role: raft.role },
       "replica.leader_changed",
     );
-    this.#leaders = null;
     this.#settings.leaderChanged(replica);
     if (raft.isLeader) {
       this.#membership.look(group);
       this.#balance.leads(replica, this.#clock.monotonicMs());
     }
-    if (this.#diskLevel !== "free" && !this.#isBlind) {
-      // What comes back, or begins, is offered at once.
-      this.#offeredAt.delete(replica);
-      if (raft.isLeader) this.#handingOver.push(replica);
-    }
+    this.#leaderships.leaderChanged(replica);
     if (raft.lead !== NONE) this.requests.led(group);
   }
 
   /** What the turns and the group's beginning have against a proposal to a leader here; null: nothing. */
   #refusal(replica: Replica): ProposalResult | null {
-    if (this.#journalFull) return { kind: "overloaded" };
+    if (this.#turns.journalFull) return { kind: "overloaded" };
     // A leader of this very turn: what it has to say first is not in its log yet.
     return this.#settings.hasBegun(replica) ? null : { kind: "not-leader" };
   }
@@ -1389,171 +938,27 @@ export class NodeHost implements ConfigService {
     return encoder.encode(JSON.stringify(command));
   }
 
-  // --- waking and sleeping -----------------------------------------------------------------------------------------------
+  // --- checkpoints -------------------------------------------------------------------------------------------------------
 
-  /** Brings a replica of this node into memory. Null: it is not this node's, or there is no room now. */
-  #wake(group: number): Replica | null {
-    const present = this.#replicas.get(group);
-    if (present !== undefined) return present;
-    if (!this.#cold.mayOpen(group)) return null;
-    try {
-      return this.#wakeCold(group);
-    } catch (error) {
-      // Nothing is wrong with it: too many others are busy, and whoever asks asks again.
-      if (error instanceof Problem && error.code === "overloaded") return null;
-      // One tenant's environment must not stop the others, nor whoever happened to ask for it.
-      this.#cold.setAside(group, error);
-      return null;
+  /** Of what keeps an environment open while it lasts, so many at once: four kinds of it share what may be open. */
+  #busyMax(max: number): number {
+    return Math.min(max, Math.max(1, Math.floor(this.#options.environments.cap / 4)));
+  }
+
+  #stored(replica: Replica, error: Error | null): void {
+    this.#checkpoints.ended(replica);
+    if (error !== null) {
+      // After a failed commit nobody knows what an environment holds.
+      this.#options.onFatal(
+        new Error(`Cannot write the environment of tenant ${replica.tenant}: ${error.message}`, {
+          cause: error,
+        }),
+      );
+      return;
     }
-  }
-
-  #wakeCold(group: number): Replica | null {
-    const identity = group === SYSTEM_GROUP ? this.#systemMeta() : this.#directoryMeta(group);
-    if (identity === null) return null;
-    if (this.#replicas.size >= this.#tuning.awakeLimit) {
-      const now = this.#clock.monotonicMs();
-      if (now - this.#fullToldAt > FULL_NOTICE_MS) {
-        this.#fullToldAt = now;
-        this.#log.warn({ awake: this.#replicas.size }, "replicas.full");
-      }
-      return null;
-    }
-    const found = this.#cold.open(identity);
-    if (found === null) return null;
-    const { environment, records } = found;
-    let { damage } = found;
-    let replica: Replica;
-    try {
-      replica = this.#load(identity, environment, damage === null ? records : null);
-    } catch (error) {
-      // The journal and the environment contradict each other: this replica cannot be trusted, its neighbours can.
-      this.#log.error({ tenant: identity.tenant, group, err: error }, "replica.unreadable");
-      damage ??= error instanceof Error ? error.message : String(error);
-      replica = this.#load(identity, environment, null);
-    }
-    this.#replicas.set(group, replica);
-    replica.usedAt = this.#clock.monotonicMs();
-    this.#schedules.set(group, replica.dueAt);
-    if (damage !== null) {
-      // A vote or an acknowledged entry may be gone: it must neither vote nor answer (invariant 2).
-      this.#log.error({ tenant: replica.tenant, group, damage }, "replica.journal_damaged");
-      replica.halt(`Journal is damaged: ${damage}`);
-      return replica;
-    }
-    this.#mark(replica);
-    return replica;
-  }
-
-  #load(
-    identity: ReplicaMeta,
-    environment: Environment,
-    /** Null: they cannot be trusted. */
-    records: readonly RecoveredRecord[] | null,
-  ): Replica {
-    const isStored = environment.meta() !== null;
-    const { meta, log, sequence, isFresh } = recoverLog(environment, identity, records ?? []);
-    const replica = new Replica({
-      meta,
-      log,
-      environment,
-      hooks: this.#replicaHooks,
-      random: this.#prng.fork(),
-      supports: (id) => {
-        const node = replica.nodeOf(id);
-        return node !== undefined && this.liveness.supports(node);
-      },
-      leases: this.#leases.supportOf((id) => replica.nodeOf(id)),
-      bond: this.#leases.awake(identity.group, identity.replica),
-      leadership: this.#sleepers.awake(identity.group, identity.replica),
-      semanticsMax: this.#versions.levels.max,
-      // Every request asks for its tenant's row.
-      ...(identity.group === SYSTEM_GROUP && { rowsKept: this.#tuning.awakeMax }),
-      sequence,
-      logKept: {
-        entries: this.#tuning.logKeptEntries,
-        bytes: this.#tuning.logKeptBytes,
-        bytesForLagging: this.#tuning.logKeptBytesForLagging,
-      },
-    });
-    replica.startFrom(isStored ? meta.sequence : 0, isStored ? meta.applied : 0);
-    if (isFresh && records !== null) {
-      // Its first record says who it is; the environment says so too from its first checkpoint on.
-      this.#records.push({
-        group: replica.group,
-        payload: createRecord(meta),
-        replica,
-        append: null,
-      });
-    }
-    return replica;
-  }
-
-  #systemMeta(): ReplicaMeta | null {
-    if (this.#identity === null) return null;
-    const { incarnation = 1 } = this.#identity;
-    const system = { tenant: SYSTEM_TENANT, group: SYSTEM_GROUP, incarnation };
-    return freshMeta(system, this.#identity.id, this.#identity.initial);
-  }
-
-  #directoryMeta(group: number): ReplicaMeta | null {
-    const row = this.directory.byGroup(group);
-    if (row === undefined) return null;
-    const own = replicaOn(row.placement, this.node);
-    if (own === undefined || !this.#isOwn(own, row)) return null;
-    const initial = row.initial ?? row.placement.replicas;
-    const members = initial.map(({ node, id }) => ({ node, id }));
-    return freshMeta({ tenant: row.tenant, group, incarnation: row.incarnation }, own.id, members);
-  }
-
-  /** It was placed on this disk, and not on one that was here before (invariant 9). */
-  #isOwn(replica: PlacedReplica, row: TenantRow): boolean {
-    const { diskId } = this.#options;
-    if (diskId === undefined) return true;
-    const known = this.directory.node(this.node);
-    const isInitial = this.systemInitial.some(({ id }) => id === this.#identity?.id);
-    if (known === undefined) return isInitial;
-    return (known.disk === undefined || known.disk === diskId) && !isLost(replica, row, known);
-  }
-
-  /** Beyond `awakeMax` the longest unused replicas sleep early. */
-  #makeRoom(now: number): void {
-    if (now - this.#roomMadeAt < MAKE_ROOM_MS) return;
-    this.#roomMadeAt = now;
-    const excess = this.#replicas.size - this.#tuning.awakeMax;
-    if (excess > 0) this.#sleep(SLEEP_FOR_ROOM_MS, excess + AWAKE_SPARE);
-  }
-
-  /** Puts the longest unused replicas to sleep, or checkpoints them so that they can be next time. */
-  #sleep(unusedMs: number, countMax: number): void {
-    const now = this.#clock.monotonicMs();
-    const sleepers: Replica[] = [];
-    for (const replica of this.#replicas.values()) {
-      const { group } = replica;
-      if (group === SYSTEM_GROUP || now - replica.usedAt <= unusedMs) continue;
-      const used = this.hub.watched(group) || this.requests.isAwaited(group) || replica.pinned;
-      // Asleep, it would not notice a lagging peer's node come back, whose watchers would wait for the next use.
-      if (replica.raft.isLeader && !replica.raft.nobodyLacksAnything) continue;
-      // Nor that its members shall be others: it stays to be offered to who has a directory (simulation, seed 450003739).
-      if (replica.raft.isLeader && this.#isBlind && this.#heirs(replica).length > 0) continue;
-      if (replica.halted === null && replica.idle && !used) sleepers.push(replica);
-    }
-    sleepers.sort((left, right) => left.usedAt - right.usedAt);
-    for (const replica of sleepers.slice(0, countMax)) {
-      if (replica.needsCheckpoint) this.#checkpoints.queue(replica.group);
-      else this.#close(replica);
-    }
-  }
-
-  /** Everything of it is in its environment: it is cold once that is closed. */
-  #close(replica: Replica): void {
-    this.#replicas.delete(replica.group);
-    this.#leaders = null;
-    this.#ticking.delete(replica);
-    this.requests.gone(replica.group);
-    this.#leases.asleep(replica.group, replica.id, replica.raft.bond);
-    this.#sleepers.asleep(replica.group, replica.id, replica.raft.leadership);
-    replica.abandon();
-    this.#cold.close(replica);
+    this.#options.journal.release(replica.group, replica.sequenceStored);
+    if (replica.halted === null && replica.restoring) this.#options.onBulkStored?.();
+    this.#turns.act(replica, () => replica.resumeLane());
   }
 
   /**
@@ -1586,29 +991,6 @@ export class NodeHost implements ConfigService {
     return (
       segments > BLIND_SEGMENTS_FACTOR * this.#tuning.journalSegments || this.#diskLevel !== "free"
     );
-  }
-
-  // --- checkpoints -------------------------------------------------------------------------------------------------------
-
-  /** Of what keeps an environment open while it lasts, so many at once: four kinds of it share what may be open. */
-  #busyMax(max: number): number {
-    return Math.min(max, Math.max(1, Math.floor(this.#options.environments.cap / 4)));
-  }
-
-  #stored(replica: Replica, error: Error | null): void {
-    this.#checkpoints.ended(replica);
-    if (error !== null) {
-      // After a failed commit nobody knows what an environment holds.
-      this.#options.onFatal(
-        new Error(`Cannot write the environment of tenant ${replica.tenant}: ${error.message}`, {
-          cause: error,
-        }),
-      );
-      return;
-    }
-    this.#options.journal.release(replica.group, replica.sequenceStored);
-    if (replica.halted === null && replica.restoring) this.#options.onBulkStored?.();
-    this.#guarded(replica, () => replica.resumeLane());
   }
 
   // --- what was applied ----------------------------------------------------------------------------------------------------
@@ -1651,8 +1033,8 @@ export class NodeHost implements ConfigService {
       if (isNews && isAlone && isFirst && row.revision === event.revision) {
         // After this turn, which answers who created it.
         this.#clock.defer(() => {
-          const replica = this.#wake(row.group);
-          if (replica !== null && replica.raft.lead === NONE) this.#campaignSoon(replica);
+          const replica = this.#replicas.wake(row.group);
+          if (replica !== null && replica.raft.lead === NONE) this.#elections.soon(replica);
         });
       }
       const present = row === undefined ? undefined : this.#replicas.get(row.group);
@@ -1684,10 +1066,10 @@ export class NodeHost implements ConfigService {
     this.requests.gone(group);
     this.hub.end(group, reason);
     replica.halt(reason);
-    this.#leaders = null;
+    this.#leaderships.changed();
     this.#snapshots.forget(replica);
     this.#replicas.delete(group);
-    this.#ticking.delete(replica);
+    this.#turns.forget(replica);
     this.#cold.removeStopped(replica);
   }
 
@@ -1800,7 +1182,7 @@ export class NodeHost implements ConfigService {
             new Problem("overloaded", "Too many tenants are read as a whole on this node"),
           );
         let taken: ReplicaSnapshot | null = null;
-        this.#contained(replica, () => {
+        this.#turns.contained(replica, () => {
           taken = replica.snapshot();
         });
         const snapshot = taken as ReplicaSnapshot | null;
@@ -1921,20 +1303,6 @@ export class NodeHost implements ConfigService {
 
   onExchange(handler: (from: string, request: Uint8Array) => Promise<Uint8Array>): void {
     this.#exchangeHandler = handler;
-  }
-}
-
-/** Few and small, and what elections wait for: they must not queue behind log entries. */
-function isUrgent(type: MessageType): boolean {
-  switch (type) {
-    case MessageType.requestVote:
-    case MessageType.requestVoteResponse:
-    case MessageType.preVote:
-    case MessageType.preVoteResponse:
-    case MessageType.timeoutNow:
-      return true;
-    default:
-      return false;
   }
 }
 

@@ -14,6 +14,7 @@ import type {
   Transport,
 } from "./ports.ts";
 import type { Replica } from "./replica.ts";
+import type { Replicas } from "./replicas.ts";
 import type { NodeNews, Versions } from "./versions.ts";
 
 /** Damaged replicas that are named. */
@@ -45,7 +46,7 @@ export interface StatusParts {
   readonly given: number;
   readonly cold: ColdReplicas;
   /** Those in memory, by group. */
-  readonly replicas: ReadonlyMap<number, Replica>;
+  readonly replicas: Pick<Replicas, "get" | "values" | "size">;
 }
 
 export function clusterStatus(options: StatusOptions, parts: StatusParts): ClusterStatus {
