@@ -98,7 +98,10 @@ export const backupRoutes: readonly Route[] = [
     handle: async (call, _input, { service }) => {
       const tenant = call.params["tenant"] as string;
       const options = { consistency: "linearizable", evenRestoring: true } as const;
-      const state = await service.read(tenant, options, (view) => getMeta(view).restore);
+      const state = await service.read(tenant, options, (view) => {
+        call.revision = view.revision;
+        return getMeta(view).restore;
+      });
       if (state === undefined)
         throw new Problem("not-found", `Tenant ${tenant} is not being restored`);
       const { source, part, rows, last } = state;
@@ -138,7 +141,11 @@ export const backupRoutes: readonly Route[] = [
     handle: async (call, { body }, context: Context) => {
       const action = { op: "restore.finish", rows: body.rows } as const;
       const changed = await change<"restore.finish">(call, context, action);
-      return changedAnswer(changed, { ...changed.result, revision: changed.revision });
+      return changedAnswer(
+        changed,
+        { ...changed.result, revision: changed.revision },
+        { location: `/v1/tenants/${call.params["tenant"]}` },
+      );
     },
   }),
 ];

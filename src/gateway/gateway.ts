@@ -38,6 +38,7 @@ import {
   jsonBody,
   minRevisionOf,
   noneMatch,
+  parseQuery,
   problemAnswer,
   readQuery,
   tokenOf,
@@ -373,6 +374,8 @@ class Door {
           },
           "gateway.request",
         );
+      // What is not read from the tenant's rows is answered at some revision of theirs all the same.
+      if (answer.status < 400) call.revision ??= this.#revisionHere(route, call);
       return this.#respond(answer, call, how.isLate);
     } catch (error) {
       return this.#failed(call.request, call.requestId, error);
@@ -406,12 +409,15 @@ class Door {
 
   /** Who was not let in does not learn how far a tenant is; everybody else does, also where nothing was read. */
   #revisionAt(route: Route, { code }: Problem, call: Call): number | null {
-    const { tenant } = call.params;
     const { status } = problems[code];
-    if (call.principal === null || tenant === undefined || status === 401 || status === 403)
-      return null;
-    if (route.byDirectory) return call.revision;
-    return call.revision ?? this.#service.viewNow(tenant)?.revision ?? null;
+    if (call.principal === null || status === 401 || status === 403) return null;
+    return call.revision ?? this.#revisionHere(route, call);
+  }
+
+  #revisionHere(route: Route, { params: { tenant } }: Call): number | null {
+    return tenant === undefined || route.byDirectory
+      ? null
+      : (this.#service.viewNow(tenant)?.revision ?? null);
   }
 
   #failed(request: Request, requestId: string, error: unknown): Response {
@@ -828,7 +834,7 @@ const queryLengthMax = 256;
 function queryOf(text: string): URLSearchParams {
   let query = queries.get(text);
   if (query !== undefined) return query;
-  query = new URLSearchParams(text);
+  query = parseQuery(text);
   if (text.length > queryLengthMax || query.has("token")) return query;
   if (queries.size >= queriesMax) queries.clear();
   queries.set(text, query);

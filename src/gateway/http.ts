@@ -8,7 +8,7 @@ import type { Static, TObject, TSchema } from "@sinclair/typebox";
 import { TypeCompiler, type TypeCheck } from "@sinclair/typebox/compiler";
 import { Problem, problems, type ProblemBody, type ProblemDetailError } from "../api/problems.ts";
 import type { KeyKind } from "../machine/rows.ts";
-import { parseJsonText } from "../model/json.ts";
+import { memberCount, parseJsonText, repeatedName } from "../model/json.ts";
 import { escapePointer, shown } from "../model/names.ts";
 import type { OpenStream } from "./streams.ts";
 
@@ -290,20 +290,32 @@ export function parseJson(bytes: Uint8Array): unknown {
   } catch (error) {
     throw new Problem("malformed-json", "The body is not UTF-8", { cause: error });
   }
-  const { depth, inexact } = survey(text);
+  const { depth, inexact, members } = survey(text);
   if (depth > jsonDepthMax)
     throw new Problem("malformed-json", `Nest JSON at most ${jsonDepthMax} levels deep`);
   if (inexact !== null)
     throw invalid(
       `Send ${shown(inexact)} within a string, or the whole content as text: as a JSON number it would lose digits`,
     );
+  let value: unknown;
   try {
-    return parseJsonText(text);
+    value = parseJsonText(text);
   } catch (error) {
     throw new Problem("malformed-json", `The body is not JSON: ${positionOf(error)}`, {
       cause: error,
     });
   }
+  // Counting is cheap; where a name was given twice is looked for only when one was.
+  if (memberCount(value) !== members) throw givenTwice(text);
+  return value;
+}
+
+/** The parser keeps the last of several: which one was meant nobody can know (RFC 8259 §4). */
+function givenTwice(text: string): Problem {
+  const pointer = repeatedName(text) ?? "";
+  return invalid(`Give each name once in its object: ${shown(pointer)} comes twice`, [
+    { pointer, detail: "Given more than once" },
+  ]);
 }
 
 /** Where the parser stopped, without the excerpt of the body that engines put into their messages. */
@@ -314,10 +326,19 @@ function positionOf(error: unknown): string {
     : `wrong sign at position ${position[1]}`;
 }
 
-/** How deep JSON text nests, and the first integer in it that parsing would silently change. */
-function survey(text: string): { readonly depth: number; readonly inexact: string | null } {
+interface Survey {
+  readonly depth: number;
+  /** The first integer that parsing would silently change. */
+  readonly inexact: string | null;
+  /** Of all its objects together, if it is JSON. */
+  readonly members: number;
+}
+
+/** What parsing would not tell of a JSON text. */
+function survey(text: string): Survey {
   let depth = 0;
   let deepest = 0;
+  let members = 0;
   let quoted = false;
   let inexact: string | null = null;
   for (let i = 0; i < text.length; i++) {
@@ -326,6 +347,7 @@ function survey(text: string): { readonly depth: number; readonly inexact: strin
       if (code === 0x5c) i++;
       else if (code === 0x22) quoted = false;
     } else if (code === 0x22) quoted = true;
+    else if (code === 0x3a) members++;
     else if (code === 0x7b || code === 0x5b) deepest = Math.max(deepest, ++depth);
     else if (code === 0x7d || code === 0x5d) depth--;
     else if (code >= 0x30 && code <= 0x39) {
@@ -334,7 +356,7 @@ function survey(text: string): { readonly depth: number; readonly inexact: strin
       if (i - start >= exactDigits) inexact ??= inexactIn(text.slice(start, i + 1));
     }
   }
-  return { depth: deepest, inexact };
+  return { depth: deepest, inexact, members };
 }
 
 /** Integers of so many digits are exact as doubles. */
@@ -451,11 +473,39 @@ const readLately = new WeakMap<
   }
 >();
 
+/** Queries in which something is percent-encoded, but not as UTF-8: the parameter, as far as it can be read. */
+const illEncoded = new WeakMap<URLSearchParams, string>();
+
+/** A query as it came, without the question mark. What is wrong with its encoding `readQuery` tells. */
+export function parseQuery(text: string): URLSearchParams {
+  const query = new URLSearchParams(text);
+  if (!text.includes("%") || isUtf8(text)) return query;
+  const pair = text.split("&").find((one) => !isUtf8(one)) ?? "";
+  const [name = ""] = new URLSearchParams(pair).keys();
+  illEncoded.set(query, name);
+  return query;
+}
+
+/** A sign % that encodes nothing is taken as it is, as the URL standard has it. */
+function isUtf8(encoded: string): boolean {
+  try {
+    decodeURIComponent(encoded.replaceAll(/%(?![0-9a-f]{2})/gi, "%25"));
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 function valuesOf(
   query: URLSearchParams,
   schema: TObject | null,
   labels: boolean,
 ): Record<string, unknown> {
+  const broken = illEncoded.get(query);
+  if (broken !== undefined) {
+    const detail = "Percent-encode the query as UTF-8";
+    throw invalid(detail, [{ pointer: `/query/${escapePointer(broken)}`, detail }]);
+  }
   const values: Record<string, unknown> = {};
   for (const [name, text] of query) {
     if (labels && name.startsWith("label.")) continue;

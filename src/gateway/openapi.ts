@@ -23,7 +23,9 @@ export function openApi(routes: readonly Route[], version: string): Json {
       version,
       description:
         "Configuration as a serverless service: a Raft group per tenant, watchable, durable, multi-tenant. " +
-        "Every answer of a tenant carries Conflux-Revision; every problem is RFC 9457 problem+json.",
+        "Every answer from a tenant's own state carries Conflux-Revision, its commit counter. What the cluster's directory answers " +
+        "(tenants, issuers, nodes) carries none: the revision in its bodies and ETags is the directory's. " +
+        "Every problem is RFC 9457 problem+json.",
       license: { name: "Apache-2.0", identifier: "Apache-2.0" },
     },
     servers: [{ url: "/" }],
@@ -39,17 +41,35 @@ export function openApi(routes: readonly Route[], version: string): Json {
   };
 }
 
+/** What else an answer of this status says, and clients may count on. A dry run made nothing that has an address. */
+export function headersOf(route: Route, status: number): Readonly<Record<string, string>> {
+  const isOfTenant = route.path.startsWith("/v1/tenants/:tenant") && !route.byDirectory;
+  return {
+    ...(isOfTenant &&
+      status < 300 && { "Conflux-Revision": "The tenant's revision that this answer reflects" }),
+    // Of many there is not one address.
+    ...(status === 201 && route.id !== "createTenants" && { Location: "Where it is from now on" }),
+  };
+}
+
 function operation(route: Route, components: Json): Json {
   const responses: Json = {};
   for (const [status, { description, schema, media = "application/json" }] of Object.entries(
     route.responses,
-  ))
+  )) {
+    const headers = Object.entries(headersOf(route, Number(status)));
     responses[status] = {
       description,
+      ...(headers.length > 0 && {
+        headers: Object.fromEntries(
+          headers.map(([name, what]) => [name, { description: what, schema: { type: "string" } }]),
+        ),
+      }),
       ...(schema !== undefined && {
         content: { [media]: { schema: schemaOf(schema, components) } },
       }),
     };
+  }
   responses["default"] =
     route.errors === "ofrep"
       ? {

@@ -267,10 +267,11 @@ const keyRoutes: readonly Route[] = [
         },
       });
       guardReplayedKey(changed.result.key.id, keyId);
-      return changedAnswer(changed, {
-        ...keyAnswer(changed.result.key),
-        ...(!call.dryRun && { token }),
-      });
+      return changedAnswer(
+        changed,
+        { ...keyAnswer(changed.result.key), ...(!call.dryRun && { token }) },
+        { location: keyPath(call, keyId) },
+      );
     },
   }),
   route({
@@ -300,11 +301,15 @@ const keyRoutes: readonly Route[] = [
       });
       const { key, replaced } = changed.result;
       guardReplayedKey(key.id, keyId);
-      return changedAnswer(changed, {
-        ...keyAnswer(key),
-        ...(!call.dryRun && { token }),
-        replaces: { id: replaced.id, expiresAt: time(replaced.expiresAt) },
-      });
+      return changedAnswer(
+        changed,
+        {
+          ...keyAnswer(key),
+          ...(!call.dryRun && { token }),
+          replaces: { id: replaced.id, expiresAt: time(replaced.expiresAt) },
+        },
+        { location: keyPath(call, keyId) },
+      );
     },
   }),
   route({
@@ -407,7 +412,10 @@ const namespaceRoutes: readonly Route[] = [
         ...precondition(call),
       });
       const row = changed.result.namespace;
-      return changedAnswer(changed, namespaceAnswer(row), { etag: revisionTag(row.revision) });
+      return changedAnswer(changed, namespaceAnswer(row), {
+        etag: revisionTag(row.revision),
+        location: `/v1/tenants/${call.params["tenant"]}/namespaces/${row.namespace}`,
+      });
     },
   }),
 ];
@@ -621,6 +629,10 @@ function newTenant(
     ...(description !== undefined && { description }),
   };
   return { keyId, token, command };
+}
+
+function keyPath(call: Call, id: string): string {
+  return `/v1/tenants/${call.params["tenant"]}/keys/${id}`;
 }
 
 function noKey(id: string): Problem {

@@ -3,6 +3,7 @@
  * in some and not in others), and that refuses what it would let pass: names given twice and unbounded depth. And the
  * canonical form of RFC 8785, so that equal values have equal hashes.
  */
+import { escapePointer } from "./names.ts";
 import { loneSurrogateAt } from "./utf8.ts";
 
 export const depthMax = 100;
@@ -130,6 +131,64 @@ function scanArray(text: string, start: number, depth: number): number {
   }
 }
 
+/**
+ * Members of all objects in a parsed value. A text with more of them, which is as many as it has colons outside of
+ * strings, gives some name twice.
+ */
+export function memberCount(value: unknown): number {
+  if (typeof value !== "object" || value === null) return 0;
+  let count = 0;
+  if (Array.isArray(value)) {
+    for (const item of value) if (typeof item === "object") count += memberCount(item);
+    return count;
+  }
+  const object = value as Readonly<Record<string, unknown>>;
+  for (const name of Object.keys(object)) {
+    count++;
+    const item = object[name];
+    if (typeof item === "object") count += memberCount(item);
+  }
+  return count;
+}
+
+/**
+ * Where an object first gives a name again, as a JSON Pointer.
+ * @param text that is known to be JSON, of bounded depth
+ */
+export function repeatedName(text: string): string | null {
+  return repeatedIn(text, 0).pointer;
+}
+
+/** @returns the pointer from this value on, if there is one; else the offset after it */
+function repeatedIn(
+  text: string,
+  from: number,
+): { readonly pointer: string | null; readonly end: number } {
+  let at = skipSpace(text, from);
+  const isObject = text[at] === "{";
+  if (!isObject && text[at] !== "[") return { pointer: null, end: readValue(text, at).end };
+  const close = isObject ? "}" : "]";
+  const names = new Set<string>();
+  let index = 0;
+  at = skipSpace(text, at + 1);
+  while (text[at] !== close) {
+    let step = String(index++);
+    if (isObject) {
+      const name = readValue(text, at);
+      step = name.value as string;
+      if (names.has(step)) return { pointer: `/${escapePointer(step)}`, end: at };
+      names.add(step);
+      at = skipSpace(text, name.end) + 1;
+    }
+    const item = repeatedIn(text, at);
+    if (item.pointer !== null)
+      return { pointer: `/${escapePointer(step)}${item.pointer}`, end: at };
+    at = skipSpace(text, item.end);
+    if (text[at] === ",") at = skipSpace(text, at + 1);
+  }
+  return { pointer: null, end: at + 1 };
+}
+
 /** A name that is one escaped character. */
 const oneEscaped = /"\\(?:u[0-9a-fA-F]{4}|[^u])"[ \t\n\r]*:/;
 
@@ -249,8 +308,8 @@ function writeCanonical(
     if (loneSurrogateAt(name) >= 0)
       return { pointer, detail: "Give well-formed Unicode names: half of a pair is missing" };
     parts.push(i > 0 ? "," : "", JSON.stringify(name), ":");
-    const step = name.replaceAll("~", "~0").replaceAll("/", "~1");
-    const problem = writeCanonical(object[name], `${pointer}/${step}`, depth + 1, parts);
+    const at = `${pointer}/${escapePointer(name)}`;
+    const problem = writeCanonical(object[name], at, depth + 1, parts);
     if (problem !== null) return problem;
   }
   parts.push("}");

@@ -7,6 +7,7 @@ import {
   type Gateway,
   type GatewaySettings,
 } from "../../src/gateway/gateway.ts";
+import { headersOf } from "../../src/gateway/openapi.ts";
 import { hashToken } from "../../src/gateway/tokens.ts";
 import { rootToken, SoloCluster } from "./solo_service.ts";
 
@@ -33,6 +34,10 @@ function checkAnswer(method: string, path: string, answer: Answer): void {
   if (route === undefined || answer.status === 304 || answer.status === 204) return;
   const declared = route.responses[answer.status];
   if (declared === undefined) throw new Error(`${route.id} does not declare ${answer.status}`);
+  const isReal = answer.headers.get("conflux-dry-run") === null;
+  for (const name of Object.keys(headersOf(route, answer.status)))
+    if (answer.headers.get(name) === null && (isReal || name !== "Location"))
+      throw new Error(`${route.id} answers ${answer.status} without ${name}`);
   if (declared.schema === undefined || declared.media === "*/*") return;
   const type = answer.headers.get("content-type");
   if (type?.startsWith("text/event-stream") === true || type === "application/x-ndjson") return;

@@ -273,6 +273,32 @@ describe("bodies", () => {
     expect((await call("GET", `${N}/configs/digits`)).status).toBe(404);
   });
 
+  test.each([
+    ['{"content":{"max":1,"max":2}}', "/content/max"],
+    ['{"content":1,"content":2}', "/content"],
+    ['{"content":[{"a/b":{"x":1,"~":2,"\\u007e":3}}]}', "/content/0/a~1b/~0"],
+    ['{"content":{"a":{"__proto__":1},"":{"__proto__":1,"__proto__":1}}}', "/content//__proto__"],
+    ['{"content":"a:b","message":"{\\"a\\":1}","content":"a:b"}', "/content"],
+  ])("a name given twice is refused, not the last one taken: %s", async (raw, pointer) => {
+    const answer = await call("PUT", `${N}/configs/twice`, { raw });
+    expect([answer.status, answer.body.code]).toEqual([400, "invalid"]);
+    expect(answer.body.errors).toEqual([{ pointer, detail: "Given more than once" }]);
+    expect((await call("GET", `${N}/configs/twice`)).status).toBe(404);
+  });
+
+  test("what looks like a name given twice passes", async () => {
+    for (const content of [
+      [{ a: 1 }, { a: 1 }],
+      { a: { a: { a: 1 } }, "a:": ":", ":": '"a":' },
+      { constructor: 1, toString: 2, "": { "": null } },
+    ]) {
+      const answer = await call("PUT", `${N}/configs/once?dryRun=true`, { body: { content } });
+      expect([content, answer.status]).toEqual([content, 201]);
+    }
+    const proto = '{"content":{"__proto__":{"__proto__":1}}}';
+    expect((await call("PUT", `${N}/configs/once?dryRun=true`, { raw: proto })).status).toBe(201);
+  });
+
   test("numbers that stay what they are, and digits within strings, pass", async () => {
     const text = '{"a":12345678901234567890}';
     const exact =
@@ -351,6 +377,29 @@ describe("names and queries", () => {
     const answer = await h.call("GET", path);
     expect([answer.status, answer.body.code]).toEqual([400, "invalid"]);
     expect(answer.body.errors[0].pointer).toBe(pointer);
+  });
+
+  test.each([
+    [`${N}/values/cfg?label.a=%ff`, "/query/label.a"],
+    [`${N}/values?label.a=b&label.c=x%C3`, "/query/label.c"],
+    [`${N}/values/cfg?label.%e2%82=b`, "/query/label.\ufffd"],
+    [`${N}/watch?wait=0s&prefix=%ed%a0%80`, "/query/prefix"],
+    [`${N}/flagd.json?label.a=%ff`, "/query/label.a"],
+    [`/v1/tenants?cursor=%ff`, "/query/cursor"],
+    [`${N}/values/cfg?label.a=${"x".repeat(300)}%ff`, "/query/label.a"],
+  ])("%s, which is not UTF-8, is refused and not replaced", async (path, pointer) => {
+    for (let times = 0; times < 2; times++) {
+      const answer = await h.call("GET", path);
+      expect([answer.status, answer.body.code]).toEqual([400, "invalid"]);
+      expect(answer.body.errors).toEqual([
+        { pointer, detail: "Percent-encode the query as UTF-8" },
+      ]);
+    }
+  });
+
+  test("a label may hold any text, the sign of replacement and a percent sign too", async () => {
+    for (const text of ["%EF%BF%BD", "%f0%9f%98%80", "50%", "%zz"])
+      expect((await h.call("GET", `${N}/values/cfg?label.a=${text}`)).status).toBe(200);
   });
 
   test("64 labels are fine, 65 are not", async () => {

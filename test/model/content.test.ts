@@ -4,7 +4,13 @@ import * as fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { Prng } from "../../src/lib/prng.ts";
 import { contentHash, mediaType, prepareContent, useDigest } from "../../src/model/content.ts";
-import { canonicalJson, parseJsonText, scanJson } from "../../src/model/json.ts";
+import {
+  canonicalJson,
+  memberCount,
+  parseJsonText,
+  repeatedName,
+  scanJson,
+} from "../../src/model/json.ts";
 import {
   checkConfigName,
   checkLabelName,
@@ -121,6 +127,40 @@ describe("parseJsonText()", () => {
     );
     expect(parseJsonText('{ "\\u0022" : 1 , "x" : [ ] }')).toEqual({ '"': 1, x: [] });
     expect(() => parseJsonText('{"\\"":1')).toThrow(SyntaxError);
+  });
+});
+
+describe("memberCount() and repeatedName()", () => {
+  const name = fc.constantFrom("a", "b", '"', ":", "é", "__proto__", "", "a/b");
+  const { any } = fc.letrec<{ any: string }>((tie) => ({
+    any: fc.oneof(
+      { maxDepth: 3 },
+      fc.constantFrom("1", "null", "true", '":"', '"\\u003a"'),
+      fc.array(tie("any"), { maxLength: 3 }).map((items) => `[ ${items.join(" , ")} ]`),
+      fc
+        .array(fc.tuple(name, tie("any")), { maxLength: 3 })
+        .map((pairs) => `{${pairs.map(([key, item]) => `${JSON.stringify(key)} : ${item}`)}}`),
+    ),
+  }));
+
+  test("tell a text that gives a name twice, as the scanner does", () => {
+    let twice = 0;
+    fc.assert(
+      fc.property(any, (text) => {
+        const colons = text.replaceAll(/"(?:[^"\\]|\\.)*"/g, "").split(":").length - 1;
+        const isTwice = scanJson(text) !== null;
+        expect([text, memberCount(parseJsonText(text)) < colons]).toEqual([text, isTwice]);
+        expect([text, repeatedName(text) !== null]).toEqual([text, isTwice]);
+        if (isTwice) twice++;
+      }),
+      { numRuns: 1_000 },
+    );
+    expect(twice).toBeGreaterThan(10);
+  });
+
+  test("name the place", () => {
+    expect(repeatedName('{"a":[1,{"b":{},"c/d":[{"x":1,"\\u0078":2}]}]}')).toBe("/a/1/c~1d/0/x");
+    expect(repeatedName('{"a":1,"b":{"a":1}}')).toBeNull();
   });
 });
 
