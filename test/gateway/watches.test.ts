@@ -1,4 +1,5 @@
 import { afterEach, describe, expect, test } from "vitest";
+import { webStream } from "../../src/gateway/streams.ts";
 import type { WatchSettings } from "../../src/gateway/watchers.ts";
 import { historyMax } from "../../src/machine/machine.ts";
 import { FrameReader, Harness, type Frame } from "./harness.ts";
@@ -395,6 +396,39 @@ describe("bookmarks and goodbyes", () => {
     expect(frame.data.changes).toHaveLength(1);
     await publish(h, "a", 21);
     expect((await slow.next())?.data.changes).toMatchObject([{ version: 22 }]);
+  });
+
+  test("a change is encoded once for all who watch the same", async () => {
+    const told: Uint8Array[] = [];
+    const h = new Harness({
+      settings: {
+        watch: { bookmarkMs: 60_000 },
+        openStream: (source) =>
+          webStream({
+            drained: () => source.drained(),
+            gone: () => source.gone(),
+            open: (sink) =>
+              source.open({
+                write: (bytes) => {
+                  if (Buffer.from(bytes).includes("event: commit")) told.push(bytes);
+                  return sink.write(bytes);
+                },
+                end: () => sink.end(),
+              }),
+          }),
+      },
+    });
+    open.push(h);
+    await h.tenant("acme");
+    await put(h, "a", 0);
+    const readers = [];
+    for (let i = 0; i < 3; i++) readers.push(await subscribe(h, `${N}/watch?label.plan=gold`));
+    for (const reader of readers) await reader.next();
+    for (let i = 1; i <= 2; i++) {
+      await publish(h, "a", i);
+      for (const reader of readers) expect((await reader.next())?.event).toBe("commit");
+    }
+    expect([told.length, new Set(told.map((bytes) => bytes.buffer)).size]).toEqual([6, 2]);
   });
 
   test("a burst of more than a round may gather is told whole and in order", async () => {

@@ -6,8 +6,8 @@ import { describe, expect, test } from "vitest";
 const root = path.resolve(import.meta.dirname, "../..");
 const read = (file: string): string => readFileSync(path.join(root, file), "utf8");
 
-/** How many rules each section has: 101 in all. */
-const SECTIONS = { E: 19, L: 22, S: 12, M: 15, R: 10, D: 8, C: 5, T: 10 };
+/** How many rules each section has: 115 in all. */
+const SECTIONS = { E: 19, L: 22, S: 12, M: 15, R: 10, D: 8, C: 5, W: 14, T: 10 };
 const STATES = ["held", "core", "part", "not built"];
 
 interface Rule {
@@ -88,7 +88,7 @@ describe("docs/rules.md", () => {
   const rules = rulesOf(read("docs/rules.md"));
 
   test("has every rule once, says how it is held, and names tests that are there", () => {
-    expect(Object.values(SECTIONS).reduce((sum, count) => sum + count)).toBe(101);
+    expect(Object.values(SECTIONS).reduce((sum, count) => sum + count)).toBe(115);
     const sourceOf = (file: string): string | undefined =>
       existsSync(path.join(root, file)) ? read(file) : undefined;
     expect(complaintsOf(rules, sourceOf)).toEqual([]);
