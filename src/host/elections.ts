@@ -27,12 +27,23 @@ const LAPSE_SPREAD_MS = 2 * PULSE_MS;
  * neither may get a majority.
  */
 const LAPSE_TURN_MS = 6 * PULSE_MS;
+/** Groups of which a request for votes is kept until the directory here knows them. */
+const EARLY_MAX = 256;
 
 interface Campaign {
   readonly due: number;
   readonly tries: number;
   /** Another one goes first: this one begins early only where it has more than that one. */
   readonly isStandby?: true;
+}
+
+/** A request for votes of a group that is not known here yet. */
+export interface EarlyRequest {
+  /** The node that sent it. */
+  readonly from: string;
+  readonly group: number;
+  readonly incarnation: number;
+  readonly message: Message;
 }
 
 export interface ElectionsParts {
@@ -56,6 +67,8 @@ export class Elections {
   readonly #leases: Leases;
   readonly #hooks: ElectionsHooks;
   readonly #campaigns = new Map<Replica, Campaign>();
+  /** The last one of each group, the oldest group first. */
+  readonly #early = new Map<number, EarlyRequest>();
   #campaignsDeferred = false;
 
   constructor({ clock, prng, liveness, leases }: ElectionsParts, hooks: ElectionsHooks) {
@@ -121,8 +134,14 @@ export class Elections {
     switch (message.type) {
       case MessageType.preVote:
       case MessageType.requestVote: {
-        if (raft.role !== "follower" || (campaign !== undefined && campaign.isStandby !== true))
+        if (raft.role !== "follower") return;
+        if (message.type === MessageType.requestVote && raft.hasVotedFor(message)) {
+          // Whom it has just made leader it must not ask to step down, though somebody waits here too.
+          const tries = campaign?.tries ?? 1;
+          this.#campaigns.set(replica, { due: now + LAPSE_TURN_MS, tries, isStandby: true });
           return;
+        }
+        if (campaign !== undefined && campaign.isStandby !== true) return;
         if (!raft.isAheadOf(message)) {
           // Who goes first is at it.
           const due = now + LAPSE_TURN_MS;
@@ -150,6 +169,24 @@ export class Elections {
       default:
         return;
     }
+  }
+
+  /**
+   * Keeps a request for votes of a group that was made after what the directory here has applied: who asks may hear of a
+   * new tenant before this node does, and without an answer would wait for a timer. Bounded: the oldest gives way.
+   */
+  keepEarly(request: EarlyRequest): void {
+    this.#early.delete(request.group);
+    this.#early.set(request.group, request);
+    if (this.#early.size <= EARLY_MAX) return;
+    for (const group of this.#early.keys()) return void this.#early.delete(group);
+  }
+
+  /** Those that wait for no more than this revision of the directory; they are kept no longer. */
+  takeEarly(revision: number): EarlyRequest[] {
+    const known = [...this.#early.values()].filter(({ incarnation }) => incarnation <= revision);
+    for (const { group } of known) this.#early.delete(group);
+    return known;
   }
 
   /** Call with each pulse. */

@@ -734,23 +734,7 @@ export class NodeHost implements ConfigService {
         return this.#heardRecovered(from, recoveredIncarnation(item));
       case ItemKind.raft: {
         const { group, incarnation, message } = parseRaftItem(item);
-        const replica = this.#replicaFor(group, incarnation, message);
-        if (replica === null && expectsLeader(message.type)) {
-          this.#disownFor(from, group, incarnation, message);
-        }
-        if (replica === null || !this.#isOn(from, replica, message.from)) return;
-        if (replica.halted !== null) {
-          // Told to those alone who take it for the leader: a term from here must not disturb an election.
-          if (expectsLeader(message.type)) {
-            this.#outboxes.disown(replica, message.from, message.term || replica.raft.term);
-          }
-          return;
-        }
-        // As if it had been lost on the way: its sender tries again, and a quorum elsewhere does not need it.
-        if (this.#diskLevel === "out" && message.entries.length > 0) return;
-        this.#turns.act(replica, () => replica.step(message));
-        this.#elections.heard(replica, message);
-        return;
+        return this.#onRaft(from, group, incarnation, message);
       }
       case ItemKind.rpc:
         this.#rpc.receive(from, boot, item);
@@ -807,6 +791,30 @@ export class NodeHost implements ConfigService {
     const row = this.directory.byGroup(replica.group);
     const isPlaced = row?.placement.replicas.some((each) => each.id === id && each.node === node);
     return (isPlaced === true || replica.group === SYSTEM_GROUP) && replica.meet(id, node);
+  }
+
+  #onRaft(from: string, group: number, incarnation: number, message: Message): void {
+    const replica = this.#replicaFor(group, incarnation, message);
+    if (replica === null) {
+      if (expectsLeader(message.type)) this.#disownFor(from, group, incarnation, message);
+      const isVote = message.type === MessageType.requestVote;
+      if (isVote && incarnation > (this.directory.revision ?? 0)) {
+        this.#elections.keepEarly({ from, group, incarnation, message });
+      }
+      return;
+    }
+    if (!this.#isOn(from, replica, message.from)) return;
+    if (replica.halted !== null) {
+      // Told to those alone who take it for the leader: a term from here must not disturb an election.
+      if (expectsLeader(message.type)) {
+        this.#outboxes.disown(replica, message.from, message.term || replica.raft.term);
+      }
+      return;
+    }
+    // As if it had been lost on the way: its sender tries again, and a quorum elsewhere does not need it.
+    if (this.#diskLevel === "out" && message.entries.length > 0) return;
+    this.#turns.act(replica, () => replica.step(message));
+    this.#elections.heard(replica, message);
   }
 
   /** The replica a message is for, woken if it sleeps; null when it is not (or no longer) this node's. */
@@ -1041,6 +1049,14 @@ export class NodeHost implements ConfigService {
       if (present === undefined) continue;
       this.#settings.lookSoon(present);
       if (present.raft.isLeader) this.#membership.look(row.group);
+    }
+    this.#takeEarly(event.revision);
+  }
+
+  #takeEarly(revision: number): void {
+    for (const { from, group, incarnation, message } of this.#elections.takeEarly(revision)) {
+      // After this turn, which is the directory's.
+      this.#clock.defer(() => this.#onRaft(from, group, incarnation, message));
     }
   }
 

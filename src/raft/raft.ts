@@ -370,6 +370,11 @@ export class Raft {
     else this.#tickElection();
   }
 
+  /** Who sent this request for votes has its vote, in the term that is now. */
+  hasVotedFor(request: Message): boolean {
+    return request.term === this.#term && request.from === this.#vote;
+  }
+
   /** It asked for votes, and somebody who is there has yet to answer. */
   get awaitsVotes(): boolean {
     if (this.#role !== "candidate" && this.#role !== "preCandidate") return false;

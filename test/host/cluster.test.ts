@@ -198,6 +198,20 @@ describe("many groups", () => {
     expect(orphans.map(termOf)).toEqual(before.map((term) => term + 1));
   });
 
+  test("are led soon that were made a moment ago, on whichever node somebody waits", async () => {
+    const cluster = await ready();
+    const put = command({ op: "config.put", namespace: "app", name: "c", format: "text" });
+    for (let at = 0; at < 120; at++) {
+      const tenant = `t${at}`;
+      const made = command(createTenant(tenant));
+      expect((await cluster.change(cluster.node(at % 3), "_system", made)).ok).toBe(true);
+      const asked = cluster.node(Math.floor(at / 3) % 3);
+      const answer = cluster.propose(asked, tenant, put);
+      const isAnswered = (): boolean => answer.outcome !== null;
+      await cluster.until(`${tenant} is written to on ${asked.name}`, isAnswered, 400);
+    }
+  });
+
   test("are elected soon although two ask for votes at once and the third is gone", async () => {
     const cluster = await ready();
     const tenants = Array.from({ length: 10 }, (_, at) => createTenant(`t${at}`));

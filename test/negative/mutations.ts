@@ -1380,8 +1380,9 @@ const ofHost: readonly Mutation[] = [
     rule: "M8",
     breaks: "A message counts although the node it came from does not hold that replica",
     file: "src/host/node_host.ts",
-    find: `        if (replica === null || !this.#isOn(from, replica, message.from)) return;`,
-    replace: `        if (replica === null) return;`,
+    find: `    if (!this.#isOn(from, replica, message.from)) return;
+    if (replica.halted !== null) {`,
+    replace: `    if (replica.halted !== null) {`,
     killers: [host],
   },
   {
@@ -1552,6 +1553,26 @@ const ofHost: readonly Mutation[] = [
     file: "src/host/elections.ts",
     find: `!message.reject || raft.awaitsVotes) return;`,
     replace: `!message.reject || raft.role !== "follower") return;`,
+    killers: [host],
+  },
+  {
+    id: "asks-whom-it-voted-for",
+    rule: "E12",
+    breaks:
+      "A replica that has just given its vote asks for votes itself, as somebody waits there too: the new leader steps down",
+    file: "src/host/elections.ts",
+    find: `message.type === MessageType.requestVote && raft.hasVotedFor(message)`,
+    replace: `message.type === MessageType.appendEntries && raft.hasVotedFor(message)`,
+    killers: [host],
+  },
+  {
+    id: "early-votes-lost",
+    rule: "E12",
+    breaks:
+      "A request for votes is dropped where the directory does not know the tenant yet, and its election waits for a timer",
+    file: "src/host/node_host.ts",
+    find: `const isVote = message.type === MessageType.requestVote;`,
+    replace: `const isVote = message.type === MessageType.timeoutNow;`,
     killers: [host],
   },
   {
