@@ -67,6 +67,11 @@ export class Checkpoints {
     this.#hooks = hooks;
   }
 
+  /** Some are to be written in the next rounds. */
+  get isBusy(): boolean {
+    return this.#queue.size > 0;
+  }
+
   /** In one of the next rounds; a group that sleeps is woken for it. */
   queue(group: number): void {
     this.#queue.add(group);

@@ -349,6 +349,11 @@ export class ColdReplicas {
     });
   }
 
+  /** Names are being gone through, some with each pulse. */
+  get isSweeping(): boolean {
+    return this.#sweeping.length > 0;
+  }
+
   #sweepSome(): void {
     for (const name of this.#sweeping.splice(-SWEEP_AT_ONCE)) this.#removeUnlessOwn(name);
   }

@@ -9,10 +9,9 @@ import { SYSTEM_GROUP } from "./directory.ts";
 import type { Leases } from "./leases.ts";
 import type { Liveness } from "./liveness.ts";
 import type { Clock } from "./ports.ts";
+import { PULSE_MS } from "./pulse.ts";
 import type { Replica } from "./replica.ts";
 
-/** Retries, campaigns and time-outs are looked at this often. */
-export const PULSE_MS = 25;
 /** Of what wakes or leads many groups at a time, at most this many are looked at per pulse. */
 export const CAMPAIGNS_PER_PULSE = 64;
 /** A campaign that nobody answered is tried again after this long, plus as much again by chance. */
@@ -187,6 +186,11 @@ export class Elections {
     const known = [...this.#early.values()].filter(({ incarnation }) => incarnation <= revision);
     for (const { group } of known) this.#early.delete(group);
     return known;
+  }
+
+  /** Somebody is to ask for votes, or to look whether that is still needed. */
+  get isBusy(): boolean {
+    return this.#campaigns.size > 0;
   }
 
   /** Call with each pulse. */

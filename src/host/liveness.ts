@@ -114,6 +114,13 @@ export class Liveness {
     return this.#absences;
   }
 
+  /** Whether some node is lost within so many ms if it is not heard until then. */
+  mayLoseWithin(ms: number, now: number): boolean {
+    for (const { alive, heardAt } of this.#peers.values())
+      if (alive && now + ms - heardAt > SUPPORT_MS) return true;
+    return false;
+  }
+
   /** Call about every HEARTBEAT_MS. */
   check(now: number): void {
     // A process that was frozen hears nothing meanwhile: its own pause must not make everybody else look dead.

@@ -36,7 +36,7 @@ import {
 } from "./codec.ts";
 import { ColdReplicas } from "./cold_replicas.ts";
 import { Directory, SYSTEM_GROUP, SYSTEM_TENANT } from "./directory.ts";
-import { Elections, PULSE_MS } from "./elections.ts";
+import { Elections } from "./elections.ts";
 import {
   Entry,
   initialMembers,
@@ -46,7 +46,7 @@ import {
 } from "./entry.ts";
 import { Leaderships } from "./leaderships.ts";
 import { Leases } from "./leases.ts";
-import { HEARTBEAT_MS, Liveness } from "./liveness.ts";
+import { Liveness } from "./liveness.ts";
 import { Membership, replicaOn } from "./membership.ts";
 import { Outboxes } from "./outboxes.ts";
 import { placeTenant } from "./placement.ts";
@@ -68,14 +68,9 @@ import type {
   Transport,
   WatchListener,
 } from "./ports.ts";
+import { Pulse, REST_MS } from "./pulse.ts";
 import { Reconciler } from "./reconciler.ts";
-import {
-  TICK_MS,
-  type ProposalResult,
-  type Replica,
-  type ReplicaHooks,
-  type ReplicaSnapshot,
-} from "./replica.ts";
+import type { ProposalResult, Replica, ReplicaHooks, ReplicaSnapshot } from "./replica.ts";
 import { Replicas, replicasTuningDefaults, type ReplicasTuning } from "./replicas.ts";
 import {
   halted,
@@ -216,7 +211,7 @@ export class NodeHost implements ConfigService {
   /** While it is not decided as which replica of `_system` this node comes in. */
   #entry: Entry | null = null;
   #identity: SystemIdentity | null = null;
-  readonly #timers: (() => void)[] = [];
+  readonly #pulse: Pulse;
   #stopping = false;
 
   // What a pulse did when.
@@ -240,6 +235,12 @@ export class NodeHost implements ConfigService {
     this.#clock = clock;
     this.#log = options.log;
     const prng = new Prng(seed);
+    this.#pulse = new Pulse(clock, {
+      heartbeat: () => this.#heartbeat(),
+      pulse: () => this.#round(),
+      tick: () => this.#turns.tick(),
+      isBusy: () => this.#isBusy(),
+    });
     const now = clock.monotonicMs();
 
     this.hub = new WatchHub((error) => {
@@ -271,6 +272,7 @@ export class NodeHost implements ConfigService {
       // What a new replica writes first goes into the journal with its vote for itself.
       begins: () => this.#elections.runDeferred(),
       flush: () => this.#outboxes.flushAll(),
+      scheduled: () => this.#pulse.rouse(),
       halted: (replica) => this.#halted(replica),
     });
     this.#turns = turns;
@@ -392,6 +394,7 @@ export class NodeHost implements ConfigService {
         ...hooks,
         isUnreadable: (group) => cold.isUnreadable(group),
         refusal: (replica) => this.#refusal(replica),
+        retries: () => this.#pulse.rouse(),
         disown: (replica, to) => {
           for (const [id, other] of replica.members)
             if (other === to) this.#outboxes.disown(replica, id, replica.raft.term);
@@ -506,11 +509,7 @@ export class NodeHost implements ConfigService {
     } else {
       this.#enterSystem();
     }
-    this.#timers.push(
-      clock.every(TICK_MS, () => this.#turns.tick()),
-      clock.every(PULSE_MS, () => this.#pulse()),
-      clock.every(HEARTBEAT_MS, () => this.#heartbeat()),
-    );
+    this.#pulse.start();
     this.#heartbeat();
     // What the journal still holds is brought up one replica at a time, so that its space becomes free; and what is damaged
     // is said at once.
@@ -609,7 +608,7 @@ export class NodeHost implements ConfigService {
       1_000,
     );
     for (const { group } of this.#replicas.values()) this.hub.end(group, "node-stopping");
-    for (const stop of this.#timers) stop();
+    this.#pulse.stop();
     // From here on nothing comes in; what is in flight ends.
     await this.#options.transport.close();
     const isStored = (): boolean =>
@@ -666,7 +665,8 @@ export class NodeHost implements ConfigService {
 
   // --- what time brings --------------------------------------------------------------------------------------------------
 
-  #pulse(): void {
+  /** With each pulse. */
+  #round(): void {
     const now = this.#clock.monotonicMs();
     this.liveness.check(now);
     this.requests.pulse(now);
@@ -695,6 +695,19 @@ export class NodeHost implements ConfigService {
       if (!this.#stopping) this.#balance.round(now);
     }
     this.#replicas.sleepUnused(now);
+  }
+
+  /** See `PulseHooks.isBusy`. What is not here may come by the length of a heartbeat later than it could. */
+  #isBusy(): boolean {
+    return (
+      this.#turns.isBusy ||
+      this.#elections.isBusy ||
+      this.#checkpoints.isBusy ||
+      this.requests.isRetrying ||
+      this.#cold.isSweeping ||
+      this.#schedules.isDueWithin(REST_MS) ||
+      this.liveness.mayLoseWithin(REST_MS, this.#clock.monotonicMs())
+    );
   }
 
   /** Ends what waits here and whose time is up. */

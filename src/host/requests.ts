@@ -66,6 +66,8 @@ export interface RequestsHooks {
   act(replica: Replica, run: () => void): void;
   /** Why a leader takes nothing at this moment; null: it does. */
   refusal(replica: Replica): ProposalResult | null;
+  /** An attempt is to be made again in a while. */
+  retries(): void;
   /** Tells a node that this replica leads no more. */
   disown(replica: Replica, node: string): void;
 }
@@ -479,6 +481,12 @@ export class Requests {
     if (this.#attempts.length >= ATTEMPTS_MAX) return refuse();
     const due = Math.min(deadline, this.#clock.monotonicMs() + RETRY_MS);
     this.#attempts.push({ group, run, due });
+    this.#hooks.retries();
+  }
+
+  /** Some attempt waits for its time. */
+  get isRetrying(): boolean {
+    return this.#attempts.length > 0;
   }
 
   /** Attempts whose time has come. */

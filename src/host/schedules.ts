@@ -73,6 +73,11 @@ export class Schedules {
     this.#earliest = Math.min(this.#earliest, dueAt);
   }
 
+  /** Whether the next time comes within so many ms. */
+  isDueWithin(ms: number): boolean {
+    return this.#earliest <= this.#parts.clock.wallMs() + ms;
+  }
+
   /** The group's entry when its time has come. */
   overdue(group: number): Entry | null {
     const wallMs = this.#parts.clock.wallMs();

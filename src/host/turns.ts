@@ -32,6 +32,8 @@ export interface TurnsHooks {
   begins(): void;
   /** Frames leave. */
   flush(): void;
+  /** There will be a turn. */
+  scheduled(): void;
   /** The replica was halted by what it threw. */
   halted(replica: Replica): void;
 }
@@ -63,6 +65,11 @@ export class Turns {
     return this.#ticking;
   }
 
+  /** Some replica needs ticks, or the journal is to be asked again. */
+  get isBusy(): boolean {
+    return this.#ticking.size > 0 || this.#journalFull;
+  }
+
   /** The journal takes no more just now; see `#writeJournal`. */
   get journalFull(): boolean {
     return this.#journalFull;
@@ -84,6 +91,7 @@ export class Turns {
   schedule(): void {
     if (this.#scheduled) return;
     this.#scheduled = true;
+    this.#hooks.scheduled();
     this.#clock.defer(() => this.#turn());
   }
 

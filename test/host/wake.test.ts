@@ -1,6 +1,7 @@
 /** How a group that sleeps, or that nobody leads, comes by a leader when somebody asks for it. */
 import { describe, expect, test } from "vitest";
 import { frameItems, ItemKind, parseRaftItem } from "../../src/host/codec.ts";
+import { SYSTEM_GROUP } from "../../src/host/directory.ts";
 import { Sleepers } from "../../src/host/sleepers.ts";
 import { MessageType, type Message } from "../../src/raft/types.ts";
 import type { SimNode } from "../sim/world.ts";
@@ -96,11 +97,12 @@ describe("a leader that slept", () => {
     return cluster.replicas("acme").find((one) => one.node === node)?.replica.raft.term ?? 0;
   }
 
-  /** Counts what nodes say of groups from now on. */
+  /** Counts what nodes say of tenants' groups from now on. */
   function listen(cluster: Cluster): () => number {
     let said = 0;
     cluster.world.onSent = (_lane, bytes) => {
-      for (const { kind } of frameItems(bytes)) if (kind === ItemKind.raft) said += 1;
+      for (const { kind, item } of frameItems(bytes))
+        if (kind === ItemKind.raft && parseRaftItem(item).group !== SYSTEM_GROUP) said += 1;
     };
     return () => said;
   }
