@@ -27,8 +27,8 @@ class Timers implements Clock {
 
   pass(ms: number): void {
     for (const end = this.now + ms; this.now < end; this.now += 1)
-      for (const timer of [...this.#timers]) {
-        if (timer.due > this.now || !this.#timers.has(timer)) continue;
+      for (const timer of this.#timers) {
+        if (timer.due > this.now) continue;
         timer.due += timer.ms;
         timer.run();
       }
