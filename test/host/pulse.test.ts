@@ -35,7 +35,14 @@ class Timers implements Clock {
   }
 }
 
-function beating(): { clock: Timers; pulse: Pulse; counts: Record<string, number>; busy: boolean } {
+interface Beating {
+  readonly clock: Timers;
+  readonly pulse: Pulse;
+  readonly counts: { heartbeats: number; pulses: number; ticks: number };
+  busy: boolean;
+}
+
+function beating(): Beating {
   const clock = new Timers();
   const counts = { heartbeats: 0, pulses: 0, ticks: 0 };
   const state = { clock, counts, busy: false };
@@ -61,7 +68,7 @@ describe("a pulse", () => {
   test("is as fast as it gets from the moment at which something is under way", () => {
     const { clock, counts, pulse } = beating();
     clock.pass(1_000);
-    const before = counts.pulses as number;
+    const before = counts.pulses;
     pulse.rouse();
     clock.pass(PULSE_MS + 1);
     expect(counts.pulses).toBe(before + 1);
