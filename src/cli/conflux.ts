@@ -1,9 +1,11 @@
 #!/usr/bin/env bun
 /**
  * The `conflux` command. A table of commands, each a few lines over the management client; parsing, help, output and
- * errors are the same for all. Exit codes: 0 done, 1 not done, 2 `diff` found differences or `journal` found damage.
+ * errors are the same for all. Exit codes: 0 done, 1 not done, 2 `diff` found differences, `import` left something out or
+ * `journal` found damage.
  */
-import { readFile, writeFile } from "node:fs/promises";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { text as textOf } from "node:stream/consumers";
@@ -25,7 +27,7 @@ import type {
 } from "../sdk/admin.ts";
 import { Conflux } from "../sdk/mod.ts";
 import { applyManifest, orNull, planManifest, readManifests, summaryOf } from "./apply.ts";
-import type { Applied, Plan, PlanStep, Progress } from "./apply.ts";
+import type { Applied, Manifest, Plan, PlanStep, Progress } from "./apply.ts";
 import { bench } from "./bench.ts";
 import type { BenchResult } from "./bench.ts";
 import { typesDocument } from "./gen_types.ts";
@@ -35,6 +37,15 @@ import { optionHelp, parseOptions, UsageError } from "./arguments.ts";
 import { backup, drop, restore, sizeText, tenantsIn, verify } from "./backup.ts";
 import type { BackupState } from "./backup.ts";
 import type { Options, OptionSpecs } from "./arguments.ts";
+import {
+  convertExport,
+  importSystemOf,
+  importSystems,
+  manifestOf,
+  readExport,
+  refuseExisting,
+} from "./import/import.ts";
+import type { Imported } from "./import/importing.ts";
 import { natsConfigOptions, writeNatsConfig } from "./nats_config.ts";
 import { suggestion } from "./nearest.ts";
 import {
@@ -209,6 +220,33 @@ const commands: readonly Command[] = [
     words: [0, Number.MAX_SAFE_INTEGER],
     options: folderOption,
     run: exportTenants,
+  },
+  {
+    name: "import",
+    summary: "Make manifests of what another system exports (exit code 2: something is left out)",
+    usage: "FILE --from SYSTEM [-n NAMESPACE] [-f FOLDER | --diff | --apply]",
+    words: [1, 1],
+    options: {
+      from: { type: "string", value: "SYSTEM", help: importSystems.join(", ") },
+      ...whereOptions,
+      file: { type: "string", short: "f", value: "FOLDER", help: "Write a manifest there" },
+      diff: { type: "boolean", help: "What applying would change; nothing is written" },
+      apply: { type: "boolean", help: "Make it true at once" },
+      prefix: { type: "string", value: "TEXT", help: "Only keys that begin so, named without it" },
+      rename: {
+        type: "string",
+        multiple: true,
+        value: "KEY=NAME",
+        help: "The name that a key gets; repeatable",
+      },
+      name: {
+        type: "string",
+        value: "NAME",
+        help: "Of the one config that a file becomes (default: the file's)",
+      },
+      environment: { type: "string", value: "NAME", help: "Of an export of Unleash with several" },
+    },
+    run: importConfigs,
   },
   {
     name: "get",
@@ -502,7 +540,14 @@ function progressText({ tenant, phase, done, total }: Progress): string {
 }
 
 async function apply(context: Context): Promise<void> {
-  const manifests = await manifestsOf(context);
+  await applyAll(context, await manifestsOf(context), context.options.has("prune"));
+}
+
+async function applyAll(
+  context: Context,
+  manifests: readonly Manifest[],
+  prune: boolean,
+): Promise<void> {
   const line = new ProgressLine();
   const applied: Applied[] = [];
   const made: { readonly tenant: string; readonly name: string | null; readonly token: string }[] =
@@ -513,7 +558,7 @@ async function apply(context: Context): Promise<void> {
         await applyManifest(context.admin, manifest, {
           onProgress: (now) => line.show(progressText(now)),
           onKey: (tenant, name, token) => made.push({ tenant, name, token }),
-          prune: context.options.has("prune"),
+          prune,
         }),
       );
   } finally {
@@ -560,19 +605,118 @@ async function exportTenants(context: Context): Promise<void> {
   context.show(written, () => written.map((file) => `wrote ${join(folder, file)}`).join("\n"));
 }
 
+async function importConfigs(context: Context): Promise<number> {
+  const { options, name: path } = context;
+  const ways = ["file", "diff", "apply"].filter((way) => options.has(way));
+  if (ways.length > 1) throw new UsageError("Give one of -f FOLDER, --diff and --apply");
+  const system = importSystemOf(options.get("from"));
+  const imported = convertExport(system, await readExport(system, path), {
+    prefix: options.get("prefix") ?? "",
+    renames: renamesIn(options),
+    name: options.get("name") ?? null,
+    environment: options.get("environment") ?? null,
+  });
+  const isShown = ways.length === 0 && context.format !== "table";
+  if (!isShown) showRemarks(imported);
+  const isAll = imported.remarks.every(({ kind }) => kind === "note");
+  const code = await importedAs(ways[0], context, imported);
+  return isAll ? code : 2;
+}
+
+async function importedAs(
+  way: string | undefined,
+  context: Context,
+  imported: Imported,
+): Promise<number> {
+  if (imported.configs.length === 0) {
+    context.show(imported, () => "Nothing to import");
+    return 0;
+  }
+  const files = way === undefined ? new Map<string, string>() : manifestOf(context.where, imported);
+  if (way === "file") {
+    const folder = context.options.get("file") as string;
+    await refuseExisting(folder, files.keys());
+    await writeFiles(folder, files);
+    context.show([...files.keys()], () =>
+      [
+        ...[...files.keys()].map((file) => `wrote ${join(folder, file)}`),
+        `Look at it, then make it true: conflux apply -f ${folder}`,
+      ].join("\n"),
+    );
+    return 0;
+  }
+  if (way === undefined) {
+    context.show(imported, () =>
+      [
+        table(
+          ["NAME", "FORMAT", "BYTES", "FROM"],
+          imported.configs.map(({ name, format, content, key }) => [
+            name,
+            format,
+            Buffer.byteLength(content),
+            key,
+          ]),
+        ),
+        `${imported.configs.length} ${imported.configs.length === 1 ? "config" : "configs"}. Nothing is written yet: -f FOLDER writes a manifest, --diff compares, --apply applies`,
+      ].join("\n"),
+    );
+    return 0;
+  }
+  const folder = await mkdtemp(join(tmpdir(), "conflux-import-"));
+  try {
+    await writeFiles(folder, files);
+    const manifests = (await readManifests(folder)).map((manifest) => ({
+      ...manifest,
+      file: context.name,
+    }));
+    if (way === "diff") return await diffAll(context, manifests, false);
+    await applyAll(context, manifests, false);
+    return 0;
+  } finally {
+    await rm(folder, { recursive: true });
+  }
+}
+
+/** As many as are read. */
+const remarksShownMax = 100;
+
+function showRemarks({ remarks }: Imported): void {
+  // What is missing matters most.
+  const order = remarks.toSorted((a, b) => Number(a.kind === "note") - Number(b.kind === "note"));
+  for (const { key, kind, detail } of order.slice(0, remarksShownMax)) {
+    const text = key === "" ? detail : `${key}: ${detail}`;
+    process.stderr.write(`${kind === "note" ? "note" : "left out"}: ${plainText(text)}\n`);
+  }
+  const more = remarks.length - remarksShownMax;
+  if (more > 0) process.stderr.write(`… and ${more} more remarks (-o json has all)\n`);
+}
+
+/** Keys may hold equals signs, names may not. */
+function renamesIn(options: Options): Map<string, string> {
+  const renames = new Map<string, string>();
+  for (const text of options.all("rename")) {
+    const equals = text.lastIndexOf("=");
+    if (equals < 1) throw new UsageError(`Option --rename takes KEY=NAME: got ${text}`);
+    renames.set(text.slice(0, equals), text.slice(equals + 1));
+  }
+  return renames;
+}
+
 async function diff(context: Context): Promise<number> {
-  const manifests = await manifestsOf(context);
+  return diffAll(context, await manifestsOf(context), context.options.has("prune"));
+}
+
+async function diffAll(
+  context: Context,
+  manifests: readonly Manifest[],
+  prune: boolean,
+): Promise<number> {
   const { admin } = context;
   const line = new ProgressLine();
   const plans: Plan[] = [];
   const lines: string[] = [];
   for (const manifest of manifests) {
-    const plan = await planManifest(
-      admin,
-      manifest,
-      (now) => line.show(progressText(now)),
-      context.options.has("prune"),
-    );
+    const plan = await planManifest(admin, manifest, (now) => line.show(progressText(now)), prune);
     plans.push(plan);
     for (const step of plan.steps) {
       lines.push(...stepLines(plan.tenant, [step]));
@@ -1725,7 +1869,8 @@ function usage(): string {
     "",
     "`conflux COMMAND --help` says more.",
     "Environment: CONFLUX_URL, CONFLUX_TOKEN, CONFLUX_TENANT, CONFLUX_NAMESPACE.",
-    "Exit codes: 0 done, 1 not done, 2 `diff` found differences or `journal` found damage.",
+    "Exit codes: 0 done, 1 not done, 2 `diff` found differences, `import` left something out or",
+    "`journal` found damage.",
   ].join("\n");
 }
 

@@ -15,7 +15,7 @@ import type { Admin, Where } from "../sdk/admin.ts";
 /** Longer contents get files of their own. */
 const inlineCharsMax = 2_000;
 
-const extensions: Readonly<Record<ContentFormat, string>> = {
+export const extensions: Readonly<Record<ContentFormat, string>> = {
   json: "json",
   flag: "json",
   yaml: "yaml",
@@ -44,7 +44,7 @@ export async function exportTenant(admin: Admin, tenant: string): Promise<Map<st
     ...(Object.keys(keys).length > 0 && { keys }),
     namespaces,
   };
-  files.set(`${tenant}.yaml`, stringify(manifest, { lineWidth: 0, aliasDuplicateObjects: false }));
+  files.set(`${tenant}.yaml`, manifestText(manifest));
   return files;
 }
 
@@ -136,14 +136,28 @@ function variantOf(
   files: Map<string, string>,
 ): unknown {
   const { content, message } = version;
-  const isInline = content.length <= inlineCharsMax && parse(stringify(content)) === content;
-  if (!isInline) files.set(file, content);
   const fits = (): boolean =>
     validateAgainst(JSON.stringify(schema), prepareContent(format, content).value).length === 0;
   const isOlder = schema !== null && version.schemaHash !== schemaHash && !fits();
   return {
-    ...(isInline ? { content } : { contentFile: file }),
+    ...contentIn(files, file, content),
     ...(message !== "" && { message }),
     ...(isOlder && { beforeSchema: true }),
   };
+}
+
+/** A content within a manifest, or in a file beside it where it is long or YAML would not give it back as it is. */
+export function contentIn(
+  files: Map<string, string>,
+  file: string,
+  content: string,
+): { readonly content: string } | { readonly contentFile: string } {
+  if (content.length <= inlineCharsMax && parse(stringify(content)) === content) return { content };
+  files.set(file, content);
+  return { contentFile: file };
+}
+
+/** Beside its contents; nothing is folded, so that what changes in a line is what was changed. */
+export function manifestText(manifest: object): string {
+  return stringify(manifest, { lineWidth: 0, aliasDuplicateObjects: false });
 }

@@ -4,6 +4,7 @@ import { stringify } from "yaml";
 import { Problem, ServerProblem, Unreachable } from "../sdk/admin.ts";
 import { ManifestError } from "./apply.ts";
 import { UsageError } from "./arguments.ts";
+import { ImportError } from "./import/importing.ts";
 
 export type Format = "table" | "json" | "yaml";
 export const formats: readonly Format[] = ["table", "json", "yaml"];
@@ -109,6 +110,8 @@ export function errorText(error: unknown): string {
   if (error instanceof UsageError) return `error: ${error.message}`;
   if (error instanceof ManifestError)
     return `error: Manifests are not valid; nothing was changed\n${indent(error.message)}`;
+  if (error instanceof ImportError)
+    return `error: Nothing was imported\n${indent(error.problems.map(plainText).join("\n"))}`;
   if (error instanceof Problem) {
     const remote = error instanceof ServerProblem ? error : null;
     const lines = [

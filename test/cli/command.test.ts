@@ -115,7 +115,7 @@ describe("help and errors", () => {
       const all = await run(["--help"]);
       expect(all).toMatchObject({ code: 0, err: "" });
       const names = [...all.out.matchAll(/^ {2}([a-z]+) /gm)].map(([, name]) => name as string);
-      for (const name of "start apply diff get describe delete publish release rollback eval gen feedback watch history keys audit tenants secrets issuers cluster journal".split(
+      for (const name of "start apply diff export import get describe delete publish release rollback eval gen feedback watch history keys audit tenants secrets issuers cluster journal".split(
         " ",
       ))
         expect(names).toContain(name);
@@ -137,6 +137,8 @@ describe("help and errors", () => {
     [["--tenant", "a", "get"], /Put the command before its options/],
     [["apply"], /Name the manifests: -f PATH/],
     [["apply", "-f", "/nowhere"], /Manifests are not valid; nothing was changed\n.*no such file/],
+    [["import", "x", "--from", "etc"], /--from takes flagd, .+: got etc; did you mean etcd\?/],
+    [["import", "x", "--from", "etcd", "--apply", "-f", "y"], /Give one of -f FOLDER, --diff/],
     [["publish", "a", "--tenant", "a"], /either -f FILE or --content/],
     [["release", "a", "--tenant", "a"], /Say what to release/],
     [["keys", "craete", "--tenant", "a"], /no craete here; did you mean create\?/],

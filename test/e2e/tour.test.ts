@@ -1,4 +1,7 @@
-/** The tour of the README, as a reader would follow it: its commands are run, and print what it says they print. */
+/**
+ * The tour of the README, and its way in from other systems, as a reader would follow them: the commands are run, and
+ * print what it says they print.
+ */
 import { execFile, spawn, type ChildProcess } from "node:child_process";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -17,13 +20,13 @@ interface Block {
   readonly output: string;
 }
 
-/** Blocks of commands, each with what follows it as output. The first only says how to reach a server. */
-function blocksOf(readme: string): readonly Block[] {
-  const section = /^## A tour$([\s\S]*?)^## /m.exec(readme)?.[1] ?? "";
+/** Blocks of commands, each with what follows it as output. */
+function blocksOf(readme: string, title: string): readonly Block[] {
+  const section = new RegExp(`^## ${title}$([\\s\\S]*?)^## `, "m").exec(readme)?.[1] ?? "";
   const fences = [...section.matchAll(/^```(sh)?\n([\s\S]*?)^```$/gm)];
   const blocks: Block[] = [];
   for (const [i, [, language, commands]] of fences.entries()) {
-    if (i === 0 || language !== "sh") continue;
+    if (language !== "sh") continue;
     const next = fences[i + 1];
     blocks.push({
       commands: commands as string,
@@ -76,8 +79,12 @@ afterAll(async () => {
 });
 
 test("the tour's commands print what the README says", async () => {
-  const blocks = blocksOf(await readFile(path.join(root, "README.md"), "utf8"));
-  expect(blocks.length).toBe(5);
+  const readme = await readFile(path.join(root, "README.md"), "utf8");
+  // The first only says how to reach a server.
+  const tour = blocksOf(readme, "A tour").slice(1);
+  const moving = blocksOf(readme, "Moving in");
+  expect([tour.length, moving.length]).toEqual([5, 2]);
+  const blocks = [...tour, ...moving];
   const { command, args } = runCommand("bun", "src/cli/conflux.ts", []);
   const words = [command, ...args].map((word) => `'${word}'`).join(" ");
   const script = [
