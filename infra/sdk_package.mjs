@@ -24,7 +24,7 @@ const intro = `# conflux-sdk
 Live configuration from Conflux, typed, for Bun, Deno, Node, browsers and edge workers. Nothing native, and nothing is loaded but itself: \`fetch\` and streams are all it needs.
 
 \`\`\`sh
-npm install conflux-sdk
+npm install ./conflux-sdk-VERSION.tgz   # it is not in the registry yet
 \`\`\`
 
 | door | what it is |
@@ -42,15 +42,18 @@ const sections = ["From a service in Node, Deno or Bun", "From a React app"];
 /** How the package is made: whoever reads it has it. */
 const aboutPacking = /^`npm run build && .*\n/m;
 
-/** @param {string} readme the repository's */
-function packageReadme(readme) {
+/**
+ * @param {string} readme the repository's
+ * @param {string} version
+ */
+function packageReadme(readme, version) {
   const parts = readme.split(/^## /m);
   const found = sections.map((title) => {
     const part = parts.find((one) => one.startsWith(`${title}\n`));
     if (part === undefined) throw new Error(`README.md has no section ${title}`);
     return `## ${part.replace(aboutPacking, "").trimEnd()}\n`;
   });
-  return [intro, ...found].join("\n");
+  return [intro.replace("VERSION", version), ...found].join("\n");
 }
 
 /**
@@ -96,6 +99,6 @@ export function packSdk(root, dist) {
   writeFileSync(path.join(out, "package.json"), `${JSON.stringify(manifest, null, 2)}\n`);
   cpSync(path.join(root, "LICENSE"), path.join(out, "LICENSE"));
   const readme = readFileSync(path.join(root, "README.md"), "utf8");
-  writeFileSync(path.join(out, "README.md"), packageReadme(readme));
+  writeFileSync(path.join(out, "README.md"), packageReadme(readme, version));
   return out;
 }

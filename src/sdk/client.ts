@@ -45,7 +45,10 @@ export interface ConfluxOptions<T extends ConfigTypes = Record<string, unknown>>
   readonly offline?: boolean;
   /** Tells the platform which versions this instance took or refused, under this name. */
   readonly instance?: string;
-  /** What is reported here never stops the client: failing callbacks, content that does not parse. */
+  /**
+   * What is reported here never stops the client: failing callbacks, content that does not parse; that no server answers,
+   * once and only before any did; that one refuses the key or the request. Default: console.error.
+   */
   readonly onError?: (error: unknown) => void;
   readonly fetch?: Fetch;
   readonly timing?: Partial<Timing>;
@@ -543,6 +546,11 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
   #failed(error: unknown): number {
     this.#problem = error instanceof Error ? error : new Error(String(error));
     this.#pollUntil = 0;
+    // Who was never heard has a wrong address, most likely: values that stay defaults would be the only sign of it.
+    const isLastOfFirstRound = this.#heardAt === null && this.#attempt + 1 === this.#urls.length;
+    const isRefused = error instanceof Problem && refusals.has(error.status);
+    if (isRefused ? this.#state !== "refused" : isLastOfFirstRound && !(error instanceof Silence))
+      this.#report(this.#problem);
     if (error instanceof FrameError) this.#resync = true;
     if (error instanceof Silence) {
       this.#swallowed += error.opened ? 2 : 1;
@@ -552,7 +560,7 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
       }
     }
     if (error instanceof Problem) {
-      if (refusals.has(error.status)) {
+      if (isRefused) {
         this.#setState("refused");
         // Jittered downwards, so that a fleet with one revoked key does not come as one.
         return this.#timing.refusedMs * (0.5 + Math.random() / 2);

@@ -103,7 +103,9 @@ export async function problemOf(response: Response): Promise<ServerProblem> {
   const retryAfter = Number(response.headers.get("retry-after") ?? "x");
   return new ServerProblem(
     code,
-    typeof body.detail === "string" ? body.detail : `${title} (HTTP ${status})`,
+    typeof body.detail === "string"
+      ? body.detail
+      : `${title} (HTTP ${status} of ${response.url.split("?", 1)[0]}, without a reason: is this Conflux?)`,
     {
       status,
       title,

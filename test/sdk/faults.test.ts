@@ -52,11 +52,14 @@ async function until(condition: () => boolean): Promise<void> {
 describe("ready()", () => {
   test("gives `default` in time when nobody answers, and goes on trying", async () => {
     let open = false;
+    let cut = (): void => {};
     await using peer = await Peer.start((socket) => {
       if (open) socket.write(streamHead + sync("1-1", { a: "1" }));
       else socket.destroy();
+      cut = () => socket.destroy();
     });
-    const conflux = client(peer.url, { defaults: { a: 0 } });
+    const told: unknown[] = [];
+    const conflux = client(peer.url, { defaults: { a: 0 }, onError: (error) => told.push(error) });
     expect(await conflux.ready({ timeoutMs: 60 })).toBe("default");
     expect(conflux.get("a")).toBe(0);
     expect(conflux.getEntry("a")).toMatchObject({ source: "default", version: null, revision: 0 });
@@ -64,15 +67,39 @@ describe("ready()", () => {
     expect(conflux.status).toMatchObject({ state: "connecting" });
     await until(() => conflux.status.problem !== null);
     expect(conflux.status.problem?.message).toMatch(/Cannot reach/);
+    await until(() => peer.requests.length >= 3);
+    // Once, however often it is tried.
+    expect(told.map(String)).toEqual([expect.stringMatching(/Cannot reach/)]);
     open = true;
     expect(await conflux.ready()).toBe("live");
     expect(conflux.getEntry("a")).toMatchObject({ value: 1, source: "live", revision: 1 });
     expect(conflux.status).toMatchObject({ state: "live", problem: null });
+    open = false;
+    cut();
+    await until(() => conflux.status.problem !== null);
+    expect(told).toHaveLength(1);
+  });
+
+  test("says what is wrong where something else answers", async () => {
+    await using peer = await Peer.start((socket) =>
+      socket.end("HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\n\r\nNope"),
+    );
+    const told: unknown[] = [];
+    const conflux = client(peer.url, {
+      labels: { plan: "gold" },
+      onError: (error) => told.push(error),
+    });
+    await until(() => told.length > 0);
+    expect(String(told[0])).toContain(
+      `HTTP 404 of ${peer.url}/v1/tenants/acme/namespaces/default/watch, without a reason: is this Conflux?`,
+    );
+    expect(await conflux.ready({ timeoutMs: 10 })).toBe("default");
   });
 
   test("rejects with the problem when the key is refused, and does not hammer", async () => {
     await using peer = await Peer.start((socket) => socket.end(problem(401, "unauthorized")));
-    const conflux = client(peer.url);
+    const told: unknown[] = [];
+    const conflux = client(peer.url, { onError: (error) => told.push(error) });
     await expect(conflux.ready()).rejects.toMatchObject({
       code: "unauthorized",
       requestId: "r1",
@@ -81,6 +108,7 @@ describe("ready()", () => {
     await expect(conflux.ready()).rejects.toMatchObject({ code: "unauthorized" });
     await new Promise((resolve) => setTimeout(resolve, 100));
     expect(peer.requests).toHaveLength(1);
+    expect(told).toMatchObject([{ code: "unauthorized" }]);
     expect(conflux.status.state).toBe("refused");
   });
 

@@ -110,17 +110,15 @@ export const hook: (name: string, fallback: number) => number = useConfig;
 export { Admin, ConfluxServer };
 `,
     );
-    const options = [
-      "--noEmit",
-      "--strict",
-      "--target",
-      "es2023",
-      "--module",
-      "nodenext",
-      "--types",
-      "node",
-    ];
-    run(bin("tsc"), [...options, "program.ts"]);
+    const options = ["--noEmit", "--strict", "--target", "es2023", "--types", "node"];
+    for (const [module, resolution] of [
+      ["nodenext", "nodenext"],
+      ["node16", "node16"],
+      ["esnext", "bundler"],
+    ] as const) {
+      const how = ["--module", module, "--moduleResolution", resolution];
+      run(bin("tsc"), [...options, ...how, "program.ts"]);
+    }
   }, 60_000);
 
   test("is packed with a README of its own, whose doors are those of the package", () => {
