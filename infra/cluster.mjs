@@ -29,6 +29,7 @@ import {
   root,
   runCommand,
   runMain,
+  runtimeEnv,
   runtimes as allRuntimes,
   SetupError,
 } from "./bootstrap.mjs";
@@ -319,6 +320,7 @@ export async function startCluster(options = {}) {
       onLine: options.onLine,
       onDeath: options.onDeath,
       env: {
+        ...runtimeEnv,
         ...inherited,
         ...(options.place && { CONFLUX_HOST: "0.0.0.0" }),
         CONFLUX_PORT: String(port),

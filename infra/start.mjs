@@ -12,6 +12,7 @@ import {
   root,
   runCommand,
   runMain,
+  runtimeEnv,
   SetupError,
 } from "./bootstrap.mjs";
 
@@ -28,7 +29,11 @@ await runMain(async () => {
   const tenantsGiven =
     args.some((arg) => /^--(tenants|config)(=|$)/.test(arg)) ||
     process.env["CONFLUX_TENANTS"] !== undefined;
-  const env = tenantsGiven ? process.env : { ...process.env, CONFLUX_TENANTS: "./tenants" };
+  const env = {
+    ...runtimeEnv,
+    ...(!tenantsGiven && { CONFLUX_TENANTS: "./tenants" }),
+    ...process.env,
+  };
   // A process group of its own: Ctrl-C in a terminal reaches every process of the group, and the node would take the copy
   // passed on from here for a second one, which means "at once".
   const child = spawn(program.command, program.args, {
