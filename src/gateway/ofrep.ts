@@ -14,6 +14,7 @@ import { Problem, type ProblemCode } from "../api/problems.ts";
 import { OfrepBulk, OfrepEvaluation, OfrepFailure } from "../api/schemas.ts";
 import type { TenantView } from "../host/ports.ts";
 import {
+  Rollouts,
   withFlagCall,
   type Encoded,
   type Flag,
@@ -179,6 +180,7 @@ type Part =
   | { readonly kind: "fixed"; readonly keys: readonly string[]; readonly encoded: Encoded }
   | { readonly kind: "flag"; readonly flag: Flag }
   | Alike
+  | RolloutsPart
   | { readonly kind: "ruled"; readonly member: Member };
 
 /** Flags with one targeting: what the first gives tells what the others give. */
@@ -189,6 +191,30 @@ interface Alike {
   /** All of them, by what the first gives: one of its variants, or its default. */
   readonly encoded: Map<Resolution, Encoded>;
 }
+
+/** Rollouts by the targeting key. Most contexts get another mix of their variants, but of a few there are few mixes. */
+interface RolloutsPart {
+  readonly kind: "rollouts";
+  readonly rollouts: Rollouts;
+  /** Of all flags, for the context that is evaluated. */
+  readonly shares: Uint8Array;
+  /** Those that are joined: neighbours. */
+  readonly few: readonly FewRollouts[];
+}
+
+interface FewRollouts {
+  readonly from: number;
+  readonly flags: readonly Flag[];
+  /** By their shares, as digits of a number: its base is how many shares the flag of that digit has. */
+  readonly bases: readonly number[];
+  readonly encoded: (Encoded | undefined)[];
+}
+
+/** Of all that `FewRollouts.encoded` may hold. */
+const mixesMax = 16;
+const sharesMax = 8;
+/** Longer ones are better off alone: there is a copy of each in every mix. */
+const mixedBytesMax = 512;
 
 const plans = new WeakMap<NamespaceSet, readonly Part[]>();
 /** Evaluations are joined up to this many bytes. */
@@ -206,6 +232,7 @@ function planOf(view: TenantView, set: NamespaceSet): readonly Part[] {
 function newPlan(view: TenantView, set: NamespaceSet): readonly Part[] {
   const parts: Part[] = [];
   const alike = new Map<string, Flag[]>();
+  const rollouts: Flag[] = [];
   let fixed: { keys: string[]; encoded: { text: string; bytes: number } } | null = null;
   for (const member of set.members) {
     if (member.hasRules) {
@@ -220,7 +247,8 @@ function newPlan(view: TenantView, set: NamespaceSet): readonly Part[] {
     if (resolution === null) {
       const { flag } = content;
       const others = flag.decidesAs === null ? undefined : alike.get(flag.decidesAs);
-      if (others !== undefined) others.push(flag);
+      if (isMixed(flag)) rollouts.push(flag);
+      else if (others !== undefined) others.push(flag);
       else if (flag.decidesAs !== null) alike.set(flag.decidesAs, [flag]);
       else parts.push({ kind: "flag", flag });
       continue;
@@ -239,7 +267,53 @@ function newPlan(view: TenantView, set: NamespaceSet): readonly Part[] {
     if (second === undefined) parts.push({ kind: "flag", flag: first });
     else parts.push({ kind: "alike", first, flags, encoded: new Map() });
   }
+  if (rollouts.length > 0) parts.push(rolloutsPart(rollouts));
   return parts;
+}
+
+function isMixed({ rollout }: Flag): boolean {
+  return (
+    rollout !== null &&
+    rollout.resolutions.length <= sharesMax &&
+    rollout.resolutions.every((resolution) => encoded(resolution).bytes <= mixedBytesMax)
+  );
+}
+
+function rolloutsPart(flags: readonly Flag[]): RolloutsPart {
+  const few: { from: number; flags: Flag[]; bases: number[]; encoded: (Encoded | undefined)[] }[] =
+    [];
+  let mixes = Number.POSITIVE_INFINITY;
+  flags.forEach((flag, from) => {
+    const base = flag.rollout?.resolutions.length ?? 0;
+    if (mixes * base > mixesMax) {
+      few.push({ from, flags: [], bases: [], encoded: [] });
+      mixes = 1;
+    }
+    mixes *= base;
+    const last = few.at(-1);
+    last?.flags.push(flag);
+    last?.bases.push(base);
+  });
+  const rollouts = new Rollouts(
+    flags.flatMap(({ rollout }) => (rollout === null ? [] : [rollout])),
+  );
+  return { kind: "rollouts", rollouts, shares: new Uint8Array(flags.length), few };
+}
+
+function encodedMix(
+  { from, flags, bases, encoded: known }: FewRollouts,
+  shares: Uint8Array,
+): Encoded {
+  let mix = 0;
+  for (let i = 0; i < bases.length; i++)
+    mix = mix * (bases[i] as number) + (shares[from + i] as number);
+  const found = known[mix];
+  if (found !== undefined) return found;
+  const all = flags.map(({ rollout }, i) =>
+    encoded(rollout?.resolutions[shares[from + i] as number] as Resolution),
+  );
+  const text = all.map((one) => one.text).join("");
+  return (known[mix] = { text, bytes: all.reduce((sum, one) => sum + one.bytes, 0) });
 }
 
 /** Null: too much to be kept together, or the first gives no value. */
@@ -270,7 +344,7 @@ function evaluateAll(
   const { address, closing } = endOf(view, call, nowMs);
   const evaluate = (): string =>
     withFlagCall(context, nowMs, (one) => evaluations(view, plan, labels, one)) + closing;
-  let covered = `${view.epoch} ${set.mark} ${address ?? ""}\n${canonical(context)}`;
+  let covered = `${view.epoch} ${set.mark} ${address ?? ""}\n${identified(context)}`;
   // No revision stands for the passing of time: where flags look at it, only what they give tells.
   const early = timeMatters(view, plan, labels) ? evaluate() : null;
   if (early !== null) covered += `\n${hash("sha256", early, "base64url")}`;
@@ -285,6 +359,18 @@ function evaluateAll(
   const body = bodies.get(name) ?? evaluate();
   bodies.put(name, body);
   return { ...answer, body };
+}
+
+/** The same for equal contexts and for no others, whatever the order of their fields. */
+function identified(context: FlagContext): string {
+  let text = "";
+  for (const name of Object.keys(context).sort()) {
+    const value = context[name];
+    const isText = typeof value === "string";
+    const shown = isText ? value : canonical(value);
+    text += `${name.length}:${name}${isText ? "=" : "~"}${shown.length}:${shown}`;
+  }
+  return text;
 }
 
 /**
@@ -312,6 +398,17 @@ function evaluations(
         length += all.bytes;
         text = joined(text, all.text);
       } else for (const flag of part.flags) append(flag.evaluate(call));
+      continue;
+    }
+    if (part.kind === "rollouts") {
+      const hasTarget = part.rollouts.decide(call, part.shares);
+      for (const few of part.few) {
+        const all = hasTarget ? encodedMix(few, part.shares) : null;
+        if (all !== null && length + all.bytes <= snapshotBytesMax) {
+          length += all.bytes;
+          text = joined(text, all.text);
+        } else for (const flag of few.flags) append(flag.evaluate(call));
+      }
       continue;
     }
     const resolution =
@@ -403,7 +500,7 @@ function timeMatters(view: TenantView, plan: readonly Part[], labels: Labels): b
 
 function usesTime(view: TenantView, part: Part, labels: Labels): boolean {
   if (part.kind === "flag") return part.flag.usesTime;
-  if (part.kind === "fixed" || part.kind === "alike") return false;
+  if (part.kind !== "ruled") return false;
   const content = part.member.choose(view, labels)?.content;
   return content?.isFlag === true && content.flag.usesTime;
 }

@@ -10,7 +10,7 @@
  */
 import { compareVersions, parseVersion, relations, type Version } from "./semver.ts";
 import { escapePointer, shown } from "./names.ts";
-import { HashedPrefix, HashedSuffix, murmur3Text } from "./murmur3.ts";
+import { HashedPrefix, HashedPrefixes, HashedSuffix, murmur3Text } from "./murmur3.ts";
 
 export type FlagContext = Readonly<Record<string, unknown>>;
 
@@ -152,6 +152,8 @@ export class Flag {
   readonly #run: Run | null;
   /** Given whatever the context. */
   readonly fixed: Resolution | null;
+  /** It is nothing but a rollout by the targeting key, each share to one of its variants; null: it is anything else. */
+  readonly rollout: Rollout | null;
   /** Flags of which this is the same come to the same result, always; null: nothing is known of others. */
   readonly decidesAs: string | null;
   readonly #matched = new Map<string, Resolution>();
@@ -173,12 +175,14 @@ export class Flag {
     let usesTime = false;
     let broken: Resolution | null = null;
     let decidesAs: string | null = null;
+    let shares: Shares | undefined;
     if (state === "ENABLED" && targeting !== undefined && Object.keys(targeting).length > 0)
       try {
         const compiler = new Compiler(key);
         const part = compiler.compile(targeting, true);
         run = part.run;
         usesTime = compiler.usesTime;
+        shares = part.shares;
         if (part.isShareable === true) decidesAs = shareableText(targeting);
       } catch (error) {
         if (!(error instanceof TargetingError)) throw error;
@@ -191,6 +195,19 @@ export class Flag {
     this.#lastMatched = this.#byDefault;
     if (state === "DISABLED") this.fixed = this.#made({ reason: "DISABLED" });
     else this.fixed = broken ?? (run === null ? this.#byDefault : null);
+    this.rollout = shares === undefined ? null : this.#rolloutOf(shares);
+  }
+
+  #rolloutOf({ prefix, buckets }: Shares): Rollout | null {
+    const { total, ends } = buckets;
+    if (total <= 0 || total >= exactTotalMax) return null;
+    const resolutions: Resolution[] = [];
+    for (const { variant } of ends) {
+      const resolution = typeof variant === "string" ? this.#matching(variant) : null;
+      if (resolution === null || resolution.reason === "ERROR") return null;
+      resolutions.push(resolution);
+    }
+    return { prefix, buckets, resolutions, byDefault: this.#byDefault };
   }
 
   evaluate(call: FlagCall): Resolution {
@@ -210,15 +227,19 @@ export class Flag {
     }
     const variant = result as string;
     if (variant === this.#lastVariant) return this.#lastMatched;
-    let resolution = this.#matched.get(variant);
-    if (resolution === undefined) {
-      resolution = this.#variant(variant, "TARGETING_MATCH");
-      // Targeting may give anything, so only real variants are kept.
-      if (resolution.reason === "ERROR") return resolution;
-      this.#matched.set(resolution.variant as string, resolution);
-    }
+    const resolution = this.#matching(variant);
+    if (resolution.reason === "ERROR") return resolution;
     this.#lastVariant = resolution.variant as string;
     this.#lastMatched = resolution;
+    return resolution;
+  }
+
+  #matching(variant: string): Resolution {
+    const known = this.#matched.get(variant);
+    if (known !== undefined) return known;
+    const resolution = this.#variant(variant, "TARGETING_MATCH");
+    // Targeting may give anything, so only real variants are kept.
+    if (resolution.reason !== "ERROR") this.#matched.set(resolution.variant as string, resolution);
     return resolution;
   }
 
@@ -241,6 +262,52 @@ export class Flag {
       ...(this.#metadata !== undefined && { metadata: this.#metadata }),
       encoded: null,
     };
+  }
+}
+
+interface Rollout extends Shares {
+  /** Of each share. */
+  readonly resolutions: readonly Resolution[];
+  /** Of a context without a targeting key. */
+  readonly byDefault: Resolution;
+}
+
+/** Flags that are rollouts, decided in one walk: there are many in most sets, and each differs in its hash alone. */
+export class Rollouts {
+  readonly #prefixes: HashedPrefixes;
+  readonly #hashes: Uint32Array;
+  readonly #totals: Float64Array;
+  /** Ends of all their shares, and where those of each begin. */
+  readonly #ends: Float64Array;
+  readonly #begins: Int32Array;
+
+  constructor(rollouts: readonly Rollout[]) {
+    this.#prefixes = new HashedPrefixes(rollouts.map(({ prefix }) => prefix));
+    this.#hashes = new Uint32Array(rollouts.length);
+    this.#totals = Float64Array.from(rollouts, ({ buckets }) => buckets.total);
+    this.#ends = Float64Array.from(
+      rollouts.flatMap(({ buckets }) => buckets.ends.map(({ end }) => end)),
+    );
+    this.#begins = new Int32Array(rollouts.length);
+    for (let i = 1; i < rollouts.length; i++)
+      this.#begins[i] =
+        (this.#begins[i - 1] as number) + (rollouts[i - 1] as Rollout).buckets.ends.length;
+  }
+
+  /** Writes which share each gives. False: the context has no targeting key, so all give their default. */
+  decide(call: FlagCall, shares: Uint8Array): boolean {
+    const { target } = call;
+    if (target === null) return false;
+    target.afterEach(this.#prefixes, this.#hashes);
+    for (let i = 0; i < this.#hashes.length; i++) {
+      const bucket = bucketIn(this.#hashes[i] as number, this.#totals[i] as number);
+      const begin = this.#begins[i] as number;
+      let at = begin;
+      // The last end is the total, which no bucket reaches.
+      while ((this.#ends[at] as number) <= bucket) at++;
+      shares[i] = at - begin;
+    }
+    return true;
   }
 }
 
@@ -280,6 +347,13 @@ interface Part {
   readonly nodes: number;
   /** Whether the context alone decides, and no work is counted: then it is the same in every flag. Absent: no. */
   readonly isShareable?: boolean;
+  /** It is a rollout by the targeting key, and nothing else. */
+  readonly shares?: Shares;
+}
+
+interface Shares {
+  readonly prefix: HashedPrefix;
+  readonly buckets: Buckets;
 }
 
 function constantPart(value: unknown, nodes = 1): Part {
@@ -527,7 +601,12 @@ class Compiler {
           const { target } = call;
           return target === null ? null : bucketAt(target.after(prefix), ready);
         };
-        return { run, constant: null, nodes };
+        return {
+          run,
+          constant: null,
+          nodes,
+          ...(ready !== null && { shares: { prefix, buckets: ready } }),
+        };
       }
     }
     const run: Run = (data, call) => {
@@ -1136,11 +1215,16 @@ function bucketed(text: string, buckets: Buckets | null): unknown {
   return bucketAt(murmur3Text(text), buckets);
 }
 
+/** @param total below `exactTotalMax` */
+function bucketIn(hash: number, total: number): number {
+  return Math.floor((hash * total) / 0x1_0000_0000);
+}
+
 function bucketAt(hash: number, buckets: Buckets | null): unknown {
   if (buckets === null) return null;
   const { total, ends } = buckets;
   let bucket: number;
-  if (total < exactTotalMax) bucket = Math.floor((hash * total) / 0x1_0000_0000);
+  if (total < exactTotalMax) bucket = bucketIn(hash, total);
   else {
     // A product of 63 bits, in two halves that are exact in a double.
     const high = hash * Math.floor(total / 0x1_0000);

@@ -102,6 +102,23 @@ export class HashedPrefix {
   }
 }
 
+/** Many of them side by side: a walk over numbers takes a fraction of one from object to object. */
+export class HashedPrefixes {
+  readonly each: readonly HashedPrefix[];
+  readonly isAscii: boolean;
+  readonly lengths: Int32Array;
+  readonly states: Int32Array;
+  readonly carries: Int32Array;
+
+  constructor(each: readonly HashedPrefix[]) {
+    this.each = each;
+    this.isAscii = each.every((one) => one.isAscii);
+    this.lengths = Int32Array.from(each, (one) => one.text.length);
+    this.states = Int32Array.from(each, (one) => one.state);
+    this.carries = Int32Array.from(each, (one) => one.carry);
+  }
+}
+
 /** The end of many texts: what it adds is worked out once for each place in a block where it may begin. */
 export class HashedSuffix {
   readonly #text: string;
@@ -115,18 +132,32 @@ export class HashedSuffix {
 
   /** The same as `murmur3Text(prefix.text + text)`. */
   after(prefix: HashedPrefix): number {
-    const text = this.#text;
-    if (!this.#isAscii || !prefix.isAscii) return murmur3Text(prefix.text + text);
-    const length = prefix.text.length + text.length;
-    const begins = prefix.text.length & 3;
-    const place = (this.#places[begins] ??= placeOf(text, begins));
-    let h = prefix.state;
+    if (!this.#isAscii || !prefix.isAscii) return murmur3Text(prefix.text + this.#text);
+    return this.#after(prefix.text.length, prefix.state, prefix.carry);
+  }
+
+  /** The same for each of `prefixes`, into `hashes`. */
+  afterEach(prefixes: HashedPrefixes, hashes: Uint32Array): void {
+    const { each, lengths, states, carries } = prefixes;
+    if (!this.#isAscii || !prefixes.isAscii)
+      for (let i = 0; i < each.length; i++) hashes[i] = this.after(each[i] as HashedPrefix);
+    else
+      for (let i = 0; i < lengths.length; i++)
+        hashes[i] = this.#after(lengths[i] as number, states[i] as number, carries[i] as number);
+  }
+
+  #after(prefixLength: number, state: number, carry: number): number {
+    const length = prefixLength + this.#text.length;
+    const begins = prefixLength & 3;
+    const place = (this.#places[begins] ??= placeOf(this.#text, begins));
+    let h = state;
     if (begins > 0) {
-      const shared = mix(prefix.carry | place.first);
+      const shared = mix(carry | place.first);
       if (place.isWithin) return finish(h ^ shared, length);
       h = step(h, shared);
     }
-    for (let i = 0; i < place.blocks.length; i++) h = step(h, place.blocks[i] as number);
+    const { blocks } = place;
+    for (let i = 0; i < blocks.length; i++) h = step(h, blocks[i] as number);
     return finish(h ^ place.tail, length);
   }
 }

@@ -121,6 +121,38 @@ describe("bulk evaluation", () => {
     }
   });
 
+  test("rollouts, which are decided together, get what each gets alone", async () => {
+    const keys: string[] = [];
+    const rollout = async (name: string, shares: readonly unknown[], more: object = {}) => {
+      keys.push(name);
+      await flag(name, { ...boolean, targeting: { fractional: shares }, ...more });
+    };
+    for (let i = 0; i < 9; i++)
+      await rollout(`two-${i}`, [
+        ["on", 1 + i],
+        ["off", 3],
+      ]);
+    await rollout("three", [["on"], ["off"], ["on"]]);
+    await rollout("one", [["on"]]);
+    await rollout(
+      "nine",
+      Array.from({ length: 9 }, (_, i) => [i % 2 === 0 ? "on" : "off", i]),
+    );
+    await rollout("long", [["on"], ["off"]], { metadata: { why: "x".repeat(600) } });
+    await rollout("without", [["on", 1], ["off"]], { defaultVariant: null });
+    const seen = new Set<string>();
+    for (let i = 0; i < 30; i++) {
+      const targetingKey = i === 0 ? undefined : i === 1 ? "ä€" : `user-${i % 20}`;
+      const answer = await bulk({ targetingKey, i });
+      const alone = await Promise.all(
+        keys.map(async (one) => (await single(one, { targetingKey })).body),
+      );
+      expect(byKey(answer)).toEqual(alone.sort(inOrder));
+      seen.add(JSON.stringify(byKey(answer)));
+    }
+    expect(seen.size).toBeGreaterThan(15);
+  });
+
   test("takes the texts of the context for labels, and then the whole context for targeting", async () => {
     await flag("layered", byPlan);
     const everyone = { ...boolean, defaultVariant: "on", metadata: { team: "beta" } };

@@ -6,6 +6,7 @@ import * as fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import {
   Flag,
+  Rollouts,
   targetingErrors,
   withFlagCall,
   type FlagCall,
@@ -421,6 +422,73 @@ describe("what flags have in common is worked out once for a call", () => {
     }
     expect(given).toEqual(["on", "on", "on", "on"]);
     expect(flags.map((flag) => flag.evaluate(kept as FlagCall).variant)).toEqual(["off", "off"]);
+  });
+});
+
+describe("rollouts by the targeting key", () => {
+  test("decided together are what each gives alone", () => {
+    const weight = fc.oneof(fc.integer({ min: 0, max: 5 }), fc.constantFrom(1_000_000, 100));
+    const share = fc.tuple(fc.constantFrom("on", "off", "red", "1"), weight);
+    const name = fc.string({ unit: fc.constantFrom("a", "b", "c", "é", "€"), maxLength: 9 });
+    let decided = 0;
+    fc.assert(
+      fc.property(
+        fc.array(fc.tuple(name, fc.array(share, { minLength: 1, maxLength: 9 })), { maxLength: 9 }),
+        fc.oneof(fc.string({ maxLength: 12 }), fc.constantFrom("ß1", 7, null, true, undefined)),
+        (given, targetingKey) => {
+          const flags = given
+            .map(([one, shares]) => new Flag(one, flagOf({ fractional: shares })))
+            .filter(({ rollout }) => rollout !== null);
+          const all = flags.flatMap(({ rollout }) => (rollout === null ? [] : [rollout]));
+          const shares = new Uint8Array(flags.length);
+          withFlagCall({ targetingKey }, 0, (call) => {
+            const hasTarget = new Rollouts(all).decide(call, shares);
+            expect(hasTarget).toBe(Boolean(targetingKey));
+            flags.forEach((flag, i) => {
+              const { resolutions, byDefault } = all[i] as (typeof all)[0];
+              const together = hasTarget ? resolutions[shares[i] as number] : byDefault;
+              expect(together).toBe(flag.evaluate(call));
+              decided++;
+            });
+          });
+        },
+      ),
+      { numRuns: 500 },
+    );
+    expect(decided).toBeGreaterThan(500);
+  });
+
+  test("are only those whose shares are variants", () => {
+    const rolloutOf = (targeting: unknown) => new Flag(key, flagOf(targeting)).rollout;
+    expect(rolloutOf({ fractional: [["on", 1], ["off"]] })).not.toBeNull();
+    for (const targeting of [
+      {
+        fractional: [
+          ["on", 1],
+          ["none", 1],
+        ],
+      },
+      {
+        fractional: [
+          ["on", 1],
+          [null, 1],
+        ],
+      },
+      {
+        fractional: [
+          ["on", 1],
+          [true, 1],
+        ],
+      },
+      { fractional: [["on", 0]] },
+      { fractional: [["on", 2_000_000_000]] },
+      { fractional: [{ var: "email" }, ["on", 1]] },
+      { if: [true, { fractional: [["on", 1]] }] },
+      {},
+    ])
+      expect([targeting, rolloutOf(targeting)]).toEqual([targeting, null]);
+    const disabled = { ...flagOf({ fractional: [["on", 1]] }), state: "DISABLED" as const };
+    expect(new Flag(key, disabled).rollout).toBeNull();
   });
 });
 
