@@ -4,7 +4,8 @@
  * Estimate before measuring: a write of a quiet tenant takes a turn of three nodes and two journal writes, about 3 ms. The
  * busy tenant has 32 writes under way at most; a turn takes what has arrived, of whichever tenant, so a quiet write waits
  * for the turn under way and shares the next one with at most 32 others: a few milliseconds more, while a core is left.
- * On two cores for everything, the load generator and nats-server included, none is: what waits then is the process.
+ * On two cores for everything, the load generator and nats-server included, none is: what waits then is the process, and
+ * the busy tenant is paced (src/host/DESIGN.md): 32 writes every 25 to 100 ms, which take some 20 ms of processor a round.
  *
  * Run: npm run bench -- fairness, or bun bench/fairness.ts [--tenants 1000] [--rate 100] [--seconds 10] [--connections 32]
  *      [--write]

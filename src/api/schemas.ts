@@ -964,6 +964,17 @@ export const ClusterStatusAnswer = answer("ClusterStatus", {
       description: "Leaderships given away since the start, so that nodes lead alike",
     }),
   }),
+  admission: Type.Object(
+    {
+      paceMs: Type.Number({ minimum: 0, description: "Between their batches; 0: nobody waits" }),
+      waiting: Count,
+      held: Count,
+      refused: Count,
+      quiet: Count,
+      late: Count,
+    },
+    { description: "How writes of busy tenants are let in here beside those of quiet ones" },
+  ),
   journal: Type.Object({ segments: Count, bytes: Count, appends: Count, syncs: Count }),
   environments: Type.Object({ open: Count, cap: Count }),
   quarantine: Type.Array(

@@ -93,6 +93,28 @@ export class Metrics {
     gauge("conflux_tenants", "Tenants in the directory", (s) => s.tenants);
     gauge("conflux_replicas_warm", "Replicas in memory here", (s) => s.replicas.warm);
     gauge("conflux_replicas_leading", "Groups led from here", (s) => s.replicas.leaders);
+    gauge(
+      "conflux_admission_pace_seconds",
+      "Between batches of writes of busy tenants; 0: nobody is held up",
+      (s) => s.admission.paceMs / 1_000,
+    );
+    gauge(
+      "conflux_admission_waiting",
+      "Writes of busy tenants that wait for their batch",
+      (s) => s.admission.waiting,
+    );
+    counter("conflux_admission_held_total", "Writes that waited", (s) => s.admission.held);
+    counter("conflux_admission_refused_total", "Writes refused", (s) => s.admission.refused);
+    counter(
+      "conflux_admission_quiet_total",
+      "Writes of quiet tenants beside a busy one",
+      (s) => s.admission.quiet,
+    );
+    counter(
+      "conflux_admission_late_total",
+      "Those of them that were late",
+      (s) => s.admission.late,
+    );
     gauge("conflux_environments_open", "Open environments", (s) => s.environments.open);
     gauge("conflux_environments_cap", "Environments that may be open", (s) => s.environments.cap);
     gauge("conflux_journal_segments", "Segments of the journal", (s) => s.journal.segments);

@@ -1299,6 +1299,7 @@ export class NodeHost implements ConfigService {
       directory: this.directory,
       liveness: this.liveness,
       versions: this.#versions,
+      admission: this.requests.admission,
       given: this.#balance.given,
       cold: this.#cold,
       replicas: this.#replicas,

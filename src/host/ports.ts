@@ -317,6 +317,20 @@ export interface NodeStatus {
   readonly leaders: number | null;
 }
 
+/** How writes of busy tenants are let in beside others, on this node and since its start (admission.ts). */
+export interface AdmissionStatus {
+  /** Between batches of busy tenants, ms; 0: nobody is held up. */
+  readonly paceMs: number;
+  /** Writes that wait for their batch. */
+  readonly waiting: number;
+  /** Those that ever waited, and those that were refused. */
+  readonly held: number;
+  readonly refused: number;
+  /** Writes of quiet tenants beside a busy one, and those of them that were late. */
+  readonly quiet: number;
+  readonly late: number;
+}
+
 export interface ClusterStatus {
   readonly cluster: string;
   readonly node: string;
@@ -336,6 +350,7 @@ export interface ClusterStatus {
   readonly level: number | null;
   /** `given`: leaderships that this node gave away since its start, so that nodes lead alike. */
   readonly replicas: { readonly warm: number; readonly leaders: number; readonly given: number };
+  readonly admission: AdmissionStatus;
   readonly journal: Journal["status"];
   readonly environments: { readonly open: number; readonly cap: number };
   /** Replicas here that damage keeps from voting and answering, a bounded number; tenant null: not known (yet). */

@@ -1,7 +1,7 @@
 /**
  * The two flows below `ConfigService`, from a caller on this node to the replica that answers it:
  *
- *   propose → find → #attemptPropose → proposeHere on the leader, or a call to the node of it → #proposed → done, or again
+ *   propose → find → #attemptPropose → (its turn, admission.ts) → proposeHere on the leader, or a call to the node of it → #proposed → done, or again
  *   read    → find → #attemptRead → Replica.readableNow, else Replica.read → #onTime → #atRevision → done
  *
  * A request ends exactly once, when its time is up at the latest. An attempt that found no leader waits until one is
@@ -10,9 +10,10 @@
 import { Problem } from "../api/problems.ts";
 import type { Command, Outcome } from "../machine/command.ts";
 import { isLeaving, wasSettled, type TenantMeta, type TenantRow } from "../machine/rows.ts";
+import { Admission } from "./admission.ts";
 import { SYSTEM_GROUP, SYSTEM_TENANT, type Directory } from "./directory.ts";
 import type { Liveness } from "./liveness.ts";
-import type { Clock, DiskSpace, ReadOptions, TenantView } from "./ports.ts";
+import type { AdmissionStatus, Clock, DiskSpace, ReadOptions, TenantView } from "./ports.ts";
 import type { ProposalResult, ReadResult, Replica } from "./replica.ts";
 import { encodeJson, Method, type Rpc } from "./rpc.ts";
 import type { Schedules } from "./schedules.ts";
@@ -92,8 +93,8 @@ type ProposeAnswer =
 
 interface ForwardedProposal {
   readonly group: number;
-  /** From when it arrives. */
-  readonly deadlineMs: number;
+  /** By the clock here. */
+  readonly deadline: number;
   readonly data: Uint8Array;
 }
 
@@ -115,6 +116,7 @@ export class Requests {
   readonly #clock: Clock;
   readonly #directory: Directory;
   readonly #liveness: Liveness;
+  readonly #admission = new Admission();
   #attempts: Attempt[] = [];
   readonly #revisionWaiters = new Map<number, RevisionWaiter[]>();
 
@@ -125,7 +127,9 @@ export class Requests {
     this.#directory = parts.directory;
     this.#liveness = parts.liveness;
     parts.rpc.serve(Method.propose, (from, payload, respond) => {
-      this.#serveProposal(from, decodeProposal(payload), (answer) => respond(encodeJson(answer)));
+      this.#serveProposal(from, decodeProposal(payload, parts.clock.monotonicMs()), (answer) =>
+        respond(encodeJson(answer)),
+      );
     });
   }
 
@@ -205,7 +209,7 @@ export class Requests {
     this.#attemptPropose(proposal);
   }
 
-  #attemptPropose(proposal: PendingProposal): void {
+  #attemptPropose(proposal: PendingProposal, isAdmitted = false): void {
     const { deadline } = proposal;
     const now = this.#clock.monotonicMs();
     if (now >= deadline) return failProposal(proposal, noQuorum(proposal.found.tenant));
@@ -217,6 +221,13 @@ export class Requests {
       if (replica.raft.isLeader) {
         // One that is handing over refuses: a hint from before would bring us here again at once (seed 83017).
         proposal.hint = null;
+        const entrant = {
+          bytes: proposal.data.length,
+          deadline,
+          run: () => this.#attemptPropose(proposal, true),
+          refuse: () => this.#proposed(proposal, { kind: "overloaded" }),
+        };
+        if (!isAdmitted && !this.#admission.enter(found.group, entrant, now)) return;
         return this.proposeHere(replica, proposal.data, deadline, (result) => {
           this.#proposed(proposal, result);
         });
@@ -304,8 +315,9 @@ export class Requests {
   /** Another node takes this one for the leader, or for one that knows it. */
   #serveProposal(
     from: string,
-    { group, deadlineMs, data }: ForwardedProposal,
+    { group, deadline, data }: ForwardedProposal,
     respond: (answer: ProposeAnswer) => void,
+    isAdmitted = false,
   ): void {
     const replica = this.#hooks.wake(group);
     if (replica === null) return respond({ kind: "not-leader" });
@@ -322,7 +334,14 @@ export class Requests {
       if (replica.leaderNode === from) this.#hooks.act(replica, () => replica.raft.doubtLeader());
       return respond({ kind: "not-leader", leader: replica.leaderNode });
     }
-    this.proposeHere(replica, data, now + deadlineMs, respond);
+    const entrant = {
+      bytes: data.length,
+      deadline,
+      run: () => this.#serveProposal(from, { group, deadline, data }, respond, true),
+      refuse: () => respond({ kind: "overloaded" }),
+    };
+    if (!isAdmitted && !this.#admission.enter(group, entrant, now)) return;
+    this.proposeHere(replica, data, deadline, respond);
   }
 
   /** To the leader, which this replica is: `done` is called once, when it is applied or known not to be. */
@@ -343,9 +362,11 @@ export class Requests {
       });
     }
     let told = false;
+    const admitted = this.#admission.began(replica.group, this.#clock.monotonicMs());
     const once = (result: ProposalResult): void => {
       if (told) return;
       told = true;
+      this.#admission.ended(admitted, this.#clock.monotonicMs());
       done(result);
     };
     this.#hooks.act(replica, () => replica.propose(data, deadline, once));
@@ -476,6 +497,10 @@ export class Requests {
 
   // --- what waits ------------------------------------------------------------------------------------------------------------
 
+  get admission(): AdmissionStatus {
+    return this.#admission.status;
+  }
+
   /** Runs again when the group has a leader, or after a while. */
   retry(group: number, deadline: number, run: () => void, refuse: () => void): void {
     if (this.#attempts.length >= ATTEMPTS_MAX) return refuse();
@@ -489,8 +514,9 @@ export class Requests {
     return this.#attempts.length > 0;
   }
 
-  /** Attempts whose time has come. */
+  /** Attempts whose time has come, and writes whose turn it is. Call every PULSE_MS. */
   pulse(now: number): void {
+    this.#admission.pulse(now);
     this.#retryNow(({ due }) => due <= now);
   }
 
@@ -596,10 +622,10 @@ function encodeProposal(group: number, deadlineMs: number, data: Uint8Array): Ui
   return bytes;
 }
 
-function decodeProposal(bytes: Uint8Array): ForwardedProposal {
+function decodeProposal(bytes: Uint8Array, now: number): ForwardedProposal {
   const end = bytes.indexOf(10);
   const [group, deadlineMs] = decoder.decode(bytes.subarray(0, end)).split(" ").map(Number);
-  return { group: group ?? 0, deadlineMs: deadlineMs ?? 0, data: bytes.slice(end + 1) };
+  return { group: group ?? 0, deadline: now + (deadlineMs ?? 0), data: bytes.slice(end + 1) };
 }
 
 /** What makes room, and what nodes do by themselves, is taken on a disk that is nearly full. */

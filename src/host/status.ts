@@ -42,6 +42,7 @@ export interface StatusParts {
   readonly directory: Directory;
   readonly liveness: Liveness;
   readonly versions: Versions;
+  readonly admission: ClusterStatus["admission"];
   /** Leaderships given away. */
   readonly given: number;
   readonly cold: ColdReplicas;
@@ -78,6 +79,7 @@ export function clusterStatus(options: StatusOptions, parts: StatusParts): Clust
     }),
     level: versions.level,
     replicas: { warm: replicas.size, leaders, given: parts.given },
+    admission: parts.admission,
     journal: journal.status,
     environments: { open: environments.open_count, cap: environments.cap },
     quarantine: quarantined(parts),

@@ -314,6 +314,7 @@ export class SoloService implements ConfigService {
         leaders: this.#cluster.tenants.size,
         given: 0,
       },
+      admission: { paceMs: 0, waiting: 0, held: 0, refused: 0, quiet: 0, late: 0 },
       journal: { segments: 1, bytes: 0, appends: 0, syncs: 0 },
       disk: null,
       environments: { open: 1, cap: 100 },
