@@ -125,7 +125,7 @@ describe("admission", () => {
     writers.tookMs = 40;
     writers.run(2_000, [[busy, 64]]);
     expect(writers.admission.status.paceMs).toBe(slowest);
-    writers.run(7_000, [[busy, 64]], false);
+    writers.run(10_000, [[busy, 64]], false);
     expect(writers.admission.status).toMatchObject({ paceMs: 0, waiting: 0 });
   });
 
