@@ -13,7 +13,7 @@ import { pathToFileURL } from "node:url";
 import { parse as parseYaml } from "yaml";
 import { unifiedDiff } from "../gateway/diff.ts";
 import { AuditChain } from "../model/audit.ts";
-import { isTenantName } from "../model/names.ts";
+import { checkNamespaceName, checkTenantName, isTenantName } from "../model/names.ts";
 import { contentFormats } from "../model/release.ts";
 import type { ContentFormat } from "../model/release.ts";
 import type { TransactionRequest } from "../api/schemas.ts";
@@ -632,7 +632,8 @@ async function importedAs(
     context.show(imported, () => "Nothing to import");
     return 0;
   }
-  const files = way === undefined ? new Map<string, string>() : manifestOf(context.where, imported);
+  const files =
+    way === undefined ? new Map<string, string>() : manifestOf(checked(context.where), imported);
   if (way === "file") {
     const folder = context.options.get("file") as string;
     await refuseExisting(folder, files.keys());
@@ -675,6 +676,13 @@ async function importedAs(
   } finally {
     await rm(folder, { recursive: true });
   }
+}
+
+/** They become names of files. */
+function checked(where: Where): Where {
+  const wrong = checkTenantName(where.tenant) ?? checkNamespaceName(where.namespace);
+  if (wrong !== null) throw new UsageError(wrong);
+  return where;
 }
 
 /** As many as are read. */

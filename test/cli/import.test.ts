@@ -1,6 +1,6 @@
 /** Exports of other systems: what becomes of them, what is told about the rest, and that nothing makes it fall over. */
 import * as fc from "fast-check";
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdir, mkdtemp, rm, symlink, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { crc32, deflateRawSync } from "node:zlib";
@@ -9,8 +9,15 @@ import { describe, expect, test } from "vitest";
 import { readManifests } from "../../src/cli/apply.ts";
 import { writeFiles } from "../../src/cli/export.ts";
 import { propertiesOf } from "../../src/cli/import/documents.ts";
-import { convertExport, importSystems, manifestOf } from "../../src/cli/import/import.ts";
 import {
+  convertExport,
+  importSystems,
+  manifestOf,
+  readExport,
+  refuseExisting,
+} from "../../src/cli/import/import.ts";
+import {
+  importBytesMax,
   ImportError,
   laidOut,
   nameOf,
@@ -920,7 +927,7 @@ describe("properties and .env", () => {
     });
     expect(notes(made)).toEqual([
       expect.stringMatching(/^PATHS: refers to other variables/),
-      expect.stringMatching(/^\.env\.production: "DB_PASSWORD" may be secrets: .+--secret/),
+      expect.stringMatching(/^: "DB_PASSWORD" may be secret: .+--secret/),
     ]);
     expect(refused("env", text, {}, ".env")).toMatch(/^\.env:3: End the line after the closing '/);
     expect(refused("env", "A=1\nB='x\n", {}, ".env")).toBe(".env:2: Close the value of B with '");
@@ -1158,6 +1165,79 @@ describe("nacos", () => {
       /Unpack the zip/,
     );
   });
+});
+
+// --- reading and writing -----------------------------------------------------------------------------------------------------
+
+test("options that mean nothing to a system are refused", () => {
+  expect(refused("etcd", etcd(), { name: "a" })).toMatch(/^Leave --name out: etcd has names/);
+  expect(refused("apollo", [], { name: "a" })).toMatch(/^Leave --name out: namespaces have names/);
+  expect(refused("etcd", etcd(), { environment: "a" })).toMatch(/^Leave --environment out/);
+  expect(refused("env", "A=1", { prefix: "a" })).toMatch(/^Leave --prefix out/);
+});
+
+test("what looks like a secret by its name is told once, and tags that cannot be are", () => {
+  const pairs = ["db/password", "api-key/1", "auth.token", "a/secret", "b/secret", "c/secret", "d"];
+  expect(
+    notes(
+      converted(
+        "consul",
+        pairs.map((key) => pair(key, "")),
+      ),
+    ),
+  ).toEqual([expect.stringMatching(/^: "db\/password", .+, "b\/secret" and 1 more may be secret/)]);
+  const tagged = converted("unleash", {
+    features: [{ name: "a" }],
+    featureEnvironments: [],
+    featureTags: [
+      { featureName: "a", tagType: 'a"b', tagValue: "x" },
+      { featureName: "a", tagType: "long", tagValue: "x".repeat(2_000) },
+      { featureName: "a", tagType: "team", tagValue: "web" },
+    ],
+  });
+  expect(tagged.configs[0]?.tags).toEqual({ "unleash-team": "web" });
+  expect(leftOut(tagged)).toEqual([
+    expect.stringMatching(/^a: the tag "unleash-a\\"b", as it cannot be named so/),
+    expect.stringMatching(/^a: the tag "unleash-long", as it has more than 1024/),
+  ]);
+});
+
+describe("an export is read", () => {
+  async function inFolder(run: (folder: string) => Promise<void>): Promise<void> {
+    const folder = await mkdtemp(join(tmpdir(), "conflux-import-test-"));
+    try {
+      await run(folder);
+    } finally {
+      await rm(folder, { recursive: true });
+    }
+  }
+
+  test("from a folder without its links, which only Nacos has", () =>
+    inFolder(async (folder) => {
+      await mkdir(join(folder, "G"));
+      await writeFile(join(folder, "G", "a"), "1");
+      await symlink("/etc/hostname", join(folder, "G", "link"));
+      const files = await readExport("nacos", folder);
+      expect(files.map(({ path }) => path)).toEqual(["G/a"]);
+      expect(contents(convertExport("nacos", files, plain))).toEqual({ "g.a": "1" });
+      await expect(readExport("etcd", folder)).rejects.toThrow(
+        /is a folder, which only --from nacos takes/,
+      );
+      await expect(readExport("etcd", join(folder, "none"))).rejects.toThrow(/^Cannot read .+none/);
+    }));
+
+  test("of 64 MiB at most, and written over nothing", () =>
+    inFolder(async (folder) => {
+      const path = join(folder, "large");
+      await writeFile(path, "");
+      await truncate(path, importBytesMax + 1);
+      await expect(readExport("etcd", path)).rejects.toThrow(/Import 64 MiB at most at once/);
+      await expect(readExport("nacos", folder)).rejects.toThrow(/Import 64 MiB at most at once/);
+      await expect(refuseExisting(folder, ["other", "large"])).rejects.toThrow(
+        /There is .+large already/,
+      );
+      await expect(refuseExisting(folder, ["other"])).resolves.toBeUndefined();
+    }));
 });
 
 // --- all of them -------------------------------------------------------------------------------------------------------------

@@ -20,11 +20,12 @@ import {
 /** Kept as it is written, comments and all. */
 export function fromProperties(file: ImportFile, out: Importing): void {
   const content = out.text(file);
-  const [error] = prepareContent("properties", content).errors;
+  const { value, errors } = prepareContent("properties", content);
+  const [error] = errors;
   if (error !== undefined) out.fail(`${placeIn(file, error.line ?? 1)}: ${error.detail}`);
   const { key, name } = named(file, out);
   if (name === null) return;
-  noteSecrets(key, Object.keys(prepareContent("properties", content).value as Fields), out);
+  out.look(Object.keys(value as Fields));
   out.add({ key, name, format: "properties", content });
 }
 
@@ -50,7 +51,7 @@ export function fromEnv(file: ImportFile, out: Importing): void {
   }
   if (name === null) return;
   const entries = [...variables].map(([variable, { value }]) => [variable, value] as const);
-  noteSecrets(key, [...variables.keys()], out);
+  out.look(variables.keys());
   out.add({
     key,
     name,
@@ -135,19 +136,6 @@ function named({ path }: ImportFile, out: Importing): { key: string; name: strin
   return { key, name: out.nameOf(key, last.replace(/\.properties$/i, "")) };
 }
 
-const secretive = /PASSW|SECRET|TOKEN|PRIVATE|CREDENTIAL|API_?KEY|ACCESS_?KEY/i;
-
-function noteSecrets(key: string, names: readonly string[], out: Importing): void {
-  const found = names.filter((name) => secretive.test(name));
-  if (found.length === 0) return;
-  const some = found.slice(0, 5).map(shown).join(", ");
-  const more = found.length > 5 ? ` and ${found.length - 5} more` : "";
-  out.note(
-    key,
-    `${some}${more} may be secrets: manifests are no place for them; \`conflux publish NAME --secret --format text\` seals one`,
-  );
-}
-
 // --- Apollo --------------------------------------------------------------------------------------------------------------
 
 const apolloHint =
@@ -171,6 +159,8 @@ export function fromApollo(file: ImportFile, out: Importing): void {
   const list: readonly unknown[] = Array.isArray(answer) ? answer : [answer];
   const isItems =
     list.length > 0 && list.every((one) => isFields(one) && "key" in one && "value" in one);
+  if (!isItems && out.options.name !== null)
+    out.fail("Leave --name out: namespaces have names; --rename KEY=NAME gives another");
   // A zip of the portal has the items of one namespace in each file, and what they belong to in its name.
   const namespaces = isItems
     ? [
@@ -214,11 +204,7 @@ function apolloNamespace(key: string, namespace: Fields, at: string, out: Import
     }
     content = whole.value;
   }
-  noteSecrets(
-    key,
-    items.map((item) => item.key),
-    out,
-  );
+  out.look(items.map((item) => item.key));
   if (isPublic === true)
     out.note(
       key,

@@ -63,6 +63,13 @@ export function convertExport(
   options: ImportOptions,
 ): Imported {
   const out = new Importing(system, options);
+  const isOneConfig = system === "properties" || system === "env";
+  if (options.name !== null && !isOneConfig && system !== "apollo")
+    out.fail(`Leave --name out: ${system} has names; --rename KEY=NAME gives another`);
+  if (options.environment !== null && system !== "unleash")
+    out.fail("Leave --environment out: only an export of Unleash has several");
+  if (options.prefix !== "" && isOneConfig)
+    out.fail("Leave --prefix out: the file becomes one config");
   const convert = systems[system];
   const [file] = files;
   if (convert === null) fromNacos(nacosFiles(files, out), out);
@@ -113,7 +120,9 @@ export async function refuseExisting(folder: string, files: Iterable<string>): P
       () => false,
     );
     if (isThere)
-      throw new UsageError(`There is ${path} already: name another folder, or take it away`);
+      throw new UsageError(
+        `There is ${path} already: name another folder (each can be applied by itself), or take it away`,
+      );
   }
 }
 

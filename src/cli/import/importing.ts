@@ -6,7 +6,7 @@
 import { LineCounter, parseDocument } from "yaml";
 import { prepareContent } from "../../model/content.ts";
 import { canonicalJson, parseJsonText, scanJson } from "../../model/json.ts";
-import { checkConfigName, shown } from "../../model/names.ts";
+import { checkConfigName, checkTagName, shown, tagsMax } from "../../model/names.ts";
 import type { ContentFormat } from "../../model/release.ts";
 import { defaultQuotas } from "../../machine/rows.ts";
 import { suggestion } from "../nearest.ts";
@@ -22,6 +22,8 @@ const tagLengthMax = 1_024;
 const descriptionLengthMax = 4_096;
 const problemsMax = 20;
 const lineLengthMax = 100;
+const secretive = /PASSW|SECRET|TOKEN|PRIVATE|CREDENTIAL|API[_.-]?KEY|ACCESS[_.-]?KEY/i;
+const secretsShownMax = 5;
 
 /** One file of an export. */
 export interface ImportFile {
@@ -165,6 +167,7 @@ export class Importing {
   readonly #remarks: Remark[] = [];
   readonly #problems: string[] = [];
   readonly #renamed = new Set<string>();
+  readonly #secrets: string[] = [];
   readonly #keys: string[] = [];
   #outside = 0;
 
@@ -259,6 +262,11 @@ export class Importing {
       this.fail(`Import at most ${importConfigsMax} configs at once: take a part by --prefix`);
   }
 
+  /** Looks whether names tell of secrets; one remark names them all. */
+  look(names: Iterable<string>): void {
+    for (const name of names) if (secretive.test(name)) this.#secrets.push(name);
+  }
+
   leftOut(key: string, detail: string): void {
     this.#remarks.push({ key, kind: "left-out", detail });
   }
@@ -331,6 +339,12 @@ export class Importing {
         "",
         `${this.#outside} ${this.#outside === 1 ? "key does" : "keys do"} not begin with the prefix ${shown(this.options.prefix)}`,
       );
+    const secrets = this.#secrets.length;
+    if (secrets > 0)
+      this.note(
+        "",
+        `${this.#secrets.slice(0, secretsShownMax).map(shown).join(", ")}${secrets > secretsShownMax ? ` and ${secrets - secretsShownMax} more` : ""} may be secret: manifests are no place for secrets; \`conflux publish NAME --secret --format text\` seals one`,
+      );
     return {
       configs: [...this.#configs.values()].toSorted((a, b) => (a.name < b.name ? -1 : 1)),
       remarks: this.#remarks,
@@ -342,8 +356,11 @@ export class Importing {
     const kept: Record<string, string> = {};
     const all = key === name ? tags : { [`${this.#system}-key`]: key, ...tags };
     for (const [tag, value] of Object.entries(all))
-      if (value.length <= tagLengthMax) kept[tag] = value;
-      else this.leftOut(key, `the tag ${tag}, as it has more than ${tagLengthMax} characters`);
+      if (value.length > tagLengthMax)
+        this.leftOut(key, `the tag ${shown(tag)}, as it has more than ${tagLengthMax} characters`);
+      else if (checkTagName(tag) !== null || Object.keys(kept).length >= tagsMax)
+        this.leftOut(key, `the tag ${shown(tag)}, as it cannot be named so or is one too many`);
+      else kept[tag] = value;
     return kept;
   }
 

@@ -112,6 +112,7 @@ function addPair(
   }
   const name = out.nameOf(key);
   if (name === null) return false;
+  out.look([key]);
   out.add({ key, name, format: formatOfKey(key) ?? formatOfText(content), content, tags });
   return true;
 }
