@@ -21,11 +21,12 @@ import { checkpointTuningDefaults, Checkpoints } from "../src/host/checkpoints.t
 import { appendRecord } from "../src/host/codec.ts";
 import { environmentName, type ColdReplicas } from "../src/host/cold_replicas.ts";
 import { freshMeta, GroupLog } from "../src/host/group_log.ts";
+import type { Clock } from "../src/host/ports.ts";
 import { Replica } from "../src/host/replica.ts";
+import { Turns } from "../src/host/turns.ts";
 import { Prng } from "../src/lib/prng.ts";
 import type { Command } from "../src/machine/command.ts";
 import { useDigest } from "../src/model/content.ts";
-import type { StorageAppend } from "../src/raft/types.ts";
 import { holdMallocThreshold } from "../src/runtime/memory.ts";
 import { openJournalDisk } from "../src/store/disk.ts";
 import { LmdbEnvironments } from "../src/store/environments.ts";
@@ -267,16 +268,14 @@ async function replay(): Promise<void> {
 
 /**
  * Everything of the store under the load of many tenants, and nothing else of a node: real replicas of one voter, their
- * journal, environments and checkpoints; no directory, no requests, no heartbeats, no ticks.
+ * journal, environments, turns and checkpoints; no directory, no requests, no heartbeats, no ticks.
  */
 class ManyTenants {
   readonly journal = openJournal("spread");
   readonly #environments = new LmdbEnvironments({ data: join(directory, "spread-env") });
   readonly #replicas = new Map<number, Replica>();
   readonly #checkpoints: Checkpoints;
-  #dirty: Replica[] = [];
-  #records: { group: number; payload: Uint8Array; replica: Replica; append: StorageAppend }[] = [];
-  #scheduled = false;
+  readonly #turns: Turns;
   readonly #pulse: NodeJS.Timeout;
 
   constructor(count: number) {
@@ -290,9 +289,34 @@ class ManyTenants {
       busyMax: (max) => max,
       giveWay: () => undefined,
     });
+    const clock: Clock = {
+      monotonicMs: () => performance.now(),
+      wallMs: () => Date.now(),
+      defer: (run) => {
+        setImmediate(run);
+      },
+      every: () => () => undefined,
+    };
+    const fail = (fields: object): void => {
+      throw new Error("A replica was halted", { cause: fields });
+    };
+    const log = { debug: fail, info: fail, warn: fail, error: fail };
+    this.#turns = new Turns(
+      { clock, journal, log },
+      {
+        present,
+        isEnding: () => false,
+        begins: () => undefined,
+        flush: () => undefined,
+        halted: () => undefined,
+      },
+    );
     for (let group = 1; group <= count; group++) this.#replicas.set(group, this.#open(group));
+    // As often as a node does.
+    let pulses = 0;
     this.#pulse = setInterval(() => {
-      for (const replica of this.#replicas.values()) this.#checkpoints.look(replica);
+      if (pulses++ % 4 === 0)
+        for (const replica of this.#replicas.values()) this.#checkpoints.look(replica);
       this.#checkpoints.round(false);
     }, 25);
   }
@@ -308,9 +332,9 @@ class ManyTenants {
       hooks: {
         send: () => undefined,
         persist: (from, append) => {
-          const payload = appendRecord(from.takeHardState(append), append.entries);
-          this.#records.push({ group, payload, replica: from, append });
-          this.#schedule();
+          const record = appendRecord(from.takeHardState(append), append.entries);
+          this.#turns.persist(from, record, append);
+          this.#turns.schedule();
         },
         sendSnapshot: () => undefined,
         committed: () => undefined,
@@ -321,8 +345,7 @@ class ManyTenants {
           if (error !== null) throw error;
           this.#checkpoints.ended(of);
           this.journal.release(of.group, of.sequenceStored);
-          of.resumeLane();
-          this.#mark(of);
+          this.#turns.act(of, () => of.resumeLane());
         },
       },
       random: new Prng(group),
@@ -332,54 +355,21 @@ class ManyTenants {
     });
     replica.startFrom(0, 0);
     replica.raft.campaign();
-    this.#mark(replica);
+    this.#turns.mark(replica);
     return replica;
-  }
-
-  #mark(replica: Replica): void {
-    if (replica.dirty) return;
-    replica.dirty = true;
-    this.#dirty.push(replica);
-    this.#schedule();
-  }
-
-  #schedule(): void {
-    if (this.#scheduled) return;
-    this.#scheduled = true;
-    setImmediate(() => this.#turn());
-  }
-
-  #turn(): void {
-    this.#scheduled = false;
-    const visiting = this.#dirty;
-    this.#dirty = [];
-    for (const replica of visiting) {
-      replica.dirty = false;
-      if (replica.drain()) this.#mark(replica);
-    }
-    const records = this.#records;
-    if (records.length === 0) return;
-    this.#records = [];
-    const first = this.journal.append(records, () => {
-      for (const [offset, { replica, append }] of records.entries()) {
-        replica.persisted(append, first + offset);
-        replica.resumeLane();
-        this.#mark(replica);
-      }
-    });
-    for (const [offset, { replica }] of records.entries())
-      replica.sequenceSubmitted = first + offset;
   }
 
   /** Resolves when it is durable and applied. */
   propose(group: number, command: Command): Promise<void> {
     const replica = this.#replicas.get(group) as Replica;
     return new Promise((resolve, reject) => {
-      replica.propose(encoder.encode(JSON.stringify(command)), Infinity, (result) => {
-        if (result.kind === "applied" && result.outcome.ok) resolve();
-        else reject(new Error(JSON.stringify(result)));
+      const data = encoder.encode(JSON.stringify(command));
+      this.#turns.act(replica, () => {
+        replica.propose(data, Infinity, (result) => {
+          if (result.kind === "applied" && result.outcome.ok) resolve();
+          else reject(new Error(JSON.stringify(result)));
+        });
       });
-      this.#mark(replica);
     });
   }
 

@@ -2,8 +2,9 @@
  * One group's log on this replica: what Raft reads, synchronously.
  *
  * Recent entries are in memory, in journal order; everything up to the last checkpoint is in the environment. The two
- * overlap by nothing: `tail` starts right after `stored`. An append that replaces entries already in the environment
- * only moves `stored` back; the stale ones are deleted by the next checkpoint, and replay of the journal does the same.
+ * overlap by nothing: `tail` starts right after `stored`, or later where nobody needs what comes between (`compact`). An
+ * append that replaces entries already in the environment only moves `stored` back; the stale ones are deleted by the
+ * next checkpoint, and replay of the journal does the same.
  */
 import { assert } from "../lib/assert.ts";
 import { entryFromBytes, entryToBytes } from "../raft/codec.ts";
@@ -85,9 +86,12 @@ export class GroupLog implements LogReader {
   #stored: number;
   /** Its term, once known: appends and votes ask for it, and an environment at rest should stay so. */
   #storedTerm: number | null = null;
-  /** Entries stored+1 …, consecutive. */
+  /** Entries base+1 …, consecutive. */
   #tail: Entry[] = [];
-  /** Highest index ever written to the environment and not deleted from it. */
+  /** `stored`, or beyond it and right before `first`. */
+  #base: number;
+  /** What the environment may hold of the log, valid or stale, and no checkpoint has deleted yet. */
+  #storedFirst: number;
   #storedEnd: number;
   tailBytes = 0;
   /**
@@ -105,6 +109,8 @@ export class GroupLog implements LogReader {
     this.#first = meta.first;
     this.#firstTerm = meta.firstTerm;
     this.#stored = meta.last;
+    this.#base = meta.last;
+    this.#storedFirst = meta.first;
     this.#storedEnd = meta.last;
     if (meta.last >= meta.first) this.#marks.push({ last: meta.last, bytes: 0 });
     assert(meta.last >= meta.first - 1, "the stored log ends before it begins");
@@ -119,13 +125,13 @@ export class GroupLog implements LogReader {
   }
 
   lastIndex(): number {
-    return this.#stored + this.#tail.length;
+    return this.#base + this.#tail.length;
   }
 
   term(index: number): number {
     if (index === this.#first - 1) return this.#firstTerm;
     if (index < this.#first || index > this.lastIndex()) return -1;
-    if (index > this.#stored) return (this.#tail[index - this.#stored - 1] as Entry).term;
+    if (index > this.#base) return (this.#tail[index - this.#base - 1] as Entry).term;
     if (index !== this.#stored) return this.#storedEntry(index).term;
     this.#storedTerm ??= this.#storedEntry(index).term;
     return this.#storedTerm;
@@ -138,8 +144,8 @@ export class GroupLog implements LogReader {
     let bytes = 0;
     for (let index = low; index < high; index++) {
       const entry =
-        index > this.#stored
-          ? (this.#tail[index - this.#stored - 1] as Entry)
+        index > this.#base
+          ? (this.#tail[index - this.#base - 1] as Entry)
           : this.#storedEntry(index);
       bytes += entry.data.length;
       if (bytes > bytesMax && result.length > 0) break;
@@ -178,6 +184,7 @@ export class GroupLog implements LogReader {
     if (cut) {
       if (first.index <= this.#stored) {
         this.#stored = first.index - 1;
+        this.#base = this.#stored;
         this.#storedTerm = null;
         this.#marks = this.#marks
           .filter((_, at) => (this.#marks[at - 1]?.last ?? 0) < this.#stored)
@@ -185,7 +192,7 @@ export class GroupLog implements LogReader {
         this.#tail = [];
         this.tailBytes = 0;
       } else {
-        for (const entry of this.#tail.splice(first.index - this.#stored - 1)) {
+        for (const entry of this.#tail.splice(first.index - this.#base - 1)) {
           this.tailBytes -= entry.data.length;
         }
       }
@@ -202,11 +209,25 @@ export class GroupLog implements LogReader {
     this.#first = snapshot.index + 1;
     this.#firstTerm = snapshot.term;
     this.#stored = snapshot.index;
+    this.#base = snapshot.index;
     this.#storedTerm = null;
+    this.#storedFirst = snapshot.index + 1;
     this.#storedEnd = snapshot.index;
     this.#tail = [];
     this.#marks = [];
     this.tailBytes = 0;
+  }
+
+  /**
+   * Nobody will ask for entries up to `to`, which are durable and applied: those in memory go at once, those in the
+   * environment with the next checkpoint.
+   */
+  compact(to: number): void {
+    if (to <= this.#base || to < this.#first) return;
+    this.#firstTerm = this.term(to);
+    this.#first = to + 1;
+    for (const entry of this.#tail.splice(0, to - this.#base)) this.tailBytes -= entry.data.length;
+    this.#base = to;
   }
 
   /**
@@ -224,8 +245,8 @@ export class GroupLog implements LogReader {
     );
     let bytes = 0;
     let from = applied + 1;
-    for (; from > low && from > this.#stored + 1; from--) {
-      const entry = this.#tail[from - 1 - this.#stored - 1] as Entry;
+    for (; from > low && from > this.#base + 1; from--) {
+      const entry = this.#tail[from - 1 - this.#base - 1] as Entry;
       if (bytes + entry.data.length > bounds.bytes) return from;
       bytes += entry.data.length;
     }
@@ -251,15 +272,18 @@ export class GroupLog implements LogReader {
     if (this.#storedEnd > this.#stored) {
       entriesDeleted.push({ low: this.#stored + 1, high: this.#storedEnd + 1 });
     }
-    if (first > this.#first) entriesDeleted.push({ low: this.#first, high: first });
+    const storedFirst = this.#storedFirst;
+    if (first > storedFirst && this.#storedEnd >= storedFirst)
+      entriesDeleted.push({ low: storedFirst, high: first });
     const entries: [number, Uint8Array][] = [];
     for (let index = Math.max(this.#stored + 1, first); index <= last; index++) {
-      const entry = this.#tail[index - this.#stored - 1] as Entry;
+      const entry = this.#tail[index - this.#base - 1] as Entry;
       entries.push([index, entryToBytes(entry)]);
     }
     // The environment may show its deletions before it says that they are durable: nobody may look there any more.
     this.#first = first;
     this.#firstTerm = firstTerm;
+    this.#storedFirst = first;
     return { first, firstTerm, last, entries, entriesDeleted };
   }
 
@@ -269,12 +293,14 @@ export class GroupLog implements LogReader {
     const valid = cutSince === null ? checkpoint.last : Math.min(checkpoint.last, cutSince - 1);
     if (valid > this.#stored) {
       let bytes = 0;
-      for (const entry of this.#tail.splice(0, valid - this.#stored)) {
+      this.#storedTerm = null;
+      for (const entry of this.#tail.splice(0, Math.max(0, valid - this.#base))) {
         bytes += entry.data.length;
         this.#storedTerm = entry.term;
       }
       this.tailBytes -= bytes;
       this.#stored = valid;
+      this.#base = Math.max(this.#base, valid);
       this.#marks.push({ last: valid, bytes });
     }
     this.#marks = this.#marks.filter(({ last }) => last >= this.#first);

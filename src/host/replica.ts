@@ -575,11 +575,25 @@ export class Replica {
       }
       this.#noteReads(ready.reads);
       this.#apply(ready.committed);
+      if (ready.committed.length > 0 && this.#isUnread) this.log.compact(this.raft.appliedIndex);
     }
     if (this.#offered.length > 0) this.#dropRefusedOffers();
     this.#serveReads();
     this.#noticeLeader();
     return this.raft.hasReady() || (this.#readsWaiting.length > 0 && this.raft.lead !== NONE);
+  }
+
+  /** There is something to `drain`; of a tick that changed nothing there is not. */
+  get hasNews(): boolean {
+    const { lead, isLeader } = this.raft;
+    return (
+      this.raft.hasReady() ||
+      this.#readsWaiting.length > 0 ||
+      this.#readsBlocked.length > 0 ||
+      this.#offered.length > 0 ||
+      lead !== this.#leadKnown ||
+      isLeader !== this.#leaderKnown
+    );
   }
 
   /** Raft had its say: an offer that no append names was not wanted. */
@@ -850,10 +864,19 @@ export class Replica {
     return true;
   }
 
+  /** Alone in its group: no message waits for what it does, and nothing comes that could be told with it. */
+  get isAlone(): boolean {
+    return this.#members.size === 1;
+  }
+
+  /** Nobody else is there who could ask for what was applied; who joins begins with a snapshot. */
+  get #isUnread(): boolean {
+    return this.isAlone && this.#snapshots.size === 0;
+  }
+
   /** The last entry that nobody needs any more, as far as the bounds allow. */
   #compactTo(applied: number): number {
-    // Nobody else is there who could ask for any of it; who joins begins with a snapshot.
-    if (this.#members.size === 1 && this.#snapshots.size === 0) return applied;
+    if (this.#isUnread) return applied;
     const { entries, bytes, bytesForLagging } = this.#logKept;
     const from = this.log.keepFrom(applied, { entries, bytes });
     const wanted = Math.min(from, this.#neededFrom());

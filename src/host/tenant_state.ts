@@ -7,7 +7,7 @@
  */
 import type { StateTransaction } from "../machine/rows.ts";
 import { assert } from "../lib/assert.ts";
-import { metaKey } from "../machine/keys.ts";
+import { isRecordKey, metaKey } from "../machine/keys.ts";
 import { SortedMap } from "../lib/sorted_map.ts";
 import type { Environment, EnvironmentSnapshot } from "./ports.ts";
 
@@ -17,10 +17,12 @@ interface Cell {
   readonly row: unknown;
   /** Neither the environment nor the overlay below has it. */
   readonly isAdded: boolean;
+  /** `row` is its JSON text: a tenth of the objects, of which thousands of tenants have hundreds of thousands. */
+  readonly isText: boolean;
 }
 type Overlay = SortedMap<Cell>;
 const deleted = Symbol("deleted");
-const deletion: Cell = { row: deleted, isAdded: false };
+const deletion: Cell = { row: deleted, isAdded: false, isText: false };
 /** What is read of one. */
 interface Cells {
   entries(): Iterable<readonly [key: string, cell: Cell]>;
@@ -70,13 +72,17 @@ export class TenantState implements StateTransaction {
   #find(key: string): unknown {
     let cell = this.#active.get(key);
     if (cell === undefined && this.#frozen !== null) cell = this.#frozen.get(key);
-    if (cell !== undefined) return cell.row === deleted ? undefined : cell.row;
-    return this.#parsed.get(key) ?? this.#read(key);
+    if (cell === undefined) return this.#parsed.get(key) ?? this.#read(key);
+    if (cell.isText) return this.#parsed.get(key) ?? this.#parse(key, cell.row as string);
+    return cell.row === deleted ? undefined : cell.row;
   }
 
   #read(key: string): unknown {
     const text = this.#held === null ? this.#environment.get(key) : this.#held.get(key);
-    if (text === undefined) return undefined;
+    return text === undefined ? undefined : this.#parse(key, text);
+  }
+
+  #parse(key: string, text: string): unknown {
     const row: unknown = JSON.parse(text);
     if (text.length <= PARSED_LENGTH_MAX) this.#keep(key, row);
     return row;
@@ -90,7 +96,7 @@ export class TenantState implements StateTransaction {
   put(key: string, row: unknown): void {
     assert(row !== undefined, "a row cannot be undefined");
     const replaced = this.#active.get(key);
-    this.#set(key, { row, isAdded: replaced?.isAdded === true }, replaced);
+    this.#set(key, { row, isAdded: replaced?.isAdded === true, isText: false }, replaced);
   }
 
   /** `put` of a row that does not exist: deleted again before a checkpoint, it costs the environment nothing. */
@@ -98,20 +104,25 @@ export class TenantState implements StateTransaction {
     assert(row !== undefined, "a row cannot be undefined");
     const replaced = this.#active.get(key);
     // A deletion in an overlay may hide a row of the environment.
-    if (replaced !== undefined) return this.#set(key, { row, isAdded: replaced.isAdded }, replaced);
-    this.#set(key, { row, isAdded: this.#frozen?.has(key) !== true }, undefined);
+    if (replaced !== undefined)
+      return this.#set(key, { row, isAdded: replaced.isAdded, isText: false }, replaced);
+    const isAdded = this.#frozen?.has(key) !== true;
+    const isText = isAdded && isRecordKey(key);
+    this.#set(key, { row: isText ? JSON.stringify(row) : row, isAdded, isText }, undefined);
   }
 
   delete(key: string): void {
     const replaced = this.#active.get(key);
     if (replaced?.isAdded !== true) return this.#set(key, deletion, replaced);
     if (key === metaKey) this.#meta = undefined;
+    if (replaced.isText) this.#parsed.delete(key);
     this.overlayBytes -= bytesOf(replaced.row);
     this.#active.delete(key);
   }
 
   #set(key: string, cell: Cell, replaced: Cell | undefined): void {
     if (key === metaKey) this.#meta = undefined;
+    if (replaced?.isText === true) this.#parsed.delete(key);
     this.#active.set(key, cell);
     this.overlayBytes += bytesOf(cell.row) - (replaced === undefined ? 0 : bytesOf(replaced.row));
   }
@@ -153,8 +164,9 @@ export class TenantState implements StateTransaction {
   }
 
   *#written(frozen: Overlay): Generator<readonly [string, string | undefined]> {
-    for (const [key, { row, isAdded }] of frozen.unordered()) {
-      const text = row === deleted ? undefined : JSON.stringify(row);
+    for (const [key, cell] of frozen.unordered()) {
+      const { isAdded } = cell;
+      const text = textOf(cell);
       const isSmall = text !== undefined && text.length <= PARSED_LENGTH_MAX;
       // What was new with this overlay is hardly read again.
       if (isSmall && !isAdded && this.#again.length < PARSED_MAX) this.#again.push(key);
@@ -234,15 +246,19 @@ export class StateSnapshot {
 function* encoded(
   cells: Iterable<readonly [key: string, cell: Cell]>,
 ): Generator<readonly [string, string | undefined]> {
-  for (const [key, row] of rowsOf(cells)) {
-    yield [key, row === deleted ? undefined : JSON.stringify(row)];
-  }
+  for (const [key, cell] of cells) yield [key, textOf(cell)];
+}
+
+function textOf({ row, isText }: Cell): string | undefined {
+  if (isText) return row as string;
+  return row === deleted ? undefined : JSON.stringify(row);
 }
 
 function* rowsOf(
   cells: Iterable<readonly [key: string, cell: Cell]>,
 ): Generator<readonly [key: string, row: unknown]> {
-  for (const [key, { row }] of cells) yield [key, row];
+  for (const [key, { row, isText }] of cells)
+    yield [key, isText ? (JSON.parse(row as string) as unknown) : row];
 }
 
 function* parsed(

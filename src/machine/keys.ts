@@ -48,6 +48,10 @@ export function historyKey(revision: number): string {
 export function auditKey(sequence: number): string {
   return `aud/${padded(sequence)}`;
 }
+/** Of rows that are written once with each command, and hardly ever read. */
+export function isRecordKey(key: string): boolean {
+  return key.startsWith("hist/") || key.startsWith("aud/");
+}
 export function idempotencyKey(key: string): string {
   return `idem/${key}`;
 }

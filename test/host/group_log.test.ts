@@ -10,7 +10,9 @@ type Step =
   /** Entries of a newer term, from `back` before the end: what Raft does on a conflict. */
   | { readonly kind: "append"; readonly back: number; readonly count: number }
   | { readonly kind: "checkpoint"; readonly kept: number }
-  | { readonly kind: "checkpointed" };
+  | { readonly kind: "checkpointed" }
+  /** What a replica that is alone in its group does with what it applied. */
+  | { readonly kind: "compact"; readonly kept: number };
 
 const step: fc.Arbitrary<Step> = fc.oneof(
   {
@@ -26,6 +28,7 @@ const step: fc.Arbitrary<Step> = fc.oneof(
     arbitrary: fc.record({ kind: fc.constant("checkpoint" as const), kept: fc.nat(6) }),
   },
   { weight: 2, arbitrary: fc.constant({ kind: "checkpointed" as const }) },
+  { arbitrary: fc.record({ kind: fc.constant("compact" as const), kept: fc.nat(6) }), weight: 1 },
 );
 
 describe("GroupLog", () => {
@@ -90,6 +93,13 @@ describe("GroupLog", () => {
               }
             }
             running = null;
+          } else if (one.kind === "compact") {
+            const to = model.length - one.kept;
+            log.compact(to);
+            // Of what is in the environment nothing goes before the next checkpoint.
+            if (log.firstIndex() !== first) expect(log.firstIndex()).toBe(to + 1);
+            else if (running === null && to >= first) expect(to).toBeLessThanOrEqual(meta.last);
+            first = log.firstIndex();
           }
           expect(log.lastIndex()).toBe(model.length);
           expect(log.firstIndex()).toBe(first);
