@@ -288,6 +288,7 @@ class ManyTenants {
       contained: (_replica, run) => run(),
       busyMax: (max) => max,
       giveWay: () => undefined,
+      behindChanged: () => undefined,
     });
     const clock: Clock = {
       monotonicMs: () => performance.now(),

@@ -12,6 +12,10 @@ const AT_ONCE = 8;
 const AT_ONCE_MAX = 64;
 /** Of what the journal held at start, so much is applied per pulse: requests are answered in between. */
 const RECOVERY_BYTES_PER_PULSE = 256 * 1024;
+/** And so many times as much while no changes are taken. */
+const RECOVERY_BEHIND_FACTOR = 4;
+/** Of the bound of segments, what is left when changes are taken again: each segment that goes would turn it otherwise. */
+const CAUGHT_UP_PART = 7 / 8;
 
 export interface CheckpointTuning {
   /** Overlay and log tail of a replica beyond this are written. */
@@ -25,6 +29,8 @@ export interface CheckpointTuning {
   readonly restoreCheckpointBytes: number;
   /** Journal segments beyond this many make the replicas that pin the oldest ones write. */
   readonly journalSegments: number;
+  /** Beyond this many, for want of checkpoints, changes are refused: what is not checkpointed is in memory too. */
+  readonly journalSegmentsMax: number;
 }
 
 export const checkpointTuningDefaults: CheckpointTuning = {
@@ -32,6 +38,7 @@ export const checkpointTuningDefaults: CheckpointTuning = {
   directoryCheckpointBytes: 4 * 1024 * 1024,
   restoreCheckpointBytes: 2 * 1024 * 1024,
   journalSegments: 4,
+  journalSegmentsMax: 64,
 };
 
 export interface CheckpointHooks {
@@ -45,6 +52,8 @@ export interface CheckpointHooks {
   busyMax(max: number): number;
   /** Of this stopped replica the journal shall hold nothing any more, unless it may be the only one that is left. */
   giveWay(replica: Replica): void;
+  /** `isBehind` is another than before. */
+  behindChanged(): void;
 }
 
 export class Checkpoints {
@@ -54,6 +63,8 @@ export class Checkpoints {
   readonly #hooks: CheckpointHooks;
   readonly #queue = new Set<number>();
   readonly #underWay = new Set<Replica>();
+  /** Changes come faster than they are checkpointed, and may not be taken until that has changed. */
+  isBehind = false;
 
   constructor(
     journal: Journal,
@@ -69,7 +80,7 @@ export class Checkpoints {
 
   /** Some are to be written in the next rounds. */
   get isBusy(): boolean {
-    return this.#queue.size > 0;
+    return this.#queue.size > 0 || this.isBehind;
   }
 
   /** In one of the next rounds; a group that sleeps is woken for it. */
@@ -106,6 +117,7 @@ export class Checkpoints {
   round(isShort: boolean): void {
     const { journalSegments } = this.#tuning;
     const { segments } = this.#journal.status;
+    this.#lookBehind(segments);
     const bound = isShort ? 1 : journalSegments;
     const pinning = new Set<number>();
     if (segments > bound && this.#queue.size < AT_ONCE_MAX) {
@@ -116,6 +128,7 @@ export class Checkpoints {
     }
     const pressure = Math.max(1, Math.floor(segments / journalSegments));
     const atOnce = this.#hooks.busyMax(Math.min(AT_ONCE_MAX, AT_ONCE * pressure));
+    const recoveryBytes = RECOVERY_BYTES_PER_PULSE * (this.isBehind ? RECOVERY_BEHIND_FACTOR : 1);
     let recoveredBytes = 0;
     // Some are queued again meanwhile: they wait for the next round.
     let left = this.#queue.size;
@@ -123,7 +136,7 @@ export class Checkpoints {
       if (left-- === 0 || this.#underWay.size >= atOnce) return;
       const records = this.#hooks.present(group) === null ? this.#cold.records(group) : [];
       if (records.length > 0) {
-        if (recoveredBytes >= RECOVERY_BYTES_PER_PULSE) continue;
+        if (recoveredBytes >= recoveryBytes) continue;
         for (const { payload } of records) recoveredBytes += payload.length;
       }
       this.#queue.delete(group);
@@ -137,6 +150,23 @@ export class Checkpoints {
         this.#begin(replica);
       }
     }
+  }
+
+  /** What only stopped replicas pin takes no memory: the room on the disk bounds it, and they stop nobody else. */
+  #lookBehind(segments: number): void {
+    const { journalSegmentsMax } = this.#tuning;
+    const max = Math.floor(journalSegmentsMax * (this.isBehind ? CAUGHT_UP_PART : 1));
+    const isBehind =
+      segments > max && this.#journal.pinning(max).some((group) => this.#isAwaited(group));
+    if (isBehind === this.isBehind) return;
+    this.isBehind = isBehind;
+    this.#hooks.behindChanged();
+  }
+
+  /** A checkpoint of it will come. */
+  #isAwaited(group: number): boolean {
+    const replica = this.#hooks.present(group);
+    return replica === null ? !this.#cold.isUnreadable(group) : replica.halted === null;
   }
 
   #begin(replica: Replica): void {

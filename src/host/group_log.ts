@@ -281,9 +281,9 @@ export class GroupLog implements LogReader {
       entries.push([index, entryToBytes(entry)]);
     }
     // The environment may show its deletions before it says that they are durable: nobody may look there any more.
+    this.#storedFirst = first;
     this.#first = first;
     this.#firstTerm = firstTerm;
-    this.#storedFirst = first;
     return { first, firstTerm, last, entries, entriesDeleted };
   }
 

@@ -8,7 +8,7 @@ import { isMovable } from "./balance.ts";
 import { SYSTEM_GROUP, type Directory } from "./directory.ts";
 import { CAMPAIGNS_PER_PULSE } from "./elections.ts";
 import type { Liveness } from "./liveness.ts";
-import type { Clock, DiskSpace } from "./ports.ts";
+import type { Clock } from "./ports.ts";
 import type { Replica } from "./replica.ts";
 import type { Versions } from "./versions.ts";
 
@@ -26,8 +26,6 @@ export interface LeadershipsParts {
   readonly directory: Directory;
   readonly liveness: Liveness;
   readonly versions: Versions;
-  /** Without it there is always room. */
-  readonly disk?: DiskSpace;
 }
 
 export interface LeadershipsHooks {
@@ -37,6 +35,8 @@ export interface LeadershipsHooks {
   replicas(): Iterable<Replica>;
   /** This node is ready to serve, and not about to stop. */
   serves(): boolean;
+  /** It takes no changes for want of room, on the disk or in memory. */
+  isShort(): boolean;
   /** Runs something of a replica, whose outcome is then sent out. */
   act(replica: Replica, run: () => void): void;
 }
@@ -69,7 +69,7 @@ export class Leaderships {
   get here(): number | null {
     const { node, clock, directory } = this.#parts;
     const phase = directory.node(node)?.phase;
-    if (!this.#hooks.serves() || phase !== undefined || this.#diskLevel !== "free") return null;
+    if (!this.#hooks.serves() || phase !== undefined || this.#hooks.isShort()) return null;
     // Each heartbeat says it, and thousands may be awake: counted again when it may have changed, or after a while.
     const now = clock.monotonicMs();
     if (this.#leaders === null || now - this.#leadersCountedAt > LEADERS_MS) {
@@ -94,7 +94,7 @@ export class Leaderships {
   /** The replica has another leader than before, itself perhaps. */
   leaderChanged(replica: Replica): void {
     this.changed();
-    if (this.#diskLevel === "free" || this.isBlind) return;
+    if (!this.#hooks.isShort() || this.isBlind) return;
     // What comes back, or begins, is offered at once.
     this.#offeredAt.delete(replica);
     if (replica.raft.isLeader) this.#handingOver.push(replica);
@@ -106,9 +106,8 @@ export class Leaderships {
    * its groups, nor be told that they moved (simulation, seed 200001041): it leads none that somebody else can lead.
    */
   round(now: number): void {
-    const low = this.#diskLevel !== "free";
     const blind = this.isBlind;
-    if (!low && !blind) {
+    if (!this.#hooks.isShort() && !blind) {
       this.#handingOver = [];
       return;
     }
@@ -129,10 +128,6 @@ export class Leaderships {
   /** The directory here is stopped. */
   get isBlind(): boolean {
     return this.#hooks.present(SYSTEM_GROUP)?.halted != null;
-  }
-
-  get #diskLevel(): DiskSpace["level"] {
-    return this.#parts.disk?.level ?? "free";
   }
 
   /** A voter on another node that is there, another one each time; null when there is none. */

@@ -313,18 +313,16 @@ export class NodeHost implements ConfigService {
     const { isNew } = cold;
     const leases = new Leases({ clockDriftMax, boot, isNew, clock, liveness });
     this.#leases = leases;
-    const { diskId, disk, log } = options;
+    const { diskId, log } = options;
     const sleepers = this.#sleepers;
     const parts = { node, clock, log, prng, directory, liveness, leases, sleepers, versions, cold };
     this.#elections = new Elections(parts, hooks);
-    this.#leaderships = new Leaderships(
-      { ...parts, ...(disk !== undefined && { disk }) },
-      {
-        ...hooks,
-        replicas: () => this.#replicas.values(),
-        serves: () => !this.#stopping && this.ready,
-      },
-    );
+    this.#leaderships = new Leaderships(parts, {
+      ...hooks,
+      replicas: () => this.#replicas.values(),
+      serves: () => !this.#stopping && this.ready,
+      isShort: () => this.#diskLevel !== "free" || this.#checkpoints.isBehind,
+    });
     this.#replicas = new Replicas(
       { ...parts, ...(diskId !== undefined && { diskId }) },
       this.#tuning,
@@ -347,6 +345,11 @@ export class NodeHost implements ConfigService {
       ...hooks,
       busyMax: (max) => this.#busyMax(max),
       giveWay: (replica) => this.#giveWay(replica),
+      behindChanged: () => {
+        const { segments, bytes } = options.journal.status;
+        if (this.#checkpoints.isBehind) log.warn({ segments, bytes }, "checkpoints.behind");
+        else log.info({ segments, bytes }, "checkpoints.caught_up");
+      },
     });
     const { snapshotPartBytes, balanceAfterMs, replaceAfterMs } = this.#tuning;
     const transfersMax = this.#busyMax(TRANSFERS_MAX);
@@ -389,12 +392,13 @@ export class NodeHost implements ConfigService {
     );
     const schedules = this.#schedules;
     const requests = new Requests(
-      { node, clock, directory, liveness, rpc, schedules, disk },
+      { node, clock, directory, liveness, rpc, schedules, disk: options.disk },
       {
         ...hooks,
         isUnreadable: (group) => cold.isUnreadable(group),
         refusal: (replica) => this.#refusal(replica),
         retries: () => this.#pulse.rouse(),
+        bytesBehind: () => (this.#checkpoints.isBehind ? options.journal.status.bytes : null),
         disown: (replica, to) => {
           for (const [id, other] of replica.members)
             if (other === to) this.#outboxes.disown(replica, id, replica.raft.term);
@@ -675,7 +679,6 @@ export class NodeHost implements ConfigService {
     if (now - this.#expiredAt >= EXPIRE_MS) {
       this.#expiredAt = now;
       this.#expire(now);
-      for (const replica of this.#turns.ticking) this.#checkpoints.look(replica);
     }
     if (this.#turns.journalFull) this.#turns.schedule();
     this.#outboxes.flushAll(true);
@@ -710,13 +713,21 @@ export class NodeHost implements ConfigService {
     );
   }
 
-  /** Ends what waits here and whose time is up. */
+  /** Ends what waits here and whose time is up, and sees who holds too much. */
   #expire(now: number): void {
     this.#rpc.expire(now);
     this.#snapshots.expire(now);
-    for (const replica of this.#turns.ticking)
+    for (const replica of this.#turns.ticking) {
       this.#turns.contained(replica, () => replica.expire(now));
+      this.#checkpoints.look(replica);
+    }
     this.requests.expire(now);
+  }
+
+  /** Entries would need room that is not there. Of the directory, which says who goes where, there are few. */
+  #takesNothing(group: number): boolean {
+    if (this.#diskLevel === "out") return true;
+    return this.#checkpoints.isBehind && group !== SYSTEM_GROUP;
   }
 
   get #diskLevel(): DiskSpace["level"] {
@@ -825,7 +836,7 @@ export class NodeHost implements ConfigService {
       return;
     }
     // As if it had been lost on the way: its sender tries again, and a quorum elsewhere does not need it.
-    if (this.#diskLevel === "out" && message.entries.length > 0) return;
+    if (message.entries.length > 0 && this.#takesNothing(replica.group)) return;
     this.#turns.act(replica, () => replica.step(message));
     this.#elections.heard(replica, message);
   }
@@ -1075,9 +1086,9 @@ export class NodeHost implements ConfigService {
 
   /** A purged tenant leaves no bytes on this node. */
   #forget(tenant: string, except = SYSTEM_GROUP): void {
-    for (const replica of this.#replicas.values()) {
-      if (replica.tenant !== tenant || replica.group === SYSTEM_GROUP) continue;
-      if (replica.group !== except) this.#discard(replica, "tenant-deleted");
+    for (const replica of this.#replicas.ofTenant(tenant)) {
+      const isKept = replica.group === SYSTEM_GROUP || replica.group === except;
+      if (!isKept) this.#discard(replica, "tenant-deleted");
     }
   }
 

@@ -66,7 +66,7 @@ export type ProposalResult =
   /** Certainly not applied and never will be: proposing again cannot do it twice. */
   | { readonly kind: "lost" }
   | { readonly kind: "not-leader" }
-  | { readonly kind: "overloaded" }
+  | { readonly kind: "overloaded"; readonly detail?: string }
   /** The disk of the leader's node has too little room left. */
   | { readonly kind: "disk-full"; readonly detail: string }
   /** May have been applied. */

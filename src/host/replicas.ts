@@ -92,6 +92,8 @@ export class Replicas {
   readonly #tuning: ReplicasTuning;
   readonly #hooks: ReplicasHooks;
   readonly #replicas = new Map<number, Replica>();
+  /** The same by tenant: one that is restored, or made anew, may have two for a moment. */
+  readonly #byTenant = new Map<string, Set<Replica>>();
   #sleptAt = 0;
   #roomMadeAt = 0;
   #fullToldAt = -Infinity;
@@ -104,6 +106,11 @@ export class Replicas {
 
   get(group: number): Replica | undefined {
     return this.#replicas.get(group);
+  }
+
+  /** As they are now: the caller may discard them. */
+  ofTenant(tenant: string): readonly Replica[] {
+    return [...(this.#byTenant.get(tenant) ?? [])];
   }
 
   values(): Iterable<Replica> {
@@ -155,6 +162,9 @@ export class Replicas {
       replica = this.#load(identity, environment, null);
     }
     this.#replicas.set(group, replica);
+    const ofTenant = this.#byTenant.get(replica.tenant);
+    if (ofTenant === undefined) this.#byTenant.set(replica.tenant, new Set([replica]));
+    else ofTenant.add(replica);
     replica.usedAt = this.#parts.clock.monotonicMs();
     this.#hooks.woken(replica);
     if (damage !== null) {
@@ -272,7 +282,7 @@ export class Replicas {
   /** Everything of it is in its environment: it is cold once that is closed. */
   #close(replica: Replica): void {
     const { leases, sleepers, cold } = this.#parts;
-    this.#replicas.delete(replica.group);
+    this.delete(replica.group);
     this.#hooks.asleep(replica);
     leases.asleep(replica.group, replica.id, replica.raft.bond);
     sleepers.asleep(replica.group, replica.id, replica.raft.leadership);
@@ -280,13 +290,19 @@ export class Replicas {
     cold.close(replica);
   }
 
-  /** It was stopped, and is not this node's any more. */
+  /** It goes out of memory. */
   delete(group: number): void {
+    const replica = this.#replicas.get(group);
+    if (replica === undefined) return;
     this.#replicas.delete(group);
+    const ofTenant = this.#byTenant.get(replica.tenant);
+    ofTenant?.delete(replica);
+    if (ofTenant?.size === 0) this.#byTenant.delete(replica.tenant);
   }
 
   /** The node ends, and has closed them. */
   clear(): void {
     this.#replicas.clear();
+    this.#byTenant.clear();
   }
 }

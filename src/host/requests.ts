@@ -69,6 +69,8 @@ export interface RequestsHooks {
   refusal(replica: Replica): ProposalResult | null;
   /** An attempt is to be made again in a while. */
   retries(): void;
+  /** Bytes of the journal that wait for checkpoints, where they are too many to take changes; else null. */
+  bytesBehind(): number | null;
   /** Tells a node that this replica leads no more. */
   disown(replica: Replica, node: string): void;
 }
@@ -288,7 +290,10 @@ export class Requests {
       case "overloaded":
         return failProposal(
           proposal,
-          new Problem("overloaded", `Too many changes wait for tenant "${found.tenant}"`),
+          new Problem(
+            "overloaded",
+            result.detail ?? `Too many changes wait for tenant "${found.tenant}"`,
+          ),
         );
       case "disk-full":
         return failProposal(proposal, new Problem("disk-full", result.detail));
@@ -353,14 +358,8 @@ export class Requests {
   ): void {
     const refusal = this.#hooks.refusal(replica);
     if (refusal !== null) return done(refusal);
-    const { disk } = this.#parts;
-    if (disk !== undefined && disk.level !== "free" && takesRoom(data)) {
-      const [free, reserve] = [disk.freeBytes, disk.reserveBytes].map(mebibytes);
-      return done({
-        kind: "disk-full",
-        detail: `Node "${this.#parts.node}" has ${free} MiB of disk left and keeps ${reserve} MiB free: nothing was changed; make room, or delete what is not needed`,
-      });
-    }
+    const shortage = this.#shortage();
+    if (shortage !== null && takesRoom(data)) return done(shortage);
     let told = false;
     const admitted = this.#admission.began(replica.group, this.#clock.monotonicMs());
     const once = (result: ProposalResult): void => {
@@ -371,6 +370,24 @@ export class Requests {
     };
     this.#hooks.act(replica, () => replica.propose(data, deadline, once));
     if (replica.halted !== null) once({ kind: "unknown" });
+  }
+
+  /** Why nothing is taken that needs room, on the disk or in memory. */
+  #shortage(): ProposalResult | null {
+    const { disk, node } = this.#parts;
+    if (disk !== undefined && disk.level !== "free") {
+      const [free, reserve] = [disk.freeBytes, disk.reserveBytes].map(mebibytes);
+      return {
+        kind: "disk-full",
+        detail: `Node "${node}" has ${free} MiB of disk left and keeps ${reserve} MiB free: nothing was changed; make room, or delete what is not needed`,
+      };
+    }
+    const behind = this.#hooks.bytesBehind();
+    if (behind === null) return null;
+    return {
+      kind: "overloaded",
+      detail: `Node "${node}" has ${mebibytes(behind)} MiB of journal that are not in its tenants' files yet, more than it may: nothing was changed; try again when its disk has caught up`,
+    };
   }
 
   // --- reads ---------------------------------------------------------------------------------------------------------------

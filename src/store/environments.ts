@@ -141,10 +141,9 @@ export class LmdbEnvironments implements Environments {
     }
     const environment = new LmdbEnvironment(join(path, dataFile), this.#rowsPerTurn, this.#pool, {
       closed: () => this.#held.delete(name),
-      ...(!isMade && {
-        make: () => this.#make(path),
-        makeSync: () => this.#makeSync(path),
-      }),
+      make: isMade
+        ? null
+        : { atOnce: () => this.#makeAtOnce(path), behind: () => this.#makeBehind(path) },
     });
     if (isMade) environment.wake();
     this.#held.set(name, environment);
@@ -243,7 +242,7 @@ export class LmdbEnvironments implements Environments {
     return this.#template;
   }
 
-  #makeSync(path: string): void {
+  #makeAtOnce(path: string): void {
     // It may be there since a moment, and about to be synced.
     if (!fs.existsSync(join(path, dataFile))) {
       const aside = join(path, `${making}now`);
@@ -254,7 +253,7 @@ export class LmdbEnvironments implements Environments {
   }
 
   /** The same, on other threads: many may be made at a time. */
-  async #make(path: string): Promise<void> {
+  async #makeBehind(path: string): Promise<void> {
     const aside = join(path, `${making}behind`);
     const bytes = this.#emptyFile();
     const file = await fs.promises.open(aside, "w", 0o600);
@@ -359,9 +358,8 @@ function openState(root: RootDatabase, holder: number): State {
 /** What an environment asks of the one that made it. */
 interface Making {
   closed(): void;
-  /** Of one that has no data file yet: makes an empty one, at once or behind. */
-  make?(): Promise<void>;
-  makeSync?(): void;
+  /** Of one that has no data file yet: makes an empty one; null: it has one. */
+  readonly make: { atOnce(): void; behind(): Promise<void> } | null;
 }
 
 /** What an environment tells the one that counts the open ones. */
@@ -392,6 +390,8 @@ export class LmdbEnvironment implements Environment {
   #installing = false;
   #failed: Error | null = null;
   #closed = false;
+  /** Its file was looked at, and nobody but this process has written to it since. */
+  #isChecked = false;
   /** Read or written since this was last set to false. */
   used = false;
 
@@ -400,7 +400,7 @@ export class LmdbEnvironment implements Environment {
     this.#rowsPerTurn = rowsPerTurn;
     this.#pool = pool;
     this.#making = made;
-    this.#isEmpty = made.make !== undefined;
+    this.#isEmpty = made.make !== null;
   }
 
   get isOpen(): boolean {
@@ -413,13 +413,14 @@ export class LmdbEnvironment implements Environment {
     this.used = true;
     if (this.#databases !== null) return this.#databases;
     if (this.#isEmpty) {
-      this.#making.makeSync?.();
+      this.#making.make?.atOnce();
       this.#isEmpty = false;
     }
     this.#pool.opening();
     let databases: Databases;
     try {
-      checkDataFile(this.#path);
+      if (!this.#isChecked) checkDataFile(this.#path);
+      this.#isChecked = true;
       databases = openDatabases(this.#path);
       redo(databases);
     } catch (error) {
@@ -540,7 +541,7 @@ export class LmdbEnvironment implements Environment {
   }
 
   async #made(): Promise<void> {
-    await this.#making.make?.();
+    await this.#making.make?.behind();
     this.#isEmpty = false;
   }
 

@@ -87,14 +87,16 @@ export class ScriptedNode {
   boot = 0;
   host: NodeHost | null = null;
   readonly #tuning: Partial<Tuning>;
+  readonly #segmentBytes: number | undefined;
   #handler: FrameHandler | null = null;
   #deferred: (() => void)[] = [];
   #timers: Timer[] = [];
   #commits: { apply: () => void; done: () => void }[] = [];
   #sent: Item[] = [];
 
-  constructor(tuning: Partial<Tuning> = {}) {
+  constructor(tuning: Partial<Tuning> = {}, segmentBytes?: number) {
     this.#tuning = tuning;
+    this.#segmentBytes = segmentBytes;
   }
 
   // --- life ----------------------------------------------------------------------------------------------------------
@@ -112,7 +114,12 @@ export class ScriptedNode {
       version: "test",
       peers: ["n1", "n2", "n3"],
       transportKind: "loopback",
-      journal: new NodeJournal({ disk: this.disk, salt: boot, onFatal: fatal }),
+      journal: new NodeJournal({
+        disk: this.disk,
+        salt: boot,
+        onFatal: fatal,
+        ...(this.#segmentBytes !== undefined && { segmentBytes: this.#segmentBytes }),
+      }),
       environments: this.#environments(),
       transport: {
         connected: true,
@@ -316,15 +323,14 @@ export class ScriptedNode {
   }
 
   propose(action: Command["action"], idempotency?: string): { result: ProposeResult | null } {
+    return this.proposeTo("_system", command(action, idempotency));
+  }
+
+  proposeTo(tenant: string, of: Command): { result: ProposeResult | null } {
     const answer: { result: ProposeResult | null } = { result: null };
-    this.host?.requests.propose(
-      "_system",
-      command(action, idempotency),
-      3_000,
-      (error, outcome) => {
-        answer.result = error ?? (outcome as Outcome);
-      },
-    );
+    this.host?.requests.propose(tenant, of, 3_000, (error, outcome) => {
+      answer.result = error ?? (outcome as Outcome);
+    });
     this.turn();
     return answer;
   }

@@ -1576,13 +1576,22 @@ const ofHost: readonly Mutation[] = [
     killers: [host],
   },
   {
+    id: "never-behind",
+    rule: "T9",
+    breaks: "Changes are taken however much waits for checkpoints, in the journal and in memory",
+    file: "src/host/checkpoints.ts",
+    find: `    if (isBehind === this.isBehind) return;`,
+    replace: `    if (isBehind === this.isBehind || !this.isBehind) return;`,
+    killers: [host],
+  },
+  {
     id: "acts-on-who-slept",
     rule: "T8",
     breaks:
       "What was meant for a replica is done to the object that it was before it slept: a leadership is given away that the one awake keeps its lease of",
     file: "src/host/turns.ts",
-    find: `    if (replica.halted !== null || this.#hooks.present(replica.group) !== replica) return;`,
-    replace: `    if (replica.halted !== null) return;`,
+    find: `    if (replica.halted !== null || this.#hooks.present(replica.group) !== replica) return false;`,
+    replace: `    if (replica.halted !== null) return false;`,
     killers: [host],
   },
   {

@@ -109,6 +109,8 @@ function drawSwarm(prng: Prng, stormMs: number): Swarm {
       checkpointBytes: prng.pick([500, 5_000, 4_000_000]),
       restoreCheckpointBytes: 500,
       journalSegments: prng.pick([1, 2, 4]),
+      // Where segments are small that is reached.
+      journalSegmentsMax: 8,
       logKeptEntries: prng.pick([0, 3, 20, 1_000]),
       logKeptBytes: prng.pick([0, 2_000, 1_000_000]),
       logKeptBytesForLagging: prng.pick([0, 5_000, 1_000_000]),
