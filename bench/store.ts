@@ -307,6 +307,7 @@ class ManyTenants {
       {
         present,
         isEnding: () => false,
+        scheduled: () => undefined,
         begins: () => undefined,
         flush: () => undefined,
         halted: () => undefined,
