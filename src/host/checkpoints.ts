@@ -8,8 +8,13 @@ import type { Journal } from "./ports.ts";
 import type { Replica } from "./replica.ts";
 
 const AT_ONCE = 8;
-/** So many more at once for each time that the journal holds its bound of segments again; 8 a pulse are 320 a second. */
+/** So many more at once for each further `journalSegments` of the journal; 8 a pulse are 320 a second. */
 const AT_ONCE_MAX = 64;
+/**
+ * Up to this part of the most that the journal may hold there is no hurry: of thousands of tenants that are all written to,
+ * each checkpoint opens an environment, and is for the more writes the longer it waits.
+ */
+const CALM_PART = 1 / 4;
 /** Of what the journal held at start, so much is applied per pulse: requests are answered in between. */
 const RECOVERY_BYTES_PER_PULSE = 256 * 1024;
 /** And so many times as much while no changes are taken. */
@@ -115,7 +120,7 @@ export class Checkpoints {
 
   /** Call with each pulse. `isShort`: the disk is nearly full, and gets its room back early. */
   round(isShort: boolean): void {
-    const { journalSegments } = this.#tuning;
+    const { journalSegments, journalSegmentsMax } = this.#tuning;
     const { segments } = this.#journal.status;
     this.#lookBehind(segments);
     const bound = isShort ? 1 : journalSegments;
@@ -126,7 +131,8 @@ export class Checkpoints {
         this.#queue.add(group);
       }
     }
-    const pressure = Math.max(1, Math.floor(segments / journalSegments));
+    const hurry = Math.max(0, segments - Math.floor(journalSegmentsMax * CALM_PART));
+    const pressure = 1 + Math.floor(hurry / journalSegments);
     const atOnce = this.#hooks.busyMax(Math.min(AT_ONCE_MAX, AT_ONCE * pressure));
     const recoveryBytes = RECOVERY_BYTES_PER_PULSE * (this.isBehind ? RECOVERY_BEHIND_FACTOR : 1);
     let recoveredBytes = 0;
