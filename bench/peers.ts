@@ -67,6 +67,8 @@ interface Round {
   ) => Promise<void>;
   /** Something else that is done `count` times; `act` gives how long each took. */
   readonly time: (cell: Cell, act: () => Promise<readonly number[]>) => Promise<void>;
+  /** It cannot be measured here, for this reason, which stands in its place. */
+  readonly refuse: (cell: Cell, reason: string) => void;
 }
 
 interface Scenario {
@@ -216,8 +218,12 @@ async function watch(
   for (const close of closing) close();
 }
 
-async function tenants({ system, running, load, time }: Round): Promise<void> {
+/** All tenants asked for are there within this, or the system cannot hold them here. */
+const createMsMax = 300_000;
+
+async function tenants({ system, running, load, time, refuse }: Round): Promise<void> {
   const made: string[] = [];
+  /** @throws when one cannot be made, or all of them take too long; says how many there are by then */
   const make = async (
     count: number,
     width: number,
@@ -225,12 +231,26 @@ async function tenants({ system, running, load, time }: Round): Promise<void> {
   ): Promise<number[]> => {
     const fresh = Array.from({ length: count }, (_, i) => `t${made.length + i}`);
     const took: number[] = [];
+    const begunAt = performance.now();
+    let failure: string | null = null;
     await inParallel(fresh, width, async (tenant) => {
       const startedAt = performance.now();
-      await each(tenant);
+      if (startedAt - begunAt > createMsMax) failure ??= `not in ${createMsMax / 1_000} s`;
+      if (failure !== null) return;
+      try {
+        await each(tenant);
+      } catch (error) {
+        failure ??= `"${tenant}": ${(error as Error).message}`;
+        return;
+      }
       took.push(performance.now() - startedAt);
+      made.push(tenant);
+      if (made.length % 100 === 0)
+        console.log(
+          `  ${system.name.padEnd(10)} ${made.length} tenants after ${((performance.now() - begunAt) / 1_000).toFixed(0)} s`,
+        );
     });
-    made.push(...fresh);
+    if (failure !== null) throw new Error(`${made.length} tenants made, then ${failure as string}`);
     return took;
   };
   const create = (tenant: string): Promise<void> => running.create(tenant);
@@ -248,15 +268,29 @@ async function tenants({ system, running, load, time }: Round): Promise<void> {
   for (const count of tenantCounts) {
     const width = 10;
     const missing = count - made.length;
-    const cell = { connections: width, bytes: 0, tenants: count };
-    if (!system.hasTenants) await make(missing, width, whole);
-    else
-      await time({ ...cell, scenario: "create with a first write" }, () =>
-        make(missing, width, whole),
-      );
-    for (const connections of [64, 256])
-      await load({ scenario: "write", connections, bytes: 128 }, made, always);
-    await load({ scenario: "read", connections: 256, bytes: 128 }, made, never);
+    const creation: Cell = {
+      scenario: "create with a first write",
+      connections: width,
+      bytes: 0,
+      tenants: count,
+    };
+    const writes = [64, 256].map((connections) => ({
+      scenario: "write",
+      connections,
+      bytes: 128,
+      tenants: count,
+    }));
+    const read = { scenario: "read", connections: 256, bytes: 128, tenants: count };
+    try {
+      if (system.hasTenants) await time(creation, () => make(missing, width, whole));
+      else await make(missing, width, whole);
+    } catch (error) {
+      for (const cell of [...(system.hasTenants ? [creation] : []), ...writes, read])
+        refuse(cell, (error as Error).message);
+      return;
+    }
+    for (const cell of writes) await load(cell, made, always);
+    await load(read, made, never);
   }
 }
 
@@ -270,6 +304,10 @@ const probesMax = 4;
 /** Samples by cell and system, one per round. */
 const samples = new Map<string, Map<string, Sample[]>>();
 const cells = new Map<string, Cell>();
+/** What a system could not do, by cell and system, in the words of the last round. */
+const refusals = new Map<string, Map<string, string>>();
+/** What broke off a scenario. */
+const broken: string[] = [];
 
 const keyOf = ({ scenario, connections, bytes, tenants }: Cell): string =>
   `${scenario}, ${connections} connections, ${bytes} B, ${tenants} tenants`;
@@ -344,6 +382,12 @@ async function measure(
           failures: took.filter((ms) => !Number.isFinite(ms)).length,
         };
       }),
+    refuse: (cell, reason) => {
+      const key = keyOf(cell);
+      cells.set(key, cell);
+      refusals.set(key, (refusals.get(key) ?? new Map<string, string>()).set(system.name, reason));
+      console.log(`  ${system.name.padEnd(10)} ${key.padEnd(58)} CANNOT: ${reason}`);
+    },
   };
   await running.create("one");
   await running.first("one");
@@ -354,7 +398,15 @@ async function measure(
     await running.drive({ ...warm, seconds: warmSeconds / 2, writes: never });
   for (const name of names) {
     const scenario = scenarios[name] as Scenario;
-    if (scenario.isForAll === true || system.isForOrientation !== true) await scenario.run(round);
+    if (scenario.isForAll !== true && system.isForOrientation === true) continue;
+    try {
+      await scenario.run(round);
+    } catch (error) {
+      // What the others do, and what it does otherwise, is worth having all the same.
+      const reason = `${system.name}, ${name}: ${(error as Error).message}`;
+      console.error(`  BROKEN OFF: ${reason}`);
+      broken.push(reason);
+    }
   }
 }
 
@@ -364,6 +416,8 @@ interface Run {
   readonly command: string;
   readonly at: string;
   readonly sha: string;
+  /** Sources were changed since that commit. */
+  readonly isChanged?: boolean;
   readonly machine: string;
   readonly loadBefore: number;
   readonly usual: Steadiness;
@@ -371,6 +425,8 @@ interface Run {
   readonly seconds: number;
   /** Absent: 6, or 3 of a quick one, as before it was written down. */
   readonly warmSeconds?: number;
+  /** Scenarios that ended in an error, by system. */
+  readonly broken?: readonly string[];
   readonly systems: readonly {
     readonly name: string;
     readonly durability: string;
@@ -382,6 +438,8 @@ interface Row extends Cell {
   /** Which of the runs. */
   readonly run: string;
   readonly systems: Readonly<Record<string, readonly Sample[]>>;
+  /** Why a system could not, by its name. */
+  readonly refusals?: Readonly<Record<string, string>>;
 }
 /** What peers.json holds. */
 interface Results {
@@ -417,7 +475,10 @@ const isTimed = ({ scenario, connections }: Cell): boolean =>
 
 function entry(row: Row, system: string): string {
   const all = row.systems[system];
-  if (all === undefined || all.length === 0) return "";
+  if (all === undefined || all.length === 0) {
+    const reason = row.refusals?.[system];
+    return reason === undefined ? "" : `cannot: ${reason}`;
+  }
   const counted = best(all);
   const rates = counted.map(({ perSecond }) => perSecond);
   const [least, most] = [Math.min(...rates), Math.max(...rates)];
@@ -445,7 +506,7 @@ function ratio(row: Row | undefined, other: string, name: Figure): number | null
 
 const times = (number: number | null): string => (number === null ? "" : `${number.toFixed(2)} ×`);
 
-function table(rows: readonly Row[], names: readonly string[]): string {
+function table(rows: readonly Row[], names: readonly string[], isMixed: boolean): string {
   const against = (row: Row, other: string): string => {
     const main = ratio(row, other, isTimed(row) ? "p50" : "perSecond");
     if (main === null) return "";
@@ -459,7 +520,7 @@ function table(rows: readonly Row[], names: readonly string[]): string {
     `| --- |${" ---: |".repeat(names.length + 2)}`,
     ...rows.map(
       (row) =>
-        `| ${row.connections}, ${row.bytes} B, ${row.tenants} | ${names.map((name) => entry(row, name)).join(" | ")} | ${against(row, "etcd")} | ${against(row, "jetstream")} |`,
+        `| ${row.connections}, ${row.bytes} B, ${row.tenants}${isMixed ? ` (${row.run})` : ""} | ${names.map((name) => entry(row, name)).join(" | ")} | ${against(row, "etcd")} | ${against(row, "jetstream")} |`,
     ),
   ].join("\n");
 }
@@ -478,11 +539,18 @@ function verdicts(rows: readonly Row[]): string {
   const atLeast = (wanted: number, row: Row | undefined, other: string): readonly string[] => {
     const is = ratio(row, other, "perSecond");
     const cost = ratio(row, other, "serverMicros");
+    const cannot = [other, "conflux"].find((name) => row?.refusals?.[name] !== undefined);
     return [
       `≥ ${wanted} ×`,
       times(is),
       cost === null ? "" : times(1 / cost),
-      is === null ? "" : is >= wanted ? "met" : `missed: ${times(is / wanted)} of it`,
+      is === null
+        ? cannot === undefined
+          ? ""
+          : `${cannot} cannot`
+        : is >= wanted
+          ? "met"
+          : `missed: ${times(is / wanted)} of it`,
     ];
   };
   const atMost = (wanted: number, unit: string, is: number | null): readonly string[] => [
@@ -499,7 +567,9 @@ function verdicts(rows: readonly Row[]): string {
     const of = (name: Figure): number =>
       figure(over, "conflux", name) / figure(write256, "conflux", name);
     const is = of("perSecond");
-    return ["≥ 1 ×", times(is), times(1 / of("serverMicros")), is >= 1 ? "met" : "missed"];
+    const runs = over.run === write256.run ? "" : ` (${over.run} ÷ ${write256.run})`;
+    const verdict = `${is >= 1 ? "met" : "missed"}${runs}`;
+    return ["≥ 1 ×", times(is), times(1 / of("serverMicros")), verdict];
   };
   const own = (row: Row | undefined): number | null =>
     row?.systems["conflux"] === undefined ? null : figure(row, "conflux", "p50");
@@ -615,9 +685,21 @@ function report({ runs, rows }: Results): string {
   const sections = kinds.map((kind) => {
     const mine = rows.filter(({ scenario }) => scenario === kind);
     const from = [...new Set(mine.map(({ run }) => run))];
-    return `## ${kind}\n\n${table(mine, names)}\n\nFrom ${from.join(", ")}.`;
+    return `## ${kind}\n\n${table(mine, names, from.length > 1)}\n\nFrom ${from.join(", ")}.`;
   });
   const missing = last.systems.filter(({ version }) => version === null);
+  /** What ran in which of the runs, where that differs. */
+  const versionsOf = (name: string): string => {
+    const by = new Map<string, string[]>();
+    for (const [id, run] of Object.entries(runs)) {
+      const version = run.systems.find((system) => system.name === name)?.version ?? null;
+      if (version !== null) by.set(version, [...(by.get(version) ?? []), id]);
+    }
+    return by.size === 1
+      ? ([...by.keys()][0] as string)
+      : [...by].map(([version, ids]) => `${version} (${ids.join(", ")})`).join(" / ");
+  };
+  const described = systems.filter(({ name }) => names.includes(name));
   return `# Conflux and its peers
 
 Made by \`npm run bench:peers\`; servers and client share the machine: ${last.machine}.
@@ -625,7 +707,7 @@ Each entry: median of the rounds (least–most), latencies, processor time of al
 Ratios are Conflux's by the other's: of rates, or of the p50 where one connection or one event is timed, and of the servers' processor time.
 † in all rounds the machine was disturbed; ‡ the client used over 90 % of a core, and limits.
 
-${last.systems.map(({ name, version, durability }) => `- **${name}**: ${version ?? "NOT FOUND"}; ${durability}`).join("\n")}
+${described.map(({ name, durability }) => `- **${name}**: ${versionsOf(name)}; ${durability}`).join("\n")}
 ${missing.length === 0 ? "" : `\nNot measured, as not installed: ${missing.map(({ name }) => name).join(", ")}.\n`}
 ## Against the figures
 
@@ -638,7 +720,7 @@ ${sections.join("\n\n")}
 ${Object.entries(runs)
   .map(
     ([id, run]) =>
-      `- ${id}: \`${run.command}\`, ${run.at}, commit ${run.sha.slice(0, 9)}, ${run.rounds} rounds of ${run.seconds} s${run.warmSeconds === undefined ? "" : ` after ${run.warmSeconds} s of writes at 64 connections`}, load average before ${run.loadBefore}, probe ${run.usual.spinMs.toFixed(1)} ms and ${run.usual.syncMs.toFixed(2)} ms`,
+      `- ${id}: \`${run.command}\`, ${run.at}, commit ${run.sha.slice(0, 9)}${run.isChanged === true ? " with changes" : ""}, ${run.rounds} rounds of ${run.seconds} s${run.warmSeconds === undefined ? "" : ` after ${run.warmSeconds} s of writes at 64 connections`}, load average before ${run.loadBefore}, probe ${run.usual.spinMs.toFixed(1)} ms and ${run.usual.syncMs.toFixed(2)} ms${(run.broken ?? []).map((reason) => `; broken off: ${reason}`).join("")}`,
   )
   .join("\n")}
 
@@ -661,17 +743,21 @@ function write(run: Run): void {
       : (JSON.parse(readFileSync(`${base}.json`, "utf8")) as Results);
   const ids = Object.keys(old.runs).map((id) => Number(id.slice(1)));
   const id = `r${Math.max(0, ...ids) + 1}`;
-  const fresh = [...samples].map(([key, bySystem]) => ({
-    ...(cells.get(key) as Cell),
-    run: id,
-    systems: Object.fromEntries(bySystem),
-  }));
+  const fresh = [...cells].map(([key, cell]): Row => {
+    const refused = refusals.get(key);
+    return {
+      ...cell,
+      run: id,
+      systems: Object.fromEntries(samples.get(key) ?? []),
+      ...(refused !== undefined && { refusals: Object.fromEntries(refused) }),
+    };
+  });
   const order = ["write", "read", "mixed 90/10", "watch"];
   const rank = (row: Row): number => {
     const at = order.indexOf(row.scenario);
     return at < 0 ? order.length : at;
   };
-  const rows = [...old.rows.filter((row) => !samples.has(keyOf(row))), ...fresh].sort(
+  const rows = [...old.rows.filter((row) => !cells.has(keyOf(row))), ...fresh].sort(
     (left, right) =>
       rank(left) - rank(right) ||
       left.scenario.localeCompare(right.scenario) ||
@@ -722,6 +808,9 @@ function versionOf(system: System): string | null {
   }
 }
 
+const git = (...words: readonly string[]): string =>
+  spawnSync("git", ["-C", root, ...words], { encoding: "utf8" }).stdout.trim();
+
 async function main(): Promise<void> {
   if (args.list) {
     for (const [name, { what }] of Object.entries(scenarios))
@@ -750,7 +839,8 @@ async function main(): Promise<void> {
   const run: Run = {
     command: `npm run bench:peers -- ${process.argv.slice(2).join(" ")}`.replace(/ -- $/, ""),
     at: new Date().toISOString(),
-    sha: spawnSync("git", ["-C", root, "rev-parse", "HEAD"], { encoding: "utf8" }).stdout.trim(),
+    sha: git("rev-parse", "HEAD"),
+    isChanged: git("status", "--porcelain", "--", "src", "bench/*.ts", "package.json") !== "",
     machine: `${cpus().length} × ${cpus()[0]?.model ?? "?"}, ${Math.round(totalmem() / 2 ** 30)} GiB, Linux ${release()}, data below ${tmpdir()}, client on Bun ${process.versions["bun"]}`,
     loadBefore,
     usual,
@@ -777,7 +867,7 @@ async function main(): Promise<void> {
       }
     }
     // After each, so that a run that is ended early leaves what it has.
-    write({ ...run, rounds: round });
+    write({ ...run, rounds: round, ...(broken.length > 0 && { broken }) });
   }
   probe.close();
 }
