@@ -21,6 +21,8 @@ interface Cost {
   /** Journal writes of all three nodes. */
   journalWrites: number;
   frames: number;
+  /** Of those frames, without what a transport adds. */
+  bytes: number;
   /** Messages of Raft by type. */
   readonly messages: Map<string, number>;
 }
@@ -43,8 +45,20 @@ async function change(
   tenant: string,
   commands: readonly Command[],
 ): Promise<void> {
+  await changeAll(
+    world,
+    node,
+    commands.map((one) => [tenant, one]),
+  );
+}
+
+async function changeAll(
+  world: World,
+  node: SimNode,
+  commands: readonly (readonly [tenant: string, of: Command])[],
+): Promise<void> {
   const outcomes: Outcome[] = [];
-  for (const one of commands)
+  for (const [tenant, one] of commands)
     node.host?.requests.propose(tenant, one, 5_000, (error, outcome) => {
       expect(error).toBeNull();
       outcomes.push(outcome as Outcome);
@@ -66,7 +80,7 @@ async function count(world: World, act: () => Promise<void>): Promise<Cost> {
   const appends = (): number =>
     world.nodes.reduce((sum, { host }) => sum + (host?.cluster().journal.appends ?? 0), 0);
   const before = appends();
-  const cost: Cost = { journalWrites: 0, frames: 0, messages: new Map() };
+  const cost: Cost = { journalWrites: 0, frames: 0, bytes: 0, messages: new Map() };
   world.onSent = (_lane, bytes) => {
     let holdsRaft = false;
     for (const { kind, item } of frameItems(bytes)) {
@@ -76,7 +90,9 @@ async function count(world: World, act: () => Promise<void>): Promise<Cost> {
       const name = Object.entries(MessageType).find(([, value]) => value === type)?.[0] ?? "";
       cost.messages.set(name, (cost.messages.get(name) ?? 0) + 1);
     }
-    if (holdsRaft) cost.frames += 1;
+    if (!holdsRaft) return;
+    cost.frames += 1;
+    cost.bytes += bytes.length;
   };
   await act();
   // The followers learn that it is committed, and the last heartbeat finds that they did.
@@ -132,6 +148,43 @@ test("publishes of one turn share journal writes and messages", async () => {
   const many = await costOf(200);
   expect(many.journalWrites).toBeLessThanOrEqual(lone.journalWrites + 1);
   expect(many.frames).toBeLessThanOrEqual(lone.frames + 4);
+});
+
+test("publishes to many tenants share journal writes and frames with those of the same turn", async () => {
+  const world = await threeNodes();
+  const [first] = world.nodes as [SimNode];
+  const tenants = Array.from({ length: 40 }, (_, i) => `t${i}`);
+  const config = { op: "config.put", namespace: "app", name: "c", format: "text" } as const;
+  for (const tenant of tenants) {
+    await change(world, first, "_system", [command(createTenant(tenant))]);
+    await change(world, first, tenant, [command(config), publish("first")]);
+  }
+  await world.run(world.now + 3_000);
+  const leader = leaderOf(world, "t0");
+  const led = tenants.filter((tenant) => leaderOf(world, tenant) === leader);
+  expect(led.length).toBeGreaterThanOrEqual(8);
+  const lone = await count(world, () => change(world, leader, "t0", [publish("lone")]));
+  const all = await count(world, () =>
+    changeAll(
+      world,
+      leader,
+      led.map((tenant) => [tenant, publish("at once")]),
+    ),
+  );
+  // Each group has messages of its own, and none has a frame or a write of its own.
+  expect(all.messages.get("appendEntries")).toBe(4 * led.length);
+  expect(all.messages.get("appendEntriesResponse")).toBe(4 * led.length);
+  expect(all.journalWrites).toBeLessThanOrEqual(lone.journalWrites + 1);
+  expect(all.frames).toBeLessThanOrEqual(lone.frames + 4);
+});
+
+test("a publish travels once to each follower, with few bytes around it", async () => {
+  const [lone, many] = [await costOf(1), await costOf(200)];
+  const command_ = new TextEncoder().encode(JSON.stringify(publish("text 123"))).length;
+  // Index, term, kind, length.
+  expect((many.bytes - lone.bytes) / 199).toBeLessThanOrEqual(2 * (command_ + 21) + 8);
+  // Four messages of at most 70 bytes each way, beside the entry.
+  expect(lone.bytes).toBeLessThanOrEqual(2 * (command_ + 21) + 8 * 70);
 });
 
 test("a publish reads and writes few rows, however many versions there are", () => {
