@@ -12,10 +12,12 @@
  * - A dial that timed out leaves its socket behind. So a server is greeted once by a socket of ours before the library
  *   may dial it, several servers in parallel: one that swallows packets costs neither time nor descriptors.
  * - An exception in a subscription's callback ends the reading of its connection. So none gets there.
+ * - It takes each chunk from its socket through an async generator and gives each to it with a promise, which for a frame
+ *   that comes alone is a fifth of all that a process does for it. So both ways are cut short here, see `shorten`.
  *
  * Control has a connection of its own: a queue of bulk, or the server cutting a slow consumer, never delays liveness.
  */
-import { createConnection } from "node:net";
+import { createConnection, type Socket } from "node:net";
 import type { Authenticator, ConnectionOptions, NatsConnection, TlsOptions } from "nats";
 import { connect, credsAuthenticator, NatsError, nkeyAuthenticator, nkeys } from "nats";
 import type { FrameHandler, Lane, Transport } from "../host/ports.ts";
@@ -387,6 +389,9 @@ class Link {
     const server = await firstAnswering(order, handshakeFirst, this.#closing.signal);
     this.#lastServer = server;
     const connection = await connect({ ...options, servers: [server.hostPort] });
+    // What came with the handshake was taken by then.
+    await new Promise<void>((resolve) => void setImmediate(resolve));
+    shorten(connection);
     const session = new Session(connection, this.#options.probeBytes);
     try {
       const payloadBytes = connection.info?.max_payload ?? 0;
@@ -651,6 +656,54 @@ function firstAnswering(
       tryNext();
     }
   });
+}
+
+// --- the library's socket -----------------------------------------------------------------------------------------------
+
+/** What is used of the library's inside, as of the version that package.json pins. */
+interface Inside {
+  readonly protocol?: {
+    readonly parser?: { parse(chunk: Uint8Array): void };
+    readonly transport?: {
+      /** Undefined from when it is closed. */
+      readonly socket?: Socket;
+      readonly isClosed?: boolean;
+      readonly yields?: readonly Uint8Array[];
+      send?(frame: Uint8Array): void;
+    };
+  };
+}
+
+/**
+ * Chunks go from the socket to the library's parser, and its frames to the socket, without what it puts between them. A
+ * library that looks different inside is left as it is. To be called before anything is subscribed to, while nothing waits.
+ * @returns whether it is done
+ */
+export function shorten(connection: NatsConnection): boolean {
+  const { parser, transport } = (connection as Inside).protocol ?? {};
+  const socket = transport?.socket;
+  if (parser === undefined || transport === undefined || socket === undefined) return false;
+  const isKnown =
+    typeof parser.parse === "function" &&
+    typeof transport.send === "function" &&
+    typeof transport.isClosed === "boolean" &&
+    transport.yields?.length === 0 &&
+    socket.listenerCount("data") === 1;
+  if (!isKnown) return false;
+  socket.removeAllListeners("data");
+  socket.on("data", (chunk: Uint8Array) => {
+    try {
+      parser.parse(chunk);
+    } catch {
+      // It is not what a NATS server says: nothing that follows can be understood.
+      void connection.close();
+    }
+  });
+  // Whether it was written shows in what is read, or not, as the library sees it too.
+  transport.send = (frame) => {
+    if (!transport.isClosed) transport.socket?.write(frame);
+  };
+  return true;
 }
 
 // --- helpers -----------------------------------------------------------------------------------------------------------

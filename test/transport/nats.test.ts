@@ -9,7 +9,7 @@ import { startNatsServer } from "../../infra/nats_server.mjs";
 import { lanes } from "../../src/host/ports.ts";
 import { FrameEncoder } from "../../src/transport/envelope.ts";
 import type { NatsOptions, NatsStatus } from "../../src/transport/nats.ts";
-import { NatsTransport, TransportError } from "../../src/transport/nats.ts";
+import { NatsTransport, shorten, TransportError } from "../../src/transport/nats.ts";
 import type { Heard } from "./contract.ts";
 import { bytesOf, listen, textOf, transportContract } from "./contract.ts";
 import { until } from "./until.ts";
@@ -424,6 +424,43 @@ describe("NatsTransport when the server cuts it", () => {
       "Slow Consumer",
       "Slow Consumer",
     ]);
+  });
+});
+
+describe("the library's ways to its socket", () => {
+  test("are those that are cut short, and messages go both ways after it", async () => {
+    await using world = new World();
+    const { url } = await world.server();
+    const connection = await connect({ servers: url, reconnect: false });
+    world.onEnd(() => connection.close());
+    // An update of the library that looks different inside must not pass unnoticed: it would only be slower.
+    expect(shorten(connection)).toBe(true);
+    const heard: string[] = [];
+    connection.subscribe("here", {
+      callback: (_error, message) => heard.push(textOf(message.data)),
+    });
+    for (const text of ["one", "x".repeat(600_000), "two"])
+      connection.publish("here", bytesOf(text));
+    await connection.flush();
+    expect(heard.map(({ length }) => length)).toEqual([3, 600_000, 3]);
+    await connection.close();
+  });
+
+  test("end the connection when what comes is no NATS", async () => {
+    await using world = new World();
+    const sockets = new Set<Socket>();
+    const url = await fakeServer(world, (socket) => {
+      socket.write('INFO {"server_id":"x","version":"2.9.10","proto":1,"max_payload":1048576}\r\n');
+      socket.on("data", (data) => {
+        for (const ping of data.toString().match(/PING\r\n/g) ?? []) {
+          socket.write(ping.replace("I", "O"));
+          sockets.add(socket);
+        }
+      });
+    });
+    const a = await world.started(url, "a");
+    for (const socket of sockets) socket.write("HTTP/1.1 200 OK\r\n\r\n");
+    await until(() => a.transport.stats.reconnects === 2, "both connections again");
   });
 });
 
