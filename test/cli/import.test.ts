@@ -618,6 +618,33 @@ describe("unleash", () => {
     }
   });
 
+  test("ranges of addresses, and texts whatever their case where there is none", () => {
+    const at = (values: readonly string[], more: object = {}): object =>
+      constrained({ contextName: "ip", operator: "IN_CIDR", values, ...more });
+    const anyCase = { contextName: "plan", operator: "IN", caseInsensitive: true };
+    const made = converted(
+      "unleash",
+      features(
+        feature("range", [at(["127.0.0.1", "160.33.0.0/16", "10.0.0.0/8", "::1"])]),
+        feature("outside", [at(["160.33.0.0/16"], { inverted: true })]),
+        feature("odd", [at(["10.0.0.0/9"], { inverted: true })]),
+        feature("digits", [constrained({ ...anyCase, values: ["1", "2"] })]),
+        feature("letters", [constrained({ ...anyCase, values: ["pro"] })]),
+      ),
+    );
+    for (const ip of ["127.0.0.1", "160.33.9.9", "10.200.0.1", "::1"])
+      expect(valueOf(made, "range", { ip })).toBe(true);
+    for (const ip of ["127.0.0.10", "160.3.3.0", "100.0.0.1"])
+      expect(valueOf(made, "range", { ip })).toBe(false);
+    expect(valueOf(made, "outside", { ip: "1.1.1.1" })).toBe(true);
+    expect(valueOf(made, "outside", { ip: "160.33.1.1" })).toBe(false);
+    expect(valueOf(made, "digits", { plan: "2" })).toBe(true);
+    expect(leftOut(made)).toEqual([
+      expect.stringMatching(/^odd: .+ranges other than/),
+      expect.stringMatching(/^letters: .+without regard to case/),
+    ]);
+  });
+
   test("strategies: any of them, everybody without one, nobody where all are disabled", () => {
     const made = converted(
       "unleash",
@@ -777,6 +804,11 @@ describe("unleash", () => {
         feature("orphan", [], { dependencies: [{ feature: "nobody" }] }),
         feature("of-off", [], { dependencies: [{ feature: "off" }] }),
         feature("painted", [], { dependencies: [{ feature: "color", variants: ["red"] }] }),
+        feature("unpainted", [], {
+          dependencies: [{ feature: "color", variants: ["disabled", "blue"] }],
+        }),
+        feature("bare", [], { dependencies: [{ feature: "plain", variants: ["disabled"] }] }),
+        feature("plain", []),
         feature("color", [], { variants }),
       ],
       segments: [
@@ -794,6 +826,9 @@ describe("unleash", () => {
     expect(valueOf(made, "inverse", { country: "FR" })).toBe(false);
     expect(valueOf(made, "of-off", {})).toBe(false);
     expect(valueOf(made, "orphan", {})).toBe(false);
+    expect(valueOf(made, "bare", {})).toBe(true);
+    expect(valueOf(made, "unpainted", {})).toBe(true);
+    expect(having(made, "unpainted")).toEqual(having(made, "color.variant", 2));
     expect(having(made, "painted")).toEqual(having(made, "color.variant", 1));
     expect(leftOut(made)).toEqual([
       expect.stringMatching(/^orphan: it depends on "nobody", which is not in the export/),

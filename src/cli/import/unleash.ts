@@ -364,11 +364,10 @@ class Converter {
     if (enabled !== false) {
       if (!parent.isEnabled) return false;
       const names = textsOf(variants);
-      return names.length === 0
-        ? isOn
-        : variant === null
-          ? false
-          : and([isOn, { in: [variant, names] }]);
+      if (names.length === 0) return isOn;
+      // Without a variant Unleash says "disabled".
+      const isNone = names.includes("disabled") && (variant === null || { "!": [variant] });
+      return and([isOn, or([variant !== null && { in: [variant, names] }, isNone])]);
     }
     if (!parent.isEnabled) return true;
     if (!isWhole)
@@ -418,21 +417,16 @@ class Converter {
         return oneOf("userId", splitList(parameters["userIds"]));
       case "remoteAddress": {
         const addresses = splitList(parameters["IPs"]);
-        const ranges = addresses.map(rangeStart).filter((start) => start !== null);
-        const odd = addresses.filter((one) => one.includes("/") && rangeStart(one) === null);
+        const odd = addresses.filter(isOddRange);
         if (odd.length > 0)
           out.leftOut(
             feature.name,
             `the ranges ${odd.slice(0, 5).map(shown).join(", ")} of addresses: only those of /8, /16 and /24 can be said`,
           );
-        const address = attribute("remoteAddress");
-        return or([
-          oneOf(
-            "remoteAddress",
-            addresses.filter((one) => !one.includes("/")),
-          ),
-          ...ranges.map((start) => ({ starts_with: [address, start] })),
-        ]);
+        return addressIn(
+          "remoteAddress",
+          addresses.filter((one) => !isOddRange(one)),
+        );
       }
       case "applicationHostname":
         throw new Inexpressible("it goes by the host that a client runs on");
@@ -505,6 +499,20 @@ function rangeStart(range: string): string | null {
   return `${octets.slice(0, count).join(".")}.`;
 }
 
+function isOddRange(address: string): boolean {
+  return address.includes("/") && rangeStart(address) === null;
+}
+
+/** @param addresses none of them an odd range */
+function addressIn(name: string, addresses: readonly string[]): Logic {
+  const starts = addresses.map(rangeStart).filter((start) => start !== null);
+  const whole = addresses.filter((one) => !one.includes("/"));
+  return or([
+    oneOf(name, whole),
+    ...starts.map((start) => ({ starts_with: [attribute(name), start] })),
+  ]);
+}
+
 function oneOf(name: string, values: readonly string[]): Logic {
   return values.length === 0 ? false : { in: [attribute(name), values] };
 }
@@ -551,19 +559,25 @@ function constraintHolds(one: Fields): Logic {
   const name = String(contextName);
   const values = textsOf(one["values"]);
   const of = attribute(name);
+  const isCased = values.some((text) => text.toLowerCase() !== text.toUpperCase());
+  if (
+    one["caseInsensitive"] === true &&
+    isCased &&
+    /^(?:IN|NOT_IN|STR_\w+)$/.test(String(operator))
+  )
+    throw new Inexpressible(`it compares ${shown(name)} without regard to case`);
   switch (operator) {
     case "IN":
       return oneOf(name, values);
     case "NOT_IN":
       return not(oneOf(name, values));
+    case "IN_CIDR":
+      if (values.some(isOddRange))
+        throw new Inexpressible(`it names ranges other than /8, /16 and /24 for ${shown(name)}`);
+      return addressIn(name, values);
     case "STR_STARTS_WITH":
     case "STR_ENDS_WITH":
     case "STR_CONTAINS":
-      if (
-        one["caseInsensitive"] === true &&
-        values.some((text) => text.toLowerCase() !== text.toUpperCase())
-      )
-        throw new Inexpressible(`it compares ${shown(name)} without regard to case`);
       if (operator === "STR_CONTAINS") return or(values.map((text) => ({ in: [text, of] })));
       return or(
         values.map((text) => ({
