@@ -94,7 +94,19 @@ export async function changeDirectory<Op extends Action["op"]>(
     command.actor.kind === "root" ? command : ofTenant(command, call),
     call.dryRun,
   );
+  if (outcome.ok && !call.dryRun && isSeenAtOnce(action)) {
+    await context.service.directoryReached(outcome.revision);
+  }
   return changed<Op>(call, outcome);
+}
+
+/** Once it is answered no node may act upon what was before. A new tenant is asked for where it is not known yet. */
+function isSeenAtOnce(action: Action): boolean {
+  return (
+    action.op === "directory.delete" ||
+    action.op === "directory.undelete" ||
+    (action.op === "directory.create" && action.replace === true)
+  );
 }
 
 /** The directory knows root keys only. An admin of a tenant was checked here, against the tenant's own state. */

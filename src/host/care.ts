@@ -32,6 +32,8 @@ export interface CareHooks {
   present(group: number): Replica | null;
   /** The same, woken if it sleeps; null when there is none, or no room. */
   wake(group: number): Replica | null;
+  /** Calls back when the directory here is at this revision, or after so many milliseconds. */
+  reach(revision: number, timeoutMs: number, done: () => void): void;
   /** Nobody is known to lead it. */
   campaign(replica: Replica): void;
   /** Runs something of a replica, whose outcome is then sent out. */
@@ -57,6 +59,9 @@ export class Care {
     });
     parts.rpc.answer<number>(Method.runs, (_from, group, respond) => {
       respond(this.#awake(group)?.halted === null);
+    });
+    parts.rpc.answer<number>(Method.reached, (_from, revision, respond) => {
+      hooks.reach(revision, CALL_TIMEOUT_MS, () => respond(true));
     });
     parts.rpc.answer<TransferQuestion>(Method.transfer, (_from, { group, to }, respond) => {
       const replica = this.#awake(group);
@@ -87,6 +92,20 @@ export class Care {
     }
     const answer = await this.#ask<GroupStatus>(leader, Method.status, replica.group);
     return answer ?? groupStatus(replica);
+  }
+
+  /**
+   * Every node that is there knows the directory up to this revision. One that is behind would take a request to a
+   * tenant that is gone, or to its predecessor of the same name, and with it the replicas that do not know yet could
+   * even acknowledge it. One that does not answer is waited for a second: by then it is no longer counted as there.
+   */
+  async directoryReached(revision: number): Promise<void> {
+    const { liveness } = this.#parts;
+    const here = new Promise<void>((resolve) => {
+      this.#hooks.reach(revision, CALL_TIMEOUT_MS, resolve);
+    });
+    const others = [...liveness.peers].filter((node) => liveness.supports(node));
+    await Promise.all([here, ...others.map((node) => this.#ask(node, Method.reached, revision))]);
   }
 
   async transfer(tenant: string, toNode: string): Promise<void> {

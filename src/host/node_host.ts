@@ -464,6 +464,9 @@ export class NodeHost implements ConfigService {
         find: (tenant, done) => {
           requests.find(tenant, clock.monotonicMs() + READ_TIMEOUT_MS, done);
         },
+        reach: (minRevision, timeoutMs, done) => {
+          requests.read(SYSTEM_TENANT, { consistency: "stale", minRevision, timeoutMs }, done);
+        },
       },
     );
     this.#serveCalls();
@@ -1284,6 +1287,10 @@ export class NodeHost implements ConfigService {
 
   group(tenant: string): Promise<GroupStatus> {
     return this.#care.group(tenant);
+  }
+
+  directoryReached(revision: number): Promise<void> {
+    return this.#care.directoryReached(revision);
   }
 
   transfer(tenant: string, toNode: string): Promise<void> {

@@ -15,6 +15,7 @@ export const Method = {
   acquaintance: 5,
   join: 6,
   runs: 7,
+  reached: 8,
 } as const;
 export type Method = (typeof Method)[keyof typeof Method];
 

@@ -71,6 +71,36 @@ describe("Bun, Deno and Node in one cluster", () => {
     }
   });
 
+  test("a name is free again on every node once its tenant is purged", async () => {
+    const names = ["again", "anew", "afresh"];
+    const lives = async (tenant: string, which: number): Promise<void> => {
+      // Each step on another node than the one before.
+      const [one, other, third] = [0, 1, 2].map((at) => urls[(which + at) % 3] as string);
+      const body = { format: "json", content: { life: 0 } };
+      for (let life = 0; life < 15; life++) {
+        const made = await ask(`${one}/v1/tenants`, {
+          token: cluster.rootToken,
+          body: { id: tenant },
+        });
+        expect(made.status, JSON.stringify(made.body)).toBe(201);
+        const key = made.body.key.token;
+        const path = `${other}/v1/tenants/${tenant}/namespaces/app/configs/life`;
+        const put = await ask(path, { method: "PUT", token: key, body });
+        expect(put.status, JSON.stringify(put.body)).toBe(201);
+        const purge = `${third}/v1/tenants/${tenant}?purge=true`;
+        const gone = await ask(purge, { method: "DELETE", token: cluster.rootToken });
+        expect(gone.status, JSON.stringify(gone.body)).toBe(200);
+        for (const url of urls) {
+          const after = await ask(`${url}/v1/tenants/${tenant}/group`, {
+            token: cluster.rootToken,
+          });
+          expect(after.status, JSON.stringify(after.body)).toBe(404);
+        }
+      }
+    };
+    await Promise.all(names.map(lives));
+  });
+
   test("watchers on every node see a publish made on any", async () => {
     const abort = new AbortController();
     const seen: Frame[][] = urls.map(() => []);

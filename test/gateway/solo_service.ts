@@ -339,6 +339,9 @@ export class SoloService implements ConfigService {
     return { op: "directory.move", tenant, nodes, lost: [], generation: 0 };
   }
 
+  /** All of them have one directory. */
+  async directoryReached(): Promise<void> {}
+
   async transfer(tenant: string, toNode: string): Promise<void> {
     if (this.#holders(tenant)?.includes(toNode) !== true)
       throw new Problem("invalid", `Node "${toNode}" holds no replica`);

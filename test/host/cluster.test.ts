@@ -212,6 +212,30 @@ describe("many groups", () => {
     }
   });
 
+  test("that are gone are known to be so on every node that is there, before who deletes them is told", async () => {
+    const cluster = await ready();
+    const knows = (tenant: string): boolean[] =>
+      cluster.world.alive.map((node) => node.host?.directory.tenant(tenant) !== undefined);
+    const purge = async (tenant: string): Promise<boolean[]> => {
+      const action = { op: "directory.delete", tenant, purge: true } as const;
+      const asked = cluster.leader("_system") as SimNode;
+      const gone = await cluster.change(asked, "_system", command(action));
+      let after: boolean[] | null = null;
+      void asked.host?.directoryReached(gone.revision).then(() => (after = knows(tenant)));
+      // A node that was lost without a word is waited for as long as it may still count as there.
+      await cluster.until("it is told", () => after !== null, 1_100);
+      return after ?? [];
+    };
+    await cluster.create("last");
+    for (let at = 0; at < 30; at++) {
+      await cluster.create(`t${at}`);
+      expect(await purge(`t${at}`)).toEqual([false, false, false]);
+    }
+    const leader = cluster.leader("_system");
+    cluster.world.crash(cluster.world.alive.find((node) => node !== leader) as SimNode);
+    expect(await purge("last")).toEqual([false, false]);
+  });
+
   test("are elected soon although two ask for votes at once and the third is gone", async () => {
     const cluster = await ready();
     const tenants = Array.from({ length: 10 }, (_, at) => createTenant(`t${at}`));

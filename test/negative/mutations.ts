@@ -1585,6 +1585,16 @@ const ofHost: readonly Mutation[] = [
     killers: [host],
   },
   {
+    id: "deletion-not-told",
+    rule: "T8",
+    breaks:
+      "Who deleted a tenant is answered while other nodes still take requests to it, and may acknowledge what then goes with it",
+    file: "src/host/care.ts",
+    find: `await Promise.all([here, ...others.map((node) => this.#ask(node, Method.reached, revision))]);`,
+    replace: `await here;`,
+    killers: [host],
+  },
+  {
     id: "acts-on-who-slept",
     rule: "T8",
     breaks:
