@@ -166,6 +166,9 @@ describe("names", () => {
     expect(contents(imported)).toEqual({ a: "1" });
     expect(imported.configs[0]?.tags).toEqual({ "consul-key": "app/a" });
     expect(notes(imported)).toEqual([': 1 key does not begin with the prefix "app/"']);
+    expect(refused("consul", [pair("app/a", "1")], { prefix: "/app" })).toBe(
+      '--prefix: No key begins with "/app": the first is "app/a"',
+    );
   });
 });
 
@@ -361,6 +364,8 @@ describe("flagd", () => {
     const yaml =
       "flags:\n  a:\n    state: ENABLED\n    variants: { x: 1, y: 2 }\n    defaultVariant: x\n    targeting:\n";
     expect(valueOf(converted("flagd", yaml), "a", {})).toBe(1);
+    // In the order that it was written in.
+    expect(contents(converted("flagd", yaml))["a"]).toMatch(/^\{ "state": .+"x": 1, "y": 2/);
     expect(refused("flagd", "flags:\n  a: 1\n  a: 2\n", {}, "flags.yaml")).toMatch(
       /^flags\.yaml:3: .*unique/,
     );

@@ -122,19 +122,22 @@ export function formatOfText(text: string): ContentFormat {
 }
 
 /** JSON as people lay it out: on one line what fits there. */
-export function laidOut(value: unknown, indent = ""): string {
+export function laidOut(value: unknown, indent = "", before = 0): string {
   const text = JSON.stringify(value);
   if (typeof value !== "object" || value === null) return text;
   const isList = Array.isArray(value);
   const deeper = `${indent}  `;
-  const member = ([name, item]: readonly [string, unknown], within: string): string =>
-    `${isList ? "" : `${JSON.stringify(name)}: `}${laidOut(item, within)}`;
+  const member = ([name, item]: readonly [string, unknown], within: string): string => {
+    const label = isList ? "" : `${JSON.stringify(name)}: `;
+    return `${label}${laidOut(item, within, label.length)}`;
+  };
   const members = Object.entries(value);
   if (members.length === 0) return text;
-  if (indent.length + text.length <= lineLengthMax) {
+  const used = indent.length + before;
+  if (used + text.length <= lineLengthMax) {
     const all = members.map((one) => member(one, deeper));
     const line = isList ? `[${all.join(", ")}]` : `{ ${all.join(", ")} }`;
-    if (indent.length + line.length <= lineLengthMax && !line.includes("\n")) return line;
+    if (used + line.length <= lineLengthMax && !line.includes("\n")) return line;
   }
   const lines = members.map((one) => `${deeper}${member(one, deeper)}`).join(",\n");
   return isList ? `[\n${lines}\n${indent}]` : `{\n${lines}\n${indent}}`;
@@ -170,6 +173,7 @@ export class Importing {
   readonly #secrets: string[] = [];
   readonly #keys: string[] = [];
   #outside = 0;
+  #firstOutside = "";
 
   constructor(system: string, options: ImportOptions) {
     this.#system = system;
@@ -187,7 +191,10 @@ export class Importing {
   /** Whether a key is among those asked for. */
   isWanted(key: string): boolean {
     const isWanted = key.startsWith(this.options.prefix);
-    if (!isWanted) this.#outside += 1;
+    if (!isWanted) {
+      if (this.#outside === 0) this.#firstOutside = key;
+      this.#outside += 1;
+    }
     return isWanted;
   }
 
@@ -315,9 +322,10 @@ export class Importing {
       const [error] = document.errors;
       if (error !== undefined)
         this.fail(`${placeIn(file, lines.linePos(error.pos[0]).line)}: ${error.message}. ${hint}`);
-      // Cycles, and depth that nobody means.
-      const canonical = canonicalJson(document.toJS());
-      if (canonical.ok) return parseJsonText(canonical.text);
+      const value: unknown = document.toJS();
+      // Cycles, numbers that JSON has not, and depth that nobody means.
+      const canonical = canonicalJson(value);
+      if (canonical.ok) return value;
       return this.fail(`${canonical.pointer}: ${canonical.detail}. ${hint}`);
     } catch (error) {
       // The library's signs for depth and for aliases of aliases.
@@ -333,6 +341,10 @@ export class Importing {
         this.#problems.push(
           `--rename: There is no key ${shown(key)} in the export; ${suggestion(key, this.#keys.slice(0, 50))}`,
         );
+    if (this.#outside > 0 && this.#keys.length === 0 && this.#remarks.length === 0)
+      this.#problems.push(
+        `--prefix: No key begins with ${shown(this.options.prefix)}: the first is ${shown(this.#firstOutside)}`,
+      );
     if (this.#problems.length > 0) throw new ImportError(this.#problems);
     if (this.#outside > 0)
       this.note(
