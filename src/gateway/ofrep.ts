@@ -22,6 +22,7 @@ import {
   type FlagContext,
   type Resolution,
 } from "../model/flags.ts";
+import { murmur3Text } from "../model/murmur3.ts";
 import type { Labels } from "../model/release.ts";
 import { credentialOf } from "./auth.ts";
 import { canonical, json, noneMatch, type Answer, type Call } from "./http.ts";
@@ -439,7 +440,8 @@ function joined(text: string, piece: string): string {
 export class Bodies {
   /** In order of use. */
   readonly #kept = new Map<string, string>();
-  readonly #asked = new Set<string>();
+  /** Hashes of names that were asked for once, each in its place by its own lower bits. The older of two gives way. */
+  readonly #asked = new Uint32Array(askedMax);
   #bytes = 0;
 
   get(name: string): string | null {
@@ -452,11 +454,13 @@ export class Bodies {
 
   put(name: string, body: string): void {
     if (this.#kept.has(name)) return;
-    if (!this.#asked.delete(name)) {
-      if (this.#asked.size >= askedMax) this.#asked.clear();
-      this.#asked.add(name);
+    const asked = murmur3Text(name);
+    const place = asked % askedMax;
+    if (this.#asked[place] !== asked) {
+      this.#asked[place] = asked;
       return;
     }
+    this.#asked[place] = 0;
     this.#kept.set(name, body);
     this.#bytes += sizeOf(body);
     for (const [oldest, given] of this.#kept) {
@@ -475,7 +479,7 @@ function sizeOf(body: string): number {
 const bodiesBytesMax = 16 * 1024 * 1024;
 /** What a body costs beside its bytes. */
 const bodyBytesAssumed = 500;
-const askedMax = 10_000;
+const askedMax = 16_384;
 const bodies = new Bodies();
 
 function resolved(
