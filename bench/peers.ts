@@ -4,7 +4,8 @@
  * Three nodes of each system (Redis: one, for orientation), started anew for every round, all in turn: A B C D A B C D.
  * One load generator drives them over loopback with the same payloads, one request at a time per connection, and shares
  * the cores with them. Prints tables of medians, spreads and ratios and writes bench/results/peers.{json,md,svg}, with
- * --quick peers-quick.*. A run of some scenarios (--scenario write,read) replaces just their rows in those files.
+ * --quick peers-quick.*. A run of some scenarios (--scenario write,read) replaces just their rows in those files, one of some
+ * systems just their columns; ratios are of one run only.
  *
  * On a machine that does other things at times, rates lie. So each measurement has a probe before it (a fixed loop on all
  * cores, 4 KiB synced) and a count of what other programs used meanwhile; one that was disturbed is marked, and left
@@ -437,6 +438,8 @@ interface Run {
 interface Row extends Cell {
   /** Which of the runs. */
   readonly run: string;
+  /** Of an earlier one are these systems' samples, which the last one left out. */
+  readonly earlier?: Readonly<Record<string, string>>;
   readonly systems: Readonly<Record<string, readonly Sample[]>>;
   /** Why a system could not, by its name. */
   readonly refusals?: Readonly<Record<string, string>>;
@@ -445,6 +448,26 @@ interface Row extends Cell {
 interface Results {
   readonly runs: Readonly<Record<string, Run>>;
   readonly rows: readonly Row[];
+}
+
+const runOf = (row: Row, system: string): string => row.earlier?.[system] ?? row.run;
+
+const runsOf = (row: Row): string[] => [...new Set([row.run, ...Object.values(row.earlier ?? {})])];
+
+/** This row as it was measured now, and the systems that were left out as they were before. */
+function merged(fresh: Row, old: Row | undefined): Row {
+  const kept = Object.keys(old?.systems ?? {}).filter(
+    (name) => fresh.systems[name] === undefined && fresh.refusals?.[name] === undefined,
+  );
+  if (old === undefined || kept.length === 0) return fresh;
+  return {
+    ...fresh,
+    earlier: Object.fromEntries(kept.map((name) => [name, runOf(old, name)])),
+    systems: {
+      ...fresh.systems,
+      ...Object.fromEntries(kept.map((name) => [name, old.systems[name] ?? []])),
+    },
+  };
 }
 
 /** Those of undisturbed rounds, if there are any. */
@@ -486,7 +509,8 @@ function entry(row: Row, system: string): string {
   const marks =
     (counted.some(({ isDisturbed }) => isDisturbed) ? " †" : "") +
     (figure(row, system, "clientShare") > 0.9 ? " ‡" : "") +
-    (failed > 0 ? ` ${failed} failed` : "");
+    (failed > 0 ? ` ${failed} failed` : "") +
+    (row.earlier?.[system] === undefined ? "" : ` (${row.earlier[system]})`);
   const latency = `p50 ${short(figure(row, system, "p50"))}, p99 ${short(figure(row, system, "p99"))} ms`;
   if (row.scenario.startsWith("leader"))
     return `**${short(figure(row, system, "p50"))} ms** (${counted.map(({ p50 }) => short(p50)).join(", ")})${marks}`;
@@ -497,10 +521,10 @@ function entry(row: Row, system: string): string {
     : `**${short(median(rates))}/s**${spread}${marks}<br>${latency}<br>${cost}`;
 }
 
-/** Conflux's figure by another's; null without either. */
+/** Conflux's figure by another's; null without either, or where they are of two runs. */
 function ratio(row: Row | undefined, other: string, name: Figure): number | null {
   if (row === undefined || row.systems["conflux"] === undefined) return null;
-  if (row.systems[other] === undefined) return null;
+  if (row.systems[other] === undefined || runOf(row, other) !== runOf(row, "conflux")) return null;
   return figure(row, "conflux", name) / figure(row, other, name);
 }
 
@@ -567,7 +591,8 @@ function verdicts(rows: readonly Row[]): string {
     const of = (name: Figure): number =>
       figure(over, "conflux", name) / figure(write256, "conflux", name);
     const is = of("perSecond");
-    const runs = over.run === write256.run ? "" : ` (${over.run} ÷ ${write256.run})`;
+    const [of1, of2] = [over, write256].map((row) => runOf(row, "conflux")) as [string, string];
+    const runs = of1 === of2 ? "" : ` (${of1} ÷ ${of2})`;
     const verdict = `${is >= 1 ? "met" : "missed"}${runs}`;
     return ["≥ 1 ×", times(is), times(1 / of("serverMicros")), verdict];
   };
@@ -684,7 +709,7 @@ function report({ runs, rows }: Results): string {
   const kinds = [...new Set(rows.map(({ scenario }) => scenario))];
   const sections = kinds.map((kind) => {
     const mine = rows.filter(({ scenario }) => scenario === kind);
-    const from = [...new Set(mine.map(({ run }) => run))];
+    const from = [...new Set(mine.flatMap(runsOf))];
     return `## ${kind}\n\n${table(mine, names, from.length > 1)}\n\nFrom ${from.join(", ")}.`;
   });
   const missing = last.systems.filter(({ version }) => version === null);
@@ -757,7 +782,11 @@ function write(run: Run): void {
     const at = order.indexOf(row.scenario);
     return at < 0 ? order.length : at;
   };
-  const rows = [...old.rows.filter((row) => !cells.has(keyOf(row))), ...fresh].sort(
+  const before = new Map(old.rows.map((row) => [keyOf(row), row]));
+  const rows = [
+    ...old.rows.filter((row) => !cells.has(keyOf(row))),
+    ...fresh.map((row) => merged(row, before.get(keyOf(row)))),
+  ].sort(
     (left, right) =>
       rank(left) - rank(right) ||
       left.scenario.localeCompare(right.scenario) ||
@@ -767,7 +796,7 @@ function write(run: Run): void {
   );
   const runs = Object.fromEntries(
     Object.entries({ ...old.runs, [id]: run }).filter(([one_]) =>
-      rows.some((row) => row.run === one_),
+      rows.some((row) => runsOf(row).includes(one_)),
     ),
   );
   const all: Results = { runs, rows };
