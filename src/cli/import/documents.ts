@@ -84,7 +84,7 @@ function* variablesIn(file: ImportFile, out: Importing): Generator<Variable> {
     }
     const quote = rest[0] ?? "";
     if (!`'"\``.includes(quote) || quote === "") {
-      const value = rest.replace(/(?:^|\s+)#.*$/, "");
+      const value = withoutComment(rest);
       yield { line, variable, value, refers: /\$[\w{]/.test(value) };
       continue;
     }
@@ -113,6 +113,13 @@ function* variablesIn(file: ImportFile, out: Importing): Generator<Variable> {
         refers: /(?:^|[^\\])\$[\w{]/.test(value),
       };
   }
+}
+
+/** A comment begins with a # that nothing or a blank stands before. */
+function withoutComment(text: string): string {
+  for (let at = text.indexOf("#"); at !== -1; at = text.indexOf("#", at + 1))
+    if (at === 0 || /\s/.test(text[at - 1] as string)) return text.slice(0, at).trimEnd();
+  return text;
 }
 
 /** Where a quoted value ends on its line; -1: on a later one. */

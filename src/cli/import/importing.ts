@@ -172,6 +172,8 @@ export class Importing {
   readonly #renamed = new Set<string>();
   readonly #secrets: string[] = [];
   readonly #keys: string[] = [];
+  /** Of all contents. */
+  #bytes = 0;
   #outside = 0;
   #firstOutside = "";
 
@@ -254,6 +256,11 @@ export class Importing {
       this.note(
         key,
         `has ${bytes} bytes: a tenant takes ${defaultQuotas.contentBytes} unless its quota contentBytes says more`,
+      );
+    this.#bytes += bytes;
+    if (this.#bytes > importBytesMax)
+      this.fail(
+        `Import ${importBytesMax / 1024 / 1024} MiB at most at once, with what is copied: take a part by --prefix`,
       );
     const tags = this.#tagsOf(config);
     const description = this.#descriptionOf(config);

@@ -51,7 +51,6 @@ function served(given: Fields, out: Importing): Feature[] {
 /** An export has strategies, environments, tags and dependencies beside the features. */
 function exported(given: Fields, out: Importing): Feature[] {
   const environments = listAt(given, "featureEnvironments", "", out);
-  const strategies = listAt(given, "featureStrategies", "", out);
   const known = [...new Set(environments.map((one) => one["environment"]).filter(isText))];
   const asked = out.options.environment;
   if (asked !== null && !known.includes(asked))
@@ -60,43 +59,57 @@ function exported(given: Fields, out: Importing): Feature[] {
     );
   if (asked === null && known.length > 1)
     out.fail(`Name one by --environment: the export has ${known.join(", ")}`);
-  const isIts = (one: Fields): boolean =>
-    asked === null || one["environment"] === undefined || one["environment"] === asked;
+  /** Those of the environment, by the feature that they are of. */
+  const byFeature = (list: readonly Fields[]): ReadonlyMap<unknown, readonly Fields[]> =>
+    grouped(
+      list.filter(
+        ({ environment }) => asked === null || environment === undefined || environment === asked,
+      ),
+      (one) => one["featureName"] ?? one["feature"],
+    );
+  const environmentsOf = byFeature(environments);
+  const strategiesOf = byFeature(listAt(given, "featureStrategies", "", out));
+  const tagsOf = byFeature(listAt(given, "featureTags", "", out));
+  const dependenciesOf = byFeature(listAt(given, "dependencies", "", out));
+  const order = ({ sortOrder }: Fields): number => (typeof sortOrder === "number" ? sortOrder : 0);
   const features: Feature[] = [];
   for (const [index, feature] of listAt(given, "features", "", out).entries()) {
     const at = `/features/${index}`;
     const { name } = feature;
-    const of = (one: Fields): boolean =>
-      (one["featureName"] ?? one["feature"]) === name && isIts(one);
     if (feature["archived"] === true) {
       out.leftOut(String(name), "it is archived");
       continue;
     }
-    const environment = environments.find(of);
-    const own = strategies
-      .filter(of)
-      .map((one) => ({ ...one, name: one["name"] ?? one["strategyName"] }));
-    const order = (one: Fields): number =>
-      typeof one["sortOrder"] === "number" ? one["sortOrder"] : 0;
-    const dependencies = listAt(given, "dependencies", "", out)
-      .filter((one) => one["feature"] === name)
-      .flatMap((one) => listAt(one, "dependencies", "/dependencies", out));
+    const [environment] = environmentsOf.get(name) ?? [];
     const parts = {
       enabled: environment?.["enabled"] === true,
       variants: environment?.["variants"] ?? feature["variants"],
-      strategies: own.toSorted((a, b) => order(a) - order(b)),
-      dependencies,
+      strategies: (strategiesOf.get(name) ?? [])
+        .map((one) => ({ ...one, name: one["name"] ?? one["strategyName"] }))
+        .toSorted((a, b) => order(a) - order(b)),
+      dependencies: (dependenciesOf.get(name) ?? []).flatMap((one) =>
+        listAt(one, "dependencies", "/dependencies", out),
+      ),
     };
-    const tags: Record<string, string> = {};
-    for (const one of listAt(given, "featureTags", "", out).filter(of)) {
-      const tag = `unleash-${String(one["tagType"] ?? "tag")}`;
-      tags[tag] = [tags[tag], String(one["tagValue"])]
-        .filter((text) => text !== undefined)
-        .join(", ");
-    }
-    features.push(featureOf(feature, parts, tags, at, out));
+    const tags = grouped(tagsOf.get(name) ?? [], ({ tagType }) => String(tagType ?? "tag"));
+    const joinedTags = [...tags].map(
+      ([type, list]) =>
+        [`unleash-${type}`, list.map(({ tagValue }) => String(tagValue)).join(", ")] as const,
+    );
+    features.push(featureOf(feature, parts, Object.fromEntries(joinedTags), at, out));
   }
   return features;
+}
+
+function grouped<K>(list: readonly Fields[], keyOf: (one: Fields) => K): Map<K, Fields[]> {
+  const groups = new Map<K, Fields[]>();
+  for (const one of list) {
+    const key = keyOf(one);
+    const group = groups.get(key);
+    if (group === undefined) groups.set(key, [one]);
+    else group.push(one);
+  }
+  return groups;
 }
 
 function featureOf(
@@ -204,6 +217,9 @@ interface Decision {
   readonly isWhole: boolean;
 }
 
+/** Of all features together, those of segments counted for each that uses them. */
+const constraintsMax = 250_000;
+
 class Converter {
   readonly #features: ReadonlyMap<string, Feature>;
   readonly #segments: ReadonlyMap<unknown, Fields>;
@@ -212,6 +228,7 @@ class Converter {
   /** Those with percentages. */
   #rollouts = 0;
   #disabled = 0;
+  #constraints = 0;
 
   constructor(
     features: ReadonlyMap<string, Feature>,
@@ -380,7 +397,7 @@ class Converter {
   /** @throws Inexpressible */
   #strategy(strategy: Fields, feature: Feature): Logic {
     const parameters = isFields(strategy["parameters"]) ? strategy["parameters"] : {};
-    const constraints = listAt(strategy, "constraints", feature.at, this.#out).map(constraint);
+    const constraints = this.#constraintsOf(strategy, feature.at);
     const segments = Array.isArray(strategy["segments"]) ? (strategy["segments"] as unknown[]) : [];
     for (const id of segments) {
       const segment = this.#segments.get(id);
@@ -388,9 +405,20 @@ class Converter {
         throw new Inexpressible(
           `segment ${shown(String(segment?.["name"] ?? id))}, whose constraints are not in the export (/api/client/features has them)`,
         );
-      constraints.push(...listAt(segment, "constraints", "/segments", this.#out).map(constraint));
+      for (const one of this.#constraintsOf(segment, "/segments")) constraints.push(one);
     }
     return and([...constraints, this.#activation(strategy["name"], parameters, feature)]);
+  }
+
+  /** @throws Inexpressible */
+  #constraintsOf(of: Fields, at: string): Logic[] {
+    const list = listAt(of, "constraints", at, this.#out);
+    this.#constraints += 1 + list.length;
+    if (this.#constraints > constraintsMax)
+      this.#out.fail(
+        `Import ${constraintsMax} constraints at most at once: take a part by --prefix`,
+      );
+    return list.map(constraint);
   }
 
   #activation(strategy: unknown, parameters: Fields, feature: Feature): Logic {
