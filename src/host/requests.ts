@@ -229,7 +229,8 @@ export class Requests {
           run: () => this.#attemptPropose(proposal, true),
           refuse: () => this.#proposed(proposal, { kind: "overloaded" }),
         };
-        if (!isAdmitted && !this.#admission.enter(found.group, entrant, now)) return;
+        if (!isAdmitted && !this.#admission.enter(found.group, entrant, now))
+          return this.#hooks.retries();
         return this.proposeHere(replica, proposal.data, deadline, (result) => {
           this.#proposed(proposal, result);
         });
@@ -345,7 +346,7 @@ export class Requests {
       run: () => this.#serveProposal(from, { group, deadline, data }, respond, true),
       refuse: () => respond({ kind: "overloaded" }),
     };
-    if (!isAdmitted && !this.#admission.enter(group, entrant, now)) return;
+    if (!isAdmitted && !this.#admission.enter(group, entrant, now)) return this.#hooks.retries();
     this.proposeHere(replica, data, deadline, respond);
   }
 
@@ -526,9 +527,9 @@ export class Requests {
     this.#hooks.retries();
   }
 
-  /** Some attempt waits for its time. */
+  /** Some attempt waits for its time, or a write for its batch. */
   get isRetrying(): boolean {
-    return this.#attempts.length > 0;
+    return this.#attempts.length > 0 || this.#admission.status.waiting > 0;
   }
 
   /** Attempts whose time has come, and writes whose turn it is. Call every PULSE_MS. */
