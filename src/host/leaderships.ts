@@ -18,6 +18,19 @@ const LEADERS_MS = 1_000;
 const HAND_OVER_MS = 500;
 /** The same leadership is offered again after this long: each offer may hold its group up for a moment. */
 const OFFER_MS = 10_000;
+/** And after twice as long each time that nobody took it, up to this. */
+const OFFER_MAX_MS = 10 * 60_000;
+
+/** What came of offering a leadership. */
+interface Offer {
+  /** Of the leader that offered it. */
+  readonly term: number;
+  readonly at: number;
+  /** So long after that it is offered again to who did not take it over. */
+  readonly waitMs: number;
+  /** Those: a replica may be stopped, which shows by nothing else while nobody writes. */
+  readonly inVain: readonly ReplicaId[];
+}
 
 export interface LeadershipsParts {
   readonly node: string;
@@ -50,8 +63,7 @@ export class Leaderships {
   /** How many are led here that others could lead, as last counted; null: that changed since. */
   #leaders: number | null = null;
   #leadersCountedAt = -Infinity;
-  /** When leaderships were offered last. */
-  readonly #offeredAt = new WeakMap<Replica, number>();
+  #offers = new WeakMap<Replica, Offer>();
 
   constructor(parts: LeadershipsParts, hooks: LeadershipsHooks) {
     this.#parts = parts;
@@ -96,7 +108,7 @@ export class Leaderships {
     this.changed();
     if (!this.#hooks.isShort() || this.isBlind) return;
     // What comes back, or begins, is offered at once.
-    this.#offeredAt.delete(replica);
+    this.#offers.delete(replica);
     if (replica.raft.isLeader) this.#handingOver.push(replica);
   }
 
@@ -108,7 +120,10 @@ export class Leaderships {
   round(now: number): void {
     const blind = this.isBlind;
     if (!this.#hooks.isShort() && !blind) {
+      if (this.#handingOver.length === 0 && this.#handingOverAt === -Infinity) return;
       this.#handingOver = [];
+      this.#handingOverAt = -Infinity;
+      this.#offers = new WeakMap();
       return;
     }
     if (this.#handingOver.length === 0 && now - this.#handingOverAt > HAND_OVER_MS) {
@@ -116,13 +131,29 @@ export class Leaderships {
       this.#handingOver = [...this.#hooks.replicas()].filter(({ raft }) => raft.isLeader);
     }
     for (const replica of this.#handingOver.splice(0, CAMPAIGNS_PER_PULSE)) {
-      if (!replica.raft.isLeader || now < (this.#offeredAt.get(replica) ?? -Infinity) + OFFER_MS)
-        continue;
-      const heir = this.#fitHeirOf(replica) ?? (blind ? this.heirOf(replica) : null);
-      if (heir === null) continue;
-      this.#offeredAt.set(replica, now);
-      this.#hooks.act(replica, () => replica.raft.transferLeadership(heir));
+      if (replica.raft.isLeader) this.#offer(replica, now);
     }
+  }
+
+  #offer(replica: Replica, now: number): void {
+    const { term } = replica.raft;
+    const last = this.#offers.get(replica);
+    const known: Omit<Offer, "term"> =
+      last?.term === term ? last : { at: -Infinity, waitMs: OFFER_MS, inVain: [] };
+    let { waitMs, inVain } = known;
+    if (now < known.at + OFFER_MS) return;
+    const fit = this.#fitHeirs(replica);
+    const heirs = fit.length === 0 && this.isBlind ? this.#heirs(replica) : fit;
+    if (heirs.length === 0) return;
+    if (heirs.every((id) => inVain.includes(id))) {
+      if (now < known.at + waitMs) return;
+      // From the beginning, and less often.
+      waitMs = Math.min(2 * waitMs, OFFER_MAX_MS);
+      inVain = [];
+    }
+    const heir = this.#parts.prng.pick(heirs.filter((id) => !inVain.includes(id)));
+    this.#offers.set(replica, { term, at: now, waitMs, inVain: [...inVain, heir] });
+    this.#hooks.act(replica, () => replica.raft.transferLeadership(heir));
   }
 
   /** The directory here is stopped. */
@@ -146,12 +177,11 @@ export class Leaderships {
       .map(([id]) => id);
   }
 
-  /** One whose node says that it takes leaderships: any other would give them away again, or be no better off. */
-  #fitHeirOf(replica: Replica): ReplicaId | null {
-    const heirs = this.#heirs(replica).filter((id) => {
+  /** Those whose nodes say that they take leaderships: any other would give them away again, or be no better off. */
+  #fitHeirs(replica: Replica): readonly ReplicaId[] {
+    return this.#heirs(replica).filter((id) => {
       const node = replica.nodeOf(id);
       return node !== undefined && this.#parts.versions.newsOf(node)?.leaders != null;
     });
-    return heirs.length === 0 ? null : this.#parts.prng.pick(heirs);
   }
 }

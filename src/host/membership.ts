@@ -182,8 +182,9 @@ export class Membership {
   readonly #leftFor = new WeakMap<Replica, number>();
   /** Where the last round ended. */
   #cursor = 0;
-  /** Which of those that move it looked at, and how far they are. */
-  #moves = "";
+  /** Which groups move and how far they are, as one number: as the last look at all of them found, and this one so far. */
+  #moves = 0;
+  #movesSoFar = 0;
   /** The directory's revision at which nothing moved; looking through it costs more than all the rest of a round. */
   #stillAt: number | null = null;
   /** In which configuration, at which revision, `_system` was found as the directory wants it: likewise. */
@@ -230,8 +231,11 @@ export class Membership {
     this.#ask();
   }
 
-  /** Another text when something moved since, or is done; empty when nothing moves. */
-  get moves(): string {
+  /**
+   * Another number when something moved since, or is done. Of more groups than one round looks at it is told when all had
+   * their turn: those of one round after the other would seem to move for as long as there are others.
+   */
+  get moves(): number {
     return this.#moves;
   }
 
@@ -239,11 +243,14 @@ export class Membership {
     const { revision } = this.#directory;
     if (revision !== null && revision === this.#stillAt) return;
     const rows = this.#directory.moving(this.#cursor, GROUPS_PER_ROUND);
-    this.#moves = rows
-      .map(({ group, placement }) => `${group} ${placement.generation ?? 0}`)
-      .join();
+    for (const { group, placement } of rows)
+      this.#movesSoFar = mixed(mixed(this.#movesSoFar, group), placement.generation ?? 0);
     this.#stillAt = this.#cursor === 0 && rows.length === 0 ? revision : null;
     this.#cursor = rows.length < GROUPS_PER_ROUND ? 0 : (rows.at(-1)?.group ?? 0);
+    if (this.#cursor === 0) {
+      this.#moves = this.#movesSoFar;
+      this.#movesSoFar = 0;
+    }
     for (const row of rows) this.#advance(row);
   }
 
@@ -357,6 +364,11 @@ interface Mark {
   readonly generation: number;
   readonly term: number;
   readonly index: number;
+}
+
+/** One number of many, in their order: FNV-1a over whole numbers. */
+function mixed(hash: number, value: number): number {
+  return Math.imul(hash ^ value, 0x01000193) + 1;
 }
 
 const NOTHING = new Uint8Array(0);

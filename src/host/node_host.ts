@@ -218,7 +218,7 @@ export class NodeHost implements ConfigService {
   #expiredAt = 0;
   #movedAt = 0;
   /** What moved when that was looked at last. */
-  #moves = "";
+  #moves = 0;
 
   #givingWay = false;
   /** Before when stopped replicas are not asked about again. */

@@ -207,7 +207,10 @@ export interface Environment {
 }
 
 export interface Environments {
-  /** Opens, or creates, synchronously. As many as one likes: see `Environment`. */
+  /**
+   * Opens, or creates, synchronously. As many as one likes: see `Environment`.
+   * @throws Problem a retryable one when there is no room just now; anything else means that it cannot be read
+   */
   open(name: string): Environment;
   exists(name: string): boolean;
   /** All on the disk, open or not. O(tenants). */

@@ -129,8 +129,8 @@ export class Replicas {
     try {
       return this.#wakeCold(group);
     } catch (error) {
-      // Nothing is wrong with it: too many others are busy, and whoever asks asks again.
-      if (error instanceof Problem && error.code === "overloaded") return null;
+      // Nothing is wrong with it: too many others are busy, or the disk is full, and whoever asks asks again.
+      if (error instanceof Problem && error.retryAfter !== null) return this.#noRoom(group, error);
       // One tenant's environment must not stop the others, nor whoever happened to ask for it.
       this.#parts.cold.setAside(group, error);
       return null;
@@ -141,11 +141,7 @@ export class Replicas {
     const identity = group === SYSTEM_GROUP ? this.#systemMeta() : this.#directoryMeta(group);
     if (identity === null) return null;
     if (this.#replicas.size >= this.#tuning.awakeLimit) {
-      const now = this.#parts.clock.monotonicMs();
-      if (now - this.#fullToldAt > FULL_NOTICE_MS) {
-        this.#fullToldAt = now;
-        this.#parts.log.warn({ awake: this.#replicas.size }, "replicas.full");
-      }
+      if (this.#mayTell()) this.#parts.log.warn({ awake: this.#replicas.size }, "replicas.full");
       return null;
     }
     const found = this.#parts.cold.open(identity);
@@ -175,6 +171,19 @@ export class Replicas {
     }
     this.#hooks.mark(replica);
     return replica;
+  }
+
+  #noRoom(group: number, error: Problem): null {
+    if (this.#mayTell()) this.#parts.log.warn({ group, err: error }, "replica.no_room");
+    return null;
+  }
+
+  /** It is asked for again and again, and each time it cannot wake for the same reason. */
+  #mayTell(): boolean {
+    const now = this.#parts.clock.monotonicMs();
+    if (now - this.#fullToldAt <= FULL_NOTICE_MS) return false;
+    this.#fullToldAt = now;
+    return true;
   }
 
   #load(

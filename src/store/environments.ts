@@ -135,9 +135,7 @@ export class LmdbEnvironments implements Environments {
     const isMade = fs.existsSync(join(path, dataFile));
     if (!isMade && !fs.existsSync(path)) {
       this.#listed = null;
-      fs.mkdirSync(path);
-      // That there was one outlives what is acknowledged in its name, whatever becomes of the journal.
-      syncDirectorySync(this.#directory);
+      this.#makeDirectory(path);
     }
     const environment = new LmdbEnvironment(join(path, dataFile), this.#rowsPerTurn, this.#pool, {
       closed: () => this.#held.delete(name),
@@ -148,6 +146,22 @@ export class LmdbEnvironments implements Environments {
     if (isMade) environment.wake();
     this.#held.set(name, environment);
     return environment;
+  }
+
+  #makeDirectory(path: string): void {
+    try {
+      fs.mkdirSync(path);
+      // That there was one outlives what is acknowledged in its name, whatever becomes of the journal.
+      syncDirectorySync(this.#directory);
+    } catch (error) {
+      if (!isForWantOfRoom(error)) throw error;
+      // Left there, it would be taken for one that is known to last.
+      fs.rmSync(path, { recursive: true, force: true });
+      throw new Problem(
+        "disk-full",
+        `The disk of this node takes no further tenant (${error.code}): make room, or inodes, on it`,
+      );
+    }
   }
 
   /** Before one more opens: closes those that were not used since this last came by, and are not busy. */
@@ -958,6 +972,12 @@ function redoRows(part: Uint8Array): Row[] {
     const tab = line.indexOf("\t");
     return tab < 0 ? [line, undefined] : [line.slice(0, tab), line.slice(tab + 1)];
   });
+}
+
+/** Neither the directory nor what it is in is at fault: it is made when something went. */
+function isForWantOfRoom(error: unknown): error is NodeJS.ErrnoException {
+  const { code } = error as NodeJS.ErrnoException;
+  return code === "ENOSPC" || code === "EDQUOT";
 }
 
 function nextTurn(): Promise<void> {

@@ -118,6 +118,41 @@ describe("a disk that becomes full", () => {
   );
 });
 
+describe("a disk without inodes", () => {
+  // Skipped for the same reason.
+  test.skipIf(!canMount)(
+    "takes no new tenant's directory, and does when there are some again, without a restart",
+    async () => {
+      const { node, data, url } = await nodeOnSmallDisk("96m,nr_inodes=120", 8);
+      const fillers: string[] = [];
+      try {
+        for (;;) {
+          const path = node.within(join(data, `filler-${fillers.length}`));
+          fs.mkdirSync(path);
+          fillers.push(path);
+        }
+      } catch (error) {
+        expect((error as NodeJS.ErrnoException).code).toBe("ENOSPC");
+      }
+      const made = ask(`${url}/v1/tenants`, { token: rootToken, body: { id: "late" } });
+      const config = `${url}/v1/tenants/late/namespaces/default/configs/c`;
+      const put = () =>
+        ask(config, {
+          method: "PUT",
+          token: rootToken,
+          body: { format: "text", content: "1" },
+        });
+      await made;
+      const refused = await put();
+      expect(refused.status, JSON.stringify(refused.body)).toBe(503);
+      for (const path of fillers) fs.rmdirSync(path);
+      await eventually("it is made", async () => (await put()).status < 300);
+      expect(await node.kill("SIGTERM")).toBe(0);
+    },
+    timeoutMs,
+  );
+});
+
 describe("levelOf()", () => {
   test("counts a bound as passed upwards only well above it", () => {
     const seen: string[] = [];

@@ -420,6 +420,39 @@ describe("a node whose disk is nearly full", () => {
     await cluster.until("who made room leads", () => onlyLeader(cluster) === leader, 15_000);
   });
 
+  test("offers what it leads less and less often to who does not take it over", async () => {
+    const cluster = await ready();
+    await cluster.create("acme");
+    const leader = cluster.leader("acme") as SimNode;
+    const [stopped, away] = cluster.world.nodes.filter((node) => node !== leader) as [
+      SimNode,
+      SimNode,
+    ];
+    // Its node takes leaderships, and does not say that this replica takes none.
+    cluster
+      .replicas("acme")
+      .find(({ node }) => node === stopped)
+      ?.replica.halt("by the test");
+    away.room.level = "low";
+    let offers = 0;
+    cluster.world.onSent = (_lane, bytes) => {
+      for (const { kind, item } of frameItems(bytes))
+        if (kind === ItemKind.raft && parseRaftItem(item).message.type === MessageType.timeoutNow)
+          offers += 1;
+    };
+    leader.room.level = "low";
+    await cluster.pass(75_000);
+    // After 10, 20 and 40 s.
+    expect([offers > 0, offers <= 5]).toEqual([true, true]);
+    offers = 0;
+    await cluster.pass(75_000);
+    expect(offers).toBeLessThanOrEqual(1);
+    expect(onlyLeader(cluster)).toBe(leader);
+    // Another one that comes by room need not wait for that.
+    away.room.level = "free";
+    await cluster.until("who made room leads", () => onlyLeader(cluster) === away, 15_000);
+  });
+
   test("gives away what slept there while it got short, once it wakes", async () => {
     const cluster = await ready({ tuning: { sleepAfterMs: 2_000 } });
     await cluster.create("acme");

@@ -735,6 +735,23 @@ test("a replica for which there is no room just now wakes when there is", async 
   await cluster.until("awake", () => cluster.replicas("acme").some((each) => each.node === node));
 });
 
+test("a replica that a full disk has no directory for begins when there is room", async () => {
+  const cluster = await ready();
+  const [, , node] = cluster.world.nodes as [SimNode, SimNode, SimNode];
+  node.environments.full = true;
+  await cluster.create("acme", ["n1", "n2", "n3"]);
+  expect((await cluster.change(cluster.node(0), "acme", publish("kept"))).ok).toBe(true);
+  await cluster.pass(2_000);
+  expect(cluster.replicas("acme").map((each) => each.node)).not.toContain(node);
+  node.environments.full = false;
+  expect(await cluster.read(node, "acme", latest)).toBe("kept");
+  expect((await cluster.change(cluster.node(0), "acme", publish("fed"))).ok).toBe(true);
+  await cluster.until("fed", () => {
+    const here = cluster.replicas("acme").find((each) => each.node === node);
+    return here !== undefined && latest(here.replica.view) === "fed";
+  });
+});
+
 describe("a replica that was removed", () => {
   test("leaves no bytes behind, also beside tens of thousands of others and while tenants go all the time", async () => {
     const cluster = await ready();

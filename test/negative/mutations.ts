@@ -1725,7 +1725,7 @@ const ofHost: readonly Mutation[] = [
     rule: "H2",
     breaks: "A tenant that found too many others busy counts as unreadable until the next start",
     file: "src/host/replicas.ts",
-    find: `      if (error instanceof Problem && error.code === "overloaded") return null;`,
+    find: `      if (error instanceof Problem && error.retryAfter !== null) return this.#noRoom(group, error);`,
     replace: ``,
     killers: [host],
   },

@@ -107,6 +107,8 @@ class SimEnvironments implements Environments {
   readonly broken = new Set<string>();
   /** Names for which there is no room just now. */
   readonly busy = new Set<string>();
+  /** The disk takes none that is not there. */
+  full = false;
   readonly #schedule: (run: () => void) => void;
   readonly #prng: Prng;
   /** The next commit fails, having been made or not. */
@@ -152,6 +154,7 @@ class SimEnvironments implements Environments {
 
   open(name: string): Environment {
     if (this.busy.has(name)) throw new Problem("overloaded", "Too many are busy at once");
+    if (this.full && !this.stored.has(name)) throw new Problem("disk-full", "No inode is free");
     if (this.broken.has(name)) throw new Error(`Environment ${name} cannot be read`);
     if (this.#open.has(name)) throw new Error(`Environment ${name} is open already`);
     this.#open.add(name);
