@@ -196,21 +196,31 @@ async function main(args: readonly string[]): Promise<void> {
   const environments = new LmdbEnvironments({ data: directory.path, begin });
   directory.watch(fatal);
   const { cluster, node } = settings;
-  const transport: Transport =
+  let lack: string | null = "This node is starting";
+  const lacksNats = (servers: string, why: string): string =>
+    `This node cannot reach NATS at ${servers}, and goes on trying${why}: start nats-server there, or correct CONFLUX_NATS`;
+  const nats =
     settings.nats === null
-      ? new LoopbackNetwork().join({ cluster, node, boot: directory.boot })
+      ? null
       : new NatsTransport({
           cluster,
           node,
           boot: directory.boot,
           servers: settings.nats,
           ...natsIdentity(settings),
-          onStatus: ({ type, link, detail }) =>
+          startTimeoutMs: null,
+          onStatus: ({ type, link, detail }) => {
+            if (lack !== null && type === "unreachable")
+              lack = lacksNats(nats?.servers ?? "", ` (${detail})`);
             log[type === "connected" ? "info" : "warn"](
               { status: type, link, detail },
               "transport.status",
-            ),
+            );
+          },
         });
+  if (nats !== null) lack = lacksNats(nats.servers, "");
+  const transport: Transport =
+    nats ?? new LoopbackNetwork().join({ cluster, node, boot: directory.boot });
   const host = new NodeHost({
     cluster,
     node,
@@ -248,16 +258,19 @@ async function main(args: readonly string[]): Promise<void> {
         retentionMs: settings.tenantRetention * DAY_MS,
       }),
       secretKeys,
+      lacks: () => lack,
     },
   });
-  await host.start();
+  // Before there is anything to serve: who looks after the process learns that it lives, and what it waits for.
   const server = await serve((request, info) => gateway.fetch(request, info), {
     host: settings.host,
     port: settings.port,
   });
 
+  let isStopping = false;
   onStopSignal((signal) => {
     log.info({ signal }, "node.stopping");
+    isStopping = true;
     stop().then(
       () => process.exit(0),
       (error: unknown) => die(`Cannot stop in good order: ${String(error)}`),
@@ -277,6 +290,16 @@ async function main(args: readonly string[]): Promise<void> {
     directory.close();
   };
 
+  const notice = setInterval(() => log.warn({ lack }, "node.waiting_for_nats"), WAITING_NOTICE_MS);
+  try {
+    await host.start();
+  } catch (error) {
+    if (isStopping) return;
+    throw error;
+  } finally {
+    clearInterval(notice);
+  }
+  lack = null;
   await whenReady(host, log, settings);
   const change = async (action: Action): Promise<void> => {
     const outcome = await host.propose(SYSTEM_TENANT, {

@@ -60,7 +60,10 @@ export const clusterRoutes: readonly Route[] = [
     summary: "Whether the node serves: its journal is replayed and the system group has a leader",
     responses: {
       200: { description: "It does", schema: HealthAnswer },
-      503: { description: "Not yet", schema: HealthAnswer },
+      503: {
+        description: "Not yet; a problem `not-ready` that says what the node lacks to begin with",
+        schema: HealthAnswer,
+      },
     },
     handle: (_call, _input, { service }) =>
       service.ready

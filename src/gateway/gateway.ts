@@ -88,6 +88,8 @@ export interface GatewaySettings {
   readonly retentionMs?: number;
   /** For secret configs; absent: there can be none. */
   readonly secretKeys?: readonly SecretKey[];
+  /** What the node lacks before it can begin, for people, and what they can do; null: nothing. */
+  readonly lacks?: () => string | null;
 }
 
 export interface Gateway {
@@ -100,6 +102,8 @@ export interface Gateway {
   status(): { readonly requests: number; readonly watchers: number };
 }
 
+/** Answered whatever the node lacks. */
+const alwaysAnswered: ReadonlySet<string> = new Set(["livez", "openapi", "getProblem"]);
 const requestsMaxDefault = 4_096;
 const usageMsDefault = 60_000;
 const retentionCheckMs = 3_600_000;
@@ -152,6 +156,7 @@ class Door {
   readonly #issuers: Issuers;
   readonly #timers: ReturnType<typeof setInterval>[] = [];
   readonly #requestsMax: number;
+  readonly #lacks: () => string | null;
   readonly #isVerbose: boolean;
   readonly #openStream: OpenStream;
   readonly #metrics = new Metrics();
@@ -167,6 +172,7 @@ class Door {
     this.#log = log;
     this.#isVerbose = log.isLevelEnabled?.("debug") ?? false;
     this.#requestsMax = settings.requestsMax ?? requestsMaxDefault;
+    this.#lacks = settings.lacks ?? (() => null);
     this.#openStream = settings.openStream ?? webStream;
     const peers = new Peers(service, (request, info) => this.fetch(request, info));
     const secrets = new Secrets(settings.secretKeys ?? []);
@@ -324,6 +330,8 @@ class Door {
     };
     let answer: Answer | Promise<Answer>;
     try {
+      const lack = this.#lacks();
+      if (lack !== null && !alwaysAnswered.has(route.id)) throw new Problem("not-ready", lack);
       if (this.#requests > this.#requestsMax && isCounted && route.access.scope !== "public")
         throw new Problem("overloaded", "This node has too many requests under way");
       answer = this.#answer(route, call);

@@ -101,8 +101,8 @@ export interface NatsOptions extends Identity {
   /** Instead of a user and password in the URLs. */
   readonly auth?: NatsAuth;
   readonly tls?: TlsOptions;
-  /** How long `start` waits for a server. */
-  readonly startTimeoutMs?: number;
+  /** How long `start` waits for a server; null: until there is one. */
+  readonly startTimeoutMs?: number | null;
   readonly pingIntervalMs?: number;
   /** Replaces `windowBytesMax`. */
   readonly windowBytes?: Partial<Record<Lane, number>>;
@@ -156,7 +156,7 @@ export class NatsTransport implements Transport {
 
   /**
    * Resolves when the server knows both connections' subscriptions.
-   * @throws {TransportError} `unreachable` after the start timeout; `refused` and `payload-too-small` at once
+   * @throws {TransportError} `unreachable` after the start timeout; `refused` and `payload-too-small` at once; `closed`
    */
   async start(handler: FrameHandler): Promise<void> {
     assert(this.#state === "new", "transport was started before");
@@ -167,9 +167,10 @@ export class NatsTransport implements Transport {
     this.#expiry = setInterval(() => receiver.expire(performance.now()), expireMs);
 
     const links = Object.values(this.#links);
-    const startMs = this.#options.startTimeoutMs ?? startMsDefault;
+    const { startTimeoutMs: startMs = startMsDefault } = this.#options;
     try {
-      await within(startMs, Promise.all(links.map((link) => link.start())));
+      const started = Promise.all(links.map((link) => link.start()));
+      await (startMs === null ? started : within(startMs, started));
     } catch (error) {
       const failure = links.map((link) => link.lastError).find((e) => e !== null) ?? error;
       await this.close();
@@ -278,9 +279,14 @@ export class NatsTransport implements Transport {
     }
   }
 
-  #startError(cause: unknown, startMs: number): Error {
+  /** To be shown: without credentials. */
+  get servers(): string {
+    return this.#servers.addresses.map((address) => address.url).join(", ");
+  }
+
+  #startError(cause: unknown, startMs: number | null): Error {
     if (cause instanceof TransportError) return cause;
-    const servers = this.#servers.addresses.map((address) => address.url).join(", ");
+    const { servers } = this;
     if (isRefusal(cause))
       return new TransportError(
         "refused",
@@ -289,7 +295,7 @@ export class NatsTransport implements Transport {
       );
     return new TransportError(
       "unreachable",
-      `Cannot reach NATS at ${servers} within ${startMs} ms: ${messageOf(cause)}; ` +
+      `Cannot reach NATS at ${servers}${startMs === null ? "" : ` within ${startMs} ms`}: ${messageOf(cause)}; ` +
         "start nats-server there or set CONFLUX_NATS to where it runs",
       cause,
     );
