@@ -864,14 +864,9 @@ export class Replica {
     return true;
   }
 
-  /** Alone in its group: no message waits for what it does, and nothing comes that could be told with it. */
-  get isAlone(): boolean {
-    return this.#members.size === 1;
-  }
-
   /** Nobody else is there who could ask for what was applied; who joins begins with a snapshot. */
   get #isUnread(): boolean {
-    return this.isAlone && this.#snapshots.size === 0;
+    return this.#members.size === 1 && this.#snapshots.size === 0;
   }
 
   /** The last entry that nobody needs any more, as far as the bounds allow. */

@@ -108,18 +108,14 @@ export class Turns {
     this.#dirty = [];
     for (const replica of visiting) {
       replica.dirty = false;
-      this.#drain(replica);
+      let more = false;
+      this.contained(replica, () => {
+        more = replica.drain();
+      });
+      if (more) this.mark(replica);
     }
     this.#writeJournal();
     this.#hooks.flush();
-  }
-
-  #drain(replica: Replica): void {
-    let more = false;
-    this.contained(replica, () => {
-      more = replica.drain();
-    });
-    if (more) this.mark(replica);
   }
 
   #writeJournal(): void {
@@ -154,14 +150,10 @@ export class Turns {
   #persisted(batch: readonly QueuedRecord[], first: number): void {
     for (const [offset, { replica, append }] of batch.entries()) {
       if (append === null) continue;
-      const persisted = (): void => {
+      this.act(replica, () => {
         replica.persisted(append, first + offset);
         replica.resumeLane();
-        // With nobody to tell there is nothing to gather, and of thousands each is looked at once while it is at hand.
-        if (replica.isAlone && !replica.dirty && replica.drain()) this.mark(replica);
-      };
-      if (replica.isAlone) this.#run(replica, persisted);
-      else this.act(replica, persisted);
+      });
     }
     this.#hooks.flush();
     if (this.#journalFull) this.schedule();
@@ -185,15 +177,10 @@ export class Turns {
 
   /** The same, and what it leads to goes out with the next turn. */
   act(replica: Replica, run: () => void): void {
-    if (this.#run(replica, run)) this.mark(replica);
-  }
-
-  /** @returns whether it runs on */
-  #run(replica: Replica, run: () => void): boolean {
     // One that slept or was discarded is another object when it wakes, and would not know of what is done to this one.
-    if (replica.halted !== null || this.#hooks.present(replica.group) !== replica) return false;
+    if (replica.halted !== null || this.#hooks.present(replica.group) !== replica) return;
     this.contained(replica, run);
-    return replica.halted === null;
+    if (replica.halted === null) this.mark(replica);
   }
 
   /** Call every TICK_MS. */

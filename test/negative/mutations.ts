@@ -1600,8 +1600,8 @@ const ofHost: readonly Mutation[] = [
     breaks:
       "What was meant for a replica is done to the object that it was before it slept: a leadership is given away that the one awake keeps its lease of",
     file: "src/host/turns.ts",
-    find: `    if (replica.halted !== null || this.#hooks.present(replica.group) !== replica) return false;`,
-    replace: `    if (replica.halted !== null) return false;`,
+    find: `    if (replica.halted !== null || this.#hooks.present(replica.group) !== replica) return;`,
+    replace: `    if (replica.halted !== null) return;`,
     killers: [host],
   },
   {
