@@ -33,7 +33,10 @@ const HELD_BYTES_OF_ALL_MAX = 64 * 1024 * 1024;
 /** A late write adds so much to the pace. One in time takes a nineteenth of it back: so one in twenty is late where it rests. */
 const PACE_RISE = 0.5;
 const PACE_FALL = PACE_RISE / 19;
-/** And so does a span without a late one. */
+/** Two late ones within this are no accident: the pace is this at least, for it must not take long to find. */
+const STANDING_MS = 100;
+const PACE_STANDING = 2;
+/** What a span without a late one takes back. */
 const PACE_RELIEF = 0.5;
 /** Writes are counted by such spans: what a tenant writes is that of the present one and of the one before. */
 const SPAN_MS = 1_000;
@@ -144,8 +147,9 @@ export class Admission {
     this.#quiet += 1;
     if (took <= late) return this.#setPace(this.#pace - PACE_FALL);
     this.#late += 1;
+    const least = now - this.#lateAt < STANDING_MS ? PACE_STANDING : 0;
     this.#lateAt = now;
-    this.#setPace(this.#pace + PACE_RISE);
+    this.#setPace(Math.max(least, this.#pace + PACE_RISE));
   }
 
   /** Call every PACE_STEP_MS. */
