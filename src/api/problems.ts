@@ -99,6 +99,23 @@ export class Problem extends Error {
   }
 }
 
+export function outcomeUnknown(): Problem {
+  return new Problem(
+    "outcome-unknown",
+    "The change may or may not have been made: repeat it with the same Idempotency-Key to find out",
+  );
+}
+
+/**
+ * The tenant was here when the question came, and is not any more: it was moved to other nodes, or purged. Nothing was
+ * done; `locate` tells where to ask now.
+ */
+export class NotHere extends Problem {
+  constructor(tenant: string) {
+    super("not-ready", `Tenant "${tenant}" has just left this node: repeat the request`);
+  }
+}
+
 /** The body of a problem+json answer. */
 export interface ProblemBody {
   readonly type: string;

@@ -55,6 +55,7 @@ export async function change<Op extends Action["op"]>(
   let present: number | null = null;
   let isSealed = false;
   const send = (built: ActionOf<Op>): Promise<Outcome> => {
+    call.proposed ||= !call.dryRun;
     const { idempotency, ...rest } = commandOf(call, built, context);
     const command = isOnce || idempotency === undefined ? rest : { ...rest, idempotency };
     isSealed = hasSecret(built);

@@ -7,7 +7,7 @@
  */
 import type { TSchema } from "@sinclair/typebox";
 import { Elysia } from "elysia";
-import { Problem, problems } from "../api/problems.ts";
+import { NotHere, outcomeUnknown, Problem, problems } from "../api/problems.ts";
 import type { ConfigService, ReadOptions, TenantView } from "../host/ports.ts";
 import {
   checkConfigName,
@@ -104,6 +104,7 @@ export interface Gateway {
 
 /** Answered whatever the node lacks. */
 const alwaysAnswered: ReadonlySet<string> = new Set(["livez", "openapi", "getProblem"]);
+const encoder = new TextEncoder();
 const requestsMaxDefault = 4_096;
 const usageMsDefault = 60_000;
 const retentionCheckMs = 3_600_000;
@@ -314,6 +315,7 @@ class Door {
       head,
       dryRun: false,
       body: undefined,
+      proposed: false,
       // Browsers cannot send headers with an event stream.
       token: tokenOf(request) ?? (route.id === "watchFlags" ? query.get("token") : null),
       principal: null,
@@ -535,10 +537,19 @@ class Door {
       route.read === undefined
         ? this.#change(route, call, tenant, credential)
         : this.#read(route, call, tenant, credential);
-    if (this.#service.locateNow(tenant)?.local === true) return here();
-    return this.#elsewhere(tenant, credential).then((nodes) =>
-      nodes === null ? here() : this.#forward(route, call, nodes),
-    );
+    const there = (): Promise<Answer> =>
+      this.#elsewhere(tenant, credential).then((nodes) =>
+        nodes === null ? here() : this.#forward(route, call, nodes),
+      );
+    if (this.#service.locateNow(tenant)?.local !== true) return there();
+    const answer = here();
+    if (!(answer instanceof Promise)) return answer;
+    return answer.catch((error: unknown) => {
+      if (!(error instanceof NotHere)) throw error;
+      // Once something was proposed, to ask elsewhere might do it twice.
+      if (call.proposed) throw outcomeUnknown();
+      return there();
+    });
   }
 
   async #root(hash: string): Promise<Call["principal"]> {
@@ -569,7 +580,7 @@ class Door {
       readQuery(call.query, route.query, route.labels);
       return this.#context.backups.relay(call, nodes);
     }
-    const body = route.method === "GET" ? null : await bodyBytes(call.request, route.bodyBytesMax);
+    const body = route.method === "GET" ? null : await bytesOf(call, route.bodyBytesMax);
     return this.#context.peers.forward(call, nodes, body, { safe: !route.change });
   }
 
@@ -778,6 +789,12 @@ const addressEnded =
 
 const unrouted = new Error("A request was not routed within the call that brought it");
 const logOfFailure = "gateway.request_failed";
+
+/** Of a body that was read already the same JSON. */
+async function bytesOf(call: Call, bytesMax: number): Promise<Uint8Array> {
+  if (call.body === undefined) return await bodyBytes(call.request, bytesMax);
+  return encoder.encode(JSON.stringify(call.body));
+}
 
 function internal(): Problem {
   return new Problem("internal", "The request failed here; the log has it under its request id");

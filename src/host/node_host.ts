@@ -74,7 +74,6 @@ import type { ProposalResult, Replica, ReplicaHooks, ReplicaSnapshot } from "./r
 import { Replicas, replicasTuningDefaults, type ReplicasTuning } from "./replicas.ts";
 import {
   halted,
-  outcomeUnknown,
   PROPOSE_TIMEOUT_MS,
   READ_TIMEOUT_MS,
   Requests,

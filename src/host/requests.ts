@@ -7,7 +7,7 @@
  * A request ends exactly once, when its time is up at the latest. An attempt that found no leader waits until one is
  * known, or for a moment; a change is tried again only as long as that cannot apply it twice. Callbacks only.
  */
-import { Problem } from "../api/problems.ts";
+import { NotHere, outcomeUnknown, Problem } from "../api/problems.ts";
 import type { Command, Outcome } from "../machine/command.ts";
 import { isLeaving, wasSettled, type TenantMeta, type TenantRow } from "../machine/rows.ts";
 import { Admission } from "./admission.ts";
@@ -428,13 +428,11 @@ export class Requests {
     const now = this.#clock.monotonicMs();
     const again = (): void => this.#attemptRead(found, options, deadline, done);
     if (now >= deadline) return done(noQuorum(found.tenant));
-    if (!found.local)
-      return done(new Problem("internal", `Tenant ${found.tenant} has no replica on this node`));
+    if (!found.local) return done(new NotHere(found.tenant));
     const replica = this.#hooks.wake(found.group);
     if (replica === null) {
       if (this.#hooks.isUnreadable(found.group)) return done(halted(found.tenant));
-      const row = this.#directory.byGroup(found.group);
-      if (row !== undefined && !this.#foundIn(row).local) return done(noQuorum(found.tenant));
+      if (this.#hasLeft(found)) return done(new NotHere(found.tenant));
       const refuse = (): void =>
         done(new Problem("overloaded", "Too many reads wait on this node"));
       return this.retry(found.group, deadline, again, refuse);
@@ -454,7 +452,7 @@ export class Requests {
         case "overloaded":
           return done(new Problem("overloaded", `Too many reads wait for tenant ${found.tenant}`));
         case "halted":
-          return done(halted(found.tenant));
+          return done(this.#hasLeft(found) ? new NotHere(found.tenant) : halted(found.tenant));
       }
     };
     // The moment of this question is within the call, so whatever comes between it and the answer, a stopped process for
@@ -464,6 +462,13 @@ export class Requests {
       return this.#atRevision(replica, options, deadline, done);
     this.#seekLeader(replica);
     this.#hooks.act(replica, () => replica.read(deadline, finish));
+  }
+
+  /** The tenant is served by others now, or was purged. */
+  #hasLeft({ group }: Found): boolean {
+    if (group === SYSTEM_GROUP) return false;
+    const row = this.#directory.byGroup(group);
+    return row === undefined || !this.#foundIn(row).local;
   }
 
   /** It slept, and goes on with its leader, or as one: its state is as new as that of any replica that is awake. */
@@ -668,12 +673,5 @@ export function halted(tenant: string): Problem {
   return new Problem(
     "replica-halted",
     `The replica of tenant "${tenant}" on this node was stopped by a fault`,
-  );
-}
-
-export function outcomeUnknown(): Problem {
-  return new Problem(
-    "outcome-unknown",
-    "The change may or may not have been made: repeat it with the same Idempotency-Key to find out",
   );
 }

@@ -94,6 +94,30 @@ describe("forwarding", () => {
     expect(Math.max(0, ...service.exchanges.map((one) => one.bytes))).toBeLessThan(1_000);
   });
 
+  test("a tenant that leaves while it is asked is asked for where it is now", async () => {
+    const h = await setup();
+    await h.call("PUT", `${N}/configs/a`, { body: { content: 1 } });
+    const { token } = await h.key("acme", "write");
+    const get = { ...at("n1"), token };
+    h.cluster.service("n1").leaving = "acme";
+    const value = await h.call("GET", `${N}/values/a?consistency=linearizable`, get);
+    expect([value.status, value.text]).toEqual([200, "1"]);
+    // Its body was read before what it says was looked at.
+    h.cluster.service("n2").leaving = "acme";
+    const dry = await h.call("POST", `${N}/configs/a/publish?dryRun=true`, {
+      ...at("n2"),
+      token,
+      body: { content: 2 },
+    });
+    expect([dry.status, dry.body.version]).toEqual([201, 2]);
+    const put = await h.call("POST", `${N}/configs/a/publish`, {
+      ...at("n2"),
+      token,
+      body: { content: 2 },
+    });
+    expect([put.status, put.body.version]).toEqual([201, 2]);
+  });
+
   test("the next node is asked when one cannot be reached", async () => {
     const h = await setup();
     await h.call("PUT", `${N}/configs/a`, { body: { content: 1 } });

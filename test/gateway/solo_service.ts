@@ -2,7 +2,7 @@
  * A twin of the host behind the gateway: the real machine over rows in memory, without Raft. Several services over one
  * cluster stand for several nodes, so that forwarding and relaying can be tested without a network.
  */
-import { Problem } from "../../src/api/problems.ts";
+import { NotHere, Problem } from "../../src/api/problems.ts";
 import type {
   ClusterStatus,
   CommitEvent,
@@ -184,6 +184,9 @@ export class SoloService implements ConfigService {
   readonly semantics = semanticsNow;
   /** What its version knows, as it says. */
   levels: { readonly min: number; readonly max: number } | null = { min: 1, max: semanticsNow };
+  /** The tenant whose replica leaves this node in the moment in which it is read next. */
+  leaving: string | null = null;
+  readonly #left = new Set<string>();
   /** Answers `exchange` as if the node were gone. */
   isDown = false;
   readonly exchanges: { node: string; bytes: number }[] = [];
@@ -201,7 +204,8 @@ export class SoloService implements ConfigService {
     if (tenant === "_system") return [this.#cluster.nodes[0] as string];
     const row = this.#cluster.row(tenant);
     if (row === undefined) return null;
-    return row.placement.replicas.map((replica) => replica.node);
+    const nodes = row.placement.replicas.map((replica) => replica.node);
+    return this.#left.has(tenant) ? nodes.filter((node) => node !== this.node) : nodes;
   }
 
   async locate(
@@ -218,8 +222,7 @@ export class SoloService implements ConfigService {
   }
 
   #local(tenant: string, evenDeleted = false): SoloTenant {
-    if (this.#holders(tenant)?.includes(this.node) === false)
-      throw new Problem("internal", `Tenant ${tenant} has no replica on this node`);
+    if (this.#holders(tenant)?.includes(this.node) === false) throw new NotHere(tenant);
     return this.#cluster.state(tenant, evenDeleted);
   }
 
@@ -237,6 +240,7 @@ export class SoloService implements ConfigService {
   }
 
   async read<T>(tenant: string, options: ReadOptions, query: (view: TenantView) => T): Promise<T> {
+    if (tenant === this.leaving) this.#left.add(tenant);
     const state = this.#local(tenant, options.evenDeleted);
     if (options.evenRestoring !== true) guardRestored(state);
     if (options.minRevision !== undefined && options.minRevision > state.revision)
