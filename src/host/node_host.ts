@@ -8,7 +8,7 @@
  * Promises begin at the public methods; below them everything is callbacks, so that the simulator can run a NodeHost on
  * virtual time.
  */
-import { Problem, type ProblemCode } from "../api/problems.ts";
+import { outcomeUnknown, Problem, type ProblemCode } from "../api/problems.ts";
 import { assert } from "../lib/assert.ts";
 import { Prng } from "../lib/prng.ts";
 import {
