@@ -90,6 +90,7 @@ export async function changeDirectory<Op extends Action["op"]>(
   context: Context,
   action: ActionOf<Op>,
 ): Promise<Changed<Op>> {
+  call.proposed ||= !call.dryRun;
   const command = commandOf(call, action, context);
   const outcome = await context.peers.systemPropose(
     command.actor.kind === "root" ? command : ofTenant(command, call),

@@ -46,7 +46,7 @@ export interface Call {
   dryRun: boolean;
   /** The parsed body, once it was read. */
   body: unknown;
-  /** A change of a tenant was proposed, whatever became of it. */
+  /** A change was proposed, whatever became of it. */
   proposed: boolean;
   principal: Principal | null;
   /** The tenant's revision this answer reflects; null outside tenants. */

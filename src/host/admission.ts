@@ -173,6 +173,18 @@ export class Admission {
       this.#dueAt = Math.max(this.#dueAt, now - PACE_STEP_MS) + this.#pace * PACE_STEP_MS;
   }
 
+  /** Refuses those whose time is up: those before them may be long under way. Call now and then. */
+  expire(now: number): void {
+    for (const load of this.#paced) {
+      const late = load.held.filter(({ deadline }) => deadline <= now);
+      if (late.length === 0) continue;
+      load.held = load.held.filter(({ deadline }) => deadline > now);
+      this.#left(load, late);
+      this.#refused += late.length;
+      for (const { refuse } of late) refuse();
+    }
+  }
+
   get status(): AdmissionStatus {
     return {
       paceMs: this.#pace < 1 ? 0 : this.#pace * PACE_STEP_MS,
@@ -231,10 +243,12 @@ export class Admission {
       if (writes <= 0 || bytes <= 0) break;
       this.#paced.delete(load);
       // It writes no more than anybody may.
-      if (load.held.length < BUSY_WRITES) load.isPaced = false;
-      else this.#paced.add(load);
-      const share = Math.max(1, Math.floor(writes / (ready.length - at)));
-      const begun = this.#release(load, load.isPaced ? share : Infinity, bytes, now);
+      load.isPaced = load.held.length >= BUSY_WRITES;
+      const share = load.isPaced ? Math.max(1, Math.floor(writes / (ready.length - at))) : Infinity;
+      const begun = this.#release(load, share, bytes, now);
+      // What is too much for this batch waits for another.
+      load.isPaced ||= load.held.length > 0;
+      if (load.isPaced) this.#paced.add(load);
       writes -= begun.writes;
       bytes -= begun.bytes;
     }
@@ -258,11 +272,7 @@ export class Admission {
       begun.bytes += isDue ? next.bytes : 0;
     }
     load.held.splice(0, batch.length);
-    for (const { bytes } of batch) {
-      load.heldBytes -= bytes;
-      this.#heldBytes -= bytes;
-    }
-    this.#waiting -= batch.length;
+    this.#left(load, batch);
     for (const { deadline, run, refuse } of batch) {
       if (deadline > now) {
         run();
@@ -272,5 +282,14 @@ export class Admission {
       refuse();
     }
     return begun;
+  }
+
+  /** These wait no more. */
+  #left(load: Load, batch: readonly Entrant[]): void {
+    for (const { bytes } of batch) {
+      load.heldBytes -= bytes;
+      this.#heldBytes -= bytes;
+    }
+    this.#waiting -= batch.length;
   }
 }

@@ -387,9 +387,9 @@ export interface Replacement {
 }
 
 /**
- * The host as the gateway knows it. Tenant `_system` is addressed like any other. All failures are `Problem`s.
+ * The host as the gateway knows it. Tenant `_system` is addressed like any other. All failures are `Problem`s: NotHere
+ * where it is answered from a replica that has just left this node.
  */
-/** What fails is a Problem: NotHere where it is answered from a replica that has just left this node. */
 export interface ConfigService {
   readonly node: string;
   /** The newest meaning of commands that every node of the cluster knows: what those made now say. */

@@ -588,6 +588,7 @@ export class Requests {
 
   /** Ends the waits whose time is up. */
   expire(now: number): void {
+    this.#admission.expire(now);
     for (const [group, waiters] of this.#revisionWaiters) {
       const left = waiters.filter((waiter) => {
         if (waiter.deadline > now) return true;

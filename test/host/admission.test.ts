@@ -178,6 +178,40 @@ describe("admission", () => {
     expect(begun(busy) + late.refused).toBeGreaterThanOrEqual(64);
     expect(late.open(busy)).toBe(0);
   });
+
+  test("forgets no write that a batch has no bytes left for", () => {
+    const writers = new Writers();
+    writers.run(1_000, [[busy, 64]]);
+    writers.tookMs = 40;
+    writers.run(2_000, [[busy, 64]]);
+    while (writers.open(busy) > 0) writers.step(new Map());
+    // Few enough to be held up no longer, and more bytes than one batch has.
+    for (let i = 0; i < BUSY_WRITES - 1; i++) writers.write(busy, { bytes: 200 * 1024 });
+    expect(writers.admission.status.waiting).toBe(BUSY_WRITES - 1);
+    for (let i = 0; i < 20; i++) writers.step(new Map());
+    expect(writers.open(busy)).toBe(0);
+    expect(writers.refused).toBe(0);
+    expect(writers.admission.status.waiting).toBe(0);
+  });
+
+  test("tells who waits behind what does not end when the time is up", () => {
+    const writers = new Writers();
+    writers.run(1_000, [[busy, 64]]);
+    writers.tookMs = 40;
+    writers.run(2_000, [[busy, 64]]);
+    while (writers.open(busy) > 0) writers.step(new Map());
+    writers.tookMs = 60_000;
+    for (let i = 0; i < 10; i++) writers.write(busy, { waitMs: 1_000 });
+    const { waiting } = writers.admission.status;
+    expect(waiting).toBeGreaterThan(0);
+    writers.now += 999;
+    writers.admission.expire(writers.now);
+    expect(writers.refused).toBe(0);
+    writers.now += 1;
+    writers.admission.expire(writers.now);
+    expect(writers.refused).toBe(waiting);
+    expect(writers.admission.status).toMatchObject({ waiting: 0, refused: waiting });
+  });
 });
 
 test("on a leader with slow disks a quiet tenant passes what waits of a busy one, and all of it is made", async () => {
