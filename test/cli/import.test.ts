@@ -724,6 +724,17 @@ describe("unleash", () => {
     { name: "blue", weight: 500, payload: { type: "number", value: "2" } },
   ];
 
+  test("variants whose flag would have too long a name are refused", () => {
+    const long = "x".repeat(125);
+    const given = features(feature(long, [{ ...rollout(20), variants }]));
+    expect(refused("unleash", given)).toMatch(/^"x{64}…": Its name would be too long: .+ --rename/);
+    const renames = new Map([[`${long}.variant`, "short"]]);
+    expect(converted("unleash", given, { renames }).configs.map(({ name }) => name)).toEqual([
+      "short",
+      long,
+    ]);
+  });
+
   test("variants are a second flag, and do not go by what the rollout goes by", () => {
     const made = converted("unleash", features(feature("color", [{ ...rollout(20), variants }])));
     expect(made.configs.map(({ name }) => name)).toEqual(["color", "color.variant"]);
@@ -1381,6 +1392,10 @@ test("a manifest of an import holds what was imported, to the last sign", async 
   const imported = converted("consul", [
     ...texts.map((text, i) => pair(`App/key_${i}`, text)),
     pair("limits.json", '{"max": 12345678901234567890}'),
+    // Too long to stand within the manifest: each needs a file of its own.
+    ...["long", "long.json", "long.json.json"].map((key) =>
+      pair(key, JSON.stringify({ key, text: "x".repeat(3_000) })),
+    ),
   ]);
   const folder = await mkdtemp(join(tmpdir(), "conflux-import-test-"));
   try {

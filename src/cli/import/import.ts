@@ -96,7 +96,9 @@ export function manifestOf(
   const files = new Map([[`${tenant}.yaml`, ""]]);
   const entries = configs.map(({ name, format, content, description, tags }) => {
     const ending = `.${extensions[format]}`;
-    const file = `${tenant}/${namespace}/${name}${name.endsWith(ending) ? "" : ending}`;
+    let file = `${tenant}/${namespace}/${name}${name.endsWith(ending) ? "" : ending}`;
+    // Of `a` and `a.json` the first, as names are in order, has it already.
+    while (files.has(file)) file += ending;
     const shape = {
       format,
       ...(description !== undefined && { description }),

@@ -4,7 +4,7 @@
  * (https://docs.getunleash.io/reference/activation-strategies); percentages hold, but Unleash hashes otherwise, so other
  * users are in. What cannot be said is left out with its whole strategy: nobody gets a flag who did not get it before.
  */
-import { shown } from "../../model/names.ts";
+import { checkConfigName, shown } from "../../model/names.ts";
 import { isFields, laidOut, type Fields, type ImportFile, type Importing } from "./importing.ts";
 
 const hint = "Give the answer of /api/client/features, or an export of the admin UI";
@@ -276,6 +276,10 @@ class Converter {
       ? out.nameOf(variantKey)
       : `${name}.variant`;
     if (variantName === null) return;
+    if (checkConfigName(variantName) !== null)
+      return out.problem(
+        `${shown(variantKey)}: Its name would be too long: give it one of 128 characters at most by --rename KEY=NAME`,
+      );
     out.note(key, `says whether it is on; its variants are flag ${variantName}`);
     const values = variantValues(variantKey, all, out);
     const variantFlag = {
