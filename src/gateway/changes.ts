@@ -92,6 +92,7 @@ export async function changeDirectory<Op extends Action["op"]>(
 ): Promise<Changed<Op>> {
   call.proposed ||= !call.dryRun;
   const command = commandOf(call, action, context);
+  call.proposed ||= !call.dryRun;
   const outcome = await context.peers.systemPropose(
     command.actor.kind === "root" ? command : ofTenant(command, call),
     call.dryRun,

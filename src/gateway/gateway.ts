@@ -104,7 +104,6 @@ export interface Gateway {
 
 /** Answered whatever the node lacks. */
 const alwaysAnswered: ReadonlySet<string> = new Set(["livez", "openapi", "getProblem"]);
-const encoder = new TextEncoder();
 const requestsMaxDefault = 4_096;
 const usageMsDefault = 60_000;
 const retentionCheckMs = 3_600_000;
@@ -314,6 +313,7 @@ class Door {
       query,
       head,
       dryRun: false,
+      bytes: null,
       body: undefined,
       proposed: false,
       // Browsers cannot send headers with an event stream.
@@ -548,6 +548,8 @@ class Door {
       if (!(error instanceof NotHere)) throw error;
       // Once something was proposed, to ask elsewhere might do it twice.
       if (call.proposed) throw outcomeUnknown();
+      // Who is not let in there must not learn how far the tenant was here.
+      call.revision = null;
       return there();
     });
   }
@@ -580,7 +582,10 @@ class Door {
       readQuery(call.query, route.query, route.labels);
       return this.#context.backups.relay(call, nodes);
     }
-    const body = route.method === "GET" ? null : await bytesOf(call, route.bodyBytesMax);
+    const body =
+      route.method === "GET"
+        ? null
+        : (call.bytes ?? (await bodyBytes(call.request, route.bodyBytesMax)));
     return this.#context.peers.forward(call, nodes, body, { safe: !route.change });
   }
 
@@ -598,7 +603,7 @@ class Door {
   }
 
   #body(route: Route, schema: TSchema, call: Call): Promise<unknown> {
-    return jsonBody(call.request, route.bodyBytesMax).then((given) => {
+    return jsonBody(call, route.bodyBytesMax).then((given) => {
       const body = given === undefined && !route.bodyRequired ? {} : given;
       check(schema, body);
       call.body = body;
@@ -790,12 +795,6 @@ const addressEnded =
 const unrouted = new Error("A request was not routed within the call that brought it");
 const logOfFailure = "gateway.request_failed";
 
-/** Of a body that was read already the same JSON. */
-async function bytesOf(call: Call, bytesMax: number): Promise<Uint8Array> {
-  if (call.body === undefined) return await bodyBytes(call.request, bytesMax);
-  return encoder.encode(JSON.stringify(call.body));
-}
-
 function internal(): Problem {
   return new Problem("internal", "The request failed here; the log has it under its request id");
 }
@@ -838,6 +837,7 @@ const exposedHeaders = [
   "Conflux-Version",
   "ETag",
   "Idempotent-Replay",
+  "Location",
   "RateLimit",
   "RateLimit-Policy",
   "Retry-After",

@@ -44,7 +44,9 @@ export interface Call {
   /** The answer must have no body. */
   readonly head: boolean;
   dryRun: boolean;
-  /** The parsed body, once it was read. */
+  /** The body as it came, once it was read: it may have to be sent on, or read again, when the tenant leaves meanwhile. */
+  bytes: Uint8Array | null;
+  /** What it says, once that was looked at. */
   body: unknown;
   /** A change was proposed, whatever became of it. */
   proposed: boolean;
@@ -266,8 +268,9 @@ const utf8 = new TextDecoder("utf-8", { fatal: true });
 const jsonDepthMax = 128;
 
 /** @returns undefined when there is no body */
-export async function jsonBody(request: Request, bytesMax: number): Promise<unknown> {
-  const bytes = await bodyBytes(request, bytesMax);
+export async function jsonBody(call: Call, bytesMax: number): Promise<unknown> {
+  const { request } = call;
+  const bytes = (call.bytes ??= await bodyBytes(request, bytesMax));
   if (bytes.length === 0) return undefined;
   const encoding = request.headers.get("content-encoding");
   if (encoding !== null && encoding.toLowerCase() !== "identity")

@@ -24,6 +24,7 @@ import {
 } from "../model/flags.ts";
 import { murmur3Text } from "../model/murmur3.ts";
 import type { Labels } from "../model/release.ts";
+import { loneSurrogateAt } from "../model/utf8.ts";
 import { credentialOf } from "./auth.ts";
 import { canonical, json, noneMatch, type Answer, type Call } from "./http.ts";
 import type { Member, NamespaceSet } from "./namespace_sets.ts";
@@ -371,7 +372,8 @@ function identified(context: FlagContext): string {
     const shown = isText ? value : canonical(value);
     text += `${name.length}:${name}${isText ? "=" : "~"}${shown.length}:${shown}`;
   }
-  return text;
+  // Halves of pairs would all be the same to a hash over UTF-8; escaped they are not.
+  return loneSurrogateAt(text) < 0 ? text : JSON.stringify(text);
 }
 
 /**

@@ -166,7 +166,7 @@ describe("routes", () => {
       expect(allowed).toContain(name);
     const answer = await call("GET", `${N}/values`, { headers: { origin: "https://app.example" } });
     const exposed = answer.headers.get("access-control-expose-headers") ?? "";
-    for (const name of ["ETag", "Retry-After", "Conflux-Revision", "Conflux-Version"])
+    for (const name of ["ETag", "Retry-After", "Location", "Conflux-Revision", "Conflux-Version"])
       expect(exposed).toContain(name);
     const refused = await call("GET", `${N}/configs/none`, {
       headers: { origin: "https://a.example" },

@@ -276,6 +276,22 @@ describe("the ETag", () => {
     expect(other.body.flags[0].value).toBe(true);
   });
 
+  test("tells halves of pairs apart, which are all the same in UTF-8", async () => {
+    await flag("f", {
+      ...boolean,
+      targeting: { if: [{ "==": [{ var: "a" }, { var: "b" }] }, "on", "off"] },
+    });
+    const [same, other] = [
+      { a: "\ud800", b: "\ud800" },
+      { a: "\ud800", b: "\ud801" },
+    ];
+    // From the second time on answers are kept.
+    for (let i = 0; i < 3; i++) {
+      expect((await bulk(same)).body.flags).toMatchObject([{ key: "f", value: true }]);
+      expect((await bulk(other)).body.flags).toMatchObject([{ key: "f", value: false }]);
+    }
+  });
+
   test("tells a number beyond every double from null", async () => {
     const old = { if: [{ ">": [{ var: "age" }, 65] }, "on", "off"] };
     await flag("f", { ...boolean, targeting: old });

@@ -118,6 +118,61 @@ describe("forwarding", () => {
     expect([put.status, put.body.version]).toEqual([201, 2]);
   });
 
+  test("what a request says is sent on as it came when the tenant leaves after that was read", async () => {
+    const h = await setup();
+    const { token, id } = await h.key("acme", "admin");
+    // No body at all: another node would want to know what it is, if there were one.
+    const rotate = `${T}/keys/${id}/rotate`;
+    const [n1, n2] = ["n1", "n2"].map((node) => h.cluster.service(node));
+    if (n1 === undefined || n2 === undefined) throw new Error("There are two");
+    n1.leaving = "acme";
+    const rotated = await h.call("POST", rotate, { ...at("n1"), token });
+    expect([rotated.status, rotated.body.replaces.id]).toEqual([201, id]);
+    // A number that JSON written anew would have no sign for.
+    const context = { targetingKey: "u", age: "beyond" };
+    const raw = JSON.stringify({ context }).replace('"beyond"', "1e999");
+    const old = { ">": [{ var: "age" }, 65] };
+    const variants = { on: true, off: false };
+    const flag = { state: "ENABLED", variants, defaultVariant: "off" };
+    const content = { ...flag, targeting: { if: [old, "on", "off"] } };
+    await h.call("PUT", `${N}/configs/old`, { ...at("n3"), body: { format: "flag", content } });
+    n2.leaving = "acme";
+    const evaluated = await h.call("POST", `${N}/ofrep/v1/evaluate/flags/old`, {
+      ...at("n2"),
+      token,
+      raw,
+    });
+    expect([evaluated.status, evaluated.body.value]).toEqual([200, true]);
+  });
+
+  test("a tenant that is here again after it left is asked for here, with what was said", async () => {
+    const h = await setup();
+    const { id } = await h.key("acme", "read");
+    const n1 = h.cluster.service("n1");
+    n1.leaving = "acme";
+    n1.comesBack = true;
+    const body = { overlapSeconds: 5 };
+    const rotated = await h.call("POST", `${T}/keys/${id}/rotate`, { ...at("n1"), body });
+    expect([rotated.status, rotated.body.replaces?.id]).toEqual([201, id]);
+    expect([n1.leaving, n1.exchanges]).toEqual([null, []]);
+  });
+
+  test("who is not let in does not learn how far a tenant was that has left", async () => {
+    const h = await setup();
+    const { token, id } = await h.key("acme", "read");
+    await h.call("DELETE", `${T}/keys/${id}`);
+    const n1 = h.cluster.service("n1");
+    n1.leaving = "acme";
+    n1.staysFor = 1;
+    const refused = await h.call("GET", `${N}/values?consistency=stale`, {
+      ...at("n1"),
+      token,
+      headers: { "conflux-min-revision": "1" },
+    });
+    expect([refused.status, refused.headers.get("conflux-revision")]).toEqual([401, null]);
+    expect(n1.exchanges.length).toBeGreaterThan(0);
+  });
+
   test("the next node is asked when one cannot be reached", async () => {
     const h = await setup();
     await h.call("PUT", `${N}/configs/a`, { body: { content: 1 } });

@@ -186,6 +186,10 @@ export class SoloService implements ConfigService {
   levels: { readonly min: number; readonly max: number } | null = { min: 1, max: semanticsNow };
   /** The tenant whose replica leaves this node in the moment in which it is read next. */
   leaving: string | null = null;
+  /** Reads that it answers before it leaves. */
+  staysFor = 0;
+  /** It is there again as soon as somebody asks where it is. */
+  comesBack = false;
   readonly #left = new Set<string>();
   /** Answers `exchange` as if the node were gone. */
   isDown = false;
@@ -211,6 +215,10 @@ export class SoloService implements ConfigService {
   async locate(
     tenant: string,
   ): Promise<{ local: true } | { local: false; nodes: readonly string[] } | null> {
+    if (this.comesBack) {
+      this.leaving = null;
+      this.#left.clear();
+    }
     const holders = this.#holders(tenant);
     if (holders === null) return null;
     return holders.includes(this.node) ? { local: true } : { local: false, nodes: holders };
@@ -240,7 +248,7 @@ export class SoloService implements ConfigService {
   }
 
   async read<T>(tenant: string, options: ReadOptions, query: (view: TenantView) => T): Promise<T> {
-    if (tenant === this.leaving) this.#left.add(tenant);
+    if (tenant === this.leaving && this.staysFor-- <= 0) this.#left.add(tenant);
     const state = this.#local(tenant, options.evenDeleted);
     if (options.evenRestoring !== true) guardRestored(state);
     if (options.minRevision !== undefined && options.minRevision > state.revision)
