@@ -1,4 +1,5 @@
 /** Who waits beside whom: the controller on a time of its own, and in a cluster whose disks are slow. */
+import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import {
   Admission,
@@ -19,12 +20,14 @@ class Writers {
   now = 1_000;
   tookMs = 2;
   begun = new Map<number, number>();
+  asked = 0;
   refused = 0;
   /** Asked for and not answered, by group. */
   readonly #open = new Map<number, number>();
   #underWay: { readonly end: number; readonly ended: () => void }[] = [];
 
   write(group: number, { bytes = 100, waitMs = 5_000 } = {}): void {
+    this.asked += 1;
     this.#count(this.#open, group, 1);
     const run = (): void => {
       this.#count(this.begun, group, 1);
@@ -192,6 +195,37 @@ describe("admission", () => {
     expect(writers.open(busy)).toBe(0);
     expect(writers.refused).toBe(0);
     expect(writers.admission.status.waiting).toBe(0);
+  });
+
+  test("begins or refuses every write once, whatever it weighs, takes and has time for", () => {
+    const some = fc.record({
+      group: fc.constantFrom(busy, quiet, third),
+      count: fc.integer({ min: 1, max: 12 }),
+      bytes: fc.integer({ min: 1, max: 300 * 1024 }),
+      waitMs: fc.integer({ min: 50, max: 5_000 }),
+      tookMs: fc.integer({ min: 1, max: 300 }),
+      steps: fc.nat(8),
+    });
+    fc.assert(
+      fc.property(fc.array(some, { minLength: 10, maxLength: 40 }), (all) => {
+        const writers = new Writers();
+        writers.run(1_000, [[busy, 16]]);
+        writers.tookMs = 40;
+        writers.run(2_000, [[busy, 16]]);
+        for (const { group, count, bytes, waitMs, tookMs, steps } of all) {
+          writers.tookMs = tookMs;
+          for (let i = 0; i < count; i++) writers.write(group, { bytes, waitMs });
+          for (let i = 0; i < steps; i++) writers.step(new Map());
+          writers.admission.expire(writers.now);
+        }
+        for (let i = 0; i < 400; i++) writers.step(new Map());
+        const begun = [...writers.begun.values()].reduce((sum, count) => sum + count, 0);
+        expect(begun + writers.refused).toBe(writers.asked);
+        for (const group of [busy, quiet, third]) expect(writers.open(group)).toBe(0);
+        expect(writers.admission.status).toMatchObject({ waiting: 0, refused: writers.refused });
+      }),
+      { numRuns: 50 },
+    );
   });
 
   test("tells who waits behind what does not end when the time is up", () => {
