@@ -1294,6 +1294,10 @@ describe("an export is read", () => {
         /There is .+large already/,
       );
       await expect(refuseExisting(folder, ["other"])).resolves.toBeUndefined();
+      // What has no size, and what leads to where nothing is yet.
+      await expect(readExport("env", "/dev/zero")).rejects.toThrow(/Import 64 MiB at most/);
+      await symlink(join(folder, "elsewhere"), join(folder, "link"));
+      await expect(refuseExisting(folder, ["link"])).rejects.toThrow(/There is .+link already/);
     }));
 });
 

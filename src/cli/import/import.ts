@@ -3,9 +3,11 @@
  * applied like any other. One function per system turns bytes into configs and remarks; here they are found by name,
  * and what they give is written down.
  */
-import { access, lstat, readdir, readFile, stat } from "node:fs/promises";
+import { createReadStream } from "node:fs";
+import { lstat, readdir, readFile, stat } from "node:fs/promises";
 import { basename, join, sep } from "node:path";
 import process from "node:process";
+import type { Readable } from "node:stream";
 import { UsageError } from "../arguments.ts";
 import { contentIn, extensions, manifestText } from "../export.ts";
 import { suggestion } from "../nearest.ts";
@@ -117,7 +119,8 @@ export function manifestOf(
 export async function refuseExisting(folder: string, files: Iterable<string>): Promise<void> {
   for (const file of files) {
     const path = join(folder, file);
-    const isThere = await access(path).then(
+    // A link that leads nowhere is there too: what is written to it would go where it points.
+    const isThere = await lstat(path).then(
       () => true,
       () => false,
     );
@@ -135,17 +138,17 @@ export async function refuseExisting(folder: string, files: Iterable<string>): P
  * @throws UsageError
  */
 export async function readExport(system: ImportSystem, path: string): Promise<ImportFile[]> {
-  if (path === "-") return [{ path: "", bytes: await standardInput() }];
+  if (path === "-") return [{ path: "", bytes: await bytesOf(process.stdin) }];
   try {
-    const { size, isFolder } = await stat(path).then((found) => ({
-      size: found.size,
-      isFolder: found.isDirectory(),
-    }));
+    const found = await stat(path);
+    const isFolder = found.isDirectory();
     if (isFolder && system !== "nacos")
       throw new UsageError(`Name a file: ${path} is a folder, which only --from nacos takes`);
     if (isFolder) return await readFolder(path);
-    if (size > importBytesMax) throw tooLarge();
-    return [{ path: basename(path), bytes: await readFile(path) }];
+    if (found.size > importBytesMax) throw tooLarge();
+    // Of pipes and devices nobody knows how much they have.
+    const bytes = found.isFile() ? await readFile(path) : await bytesOf(createReadStream(path));
+    return [{ path: basename(path), bytes }];
   } catch (error) {
     if (error instanceof UsageError) throw error;
     throw new UsageError(`Cannot read ${path}: ${(error as Error).message}`);
@@ -172,10 +175,10 @@ async function readFolder(folder: string): Promise<ImportFile[]> {
   return files;
 }
 
-async function standardInput(): Promise<Uint8Array> {
+async function bytesOf(stream: Readable): Promise<Uint8Array> {
   const chunks: Buffer[] = [];
   let total = 0;
-  for await (const chunk of process.stdin as AsyncIterable<Buffer>) {
+  for await (const chunk of stream as AsyncIterable<Buffer>) {
     total += chunk.length;
     if (total > importBytesMax) throw tooLarge();
     chunks.push(chunk);
