@@ -1,5 +1,6 @@
 /** From the members a group has to those the directory wants: step by step, and on real nodes in the simulated world. */
 import { describe, expect, test } from "vitest";
+import { NotHere } from "../../src/api/problems.ts";
 import { environmentName } from "../../src/host/cold_replicas.ts";
 import { nextStep, type Target } from "../../src/host/membership.ts";
 import type { Replacement } from "../../src/host/ports.ts";
@@ -247,6 +248,39 @@ describe("a tenant", () => {
       [4, "n4"],
     ]);
     expect(replica?.conf).toEqual({ ...emptyConfState(), voters: [2, 3, 4] });
+  });
+
+  test("is served all the time while it moves, also when its leader leaves, on whichever node somebody asks", async () => {
+    const cluster = await ready({ nodes: 5 });
+    await cluster.create("acme", ["n1"]);
+    const sets = [["n1", "n2", "n3"], ["n3"], ["n3", "n4", "n5"], ["n4"], ["n1", "n2", "n4"]];
+    const slow: string[] = [];
+    for (let round = 0; round < 20; round++) {
+      for (const nodes of sets) {
+        await move(cluster, "acme", nodes);
+        for (let asked = 0; asked < 3; asked++) {
+          const node = cluster.node((round + asked) % 5);
+          const since = cluster.world.now;
+          const answer = cluster.propose(node, "acme", publish(`${round}`));
+          const isAnswered = (): boolean => answer.outcome !== null || answer.problem !== null;
+          await cluster.until("answered", isAnswered);
+          const took = cluster.world.now - since;
+          if (took > 500 || answer.problem !== null)
+            slow.push(
+              `write to ${nodes.join()} on ${node.name}: ${took} ms ${answer.problem?.message ?? ""}`,
+            );
+          if (!whereabouts(cluster, "acme").includes(node.name)) continue;
+          const before = cluster.world.now;
+          const seen = await cluster.read(node, "acme", latest).catch((error: unknown) => error);
+          const waited = cluster.world.now - before;
+          // The gateway goes on with the nodes that have it.
+          if (waited > 500 || (seen !== `${round}` && !(seen instanceof NotHere)))
+            slow.push(`read of ${nodes.join()} on ${node.name}: ${waited} ms ${seen}`);
+        }
+        await settled(cluster, "acme", nodes);
+      }
+    }
+    expect(slow).toEqual([]);
   });
 
   test("is led again after its move by who stayed, whatever of that was written down", async () => {
