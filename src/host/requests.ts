@@ -164,8 +164,8 @@ export class Requests {
   }
 
   #foundIn(row: TenantRow): Found {
-    const nodes = servingNodes(row);
-    const local = nodes.includes(this.#parts.node);
+    const { nodes } = servingNodes(row);
+    const local = this.#isServedHere(row);
     return { tenant: row.tenant, group: row.group, local, nodes };
   }
 
@@ -179,10 +179,19 @@ export class Requests {
   /** This node holds a replica of it, and one that works. */
   #serves(row: TenantRow): boolean {
     return (
-      servingNodes(row).includes(this.#parts.node) &&
+      this.#isServedHere(row) &&
       (this.#hooks.present(row.group)?.halted ?? null) === null &&
       !this.#hooks.isUnreadable(row.group)
     );
+  }
+
+  /** One that leaves may be out of its group already without a word: it serves where nobody is there who stays. */
+  #isServedHere(row: TenantRow): boolean {
+    const { node } = this.#parts;
+    const { nodes, staying } = servingNodes(row);
+    if (staying.includes(node)) return true;
+    const isThere = (other: string): boolean => this.#liveness.supports(other);
+    return nodes.includes(node) && !staying.some(isThere);
   }
 
   // --- changes -------------------------------------------------------------------------------------------------------------
@@ -622,20 +631,30 @@ function failProposal(proposal: PendingProposal, problem: Problem): void {
   proposal.done(proposal.uncertain ? outcomeUnknown() : problem);
 }
 
+interface Serving {
+  /** Best first. */
+  readonly nodes: readonly string[];
+  /** Those of them whose replicas do not leave. */
+  readonly staying: readonly string[];
+}
+
 /** Where a tenant is served: not by replicas that may have nothing yet, nor by those that lost it. */
-function servingNodes(row: TenantRow): readonly string[] {
-  let nodes = serving.get(row);
-  if (nodes === undefined) serving.set(row, (nodes = servingNodesOf(row)));
-  return nodes;
+function servingNodes(row: TenantRow): Serving {
+  let found = serving.get(row);
+  if (found === undefined) serving.set(row, (found = servingNodesOf(row)));
+  return found;
 }
 /** Every request asks several times, and a row is never changed. */
-const serving = new WeakMap<TenantRow, readonly string[]>();
+const serving = new WeakMap<TenantRow, Serving>();
 
-function servingNodesOf({ placement: { replicas } }: TenantRow): readonly string[] {
+function servingNodesOf({ placement: { replicas } }: TenantRow): Serving {
   const left = replicas.filter(({ state }) => state !== "lost");
   // One that was to join and leaves again may have got what it came for, when those before it may have gone.
   const settled = left.filter((replica) => isLeaving(replica) || wasSettled(replica));
-  return (settled.length > 0 ? settled : left).map(({ node }) => node);
+  const able = settled.length > 0 ? settled : left;
+  const staying = able.filter((replica) => !isLeaving(replica)).map(({ node }) => node);
+  const leaving = able.filter(isLeaving).map(({ node }) => node);
+  return { nodes: [...staying, ...leaving], staying };
 }
 
 function encodeProposal(group: number, deadlineMs: number, data: Uint8Array): Uint8Array {

@@ -265,19 +265,18 @@ describe("a tenant", () => {
           const isAnswered = (): boolean => answer.outcome !== null || answer.problem !== null;
           await cluster.until("answered", isAnswered);
           const took = cluster.world.now - since;
-          if (took > 500 || answer.problem !== null)
+          if (took > 700 || answer.problem !== null)
             slow.push(
               `write to ${nodes.join()} on ${node.name}: ${took} ms ${answer.problem?.message ?? ""}`,
             );
           if (!whereabouts(cluster, "acme").includes(node.name)) continue;
-          const before = cluster.world.now;
           const seen = await cluster.read(node, "acme", latest).catch((error: unknown) => error);
-          const waited = cluster.world.now - before;
           // The gateway goes on with the nodes that have it.
-          if (waited > 500 || (seen !== `${round}` && !(seen instanceof NotHere)))
-            slow.push(`read of ${nodes.join()} on ${node.name}: ${waited} ms ${seen}`);
+          if (seen !== `${round}` && !(seen instanceof NotHere))
+            slow.push(`read of ${nodes.join()} on ${node.name}: ${String(seen)}`);
         }
-        await settled(cluster, "acme", nodes);
+        // Every second one is moved on before it has arrived.
+        if (round % 2 === 0) await settled(cluster, "acme", nodes);
       }
     }
     expect(slow).toEqual([]);
