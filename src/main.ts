@@ -196,9 +196,12 @@ async function main(args: readonly string[]): Promise<void> {
   const environments = new LmdbEnvironments({ data: directory.path, begin });
   directory.watch(fatal);
   const { cluster, node } = settings;
-  let lack: string | null = "This node is starting";
-  const lacksNats = (servers: string, why: string): string =>
-    `This node cannot reach NATS at ${servers}, and goes on trying${why}: start nats-server there, or correct CONFLUX_NATS`;
+  // Anybody may ask: where it was looked for, and why that failed, is for the log.
+  let lack: string | null =
+    settings.nats === null
+      ? "This node is starting"
+      : "This node cannot reach NATS and goes on trying: start nats-server, or correct CONFLUX_NATS; the node's log says where it tried, and what happened";
+  let reason: string | null = null;
   const nats =
     settings.nats === null
       ? null
@@ -210,15 +213,13 @@ async function main(args: readonly string[]): Promise<void> {
           ...natsIdentity(settings),
           startTimeoutMs: null,
           onStatus: ({ type, link, detail }) => {
-            if (lack !== null && type === "unreachable")
-              lack = lacksNats(nats?.servers ?? "", ` (${detail})`);
+            if (type === "unreachable") reason = detail;
             log[type === "connected" ? "info" : "warn"](
               { status: type, link, detail },
               "transport.status",
             );
           },
         });
-  if (nats !== null) lack = lacksNats(nats.servers, "");
   const transport: Transport =
     nats ?? new LoopbackNetwork().join({ cluster, node, boot: directory.boot });
   const host = new NodeHost({
@@ -290,7 +291,9 @@ async function main(args: readonly string[]): Promise<void> {
     directory.close();
   };
 
-  const notice = setInterval(() => log.warn({ lack }, "node.waiting_for_nats"), WAITING_NOTICE_MS);
+  const notice = setInterval(() => {
+    log.warn({ lack, servers: nats?.servers, reason }, "node.waiting_for_nats");
+  }, WAITING_NOTICE_MS);
   try {
     await host.start();
   } catch (error) {
