@@ -7,7 +7,7 @@
  * does, so that fewer and fuller rounds free far more processor than fewer writes in as many rounds would.
  *
  * - Whoever has fewer than BUSY_WRITES at a time, or writes no more than others, is never held up: so is nobody who is alone.
- * - The pace follows from what it is for: it rises when more than one in twenty quiet writes is late, and falls otherwise.
+ * - The pace follows from what it is for: it rises when more than one in thirty quiet writes is late, and falls otherwise.
  * - Nothing here is replicated, and nothing is lost: what waits was not proposed, and who waits too long is told so.
  *
  * Times are milliseconds of a monotonic clock, passed in.
@@ -16,7 +16,7 @@ import { SYSTEM_GROUP } from "./directory.ts";
 import type { AdmissionStatus } from "./ports.ts";
 
 /** What a quiet tenant's write may take, from being proposed to being applied, beyond twice the least of the last minute. */
-export const LATE_MS = 10;
+export const LATE_MS = 5;
 /** A tenant with as many writes at a time, counting those that wait, and more than others, may be held up. */
 export const BUSY_WRITES = 4;
 /** What begins together, of all busy tenants of the node, in turn. */
@@ -30,9 +30,9 @@ export const PACE_MAX = 4;
 export const HELD_WRITES_MAX = 1_000;
 const HELD_BYTES_MAX = 16 * 1024 * 1024;
 const HELD_BYTES_OF_ALL_MAX = 64 * 1024 * 1024;
-/** A late write adds so much to the pace. One in time takes a nineteenth of it back: so one in twenty is late where it rests. */
+/** A late write adds so much to the pace. One in time takes a 29th of it back: so one in thirty is late where it rests. */
 const PACE_RISE = 0.5;
-const PACE_FALL = PACE_RISE / 19;
+const PACE_FALL = PACE_RISE / 29;
 /** Two late ones within this are no accident: the pace is this at least, for it must not take long to find. */
 const STANDING_MS = 100;
 const PACE_STANDING = 2;
