@@ -1,5 +1,6 @@
 /**
- * The first request to a tenant that is nowhere in memory: three nodes, tenants with three voters each.
+ * The first request to a tenant that is nowhere in memory: three nodes, tenants with three voters each. And, one after
+ * the other too, how long it takes to make one.
  *
  * Estimate before measuring: nobody leads such a group, so the first request opens its environment (0.4 ms), asks for
  * votes twice (two exchanges over NATS of about 0.3 ms; each vote is one journal write of 0.25 ms, and the others open
@@ -105,6 +106,7 @@ async function withTenants(
   }
 }
 
+const MAKING = "a tenant with three voters is made";
 const phases: Phase[] = [];
 const requests = (token: string) => {
   const config = (at: string, number: number): string =>
@@ -116,10 +118,13 @@ const requests = (token: string) => {
       ask(`${config(at, number)}/publish`, { token, body: { content: "y" } }),
     read: (at: string, number: number) =>
       ask(`${at}/v1/tenants/t${number}/namespaces/app/values/c`, { token }),
+    make: (at: string, number: number) =>
+      ask(`${at}/v1/tenants`, { token, body: { id: `made-${number}`, replicas: 3 } }),
   };
 };
 await withTenants({}, async (cluster, token) => {
-  const { put, publish, read } = requests(token);
+  const { put, publish, read, make } = requests(token);
+  phases.push(await firstRequests(cluster, MAKING, make));
   phases.push(await firstRequests(cluster, "never used: the first write", put));
   phases.push(await firstRequests(cluster, "awake: a read, to compare", read));
   await restartAll(cluster);
@@ -138,10 +143,15 @@ await withTenants({ CONFLUX_SLEEP_AFTER: "2" }, async (cluster, token) => {
     phases.push(await firstRequests(cluster, name, request));
   }
 });
+function wantedOf(name: string): string {
+  if (name === MAKING) return "p50 < 10 ms, p99 < 50 ms";
+  return name.startsWith("awake") ? "" : "p50 < 3 ms, p99 < 10 ms";
+}
+
 const rows = phases.map(({ name, times, processorMs }) => ({
   what: name,
   figure: `p50 ${times.p50.toFixed(1)} ms, p99 ${times.p99.toFixed(1)} ms, longest ${times.max.toFixed(1)} ms; ${processorMs.toFixed(1)} ms of processor on all three nodes`,
-  wanted: name.startsWith("awake") ? "" : "p50 < 3 ms, p99 < 10 ms",
+  wanted: wantedOf(name),
 }));
 printRows(rows);
 if (values.write)
