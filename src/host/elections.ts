@@ -28,6 +28,7 @@ const LAPSE_SPREAD_MS = 2 * PULSE_MS;
 const LAPSE_TURN_MS = 6 * PULSE_MS;
 /** Groups of which a request for votes is kept until the directory here knows them. */
 const EARLY_MAX = 256;
+const NONE_EARLY: readonly EarlyRequest[] = [];
 
 interface Campaign {
   readonly due: number;
@@ -182,7 +183,8 @@ export class Elections {
   }
 
   /** Those that wait for no more than this revision of the directory; they are kept no longer. */
-  takeEarly(revision: number): EarlyRequest[] {
+  takeEarly(revision: number): readonly EarlyRequest[] {
+    if (this.#early.size === 0) return NONE_EARLY;
     const known = [...this.#early.values()].filter(({ incarnation }) => incarnation <= revision);
     for (const { group } of known) this.#early.delete(group);
     return known;

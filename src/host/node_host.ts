@@ -20,7 +20,7 @@ import {
   type SystemAction,
 } from "../machine/command.ts";
 import type { HistoryRow, Member, TenantMeta, TenantRow } from "../machine/rows.ts";
-import { MessageType, NONE, type Message, type ReplicaId } from "../raft/types.ts";
+import { emptyMessage, MessageType, NONE, type Message, type ReplicaId } from "../raft/types.ts";
 import { Balance } from "./balance.ts";
 import { Care } from "./care.ts";
 import { checkpointTuningDefaults, Checkpoints, type CheckpointTuning } from "./checkpoints.ts";
@@ -786,15 +786,7 @@ export class NodeHost implements ConfigService {
     const term = termLed(message);
     if (term === 0) return;
     this.#sleepers.forget(group);
-    const answer: Message = {
-      ...message,
-      type: MessageType.forgetLeader,
-      to: message.from,
-      from: message.to,
-      term,
-      logTerm: 0,
-      entries: [],
-    };
+    const answer = emptyMessage(MessageType.forgetLeader, message.from, message.to, term);
     this.#outboxes.sendFor(node, group, incarnation, answer);
   }
 

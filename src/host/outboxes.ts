@@ -2,7 +2,7 @@
  * What leaves for other nodes: frames, one of each lane for each peer and turn. A frame takes up what is said to its node
  * until the turn ends, and leaves early when it has grown large.
  */
-import { MessageType, type Message, type ReplicaId } from "../raft/types.ts";
+import { emptyMessage, MessageType, type Message, type ReplicaId } from "../raft/types.ts";
 import { encodeHeartbeat, FrameWriter, ItemKind, recoveredItem, type Heartbeat } from "./codec.ts";
 import type { Lane, Transport } from "./ports.ts";
 import type { Replica } from "./replica.ts";
@@ -89,20 +89,7 @@ export class Outboxes {
 
   /** Its node being alive, nobody would notice that this replica leads no more: it says so. */
   disown(replica: Replica, to: ReplicaId, term: number): void {
-    this.send(replica, {
-      type: MessageType.forgetLeader,
-      to,
-      from: replica.id,
-      term,
-      logTerm: 0,
-      index: 0,
-      commit: 0,
-      reject: false,
-      rejectHint: 0,
-      context: 0,
-      entries: [],
-      snapshot: null,
-    });
+    this.send(replica, emptyMessage(MessageType.forgetLeader, to, replica.id, term));
   }
 
   /** @param call whom to tell when it does not leave; null: nobody */

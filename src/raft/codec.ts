@@ -8,6 +8,7 @@ import { ByteReader, ByteWriter, MalformedError } from "../lib/bytes.ts";
 import {
   EntryKind,
   MessageType,
+  NO_ENTRIES,
   type ConfState,
   type Entry,
   type Message,
@@ -19,7 +20,6 @@ import {
 /** Of an encoded entry, beside its data. */
 export const ENTRY_HEADER_BYTES = 8 + 8 + 1 + 4;
 const TYPE_MAX = MessageType.propose;
-const NO_ENTRIES: readonly Entry[] = [];
 
 const HAS_TERM = 1 << 0;
 const HAS_LOG_TERM = 1 << 1;

@@ -9,11 +9,10 @@
  * before the unstable entries and hides everything stored. Storage is read only below `offset`, where it is settled.
  */
 import { assert } from "../lib/assert.ts";
-import type { Entry, LogReader, SnapshotMeta } from "./types.ts";
+import { NO_ENTRIES, type Entry, type LogReader, type SnapshotMeta } from "./types.ts";
 
 /** Term of an index that cannot be known: compacted, or not there yet. */
 export const UNKNOWN_TERM = -1;
-const NO_ENTRIES: readonly Entry[] = [];
 
 export class RaftLog {
   readonly #stored: LogReader;

@@ -25,8 +25,10 @@ import { Inflights, Progress, type ProgressState } from "./progress.ts";
 import { jointCommitted, jointVote, Vote } from "./quorum.ts";
 import { ReadRounds } from "./reads.ts";
 import {
+  emptyMessage,
   EntryKind,
   MessageType,
+  NO_ENTRIES,
   NONE,
   type Bond,
   type ConfChange,
@@ -49,7 +51,6 @@ import {
 export { decodeConfChange, emptyConfState, encodeConfChange };
 
 const NO_BYTES = new Uint8Array(0);
-const NO_ENTRIES: readonly Entry[] = [];
 const NO_MESSAGES: readonly Message[] = [];
 const NO_READS: readonly ReadState[] = [];
 /** Context of a vote request that a transfer forced. */
@@ -1761,20 +1762,7 @@ export class Raft {
   }
 
   #message(type: MessageType, to: ReplicaId): Message {
-    return {
-      type,
-      to,
-      from: this.#id,
-      term: this.#term,
-      logTerm: 0,
-      index: 0,
-      commit: 0,
-      reject: false,
-      rejectHint: 0,
-      context: 0,
-      entries: NO_ENTRIES,
-      snapshot: null,
-    };
+    return emptyMessage(type, to, this.#id, this.#term);
   }
 }
 

@@ -108,6 +108,31 @@ export interface Message {
   snapshot: SnapshotMeta | null;
 }
 
+export const NO_ENTRIES: readonly Entry[] = [];
+
+/** A message that says nothing beyond its kind and its term. */
+export function emptyMessage(
+  type: MessageType,
+  to: ReplicaId,
+  from: ReplicaId,
+  term: number,
+): Message {
+  return {
+    type,
+    to,
+    from,
+    term,
+    logTerm: 0,
+    index: 0,
+    commit: 0,
+    reject: false,
+    rejectHint: 0,
+    context: 0,
+    entries: NO_ENTRIES,
+    snapshot: null,
+  };
+}
+
 export type Role = "follower" | "preCandidate" | "candidate" | "leader";
 
 /** A linearizable read may be served once `applied ≥ index`. `context` is what `readIndex` was given. */
