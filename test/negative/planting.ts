@@ -42,8 +42,8 @@ export interface Verdict {
 
 type Found = Pick<Verdict, "by" | "file">;
 
-const TEST_TIMEOUT_MS = 120_000;
-const SIM_TIMEOUT_MS = 180_000;
+const TEST_TIMEOUT_MS = 300_000;
+const SIM_TIMEOUT_MS = 900_000;
 const OUTPUT_MAX = 4 * 1024 * 1024;
 
 export const root = path.resolve(import.meta.dirname, "../..");
