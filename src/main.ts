@@ -16,13 +16,20 @@ import { hashToken, makeRootToken } from "./gateway/tokens.ts";
 import { SYSTEM_TENANT } from "./host/directory.ts";
 import { NodeHost } from "./host/node_host.ts";
 import type { Clock, Transport } from "./host/ports.ts";
+import { programVersion } from "./lib/version.ts";
 import type { Action } from "./machine/command.ts";
 import { rehearse } from "./rehearsal.ts";
 import { collectGarbage, holdMallocThreshold } from "./runtime/memory.ts";
 import { useDigest } from "./model/content.ts";
 import { runtime } from "./runtime/runtime.ts";
 import { ListenError, serve } from "./runtime/serve.ts";
-import { isRootToken, readSettings, SettingsError, type Settings } from "./runtime/settings.ts";
+import {
+  isRootToken,
+  readSettings,
+  SettingsError,
+  settingsHelp,
+  type Settings,
+} from "./runtime/settings.ts";
 import { onStopSignal } from "./runtime/signals.ts";
 import { openStream } from "./runtime/streams.ts";
 import { DataDirectoryError, openDataDirectory } from "./store/data_dir.ts";
@@ -36,7 +43,6 @@ import { DiskStall, stallLookMs } from "./store/stall.ts";
 import { LoopbackNetwork } from "./transport/loopback.ts";
 import { type NatsOptions, NatsTransport, TransportError } from "./transport/nats.ts";
 
-const version = "0.1.0";
 /** How long requests under way may take to end when the node stops. */
 const STOP_GRACE_MS = 2_000;
 const DAY_MS = 86_400_000;
@@ -140,6 +146,10 @@ function natsIdentity(settings: Settings): Pick<NatsOptions, "auth" | "tls"> {
 }
 
 async function main(args: readonly string[]): Promise<void> {
+  if (args.includes("--help") || args.includes("-h")) {
+    process.stdout.write(settingsHelp());
+    return;
+  }
   useDigest((text) => hash("sha256", text, "hex"));
   await holdMallocThreshold();
   const onBulkStored = await collectGarbage();
@@ -226,7 +236,7 @@ async function main(args: readonly string[]): Promise<void> {
     cluster,
     node,
     boot: directory.boot,
-    version,
+    version: programVersion,
     peers,
     diskId: directory.disk,
     ...(settings.zone !== null && { zone: settings.zone }),
@@ -252,7 +262,7 @@ async function main(args: readonly string[]): Promise<void> {
     service: host,
     log,
     settings: {
-      version,
+      version: programVersion,
       watch: { ageMs: settings.watchAge * 1_000 },
       openStream,
       ...(Number.isFinite(settings.tenantRetention) && {
@@ -330,7 +340,7 @@ async function main(args: readonly string[]): Promise<void> {
   await untilDone(() => change({ op: "rootKey.put", node, keyId, hash: hashToken(root.token) }));
   host.registered = true;
   process.stdout.write(
-    `Conflux ${version} (${runtime.name} ${runtime.version}) listens on ${server.url} · root token in ${root.where}\n`,
+    `Conflux ${programVersion} (${runtime.name} ${runtime.version}) listens on ${server.url} · root token in ${root.where}\n`,
   );
   log.info({ url: server.url, runtime: runtime.name, pid: process.pid }, "node.ready");
   if (settings.rehearsal > 0)

@@ -102,7 +102,7 @@ export const ProblemTypeAnswer = answer("ProblemType", {
 
 // --- tenants and keys ----------------------------------------------------------------------------------------------------
 
-const quotaNames = {
+const quotaMeanings = {
   configs: "Configs that are not deleted",
   contentBytes: "UTF-8 bytes of one content",
   rulesPerRelease: "Rules of one release",
@@ -118,9 +118,10 @@ const quotaNames = {
 } as const;
 const quotaFields = (of: (description: string) => TSchema): Record<QuotaName, TSchema> =>
   Object.fromEntries(
-    Object.entries(quotaNames).map(([name, description]) => [name, of(description)]),
+    Object.entries(quotaMeanings).map(([name, description]) => [name, of(description)]),
   ) as Record<QuotaName, TSchema>;
-type QuotaName = keyof typeof quotaNames;
+type QuotaName = keyof typeof quotaMeanings;
+export const quotaNames = Object.keys(quotaMeanings) as QuotaName[];
 
 const quotaMax = Number.MAX_SAFE_INTEGER;
 const Quota = (description: string) => Type.Integer({ minimum: 0, maximum: quotaMax, description });

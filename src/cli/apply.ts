@@ -28,7 +28,7 @@ import type { ContentFormat, ReleaseRule } from "../model/release.ts";
 import { validateRules } from "../model/rules.ts";
 import { Admin } from "../sdk/admin.ts";
 import type { Where } from "../sdk/admin.ts";
-import { suggestion } from "./nearest.ts";
+import { suggestion } from "../lib/nearest.ts";
 
 // --- manifests ------------------------------------------------------------------------------------------------------------
 

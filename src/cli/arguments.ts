@@ -1,6 +1,6 @@
 /** Command lines: what is allowed is data, from which parsing, errors and help are made. */
 import { parseArgs } from "node:util";
-import { suggestion } from "./nearest.ts";
+import { suggestion } from "../lib/nearest.ts";
 
 export interface OptionSpec {
   readonly type: "string" | "boolean";

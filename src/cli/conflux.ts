@@ -16,6 +16,7 @@ import { AuditChain } from "../model/audit.ts";
 import { checkNamespaceName, checkTenantName, isTenantName } from "../model/names.ts";
 import { contentFormats } from "../model/release.ts";
 import type { ContentFormat } from "../model/release.ts";
+import { quotaNames, tenantStates } from "../api/schemas.ts";
 import type { TransactionRequest } from "../api/schemas.ts";
 import { Admin, Problem } from "../sdk/admin.ts";
 import type {
@@ -47,7 +48,8 @@ import {
 } from "./import/import.ts";
 import type { Imported } from "./import/importing.ts";
 import { natsConfigOptions, writeNatsConfig } from "./nats_config.ts";
-import { suggestion } from "./nearest.ts";
+import { suggestion } from "../lib/nearest.ts";
+import { programVersion } from "../lib/version.ts";
 import {
   errorText,
   fields,
@@ -434,14 +436,35 @@ const commands: readonly Command[] = [
     run: audit,
   },
   {
+    name: "namespaces",
+    summary: "Namespaces of a tenant: what they extend, and whether deletes in them are refused",
+    usage: "list | set NAME [--extends NAME | --no-extends] [--protect | --unprotect]",
+    words: [1, 2],
+    options: {
+      ...tenantOption,
+      extends: { type: "string", value: "NAME", help: "Configs missing in it are looked up there" },
+      "no-extends": { type: "boolean", help: "They are not looked up elsewhere" },
+      protect: { type: "boolean", help: "Refuse deletes in it" },
+      unprotect: { type: "boolean", help: "Allow them" },
+    },
+    run: namespaces,
+  },
+  {
     name: "tenants",
     summary: "Tenants (with a root key)",
     usage:
-      "list | create NAME | get NAME | delete NAME [--purge] | undelete NAME | compact NAME --data DIR",
+      "list | create NAME | get NAME | update NAME | delete NAME [--purge] | undelete NAME | group NAME | transfer NAME --to NODE | compact NAME --data DIR",
     words: [1, 2],
     options: {
-      replicas: { type: "string", value: "N", help: "1, 3 or 5 (create)" },
-      description: { type: "string", value: "TEXT", help: "What it is for (create)" },
+      replicas: { type: "string", value: "N", help: "1, 3 or 5 (create, update)" },
+      description: { type: "string", value: "TEXT", help: "What it is for (create, update)" },
+      quota: {
+        type: "string",
+        multiple: true,
+        value: "NAME=N",
+        help: `Repeatable (create, update: N or default): ${quotaNames.join(", ")}`,
+      },
+      to: { type: "string", value: "NODE", help: "Who shall lead its group (transfer)" },
       purge: { type: "boolean", help: "Delete for good, with all data" },
       data: { type: "string", value: "DIR", help: "Data directory of a stopped node (compact)" },
     },
@@ -499,9 +522,13 @@ const commands: readonly Command[] = [
     name: "cluster",
     summary: "The nodes (with a root key)",
     usage:
-      "status | members | join N | leave N | drain N | undrain N | repair N TENANT | upgrade | recover DATA… | nats-config --nodes N1,N2,…",
+      "status | members | tenants [--state STATE] | join N | leave N | drain N | undrain N | repair N TENANT | upgrade | recover DATA… | nats-config --nodes N1,N2,…",
     words: [1, Number.MAX_SAFE_INTEGER],
-    options: { ...natsConfigOptions, ...recoverOptions },
+    options: {
+      state: { type: "string", value: "STATE", help: `tenants: ${tenantStates.join(" or ")}` },
+      ...natsConfigOptions,
+      ...recoverOptions,
+    },
     run: cluster,
   },
   {
@@ -1296,6 +1323,9 @@ async function keys(context: Context): Promise<void> {
   }
 }
 
+/** A page, as large as the server gives. */
+const auditShownMax = 1_000;
+
 async function audit(context: Context): Promise<number | void> {
   const { admin, tenant, options } = context;
   const [verb] = verbOf(context, { list: 0, export: 0, verify: 0 });
@@ -1306,7 +1336,7 @@ async function audit(context: Context): Promise<number | void> {
       printContent(`${JSON.stringify(record)}\n`);
     return;
   }
-  const { items } = await admin.auditPage(tenant, { since, limit: 1_000 });
+  const { items, next } = await admin.auditPage(tenant, { since, limit: auditShownMax });
   context.show(items, () =>
     table(
       ["SEQUENCE", "AT", "ACTOR", "ACTION", "TARGET", "ADDRESS", "REQUEST"],
@@ -1321,6 +1351,8 @@ async function audit(context: Context): Promise<number | void> {
       ]),
     ),
   );
+  if (next !== undefined)
+    process.stderr.write(`… and more: go on with --since ${next}, or take all by audit export\n`);
 }
 
 /** Goes by the records alone; the server is not asked whether it is honest. */
@@ -1398,13 +1430,61 @@ async function issuers(context: Context): Promise<void> {
   }
 }
 
+async function namespaces(context: Context): Promise<void> {
+  const { admin, tenant, options } = context;
+  const [verb, given] = verbOf(context, { list: 0, set: 1 });
+  if (options.has("extends") && options.has("no-extends"))
+    throw new UsageError("Give either --extends or --no-extends");
+  if (options.has("protect") && options.has("unprotect"))
+    throw new UsageError("Give either --protect or --unprotect");
+  const base = options.has("no-extends") ? null : options.get("extends");
+  const isProtected = options.has("protect") ? true : options.has("unprotect") ? false : undefined;
+  if (verb === "set" && base === undefined && isProtected === undefined)
+    throw new UsageError("Say what to set: --extends NAME, --no-extends, --protect or --unprotect");
+  const list =
+    verb === "list"
+      ? await admin.namespaces(tenant)
+      : [
+          await admin.putNamespace(
+            { tenant, namespace: given as string },
+            {
+              ...(base !== undefined && { extends: base }),
+              ...(isProtected !== undefined && { protected: isProtected }),
+            },
+          ),
+        ];
+  context.show(list, () =>
+    table(
+      ["NAMESPACE", "EXTENDS", "PROTECTED", "CREATED"],
+      list.map((one) => [one.namespace, one.extends, one.protected ? "yes" : "no", one.createdAt]),
+    ),
+  );
+}
+
+/** `configs=500`; `configs=default` takes a limit of the tenant's own away. */
+function quotasOf(options: Options): Record<string, number | null> {
+  return Object.fromEntries(
+    Object.entries(options.pairs("quota")).map(([name, text]) => {
+      if (!quotaNames.some((one) => one === name))
+        throw new UsageError(`There is no quota ${name}; ${suggestion(name, quotaNames)}`);
+      if (text === "default") return [name, null];
+      if (!/^\d{1,15}$/.test(text))
+        throw new UsageError(`Quota ${name} takes a whole number, or default: got ${text}`);
+      return [name, Number(text)];
+    }),
+  );
+}
+
 async function tenants(context: Context): Promise<void> {
   const [verb, given] = verbOf(context, {
     list: 0,
     create: 1,
     get: 1,
+    update: 1,
     delete: 1,
     undelete: 1,
+    group: 1,
+    transfer: 1,
     compact: 1,
   });
   const id = given as string;
@@ -1424,13 +1504,31 @@ async function tenants(context: Context): Promise<void> {
         ]),
       ),
     );
-  } else if (verb === "create") {
+  } else if (verb === "create" || verb === "update") {
     const replicas = options.count("replicas");
     const description = options.get("description");
-    const made = await admin.createTenant({
-      id,
+    const quotas = quotasOf(options);
+    const body = {
       ...(replicas !== undefined && { replicas }),
       ...(description !== undefined && { description }),
+    };
+    if (verb === "update") {
+      const update = { ...body, ...(options.has("quota") && { quotas }) };
+      if (Object.keys(update).length === 0)
+        throw new UsageError("Say what to change: --replicas, --description or --quota");
+      const one = await admin.updateTenant(id, update);
+      context.show(
+        one,
+        () =>
+          `Updated tenant ${id}${replicas === undefined ? "" : `; its replicas are changed while it serves, \`conflux tenants group ${id}\` shows them`}`,
+      );
+      return;
+    }
+    const own = Object.entries(quotas).filter((pair): pair is [string, number] => pair[1] !== null);
+    const made = await admin.createTenant({
+      id,
+      ...body,
+      ...(own.length > 0 && { quotas: Object.fromEntries(own) }),
     });
     context.show(
       made,
@@ -1452,6 +1550,13 @@ async function tenants(context: Context): Promise<void> {
         ["keys", `${usage.keys} of ${usage.quotas.keys}`],
       ]),
     );
+  } else if (verb === "group") {
+    await showGroup(context, id);
+  } else if (verb === "transfer") {
+    const to = options.get("to");
+    if (to === undefined) throw new UsageError("Name the node that shall lead: --to NODE");
+    await admin.transferGroup(id, to);
+    context.show({ id, to }, () => `Asked the leader of tenant ${id} to hand over to ${to}`);
   } else if (verb === "delete") {
     const purge = options.has("purge");
     await admin.deleteTenant(id, { purge });
@@ -1464,6 +1569,25 @@ async function tenants(context: Context): Promise<void> {
     const one = await admin.undeleteTenant(id);
     context.show(one, () => `Undeleted tenant ${id}`);
   }
+}
+
+async function showGroup(context: Context, tenant: string): Promise<void> {
+  const group = await context.admin.group(tenant);
+  context.show(group, () =>
+    [
+      fields([
+        ["leader", group.leader],
+        ["term", group.term],
+        ["commit", group.commit],
+        ["revision", group.revision],
+      ]),
+      "",
+      table(
+        ["NODE", "REPLICA", "ROLE", "MATCH", "STATE"],
+        group.replicas.map(({ node, id, role, match, state }) => [node, id, role, match, state]),
+      ),
+    ].join("\n"),
+  );
 }
 
 async function compactTenants(context: Context, tenant: string): Promise<void> {
@@ -1489,6 +1613,7 @@ async function cluster(context: Context): Promise<void> {
   const [verb, node] = verbOf(context, {
     status: 0,
     members: 0,
+    tenants: 0,
     join: 1,
     leave: 1,
     drain: 1,
@@ -1499,6 +1624,7 @@ async function cluster(context: Context): Promise<void> {
   });
   if (verb === "nats-config") return showNatsConfig(context);
   if (verb === "members") return showMembers(context);
+  if (verb === "tenants") return showPlacements(context);
   if (verb === "upgrade") {
     const { level, before } = await context.admin.upgradeCluster();
     context.show({ level, before }, () =>
@@ -1668,6 +1794,24 @@ async function showMembers(context: Context): Promise<void> {
         phase,
         role,
         system,
+      ]),
+    ),
+  );
+}
+
+async function showPlacements(context: Context): Promise<void> {
+  const state = context.options.get("state");
+  if (state !== undefined && !tenantStates.some((one) => one === state))
+    throw new UsageError(`Option --state takes ${tenantStates.join(" or ")}: got ${state}`);
+  const placed = await context.admin.clusterTenants(state);
+  context.show(placed, () =>
+    table(
+      ["TENANT", "GROUP", "STATE", "NODES"],
+      placed.map(({ tenant, group, state: how, replicas }) => [
+        tenant,
+        group,
+        how,
+        replicas.map(({ node, alive }) => (alive ? node : `${node} (away)`)).join(", "),
       ]),
     ),
   );
@@ -1875,7 +2019,7 @@ function usage(): string {
     "",
     ...commands.map(({ name, summary }) => `  ${name.padEnd(width)}${summary}`),
     "",
-    "`conflux COMMAND --help` says more.",
+    "`conflux COMMAND --help` says more, `conflux --version` which version this is.",
     "Environment: CONFLUX_URL, CONFLUX_TOKEN, CONFLUX_TENANT, CONFLUX_NAMESPACE.",
     "Exit codes: 0 done, 1 not done, 2 `diff` found differences, `import` left something out or",
     "`journal` found damage.",
@@ -1889,11 +2033,17 @@ function commandHelp({ name, summary, usage, options }: Command): string {
 
 /** @returns the exit code */
 async function main(argv: readonly string[]): Promise<number> {
-  const [word = "help", ...rest] = argv;
-  if (word === "help" || word === "--help" || word === "-h") {
+  const [first = "help", ...others] = argv;
+  if (first === "--help" || first === "-h" || (first === "help" && others.length === 0)) {
     print(usage());
     return 0;
   }
+  if (first === "--version" || first === "-v" || first === "version") {
+    print(`conflux ${programVersion}`);
+    return 0;
+  }
+  // `conflux help apply` is `conflux apply --help`.
+  const [word = "", ...rest] = first === "help" ? [...others, "--help"] : argv;
   if (word.startsWith("-")) throw new UsageError(`Put the command before its options: got ${word}`);
   const command = commands.find(({ name }) => name === word);
   if (command === undefined) {
@@ -1901,16 +2051,6 @@ async function main(argv: readonly string[]): Promise<number> {
     throw new UsageError(`There is no command ${word}; ${suggestion(word, names)}`);
   }
   if (command.name === "start") {
-    if (rest.includes("--help") || rest.includes("-h")) {
-      print(
-        [
-          `Usage: conflux start [settings]\n${command.summary}.\n`,
-          "Each setting is a flag (`--port 8080`), an environment variable (CONFLUX_PORT) or a line of",
-          "the file given by --config (`port: 8080`). docs/settings.md lists them with their defaults.",
-        ].join("\n"),
-      );
-      return 0;
-    }
     // The composition root runs on import, reads the same command line, and ends the process by itself.
     await import("../main.ts");
     return 0;

@@ -442,7 +442,10 @@ function explain(error: { readonly message: string; readonly schema: TSchema }):
     return choices.every((choice) => choice["const"] !== undefined)
       ? `Expected one of ${choices.map(choiceText).join(", ")}`
       : `Expected ${choices.map(choiceText).join(" or ")}`;
-  return error.message === "Unexpected property" ? "This field is not known here" : error.message;
+  if (error.message !== "Unexpected property") return error.message;
+  // The schema is that of the object which the field is in.
+  const known = Object.keys((error.schema["properties"] ?? {}) as object);
+  return `This field is not known here: ${known.length === 0 ? "there are none" : `known are ${known.join(", ")}`}`;
 }
 
 function choiceText(choice: TSchema): string {

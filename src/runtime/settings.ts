@@ -4,6 +4,7 @@
  * one line that names the setting, its value and what is allowed: a node that guesses is a node that surprises.
  */
 import { parse as parseYaml } from "yaml";
+import { nearest, suggestion } from "../lib/nearest.ts";
 
 export type LogLevel = "fatal" | "error" | "warn" | "info" | "debug" | "trace" | "silent";
 
@@ -487,7 +488,7 @@ function readFlags(args: readonly string[]): { given: Map<string, Given>; config
     const setting = settingsTable.find((known) => known.flag === flag);
     if (setting === undefined && flag !== "--config")
       throw new SettingsError(
-        `${JSON.stringify(flag)} is not a flag: allowed is ${flagsAllowed()}`,
+        `${JSON.stringify(flag)} is not a flag: ${suggestion(flag, flagsAllowed())}`,
       );
     const next = equals === -1 ? args[++i] : arg.slice(equals + 1);
     if (next === undefined || (equals === -1 && next.startsWith("--")))
@@ -502,8 +503,23 @@ function readFlags(args: readonly string[]): { given: Map<string, Given>; config
   return { given, config };
 }
 
-function flagsAllowed(): string {
-  return [...settingsTable.map((setting) => setting.flag), "--config"].join(", ");
+function flagsAllowed(): string[] {
+  return [...settingsTable.map((setting) => setting.flag), "--config", "--help"];
+}
+
+/** All settings, each with its flag, its variable, what it may be and what it means. */
+export function settingsHelp(): string {
+  const rows = settingsTable.map(
+    ({ flag, env, default: otherwise, allowed, meaning }) =>
+      `  ${flag.padEnd(22)}${env}${otherwise === null ? "" : `, default ${otherwise}`}: ${allowed}\n      ${meaning}\n`,
+  );
+  return [
+    "Usage: conflux start [settings]\n",
+    "Runs a node.\n\n",
+    "Each setting is a flag (--port 8080), a variable of the environment (CONFLUX_PORT=8080) or a line of the\n",
+    "YAML file given by --config (port: 8080). Flags win over variables, these over the file.\n\n",
+    ...rows,
+  ].join("");
 }
 
 function readEnvironment(env: SettingsSources["env"]): Map<string, Given> {
@@ -512,14 +528,24 @@ function readEnvironment(env: SettingsSources["env"]): Map<string, Given> {
     if (!variable.startsWith("CONFLUX_") || foreignVariables.has(variable)) continue;
     const setting = settingsTable.find((known) => known.env === variable);
     if (setting === undefined)
-      throw new SettingsError(
-        `${variable} is not a setting: allowed is ${settingsTable.map((known) => known.env).join(", ")}`,
-      );
+      throw new SettingsError(`${variable} is not a setting: ${variableMeant(variable)}`);
     // `CONFLUX_NATS=${NATS:-}` in a compose file means unset.
     if (text === undefined || text === "") continue;
     given.set(setting.name, { text, source: variable });
   }
   return given;
+}
+
+/** What all begin with says nothing about which one was meant. */
+function variableMeant(variable: string): string {
+  const rest = (name: string): string => name.slice("CONFLUX_".length);
+  const near = nearest(
+    rest(variable),
+    settingsTable.map(({ env }) => rest(env)),
+  );
+  return near === null
+    ? `allowed are ${settingsTable.map(({ env }) => env).join(", ")}`
+    : `did you mean CONFLUX_${near}?`;
 }
 
 function readSettingsFile(path: string, sources: SettingsSources): Map<string, Given> {
@@ -543,7 +569,10 @@ function readSettingsFile(path: string, sources: SettingsSources): Map<string, G
     const setting = settingsTable.find((known) => known.name === key);
     if (setting === undefined)
       throw new SettingsError(
-        `${JSON.stringify(key)} in ${path} is not a setting: allowed is ${settingsTable.map((known) => known.name).join(", ")}`,
+        `${JSON.stringify(key)} in ${path} is not a setting: ${suggestion(
+          key,
+          settingsTable.map((known) => known.name),
+        )}`,
       );
     if (value === null) continue;
     const text = Array.isArray(value) ? value.join(",") : value;

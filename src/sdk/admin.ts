@@ -11,6 +11,7 @@ import type {
   AuditPage,
   AuditRecord,
   ClusterMember,
+  ClusterTenant,
   ClusterStatusAnswer,
   ConfigAnswer,
   ConfigDetailAnswer,
@@ -210,6 +211,11 @@ export class Admin {
 
   group(tenant: string): Promise<GroupAnswer> {
     return this.#read(`${tenantPath(tenant)}/group`);
+  }
+
+  /** Asks the group's leadership to move to `node`; `group` says when it has. */
+  transferGroup(tenant: string, node: string): Promise<unknown> {
+    return this.#change("POST", `${tenantPath(tenant)}/group/transfer`, { to: node });
   }
 
   keys(tenant: string): Promise<KeyAnswer[]> {
@@ -512,6 +518,11 @@ export class Admin {
     return this.#read("/v1/cluster/members");
   }
 
+  /** Where tenants are placed; of a state, only those. */
+  clusterTenants(state?: string): Promise<Static<typeof ClusterTenant>[]> {
+    return this.#list("/v1/cluster/tenants", { state });
+  }
+
   /** `join` takes back a node that leaves; a new one joins by itself when it is started. `leave` moves everything off. */
   setMember(
     node: string,
@@ -635,11 +646,12 @@ export class Admin {
     }
   }
 
-  async #list<T>(target: string): Promise<T[]> {
+  async #list<T>(target: string, query: Query = {}): Promise<T[]> {
     const items: T[] = [];
     let cursor: string | undefined;
     do {
       const page: { items: T[]; next?: string } = await this.#read(target, {
+        ...query,
         limit: pageMax,
         cursor,
       });

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { optionHelp, parseOptions, UsageError } from "../../src/cli/arguments.ts";
 import type { OptionSpecs } from "../../src/cli/arguments.ts";
-import { nearest } from "../../src/cli/nearest.ts";
+import { nearest } from "../../src/lib/nearest.ts";
 import { errorText, table } from "../../src/cli/output.ts";
 import { ServerProblem, Unreachable } from "../../src/sdk/admin.ts";
 

@@ -9,6 +9,7 @@ import { text } from "node:stream/consumers";
 import { describe, expect, onTestFinished, test } from "vitest";
 import { applyDirectory } from "../../src/cli/apply.ts";
 import { serve } from "../../src/runtime/serve.ts";
+import { settingsTable } from "../../src/runtime/settings.ts";
 import { Harness } from "../gateway/harness.ts";
 import { rootToken } from "../gateway/solo_service.ts";
 
@@ -115,7 +116,7 @@ describe("help and errors", () => {
       const all = await run(["--help"]);
       expect(all).toMatchObject({ code: 0, err: "" });
       const names = [...all.out.matchAll(/^ {2}([a-z]+) /gm)].map(([, name]) => name as string);
-      for (const name of "start apply diff export import get describe delete publish release rollback eval gen feedback watch history keys audit tenants secrets issuers cluster journal".split(
+      for (const name of "start apply diff export import get describe delete publish release rollback eval gen feedback watch history keys audit namespaces tenants secrets issuers cluster journal".split(
         " ",
       ))
         expect(names).toContain(name);
@@ -123,6 +124,22 @@ describe("help and errors", () => {
       expect(one).toMatchObject({ code: 0, err: "" });
       expect(one.out).toMatch(/^Usage: conflux eval \[NAME\]/);
       expect(one.out).toMatch(/-l, --label K=V/);
+      expect(await run(["help", "eval"])).toEqual(one);
+    },
+    timeoutMs,
+  );
+
+  test(
+    "help of start lists every setting; the version is the package's",
+    async () => {
+      const help = await run(["start", "--help"], { CONFLUX_PORT: "not looked at" });
+      expect(help).toMatchObject({ code: 0, err: "" });
+      for (const { flag, env, allowed, meaning } of settingsTable)
+        for (const text of [flag, env, allowed, meaning]) expect(help.out).toContain(text);
+      const manifest = JSON.parse(await readFile(path.join(root, "package.json"), "utf8")) as {
+        version: string;
+      };
+      expect((await run(["--version"])).out).toBe(`conflux ${manifest.version}\n`);
     },
     timeoutMs,
   );
@@ -143,6 +160,18 @@ describe("help and errors", () => {
     [["release", "a", "--tenant", "a"], /Say what to release/],
     [["keys", "craete", "--tenant", "a"], /no craete here; did you mean create\?/],
     [["tenants", "get"], /Say which one to get/],
+    [["tenants", "update", "a"], /Say what to change: --replicas, --description or --quota/],
+    [["tenants", "create", "a", "--quota", "confgs=1"], /no quota confgs; did you mean configs\?/],
+    [
+      ["tenants", "update", "a", "--quota", "keys=x"],
+      /Quota keys takes a whole number, or default/,
+    ],
+    [["tenants", "transfer", "a"], /Name the node that shall lead: --to NODE/],
+    [
+      ["cluster", "tenants", "--state", "odd"],
+      /--state takes leaderless or under-replicated: got odd/,
+    ],
+    [["namespaces", "set", "a", "--tenant", "a"], /Say what to set: --extends NAME/],
   ])(
     "%j is refused",
     async (args, message) => {
@@ -407,6 +436,21 @@ test(
       /^Created tenant shop; .*\ncfx_admin_shop_/,
     );
     expect((await run(["tenants", "list"], rootEnv)).out).toMatch(/^shop /m);
+    const update = ["tenants", "update", "shop", "--description", "Shoes", "--quota", "configs=7"];
+    expect((await run(update, rootEnv)).out).toBe("Updated tenant shop\n");
+    const changed = await run(["tenants", "get", "shop"], rootEnv);
+    expect(changed.out).toMatch(/^description +Shoes$/m);
+    expect(changed.out).toMatch(/^configs +0 of 7$/m);
+    await run(["tenants", "update", "shop", "--quota", "configs=default"], rootEnv);
+    expect((await run(["tenants", "get", "shop"], rootEnv)).out).toMatch(/^configs +0 of 10000$/m);
+    expect((await run(["tenants", "group", "shop"], rootEnv)).out).toMatch(/^leader +\S+$/m);
+    expect((await run(["cluster", "tenants"], rootEnv)).out).toMatch(/^shop +\d+ +ok /m);
+    const none = await run(["cluster", "tenants", "--state", "leaderless"], rootEnv);
+    expect(none.out).toBe("TENANT  GROUP  STATE  NODES\n");
+    const set = await run(["namespaces", "set", "prod", "--extends", "base", "--protect"], env);
+    expect(set.out).toMatch(/^prod +base +yes /m);
+    await run(["namespaces", "set", "prod", "--unprotect"], env);
+    expect((await run(["namespaces", "list"], env)).out).toMatch(/^prod +base +no /m);
     expect((await run(["tenants", "delete", "shop"], rootEnv)).out).toMatch(
       /^Deleted tenant shop; /,
     );

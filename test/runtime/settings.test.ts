@@ -141,9 +141,12 @@ describe("settings", () => {
   });
 
   test("what is unknown is refused, wherever it stands", () => {
-    expect(refusal({ args: ["--prot", "1"] })).toContain('"--prot" is not a flag');
+    expect(refusal({ args: ["--prot", "1"] })).toBe('"--prot" is not a flag: did you mean --port?');
     expect(refusal({ args: ["n1"] })).toContain('"n1" is not a flag');
-    expect(refusal({ env: { CONFLUX_PROT: "1" } })).toContain("CONFLUX_PROT is not a setting");
+    expect(refusal({ env: { CONFLUX_PROT: "1" } })).toContain(
+      "CONFLUX_PROT is not a setting: did you mean CONFLUX_PORT?",
+    );
+    expect(refusal({ env: { CONFLUX_VERBOSITY: "1" } })).toContain("allowed are CONFLUX_PORT, ");
     expect(refusal({ file: "prot: 1" })).toContain('"prot" in c.yaml is not a setting');
   });
 

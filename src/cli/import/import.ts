@@ -10,7 +10,7 @@ import process from "node:process";
 import type { Readable } from "node:stream";
 import { UsageError } from "../arguments.ts";
 import { contentIn, extensions, manifestText } from "../export.ts";
-import { suggestion } from "../nearest.ts";
+import { suggestion } from "../../lib/nearest.ts";
 import { fromApollo, fromEnv, fromNacos, fromProperties } from "./documents.ts";
 import { fromFlagd } from "./flagd.ts";
 import {

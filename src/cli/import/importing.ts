@@ -9,7 +9,7 @@ import { canonicalJson, parseJsonText, scanJson } from "../../model/json.ts";
 import { checkConfigName, checkTagName, shown, tagsMax } from "../../model/names.ts";
 import type { ContentFormat } from "../../model/release.ts";
 import { defaultQuotas } from "../../machine/rows.ts";
-import { suggestion } from "../nearest.ts";
+import { suggestion } from "../../lib/nearest.ts";
 
 /** Of an export, also of one that is packed, unpacked. */
 export const importBytesMax = 64 * 1024 * 1024;
