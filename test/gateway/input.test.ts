@@ -315,6 +315,9 @@ describe("bodies", () => {
       "/contents",
       "/formats",
     ]);
+    expect(answer.body.detail).toMatch(
+      /^\/contents: This field is not known here: known are format, content, .* \(and 1 more\)$/,
+    );
     const proto = await call("PUT", `${N}/configs/bad`, { raw: '{"__proto__":{"content":1}}' });
     expect([proto.status, proto.body.code]).toEqual([400, "invalid"]);
   });
