@@ -188,7 +188,8 @@ const versionRoutes: readonly Route[] = [
       return json(
         { ...versionAnswer(version), content },
         {
-          etag: `"${row.uid}-${version.version}"`,
+          // Of a restored tenant versions come a second time, for something else.
+          etag: `"${view.epoch}-${row.uid}-${version.version}"`,
           headers: {
             // By hash it is the same for ever; a number may be given again once the config was made anew.
             "cache-control":

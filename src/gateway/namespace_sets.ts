@@ -169,7 +169,7 @@ export class NamespaceSet {
   /** What it holds. */
   bytes = 0;
 
-  /** @param counted is told of bytes that it holds from now on */
+  /** @param before of the same history; @param counted is told of bytes that it holds from now on */
   constructor(
     view: TenantView,
     namespace: string,
@@ -275,7 +275,9 @@ export class NamespaceSets {
 
   #build(view: TenantView, namespace: string, before: NamespaceSet | null): NamespaceSet {
     if (before !== null) this.#bytes -= before.bytes;
-    return new NamespaceSet(view, namespace, before, (bytes) => {
+    // A restored tenant counts on from its backup: its next version may be another than the one that was called so.
+    const ofThis = before?.epoch === view.epoch ? before : null;
+    return new NamespaceSet(view, namespace, ofThis, (bytes) => {
       this.#bytes += bytes;
     });
   }

@@ -143,7 +143,8 @@ export const ofrepRoutes: readonly Route[] = [
       const namespace = call.params["namespace"] as string;
       const set = sets.of(view, namespace);
       const labels = labelsOf(call.query);
-      let chosen = set.mark;
+      // Of a restored tenant revisions come a second time, for something else.
+      let chosen = `${view.epoch} ${set.mark}`;
       const flags: string[] = [];
       for (const member of set.members) {
         const content = member.choose(view, labels)?.content;

@@ -1041,14 +1041,15 @@ export class NodeHost implements ConfigService {
       if (change.type !== "tenant") continue;
       const row = this.directory.tenant(change.name);
       if (row === undefined) {
-        this.#forget(change.name);
+        this.#forget(change.name, "tenant-deleted");
         // One that slept has no replica to be found by.
         this.#cold.sweepSoon();
         continue;
       }
       // It may have replaced one of the same name: nothing but a restore does.
       if (row.incarnation === event.revision && row.restore !== undefined) {
-        this.#forget(change.name, row.group);
+        // Its keys may be among those that come back, so nobody who watches is told that his does not hold.
+        this.#forget(change.name, "restored", row.group);
         this.#cold.sweepSoon();
       }
       this.#leaveIfMoved(row);
@@ -1079,10 +1080,10 @@ export class NodeHost implements ConfigService {
   }
 
   /** A purged tenant leaves no bytes on this node. */
-  #forget(tenant: string, except = SYSTEM_GROUP): void {
+  #forget(tenant: string, reason: string, except = SYSTEM_GROUP): void {
     for (const replica of this.#replicas.ofTenant(tenant)) {
       const isKept = replica.group === SYSTEM_GROUP || replica.group === except;
-      if (!isKept) this.#discard(replica, "tenant-deleted");
+      if (!isKept) this.#discard(replica, reason);
     }
   }
 

@@ -294,6 +294,36 @@ describe("restore", () => {
     expect((await h.call("GET", "/v1/cluster/status")).body.tenants).toBe(1);
   });
 
+  test("counts versions on, and takes none of them for what was called so before", async () => {
+    const h = await world();
+    const C = "/v1/tenants/acme/namespaces/app/configs/c";
+    const flag = (on: boolean) => ({
+      content: { state: "ENABLED", variants: { x: on, y: !on }, defaultVariant: "x" },
+    });
+    await h.call("PUT", C, { body: { format: "flag", ...flag(false) } });
+    const copy = parse((await h.call("GET", "/v1/tenants/acme/backup")).text);
+    const ofContent = [
+      "/v1/tenants/acme/namespaces/app/values",
+      "/v1/tenants/acme/namespaces/app/values/c",
+      "/v1/tenants/acme/namespaces/app/flagd.json",
+      `${C}/versions/2`,
+    ];
+    // As many changes before it as a restore is, so that its revision comes again as well.
+    await h.call("PUT", "/v1/tenants/acme/namespaces/other/configs/c", { body: {} });
+    const old = await h.call("POST", `${C}/publish`, { body: flag(true) });
+    const before = await Promise.all(ofContent.map((path) => h.call("GET", path)));
+    expect((await restore(h, "acme", copy, { replace: true })).status).toBe(201);
+    const content = { state: "DISABLED", variants: { x: true, z: true }, defaultVariant: "z" };
+    const published = await h.call("POST", `${C}/publish`, { body: { content } });
+    expect([published.body.version, published.body.revision]).toEqual([2, old.body.revision]);
+    for (const [i, path] of ofContent.entries()) {
+      const etag = before[i]?.headers.get("etag") as string;
+      const after = await h.call("GET", path, { headers: { "if-none-match": etag } });
+      expect([path, after.status]).toEqual([path, 200]);
+      expect(after.text).toContain("DISABLED");
+    }
+  });
+
   test("lets in nothing that is no row, and tells which one", async () => {
     const h = await world();
     const body = { source: { tenant: "x", epoch: 1, revision: 1 }, meta: {} };

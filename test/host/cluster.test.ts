@@ -3,6 +3,7 @@ import { describe, expect, test } from "vitest";
 import { frameItems, ItemKind, parseRaftItem } from "../../src/host/codec.ts";
 import type { TenantView } from "../../src/host/ports.ts";
 import type { Command, Outcome } from "../../src/machine/command.ts";
+import { restoredMeta } from "../../src/machine/directory.ts";
 import type { TenantMeta } from "../../src/machine/rows.ts";
 import { MessageType } from "../../src/raft/types.ts";
 import { effective } from "../../src/machine/queries.ts";
@@ -133,6 +134,39 @@ describe("a watcher", () => {
       else expect(end).toBe("resync");
     }
     expect(told.some(({ end }) => end === "resync")).toBe(true);
+  });
+
+  test("hears whether its tenant is gone, or comes back from a backup with its keys", async () => {
+    const cluster = await ready();
+    for (const [tenant, reason] of [
+      ["acme", "restored"],
+      ["other", "tenant-deleted"],
+    ] as const) {
+      await cluster.create(tenant);
+      const ended: string[] = [];
+      let begun = 0;
+      for (const node of cluster.world.nodes)
+        node.host?.watchWith(
+          tenant,
+          () => {},
+          { commit: () => {}, end: (why) => ended.push(why) },
+          () => begun++,
+        );
+      await cluster.until("they watch", () => begun === 3);
+      const { epoch, meta } = await cluster.read(cluster.node(0), tenant, (view) => ({
+        epoch: view.epoch,
+        meta: view.get<TenantMeta>("meta") as TenantMeta,
+      }));
+      const source = { tenant, epoch, revision: meta.revision };
+      const restore = { source, meta: restoredMeta(meta), adminKey: true };
+      const action: Command["action"] =
+        reason === "restored"
+          ? { ...createTenant(tenant), replace: true, restore }
+          : { op: "directory.delete", tenant, purge: true };
+      expect((await cluster.change(cluster.node(0), "_system", command(action))).ok).toBe(true);
+      await cluster.until("they hear of it", () => ended.length === 3);
+      expect(ended).toEqual([reason, reason, reason]);
+    }
   });
 });
 
