@@ -122,6 +122,9 @@ interface Command {
   readonly run: (context: Context) => Promise<number | void>;
 }
 
+/** Why it takes longer. */
+const waiting = new ProgressLine();
+
 /** A command line with its environment. */
 class Context {
   readonly options: Options;
@@ -149,7 +152,12 @@ class Context {
     const { url, token } = this;
     try {
       // A person is waiting: a node that is not there is told soon, one that is busy gets its time.
-      return new Admin({ url, unreachableMs: 3_000, ...(token !== undefined && { token }) });
+      return new Admin({
+        url,
+        unreachableMs: 3_000,
+        onRetry: ({ message }) => waiting.show(`Trying again: ${message}`),
+        ...(token !== undefined && { token }),
+      });
     } catch (error) {
       throw new UsageError((error as Error).message);
     }
@@ -175,6 +183,7 @@ class Context {
   }
 
   show(value: unknown, asTable: () => string): void {
+    waiting.end();
     show(value, this.format, asTable);
   }
 }
@@ -807,6 +816,8 @@ function withoutContents(done: Plan | Applied): object {
 async function get(context: Context): Promise<void> {
   const { admin, where, options } = context;
   const head = ["NAME", "FORMAT", "VERSIONS", "DEFAULT", "RULES", "RELEASE", "UPDATED"];
+  if (options.has("version") && !options.has("content"))
+    throw new UsageError("Option --version goes with --content");
   if (context.words.length === 0) {
     if (options.has("content")) throw new UsageError("Name the config whose content is wanted");
     const list = await admin.configs(where);
@@ -994,8 +1005,11 @@ async function promote(context: Context): Promise<void> {
   const { admin, where, options, words } = context;
   const namespace = options.get("from");
   if (namespace === undefined) throw new UsageError("Name the namespace to take from: --from NAME");
+  if (namespace === where.namespace)
+    throw new UsageError("Name two namespaces: --from where it is, -n where it shall be");
   const source = { ...where, namespace };
   const names = words.length > 0 ? words : (await admin.configs(source)).map(({ name }) => name);
+  if (names.length === 0) throw new UsageError(`There are no configs in namespace ${namespace}`);
   const conditions: NonNullable<TransactionRequest["if"]> = [];
   const operations: TransactionRequest["then"] = [];
   const promoted: string[] = [];
@@ -1135,7 +1149,9 @@ async function runBench(context: Context): Promise<number> {
 async function generate(context: Context): Promise<void> {
   const { admin, where, options } = context;
   if (context.name !== "types")
-    throw new UsageError(`Nothing to generate as ${context.name}: types`);
+    throw new UsageError(
+      `There is no ${context.name} here; ${suggestion(context.name, ["types"])}`,
+    );
   const { values } = await admin.values(where);
   const own = await admin.configs(where);
   const names = new Set([...own.map((config) => config.name), ...Object.keys(values)]);
@@ -1359,6 +1375,8 @@ async function audit(context: Context): Promise<number | void> {
 async function verifyAudit(context: Context): Promise<number> {
   const { admin, tenant, options } = context;
   const noted = options.get("head");
+  if (noted !== undefined && !/^sha256:[0-9a-f]{64}$/.test(noted))
+    throw new UsageError(`Option --head takes what verify said, sha256:…: got ${noted}`);
   const { anchor } = await admin.auditPage(tenant, { limit: 1 });
   const chain = new AuditChain(anchor);
   let isNotedFound = noted === undefined || noted === anchor?.hash;
@@ -2075,6 +2093,7 @@ if (import.meta.url === pathToFileURL(process.argv[1] ?? "").href) {
       process.exitCode = code;
     },
     (error: unknown) => {
+      waiting.end();
       process.stderr.write(`${errorText(error)}\n`);
       process.exitCode = 1;
     },

@@ -96,8 +96,10 @@ const advice: Partial<Record<string, string>> = {
   "tenant-deleted": "`conflux tenants undelete` brings a deleted tenant back",
   "precondition-failed": "Somebody changed it meanwhile: look at it again, then repeat",
   conflict: "Look at what is there (`conflux describe`), then repeat",
-  protected: "Give the namespace `protected: false` in its manifest and apply that",
-  "quota-exceeded": "Delete what is not needed, or have the tenant's quotas raised",
+  protected:
+    "Allow it first: `conflux namespaces set NAME --unprotect`, or `protected: false` in the manifest",
+  "quota-exceeded":
+    "Delete what is not needed, or have an operator raise the quota (`conflux tenants update NAME --quota`)",
   "too-many-requests": "Repeat later, with fewer requests at once",
   "no-quorum": "See which nodes answer: `conflux cluster status`",
   "not-ready": "The node is starting: repeat in a moment",

@@ -6,7 +6,7 @@
  * repeated without being done twice.
  */
 import type { Static } from "@sinclair/typebox";
-import { Problem } from "../api/problems.ts";
+import { Problem, problems } from "../api/problems.ts";
 import type {
   AuditPage,
   AuditRecord,
@@ -86,6 +86,8 @@ export interface AdminOptions {
   readonly totalMs?: number;
   /** All attempts' time as long as nobody answered at all. Default: `totalMs`. */
   readonly unreachableMs?: number;
+  /** An attempt failed so, and another one follows. */
+  readonly onRetry?: (error: Error) => void;
 }
 
 /** A namespace of a tenant. */
@@ -440,7 +442,7 @@ export class Admin {
       } catch (error) {
         if (signal.aborted) return;
         if (error instanceof FrameError) throw error;
-        if (error instanceof Problem && !mayRepeat(error)) throw error;
+        if (error instanceof Problem && !problems[error.code].retryable) throw error;
       } finally {
         clearTimeout(watchdog);
         signal.removeEventListener("abort", end);
@@ -549,7 +551,7 @@ export class Admin {
   // --- requests -------------------------------------------------------------------------------------------------------------
 
   /**
-   * One request with its retries: on no answer, 503, 504 and a 429 that says when to come back, until `totalMs` is over.
+   * One request with its retries: on no answer, and where the problem's code says that repeating may help, until `totalMs` is over.
    * @throws Problem as the server told it; Unreachable when nobody answered
    */
   async request(
@@ -580,10 +582,11 @@ export class Admin {
         });
       } catch (error) {
         const told = error instanceof Problem;
-        if (told && !mayRepeat(error)) throw error;
+        if (told && !problems[error.code].retryable) throw error;
         const waitMs = backoff.next(told ? Math.min((error.retryAfter ?? 0) * 1000, 10_000) : 0);
         const spentMs = performance.now() - from + waitMs;
         if (spentMs > (told ? totalMs : unreachableMs)) throw error;
+        this.#options.onRetry?.(error as Error);
         this.#at += 1;
         await sleep(waitMs, never);
       }
@@ -660,12 +663,6 @@ export class Admin {
     } while (cursor !== undefined);
     return items;
   }
-}
-
-/** Whether the same request may be sent again: the server says so by its status. */
-function mayRepeat(problem: Problem): boolean {
-  if (problem.status === 503 || problem.status === 504 || problem.status === 502) return true;
-  return problem.status === 429 && problem.code === "too-many-requests";
 }
 
 function tenantPath(tenant: string): string {

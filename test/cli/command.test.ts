@@ -159,6 +159,9 @@ describe("help and errors", () => {
     [["publish", "a", "--tenant", "a"], /either -f FILE or --content/],
     [["release", "a", "--tenant", "a"], /Say what to release/],
     [["keys", "craete", "--tenant", "a"], /no craete here; did you mean create\?/],
+    [["get", "a", "--tenant", "a", "--version", "1"], /--version goes with --content/],
+    [["promote", "--from", "a", "-n", "a", "--tenant", "a"], /Name two namespaces/],
+    [["audit", "verify", "--tenant", "a", "--head", "x"], /--head takes what verify said, sha256:/],
     [["tenants", "get"], /Say which one to get/],
     [["tenants", "update", "a"], /Say what to change: --replicas, --description or --quota/],
     [["tenants", "create", "a", "--quota", "confgs=1"], /no quota confgs; did you mean configs\?/],
@@ -474,7 +477,7 @@ test(
     const verified = await run(["audit", "verify", "--head", hash], env);
     expect(verified).toMatchObject({ code: 0, err: "" });
     expect(verified.out).toContain(`${records.length} records`);
-    const foreign = await run(["audit", "verify", "--head", "sha256:0"], env);
+    const foreign = await run(["audit", "verify", "--head", `sha256:${"0".repeat(64)}`], env);
     expect(foreign.code).toBe(1);
   },
   timeoutMs,
@@ -618,7 +621,9 @@ test(
     expect(types.out).toContain(
       "export interface Configs {\n  readonly limits: {\n    readonly max: number;\n  };\n}\n",
     );
-    expect((await run(["gen", "tips"], env)).err).toContain("Nothing to generate as tips: types");
+    expect((await run(["gen", "tips"], env)).err).toContain(
+      "There is no tips here; did you mean types?",
+    );
     await harness.call("POST", "/v1/tenants/acme/namespaces/default/feedback", {
       body: {
         instance: "pod-1",

@@ -256,6 +256,32 @@ describe("Admin", () => {
     expect(await admin.history(where, "a")).toHaveLength(2);
   });
 
+  test("does not repeat what would be answered the same again, and tells of what it repeats", async () => {
+    const served = await Served.start();
+    await served.put("a", 0);
+    let asked = 0;
+    let busy = 1;
+    const retried: Error[] = [];
+    const admin = new Admin({
+      url: served.url,
+      token: served.adminKey,
+      onRetry: (error) => retried.push(error),
+      fetch: (url, init) => {
+        asked += 1;
+        if (busy-- > 0) return Promise.resolve(new Response("", { status: 503 }));
+        return fetch(url, init);
+      },
+    });
+    // The server has no keys for secrets, and will not have any in a second either.
+    const secret = { format: "text", content: "x", secret: true } as const;
+    await expect(admin.putConfig(where, "s", secret)).rejects.toMatchObject({
+      code: "secrets-unavailable",
+      status: 503,
+    });
+    expect(asked).toBe(2);
+    expect(retried).toMatchObject([{ code: "overloaded" }]);
+  });
+
   test("lists over pages", async () => {
     const served = await Served.start();
     const names = Array.from({ length: 1_050 }, (_, i) => `c${String(i).padStart(4, "0")}`);
