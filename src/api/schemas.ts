@@ -112,6 +112,8 @@ const quotaMeanings = {
   auditRecords: "Audit records kept",
   auditDays: "Days that an audit record is kept at most",
   watchers: "Watches open at once, on each node",
+  watchBytesPerSecond:
+    "Sent to all watches together, on each node that holds the tenant, with bursts of 5 s; beyond it streams are told later, and the latest of each at once",
   requestsPerSecond: "Of all keys together, on each node, with bursts of 5 s",
   writesPerSecond: "Changes among them",
   requestsPerSecondPerKey: "Of each key by itself",
@@ -381,6 +383,11 @@ export const UsageAnswer = answer("Usage", {
       "Since the tenant was made, told about once a minute; what a node had not told when it was killed is missing",
   }),
   limitedRequests: Type.Integer({ minimum: 0, description: "Of them refused with 429" }),
+  watchBytes: Type.Integer({ minimum: 0, description: "Sent to watches; told like requests" }),
+  heldWatches: Type.Integer({
+    minimum: 0,
+    description: "How often a watch had to wait because of watchBytesPerSecond; told like requests",
+  }),
   quotas: Type.Object(quotaFields(Quota) as Record<QuotaName, TInteger>),
 });
 export type UsageAnswer = Static<typeof UsageAnswer>;

@@ -101,6 +101,14 @@ const messageOption = {
   message: { type: "string", short: "m", value: "TEXT", help: "Why, for the history" },
 } as const satisfies OptionSpecs;
 
+const spreadOption = {
+  spread: {
+    type: "string",
+    value: "TIME",
+    help: "Tell watchers within this time, each at its own moment, e.g. 30s (default: at once)",
+  },
+} as const satisfies OptionSpecs;
+
 const recoverOptions = {
   gone: {
     type: "string",
@@ -298,6 +306,7 @@ const commands: readonly Command[] = [
     options: {
       ...whereOptions,
       ...messageOption,
+      ...spreadOption,
       file: {
         type: "string",
         short: "f",
@@ -323,6 +332,7 @@ const commands: readonly Command[] = [
     options: {
       ...whereOptions,
       ...messageOption,
+      ...spreadOption,
       default: { type: "string", value: "N", help: "Version for clients that no rule matches" },
       "no-default": { type: "boolean", help: "Nothing for clients that no rule matches" },
       rules: { type: "string", value: "FILE", help: "Rules as YAML or JSON; - reads stdin" },
@@ -338,6 +348,7 @@ const commands: readonly Command[] = [
     options: {
       ...whereOptions,
       ...messageOption,
+      ...spreadOption,
       from: { type: "string", value: "NAMESPACE", help: "Where it is released as default" },
     },
     run: promote,
@@ -350,6 +361,7 @@ const commands: readonly Command[] = [
     options: {
       ...whereOptions,
       ...messageOption,
+      ...spreadOption,
       to: { type: "string", value: "N", help: "Release (default: the one before)" },
     },
     run: rollback,
@@ -945,12 +957,14 @@ async function publish(context: Context): Promise<void> {
     throw new UsageError(`Option --format takes ${contentFormats.join(", ")}: got ${format}`);
   try {
     if (options.has("no-release")) {
+      if (options.has("spread"))
+        throw new UsageError("Give --spread to the release: nobody is told of a version");
       const made = await admin.createVersion(where, name, { content, ...message });
       const text = `${where.namespace}/${name} has version ${made.version}; nobody gets it yet`;
       context.show(made, () => text);
       return;
     }
-    const done = await admin.publish(where, name, { content, ...message });
+    const done = await admin.publish(where, name, { content, ...message }, spreadOf(options));
     context.show(
       done,
       () =>
@@ -995,7 +1009,7 @@ async function release(context: Context): Promise<void> {
     name,
     { rules, default: options.has("no-default") ? null : chosen, ...messageOf(options) },
     // What is kept of the release in force was just read: it must still be that.
-    { ifMatch: `"${config.revision}"` },
+    { ifMatch: `"${config.revision}"`, ...spreadOf(options) },
   );
   context.show(done, () => releasedText(where, name, done));
 }
@@ -1047,7 +1061,11 @@ async function promote(context: Context): Promise<void> {
     context.show({ promoted }, () => `Nothing to promote ${route}: it is all there`);
     return;
   }
-  const { revision } = await admin.transaction(where.tenant, { if: conditions, then: operations });
+  const { revision } = await admin.transaction(
+    where.tenant,
+    { if: conditions, then: operations },
+    spreadOf(options),
+  );
   context.show(
     { revision, promoted },
     () => `Promoted ${promoted.join(", ")} ${route} in revision ${revision}`,
@@ -1058,7 +1076,7 @@ async function rollback(context: Context): Promise<void> {
   const { admin, where, name, options } = context;
   const to = options.count("to");
   const body = { ...(to !== undefined && { toRelease: to }), ...messageOf(options) };
-  const done = await admin.rollback(where, name, body);
+  const done = await admin.rollback(where, name, body, spreadOf(options));
   context.show(done, () => `${releasedText(where, name, done)}, equal to ${done.rollbackOf}`);
 }
 
@@ -1206,6 +1224,7 @@ async function watchChanges(context: Context, signal: AbortSignal): Promise<void
   const only = context.words[0];
   const frames = admin.watch(tenant, {
     since: options.get("since") ?? "now",
+    spread: false,
     signal,
     ...(!options.has("all") && { namespace }),
     ...(only !== undefined && { prefix: only }),
@@ -1944,6 +1963,11 @@ function verbOf(
       count === 0 ? `${verb} takes no further words: got ${word}` : `Say which one to ${verb}`,
     );
   return [verb, word];
+}
+
+function spreadOf(options: Options): { spread?: string } {
+  const spread = options.get("spread");
+  return spread === undefined ? {} : { spread };
 }
 
 function messageOf(options: Options): { message?: string } {

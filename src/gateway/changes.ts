@@ -4,12 +4,19 @@
  */
 import { createHash } from "node:crypto";
 import { Problem } from "../api/problems.ts";
-import { dryRun } from "../machine/machine.ts";
-import type { Action, Command, Outcome, Precondition } from "../machine/command.ts";
+import { dryRun, spreadMsMax } from "../machine/machine.ts";
+import {
+  watchesLevel,
+  type Action,
+  type Command,
+  type Outcome,
+  type Precondition,
+} from "../machine/command.ts";
 import type { ResultOf } from "../machine/results.ts";
 import { checkIdempotencyKey } from "../model/names.ts";
 import {
   canonical,
+  durationMs,
   ifMatch,
   ifNoneMatchAny,
   invalid,
@@ -164,6 +171,13 @@ function commandOf(call: Call, action: Action, { secrets, service }: Context): C
   const { principal, requestId, info } = call;
   if (principal === null) throw new Error("A change needs a principal");
   const address = info.remoteAddress;
+  const spread = call.query.get("spread");
+  const spreadMs = spread === null ? 0 : durationMs("spread", spread, spreadMsMax);
+  if (service.semantics < watchesLevel && (spreadMs > 0 || limitsBandwidth(action)))
+    throw new Problem(
+      "conflict",
+      `Run \`conflux cluster upgrade\` first: this needs level ${watchesLevel}, and the cluster is at ${service.semantics}`,
+    );
   const idempotency = call.dryRun ? null : idempotencyOf(call, hasSecret(action) ? secrets : null);
   return {
     at: Date.now(),
@@ -179,8 +193,18 @@ function commandOf(call: Call, action: Action, { secrets, service }: Context): C
     },
     ...(idempotency !== null && { idempotency }),
     semantics: service.semantics,
+    ...(spreadMs > 0 && { spreadMs }),
     action,
   };
+}
+
+function limitsBandwidth(action: Action): boolean {
+  const tenants = action.op === "directory.createMany" ? action.tenants : [action];
+  return tenants.some(
+    (one) =>
+      ("quotas" in one && one.quotas?.watchBytesPerSecond !== undefined) ||
+      ("quotaChanges" in one && one.quotaChanges?.watchBytesPerSecond !== undefined),
+  );
 }
 
 /** The `Idempotency-Key` of the request; null when there is none. @throws Problem */

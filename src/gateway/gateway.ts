@@ -175,12 +175,14 @@ class Door {
     this.#lacks = settings.lacks ?? (() => null);
     this.#openStream = settings.openStream ?? webStream;
     const peers = new Peers(service, (request, info) => this.fetch(request, info));
+    this.#limits = new Limits(service);
     const secrets = new Secrets(settings.secretKeys ?? []);
     this.#context = {
       service,
       peers,
       secrets,
       watches: new Watches({
+        limits: this.#limits,
         secrets,
         service,
         peers,
@@ -193,9 +195,8 @@ class Door {
       backups: new Backups(service, peers, settings.version),
       version: settings.version,
       routes,
-      metrics: () => this.#metrics.text(this.#context, this.#requests),
+      metrics: () => this.#metrics.text(this.#context, this.#requests, this.#limits.watches),
     };
-    this.#limits = new Limits(service);
     this.#issuers = new Issuers(peers);
     this.#every(settings.usageMs ?? usageMsDefault, "gateway.usage_failed", () =>
       this.recordUsage(),

@@ -455,6 +455,17 @@ function choiceText(choice: TSchema): string {
   return `${type ?? "another value"}${from}`;
 }
 
+/** A parameter like 500ms or 30s. @throws Problem `invalid` */
+export function durationMs(name: string, text: string, msMax: number): number {
+  const match = /^(\d{1,7})(ms|s)$/.exec(text);
+  const ms = match === null ? null : Number(match[1]) * (match[2] === "s" ? 1_000 : 1);
+  if (ms === null || ms > msMax)
+    throw invalid(`Give ${name} as 500ms or 30s, at most ${msMax / 1_000}s`, [
+      { pointer: `/query/${name}`, detail: "Not such a duration" },
+    ]);
+  return ms;
+}
+
 /**
  * Query parameters against the properties of a schema: each at most once, none unknown; `label.*` only where `labels`
  * says so. Numbers and booleans are written as in JSON.

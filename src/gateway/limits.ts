@@ -10,6 +10,7 @@
  */
 import { Problem } from "../api/problems.ts";
 import type { ConfigService, TenantView } from "../host/ports.ts";
+import { watchesLevel } from "../machine/command.ts";
 import { usageKeysMax } from "../machine/machine.ts";
 import { getQuotas } from "../machine/queries.ts";
 import { defaultQuotas, type Quotas } from "../machine/rows.ts";
@@ -17,6 +18,8 @@ import type { Call, Principal } from "./http.ts";
 
 /** A bucket holds what this many seconds may take, so that a burst after a pause is no offence. */
 export const burstSeconds = 5;
+/** What was sent to watches is told beside something else, or once it is so much. */
+const toldBytesMin = 1024 * 1024;
 /** Tenants told of at the same time. */
 const recordsAtOnce = 16;
 
@@ -49,13 +52,18 @@ class Bucket {
     return this.#tokens < 1;
   }
 
-  take(): void {
-    this.#tokens -= 1;
+  /** What is larger than what is left is taken too, and holds up what follows. */
+  take(tokens = 1): void {
+    this.#tokens -= tokens;
   }
 
-  /** Seconds until there is one again; at a rate of 0 there never is, and once an hour is often enough to ask. */
+  /** Until there is one again; at a rate of 0 there never is, and once an hour is often enough to ask. */
+  get waitMs(): number {
+    return this.rate === 0 ? 3_600_000 : Math.max(0, ((1 - this.#tokens) * 1_000) / this.rate);
+  }
+
   get waitSeconds(): number {
-    return this.rate === 0 ? 3_600 : Math.max(1, Math.ceil((1 - this.#tokens) / this.rate));
+    return Math.max(1, Math.ceil(this.waitMs / 1_000));
   }
 
   get policy(): string {
@@ -69,6 +77,117 @@ class Bucket {
   }
 }
 
+/** A stream that waits until its tenant may be sent more. */
+export interface Held {
+  /** It may send now. Settles once it has, or needs nothing any more; does not throw. */
+  turn(): Promise<void>;
+}
+
+/** Of all tenants since this node's start, but for those that wait now. */
+export interface WatchTotals {
+  bytes: number;
+  held: number;
+  waiting: number;
+}
+
+/** How many that waited go on in one turn of the event loop, and how long it is at least until the next ones. */
+const turnsAtOnce = 128;
+const turnsMsMin = 10;
+const turnsMsMax = 60_000;
+
+/**
+ * What this node may send to the watches of a tenant. Who finds the bucket empty waits here for a turn, first come, first
+ * served; what has to be told meanwhile is the watch's own affair, and bounded there.
+ */
+export class Bandwidth {
+  #bucket: Bucket | null = null;
+  readonly #waiting = new Set<Held>();
+  /** Null: nobody waits, or turns are being given. */
+  #timer: ReturnType<typeof setTimeout> | null = null;
+  #isTurning = false;
+  /** Open now: it is kept as long as there are any. */
+  streams = 0;
+  // Since they were last told.
+  bytes = 0;
+  held = 0;
+  readonly #totals: WatchTotals;
+
+  constructor(totals: WatchTotals) {
+    this.#totals = totals;
+  }
+
+  limit(bytesPerSecond: number, nowMs: number): void {
+    if (bytesPerSecond === (this.#bucket?.rate ?? defaultQuotas.watchBytesPerSecond)) return;
+    this.#bucket =
+      bytesPerSecond >= defaultQuotas.watchBytesPerSecond
+        ? null
+        : new Bucket("watchBytes", bytesPerSecond, nowMs);
+    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.#timer = null;
+    this.#later();
+  }
+
+  /** Whether anything may be sent now. */
+  get isOpen(): boolean {
+    if (this.#bucket === null) return true;
+    this.#bucket.refill(Date.now());
+    return !this.#bucket.isEmpty;
+  }
+
+  /** The same, with nobody waiting who came before. */
+  get isFree(): boolean {
+    return this.#waiting.size === 0 && this.isOpen;
+  }
+
+  /** Seconds until it is. */
+  get waitSeconds(): number {
+    return this.#bucket?.waitSeconds ?? 1;
+  }
+
+  /** So much is sent, whether it had to wait or not. */
+  sent(bytes: number): void {
+    this.bytes += bytes;
+    this.#totals.bytes += bytes;
+    this.#bucket?.take(bytes);
+  }
+
+  wait(one: Held): void {
+    if (this.#waiting.has(one)) return;
+    this.#waiting.add(one);
+    this.held++;
+    this.#totals.held++;
+    this.#totals.waiting++;
+    this.#later();
+  }
+
+  leave(one: Held): void {
+    if (this.#waiting.delete(one)) this.#totals.waiting--;
+  }
+
+  #later(): void {
+    if (this.#timer !== null || this.#isTurning || this.#waiting.size === 0) return;
+    const waitMs = this.isOpen ? 0 : (this.#bucket as Bucket).waitMs;
+    this.#timer = setTimeout(
+      () => void this.#turns(),
+      Math.min(turnsMsMax, Math.max(turnsMsMin, waitMs)),
+    );
+    this.#timer.unref?.();
+  }
+
+  async #turns(): Promise<void> {
+    this.#timer = null;
+    this.#isTurning = true;
+    let given = 0;
+    for (const one of this.#waiting) {
+      if (given++ === turnsAtOnce || !this.isOpen) break;
+      this.leave(one);
+      await one.turn();
+    }
+    this.#isTurning = false;
+    this.#later();
+  }
+}
+
 class TenantLimits {
   /** Of the state that the quotas are from; -1: none yet. */
   revision = -1;
@@ -77,10 +196,21 @@ class TenantLimits {
   requests: Bucket | null = null;
   writes: Bucket | null = null;
   readonly keys = new Map<string, Bucket>();
+  readonly bandwidth: Bandwidth;
   // Since they were last told.
   asked = 0;
   limited = 0;
   usedKeys = new Map<string, number>();
+
+  constructor(totals: WatchTotals) {
+    this.bandwidth = new Bandwidth(totals);
+  }
+
+  /** Whether there is something to tell. Bookmarks alone are not worth a command for each tenant that is watched. */
+  get isActive(): boolean {
+    const { bytes, held, streams } = this.bandwidth;
+    return this.asked > 0 || held > 0 || bytes >= (streams > 0 ? toldBytesMin : 1);
+  }
 
   /** Settings change live: a bucket keeps what it holds, and fills at the new rate. */
   follow(view: TenantView, nowMs: number): void {
@@ -121,6 +251,7 @@ function adjusted(
 export class Limits {
   readonly #service: ConfigService;
   #tenants = new Map<string, TenantLimits>();
+  readonly watches: WatchTotals = { bytes: 0, held: 0, waiting: 0 };
 
   constructor(service: ConfigService) {
     this.#service = service;
@@ -165,6 +296,11 @@ export class Limits {
     );
   }
 
+  /** Of the tenant's watches here. Whoever counts a stream into it gets the same one until that is counted out. */
+  bandwidth(tenant: string): Bandwidth {
+    return this.#of(tenant).bandwidth;
+  }
+
   /** Counts a request of a root key that looked at no state of the tenant. */
   count(tenant: string): void {
     this.#of(tenant).asked++;
@@ -173,7 +309,7 @@ export class Limits {
   #of(tenant: string): TenantLimits {
     let limits = this.#tenants.get(tenant);
     if (limits === undefined) {
-      limits = new TenantLimits();
+      limits = new TenantLimits(this.watches);
       this.#tenants.set(tenant, limits);
     }
     return limits;
@@ -183,8 +319,8 @@ export class Limits {
   async record(): Promise<void> {
     const active: [tenant: string, TenantLimits][] = [];
     for (const [tenant, limits] of this.#tenants)
-      if (limits.asked > 0) active.push([tenant, limits]);
-      else this.#tenants.delete(tenant);
+      if (limits.isActive) active.push([tenant, limits]);
+      else if (limits.bandwidth.streams === 0) this.#tenants.delete(tenant);
     for (let i = 0; i < active.length; i += recordsAtOnce)
       await Promise.all(
         active.slice(i, i + recordsAtOnce).map(([tenant, limits]) => this.#tell(tenant, limits)),
@@ -192,9 +328,12 @@ export class Limits {
   }
 
   async #tell(tenant: string, limits: TenantLimits): Promise<void> {
-    const { asked, limited, usedKeys } = limits;
+    const { asked, limited, usedKeys, bandwidth } = limits;
+    const { bytes, held } = bandwidth;
     limits.asked = 0;
     limits.limited = 0;
+    bandwidth.bytes = 0;
+    bandwidth.held = 0;
     limits.usedKeys = new Map();
     for (const id of limits.keys.keys()) if (!usedKeys.has(id)) limits.keys.delete(id);
     try {
@@ -206,6 +345,7 @@ export class Limits {
           op: "usage.record",
           requests: asked,
           limited,
+          ...(this.#service.semantics >= watchesLevel && { watchBytes: bytes, watchesHeld: held }),
           keys: Array.from(usedKeys, ([id, at]) => ({ id, at })),
         },
       });
@@ -215,6 +355,8 @@ export class Limits {
       if (error instanceof Problem && error.status < 500) return;
       limits.asked += asked;
       limits.limited += limited;
+      bandwidth.bytes += bytes;
+      bandwidth.held += held;
     }
   }
 }

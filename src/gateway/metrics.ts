@@ -5,6 +5,7 @@
 import process from "node:process";
 import { Counter, Gauge, Registry, type Histogram } from "prom-client";
 import type { ClusterStatus } from "../host/ports.ts";
+import type { WatchTotals } from "./limits.ts";
 import type { Context, Route } from "./route.ts";
 
 /** From a read in memory to a change that waits for an election, in seconds. */
@@ -50,6 +51,8 @@ export class Metrics {
   /** By route and class of status, so that a request looks nothing up by label. */
   readonly #endings = new Map<Route, (Endings | undefined)[]>();
   readonly #refresh: ((status: ClusterStatus, watchers: number, requests: number) => void)[] = [];
+
+  #watches: WatchTotals = { bytes: 0, held: 0, waiting: 0 };
 
   constructor() {
     const registers = [this.#registry];
@@ -137,6 +140,13 @@ export class Metrics {
       (s) => (s.disk?.oldestWriteMs ?? Number.NaN) / 1_000,
     );
     gauge("conflux_watchers", "Open watches on this node", (_s, watchers) => watchers);
+    counter("conflux_watch_bytes_total", "Sent to watches", () => this.#watches.bytes);
+    gauge(
+      "conflux_watches_held",
+      "Watches that wait because their tenant was sent what it may be",
+      () => this.#watches.waiting,
+    );
+    counter("conflux_watches_held_total", "How often one had to", () => this.#watches.held);
     gauge("conflux_http_requests_in_flight", "Requests under way", (_s, _w, requests) => requests);
     gauge(
       "process_resident_memory_bytes",
@@ -172,8 +182,9 @@ export class Metrics {
     endings[kind].observe(seconds);
   }
 
-  text({ service, watches }: Context, requests: number): Promise<string> {
+  text({ service, watches }: Context, requests: number, sent: WatchTotals): Promise<string> {
     const status = service.cluster();
+    this.#watches = sent;
     for (const refresh of this.#refresh) refresh(status, watches.count, requests);
     return this.#registry.metrics();
   }

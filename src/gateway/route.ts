@@ -99,6 +99,15 @@ export const dryRunQuery = {
     Type.Boolean({ description: "Answer what the change would do, and change nothing" }),
   ),
 };
+/** Of changes that reach clients. */
+export const spreadQuery = {
+  spread: Type.Optional(
+    Type.String({
+      description:
+        "Tell watchers within this time, each at a moment of its own, e.g. 30s or 500ms, up to 3600s; default: all at once. What is published without it goes out at once, and takes along what was held back before it. Reads see the change at once",
+    }),
+  ),
+};
 export const listQuery = {
   limit: Type.Optional(Type.Integer({ minimum: 1, maximum: 1_000, description: "Default 100" })),
   cursor: Type.Optional(

@@ -442,6 +442,8 @@ const careRoutes: readonly Route[] = [
         bytes: meta.bytes,
         requests: meta.usage?.requests ?? 0,
         limitedRequests: meta.usage?.limited ?? 0,
+        watchBytes: meta.usage?.watchBytes ?? 0,
+        heldWatches: meta.usage?.watchesHeld ?? 0,
         quotas: getQuotas(view),
       });
     },

@@ -13,10 +13,13 @@ export class Frame {
   readonly revision: number;
   /** JSON text; it holds no line break, so it is one line of the stream. */
   readonly data: string;
+  /** Of a commit: over how long those who watch are told of it. */
+  readonly spreadMs: number;
   #bytes: Uint8Array<ArrayBuffer> | null = null;
 
-  constructor(event: Frame["event"], id: string | null, at: Cursor, data: string) {
+  constructor(event: Frame["event"], id: string | null, at: Cursor, data: string, spreadMs = 0) {
     this.event = event;
+    this.spreadMs = spreadMs;
     this.id = id;
     this.epoch = at.epoch;
     this.revision = at.revision;
@@ -55,7 +58,10 @@ export function parseCursor(text: string): Cursor | null {
 
 export function frame(event: Frame["event"], at: Cursor, data: unknown): Frame {
   const { epoch, revision } = at;
-  return new Frame(event, `${epoch}-${revision}`, { epoch, revision }, JSON.stringify(data));
+  // Whoever passes it on to others needs to know, so it is in the data.
+  const { spreadMs } = data as { readonly spreadMs?: number };
+  const text = JSON.stringify(data);
+  return new Frame(event, `${epoch}-${revision}`, { epoch, revision }, text, spreadMs);
 }
 
 export function bookmark(at: Cursor, filter?: { readonly kind: string }): Frame {
@@ -82,6 +88,9 @@ export function sizeOf(frames: readonly Frame[]): number {
   return frames.reduce((sum, { data }) => sum + data.length, 0);
 }
 
+/** A sign of life for one who has no cursor yet. */
+export const comment = encoder.encode(": waiting\n\n");
+
 export const hello = encoder.encode(": conflux\nretry: 1000\n\n");
 
 /** Frames that go out together, in one piece whose bytes all share. */
@@ -94,6 +103,8 @@ export class Batch {
   /** Of the last frame. */
   readonly revision: number;
   readonly hasBookmark: boolean;
+  /** Nothing but bookmarks. */
+  readonly isQuiet: boolean;
   /** Cursor of the last frame that has one. */
   readonly id: string | null;
   #bytes: Uint8Array<ArrayBuffer> | null = null;
@@ -108,6 +119,7 @@ export class Batch {
     this.after = first === undefined ? -1 : first.revision - (first.event === "commit" ? 1 : 0);
     this.revision = last?.revision ?? 0;
     this.hasBookmark = frames.some((one) => one.event === "bookmark");
+    this.isQuiet = this.hasBookmark && frames.every((one) => one.event === "bookmark");
     this.id = frames.findLast((one) => one.id !== null)?.id ?? null;
   }
 

@@ -15,6 +15,12 @@ import { waitMsOf, watchTag } from "./watches.ts";
 const T = "/v1/tenants/:tenant";
 
 const watchQuery = {
+  spread: Type.Optional(
+    Type.Boolean({
+      description:
+        "false: be told at once also of what was published to be told within a time; for the few who watch over it",
+    }),
+  ),
   since: Type.Optional(
     Type.String({
       maxLength: 64,

@@ -113,11 +113,11 @@ class TenantSource implements Source {
   commit(event: CommitEvent, view: TenantView): Frame | null {
     const changes = event.changes.filter((change) => this.#concerns(change));
     if (changes.length === 0) return null;
-    const { revision, at } = event;
+    const { revision } = event;
     return frame(
       "commit",
       { epoch: view.epoch, revision },
-      { revision, at: time(at), changes: changes.map((change) => this.#withContent(change, view)) },
+      { ...whenOf(event), changes: changes.map((change) => this.#withContent(change, view)) },
     );
   }
 
@@ -204,6 +204,11 @@ class TenantSource implements Source {
   }
 }
 
+/** As the data of a commit begins. */
+function whenOf({ revision, at, spreadMs }: CommitEvent): object {
+  return { revision, at: time(at), ...(spreadMs !== undefined && { spreadMs }) };
+}
+
 function fitsFrame(text: string): boolean {
   if (text.length * 3 <= frameValueBytesMax) return true;
   return text.length <= frameValueBytesMax && Buffer.byteLength(text) <= frameValueBytesMax;
@@ -250,12 +255,8 @@ class EffectiveSource implements Source {
   commit(event: CommitEvent, view: TenantView): Frame | null {
     const changes = this.#changes(event.changes, view);
     if (changes.length === 0) return null;
-    const { revision, at } = event;
-    const made = frame(
-      "commit",
-      { epoch: view.epoch, revision },
-      { revision, at: time(at), changes },
-    );
+    const { revision } = event;
+    const made = frame("commit", { epoch: view.epoch, revision }, { ...whenOf(event), changes });
     this.#remember(made);
     return made;
   }
@@ -407,7 +408,8 @@ class FlagSource implements Source {
     if (!event.changes.some((change) => concernsChain(this.#chain, change))) return null;
     this.#chain = namespaceChain(view, this.#namespace);
     const { epoch } = view;
-    return this.#refetch("commit", { epoch, revision: event.revision }, event.at);
+    const { revision, at, spreadMs } = event;
+    return this.#refetch("commit", { epoch, revision }, at, spreadMs);
   }
 
   since({ revision }: Cursor, view: TenantView): readonly Frame[] | null {
@@ -424,12 +426,13 @@ class FlagSource implements Source {
     return null;
   }
 
-  #refetch(event: "sync" | "commit", at: Cursor, atMs: number): Frame {
+  #refetch(event: "sync" | "commit", at: Cursor, atMs: number, spreadMs?: number): Frame {
     const { epoch, revision } = at;
     return frame(event, at, {
       type: "refetchEvaluation",
       etag: `${epoch}-${revision}`,
       lastModified: Math.floor(atMs / 1_000),
+      ...(spreadMs !== undefined && { spreadMs }),
     });
   }
 }

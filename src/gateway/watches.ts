@@ -18,6 +18,7 @@ import type { Access } from "./access.ts";
 import { authorize, credentialOf, principalIn, unauthorized, type Credential } from "./auth.ts";
 import {
   canonical,
+  durationMs,
   invalid,
   json,
   minRevisionOf,
@@ -27,6 +28,7 @@ import {
 } from "./http.ts";
 import type { Peers } from "./peers.ts";
 import type { Secrets } from "./secrets.ts";
+import { Bandwidth, type Limits } from "./limits.ts";
 import type { OpenStream } from "./streams.ts";
 import {
   Broadcast,
@@ -85,18 +87,21 @@ class Feed {
   readonly filter: Filter;
   readonly source: Source;
   readonly broadcast = new Broadcast();
+  readonly #bandwidth: () => Bandwidth;
   epoch = 0;
   revision = 0;
   isEnded = false;
   unsubscribe: () => void = () => {};
   lastFrameAt = Date.now();
+  #reassuredAt = Date.now();
   emptySince = Date.now();
   /** Made for one watcher, good for all that come with it; kept until the next tick. */
   #snapshots = new Map<string, Frame>();
 
-  constructor(key: string, filter: Filter, secrets: Secrets) {
+  constructor(key: string, filter: Filter, secrets: Secrets, bandwidth: () => Bandwidth) {
     this.key = key;
     this.filter = filter;
+    this.#bandwidth = bandwidth;
     this.source = sourceOf(filter, secrets);
   }
 
@@ -109,6 +114,7 @@ class Feed {
   commit(event: CommitEvent, view: TenantView): void {
     this.revision = event.revision;
     this.#snapshots.clear();
+    this.#bandwidth().limit(getQuotas(view).watchBytesPerSecond, Date.now());
     this.#revoke(event.changes, view);
     const made = this.source.commit(event, view);
     if (made !== null) this.#send(made);
@@ -116,6 +122,7 @@ class Feed {
 
   /** Tells the watcher what lies between its cursor and this state, and counts it in. */
   join(watcher: Watcher, view: TenantView, since: Cursor | "now" | null): void {
+    this.#bandwidth().limit(getQuotas(view).watchBytesPerSecond, Date.now());
     const frames = this.#missed(view, since);
     const last = frames.at(-1) as Frame;
     const isPart = last.revision < view.revision && last.event === "bookmark";
@@ -161,12 +168,17 @@ class Feed {
 
   /** What makes up for what was left out since the cursor: the latest of each, or everything. */
   latest(view: TenantView, told: string | null): Frame {
+    const key = `${view.epoch} ${view.revision} after ${told}`;
+    const before = this.#snapshots.get(key);
+    if (before !== undefined) return before;
     const cursor = told === null ? null : parseCursor(told);
     const merged =
       cursor === null || cursor.epoch !== view.epoch ? null : this.source.merged(cursor, view);
-    return merged === null || merged.data.length > catchUpBytesMax
-      ? this.#snapshot(view, "slow")
-      : merged;
+    if (merged === null || merged.data.length > catchUpBytesMax)
+      return this.#snapshot(view, "slow");
+    // Where a tenant is told late, most of its watchers missed the same.
+    this.#snapshots.set(key, merged);
+    return merged;
   }
 
   get watchers(): Set<Watcher> {
@@ -201,6 +213,11 @@ class Feed {
       if (expiresAt !== null && expiresAt <= nowMs) watcher.end("unauthorized");
       else watcher.tick(nowMs);
     }
+    if (nowMs - this.#reassuredAt >= settings.bookmarkMs) {
+      this.#reassuredAt = nowMs;
+      for (const watcher of this.watchers)
+        if (watcher.isBehind || this.broadcast.holdsBack(watcher)) watcher.reassure();
+    }
     if (nowMs - this.lastFrameAt < settings.bookmarkMs) return;
     this.#send(bookmark(this, this.filter));
   }
@@ -221,11 +238,13 @@ export interface WatchesOptions {
   readonly settings: Partial<WatchSettings>;
   readonly failed: (error: unknown) => void;
   readonly openStream: OpenStream;
+  readonly limits: Limits;
 }
 
 interface Caller {
   readonly principal: Principal;
   readonly credential: Credential;
+  readonly phase: number;
 }
 
 export class Watches {
@@ -235,6 +254,7 @@ export class Watches {
   readonly #settings: WatchSettings;
   readonly #failed: (error: unknown) => void;
   readonly #openStream: OpenStream;
+  readonly #limits: Limits;
   readonly #feeds = new Map<string, Promise<Feed>>();
   readonly #open = new Set<Feed>();
   readonly #relays = new Map<string, Relay>();
@@ -252,6 +272,7 @@ export class Watches {
     this.#settings = { ...settingsDefault, ...options.settings };
     this.#failed = options.failed;
     this.#openStream = options.openStream;
+    this.#limits = options.limits;
     this.#timer = setInterval(() => this.#tick(), Math.min(tickMs, this.#settings.bookmarkMs));
     this.#timer.unref?.();
   }
@@ -281,7 +302,16 @@ export class Watches {
     const since = sinceOf(call);
     this.#admit(filter.tenant);
     let feed: Feed | null = null;
-    const watcher = new StreamWatcher(caller, this.#settings, this.#openStream, {
+    const options = {
+      ...caller,
+      told: since === null || since === "now" ? null : `${since.epoch}-${since.revision}`,
+      every: filter.kind === "tenant" && filter.every,
+      flags: filter.kind === "flags",
+      bandwidth: this.#limits.bandwidth(filter.tenant),
+      settings: this.#settings,
+      openStream: this.#openStream,
+    };
+    const watcher = new StreamWatcher(options, {
       resync: async (lagging) => {
         const of = feed;
         if (of === null || of.isEnded) return lagging.end("moved");
@@ -309,6 +339,13 @@ export class Watches {
   async poll(call: Call, filter: Filter, access: Access, waitMs: number): Promise<Answer> {
     const caller = callerOf(call);
     const since = sinceOf(call);
+    const bandwidth = this.#limits.bandwidth(filter.tenant);
+    if (!bandwidth.isFree)
+      throw new Problem(
+        "too-many-requests",
+        "Watch by a stream, or poll less often: the tenant's watches were sent what they may be on this node",
+        { retryAfter: bandwidth.waitSeconds },
+      );
     this.#admit(filter.tenant);
     let happened: () => void = () => {};
     const something = new Promise<void>((resolve) => {
@@ -327,7 +364,9 @@ export class Watches {
       }
       const frames = watcher.frames.length > 0 ? watcher.frames : [bookmark(feed, filter)];
       call.revision = Math.max(feed.revision, call.revision ?? 0);
-      return pollAnswer(frames);
+      const answer = pollAnswer(frames);
+      bandwidth.sent((answer.body as string).length);
+      return answer;
     } finally {
       this.#dismiss(filter.tenant);
       if (feed !== null) this.#leave(feed, watcher);
@@ -437,7 +476,7 @@ export class Watches {
 
   async #openFeed(key: string, filter: Filter): Promise<Feed> {
     this.#followDirectory();
-    const feed = new Feed(key, filter, this.#secrets);
+    const feed = new Feed(key, filter, this.#secrets, () => this.#limits.bandwidth(filter.tenant));
     feed.unsubscribe = await this.#service.watch(filter.tenant, (view) => feed.begin(view), {
       commit: (event, view) =>
         // Another history: cursors of the old one get a sync when they come back.
@@ -505,8 +544,7 @@ export class Watches {
       }
       feed.tick(now, this.#settings);
     }
-    for (const relay of this.#relays.values())
-      for (const watcher of relay.watchers) watcher.tick(now);
+    for (const relay of this.#relays.values()) relay.tick(now, this.#settings);
   }
 
   // --- for tenants that are elsewhere ------------------------------------------------------------------------------------
@@ -526,19 +564,27 @@ export class Watches {
     const tenant = call.params["tenant"] as string;
     this.#admit(tenant);
     let relay: Relay | null = null;
-    const watcher = new StreamWatcher(
-      { principal: relayPrincipal, credential: { kind: "broken" } },
-      this.#settings,
-      this.#openStream,
-      {
-        // What it missed is not kept here: it comes back for it with its cursor.
-        resync: async (lagging) => lagging.end("slow"),
-        closed: (closing) => {
-          this.#dismiss(tenant);
-          if (relay !== null) this.#leaveRelay(relay, closing);
-        },
+    const path = call.target.split("?", 1)[0] as string;
+    const options = {
+      principal: relayPrincipal,
+      credential: { kind: "broken" as const },
+      phase: phaseOf(call),
+      told: null,
+      every: true,
+      flags: path.endsWith("/events"),
+      // The nodes that hold the tenant limit what its relays get, and count it.
+      bandwidth: new Bandwidth(this.#limits.watches),
+      settings: this.#settings,
+      openStream: this.#openStream,
+    };
+    const watcher = new StreamWatcher(options, {
+      // What it missed is not kept here: it comes back for it with its cursor.
+      resync: async (lagging) => lagging.end("slow"),
+      closed: (closing) => {
+        this.#dismiss(tenant);
+        if (relay !== null) this.#leaveRelay(relay, closing);
       },
-    );
+    });
     let { cursor, frames } = first;
     watcher.begin(frames.filter((one) => one.event !== "goodbye"));
     const key = relayKey(call);
@@ -638,6 +684,8 @@ export class Watches {
   ): Promise<{ frames: Frame[] | null; cursor: string | null; answer: Answer }> {
     const query = new URLSearchParams(call.query);
     query.set("wait", `${waitMs}ms`);
+    // What is spread is held back here, for each by itself.
+    query.set("spread", "false");
     if (cursor !== null) query.set("since", cursor);
     const path = call.target.split("?", 1)[0] as string;
     // A resumed stream names its cursor in a header that would outweigh ours.
@@ -658,6 +706,7 @@ export class Watches {
           id ?? null,
           parseCursor(id ?? "") ?? { epoch: 0, revision: 0 },
           JSON.stringify(data),
+          (data as { readonly spreadMs?: number }).spreadMs,
         ),
     );
     return { frames: made, cursor: made.findLast((one) => one.id !== null)?.id ?? null, answer };
@@ -670,6 +719,7 @@ class Relay {
   readonly broadcast = new Broadcast();
   readonly ended: Promise<void>;
   isEnded = false;
+  #reassuredAt = Date.now();
   /** Of the last frame it was given. */
   cursor: string | null;
   #end: () => void = () => {};
@@ -692,6 +742,13 @@ class Relay {
     return this.broadcast.watchers;
   }
 
+  tick(nowMs: number, settings: WatchSettings): void {
+    for (const watcher of this.watchers) watcher.tick(nowMs);
+    if (nowMs - this.#reassuredAt < settings.bookmarkMs) return;
+    this.#reassuredAt = nowMs;
+    for (const watcher of this.watchers) if (this.broadcast.holdsBack(watcher)) watcher.reassure();
+  }
+
   send(relayed: Frame): void {
     this.cursor = relayed.id ?? this.cursor;
     this.broadcast.send(relayed);
@@ -710,6 +767,7 @@ class Relay {
 function relayKey(call: Call): string {
   const query = new URLSearchParams(call.query);
   query.delete("since");
+  query.delete("spread");
   query.sort();
   const path = call.target.split("?", 1)[0] as string;
   return `${call.token} ${path}?${query}`;
@@ -742,7 +800,16 @@ function isAhead(since: Cursor | "now" | null, view: TenantView): boolean {
 
 function callerOf(call: Call): Caller {
   if (call.principal === null || call.token === null) throw new Error("A watch needs a principal");
-  return { principal: call.principal, credential: credentialOf(call.token) };
+  return {
+    principal: call.principal,
+    credential: credentialOf(call.token),
+    phase: phaseOf(call),
+  };
+}
+
+/** Each connection has its own, so that those of one application are told one after the other. */
+function phaseOf(call: Call): number {
+  return call.query.get("spread") === "false" ? 0 : Math.random();
 }
 
 function streamAnswer(body: ReadableStream<Uint8Array> | null): Answer {
@@ -764,13 +831,7 @@ function pollAnswer(frames: readonly Frame[]): Answer {
 
 /** @throws Problem `invalid` */
 export function waitMsOf(text: string): number {
-  const match = /^(\d{1,5})(ms|s)$/.exec(text);
-  const ms = match === null ? null : Number(match[1]) * (match[2] === "s" ? 1_000 : 1);
-  if (ms === null || ms > waitMsMax)
-    throw invalid(`Give wait as 500ms or 30s, at most ${waitMsMax / 1_000}s`, [
-      { pointer: "/query/wait", detail: "Not such a duration" },
-    ]);
-  return ms;
+  return durationMs("wait", text, waitMsMax);
 }
 
 /** Where the caller left off; null: nowhere. @throws Problem `invalid` */

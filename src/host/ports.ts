@@ -273,6 +273,8 @@ export interface TenantView extends StateView {
 export interface CommitEvent {
   readonly revision: number;
   readonly at: number;
+  /** Over how long watchers are told of it; absent: all at once. */
+  readonly spreadMs?: number;
   readonly changes: readonly StoredChange[];
 }
 

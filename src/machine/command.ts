@@ -40,14 +40,18 @@ export interface Envelope {
    * 3: audit rows are chained, with the hashes of what was before and after. 4: the directory gives each tenant its epoch.
    * 5: a node that is removed takes the root keys along that only it had.
    * 6: nothing is placed on a node that leaves, or has left. 7: while a tenant moves, the directory remembers who had a
-   * vote before.
+   * vote before. 8: a commit says over how long its watchers are told, and quotas and usage know the bytes of watches.
    */
   readonly semantics?: number;
+  /** Watchers are told of what it changes within this time, each at its own moment; absent: all at once. */
+  readonly spreadMs?: number;
   readonly action: Action;
 }
 
 /** What commands that are made now say. */
-export const semanticsNow = 7;
+export const semanticsNow = 8;
+/** From which on replicas know `Envelope.spreadMs`, the quota `watchBytesPerSecond`, and what `usage.record` says of watches. */
+export const watchesLevel = 8;
 /** Of clusters whose directory says nothing: the one at which it began to. */
 export const levelFirst = 6;
 
@@ -185,6 +189,10 @@ export type TenantAction =
       readonly requests: number;
       /** Of them refused with 429. */
       readonly limited: number;
+      /** Sent to watches. */
+      readonly watchBytes?: number;
+      /** How often one of them had to wait for the bandwidth of its tenant. */
+      readonly watchesHeld?: number;
       /** Keys that were used and when, milliseconds. */
       readonly keys: readonly { readonly id: string; readonly at: number }[];
     }

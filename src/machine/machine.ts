@@ -66,6 +66,8 @@ const dayMs = 86_400_000;
 export const idempotencyMax = 10_000;
 export const idempotencyAgeMs = 24 * 3_600_000;
 export const actionsPerTransactionMax = 500;
+/** Over which watchers may be told of a commit. */
+export const spreadMsMax = 3_600_000;
 /** Old rows dropped per command: each adds at most a few, so this catches up with a lowered bound too. */
 const dropsPerCommandMax = 1_000;
 /** Expired idempotency records dropped per command. */
@@ -104,7 +106,9 @@ export function dryRun(view: StateView, command: Command): Outcome {
 }
 
 function judge(draft: Draft, command: Command): Applied {
-  const { actor, action, idempotency } = command;
+  const { actor, action, idempotency, spreadMs = 0 } = command;
+  if (!Number.isSafeInteger(spreadMs) || spreadMs < 0 || spreadMs > spreadMsMax)
+    refuse("invalid", `Spread it over at most ${spreadMsMax} ms`);
   guardRoom(draft, action);
   authorize(draft, actor, action);
   if (idempotency !== undefined) {
@@ -113,7 +117,7 @@ function judge(draft: Draft, command: Command): Applied {
   }
   const { created, result } = perform(draft, action, actor.keyId);
   if (draft.dueMoved) draft.meta.dueAt = earliestDue(draft);
-  const commit = draft.changes.length === 0 ? null : recordCommit(draft, actor);
+  const commit = draft.changes.length === 0 ? null : recordCommit(draft, command);
   const revision = draft.meta.revision;
   if (idempotency !== undefined) recordOutcome(draft, idempotency, { revision, created, result });
   if (commit !== null || draft.isTouched || idempotency !== undefined) {
@@ -379,15 +383,17 @@ export const usageKeysMax = 1_000;
 
 function recordUsage(
   draft: Draft,
-  { requests, limited, keys }: Extract<Action, { op: "usage.record" }>,
+  { requests, limited, watchBytes, watchesHeld, keys }: Extract<Action, { op: "usage.record" }>,
 ): { created: false; result: ResultOf<"usage.record"> } {
-  const counts = [requests, limited];
+  const counts = [requests, limited, watchBytes ?? 0, watchesHeld ?? 0];
   if (counts.some((n) => !Number.isSafeInteger(n) || n < 0) || keys.length > usageKeysMax)
     refuse("invalid", "Give whole numbers, and not too many keys at once");
   const { usage } = draft.meta;
   draft.meta.usage = {
     requests: (usage?.requests ?? 0) + requests,
     limited: (usage?.limited ?? 0) + limited,
+    ...added("watchBytes", usage?.watchBytes, watchBytes),
+    ...added("watchesHeld", usage?.watchesHeld, watchesHeld),
   };
   for (const { id, at } of keys) {
     const row = keyOf(draft, id);
@@ -397,6 +403,16 @@ function recordUsage(
   }
   draft.isTouched = true;
   return { created: false, result: { keys: keys.length } };
+}
+
+/** Absent until something was told, as in rows from before there was such a count. */
+function added<Name extends string>(
+  name: Name,
+  before: number | undefined,
+  told: number | undefined,
+): { readonly [N in Name]?: number } {
+  if (before === undefined && told === undefined) return {};
+  return { [name]: (before ?? 0) + (told ?? 0) } as { readonly [N in Name]?: number };
 }
 
 function addKey(draft: Draft, key: NewKey): KeyRow {
@@ -483,10 +499,11 @@ function setQuotas(
 
 // --- what is kept of it -------------------------------------------------------------------------------------------------------
 
-function recordCommit(draft: Draft, actor: Actor): HistoryRow {
+function recordCommit(draft: Draft, { actor, spreadMs = 0 }: Command): HistoryRow {
   const { meta, revision, at } = draft;
   meta.revision = revision;
-  const commit: HistoryRow = { revision, at, changes: draft.changes };
+  const { changes } = draft;
+  const commit: HistoryRow = { revision, at, ...(spreadMs > 0 && { spreadMs }), changes };
   draft.add(historyKey(revision), commit);
   for (let n = 0; revision - meta.historyFrom >= historyMax && n < dropsPerCommandMax; n++)
     draft.delete(historyKey(meta.historyFrom++));

@@ -206,6 +206,7 @@ const checks: Readonly<Record<string, Check>> = {
       isNumberText(rest[0]) &&
       of?.["revision"] === Number(rest[0]) &&
       isCount(of["at"]) &&
+      (of["spreadMs"] === undefined || isCount(of["spreadMs"])) &&
       Array.isArray(of["changes"])
     );
   },

@@ -69,6 +69,8 @@ export interface Quotas {
   readonly auditDays?: number;
   /** Open at once, on each node. */
   readonly watchers?: number;
+  /** Sent to all of them together, on each node. */
+  readonly watchBytesPerSecond?: number;
   /** On each node, in bursts of a few seconds' worth. */
   readonly requestsPerSecond?: number;
   /** Changes among them. */
@@ -90,6 +92,7 @@ export const defaultQuotas: Required<Quotas> = {
   auditDays: 400,
   watchers: 100_000,
   // Beyond what a node can do: who wants a limit sets one.
+  watchBytesPerSecond: 1_000_000_000_000,
   requestsPerSecond: 1_000_000,
   writesPerSecond: 1_000_000,
   requestsPerSecondPerKey: 1_000_000,
@@ -198,6 +201,10 @@ export interface UsageTotals {
   readonly requests: number;
   /** Of them refused with 429. */
   readonly limited: number;
+  /** Sent to watches; absent: nothing was told. */
+  readonly watchBytes?: number;
+  /** How often a watch had to wait for the tenant's bandwidth. */
+  readonly watchesHeld?: number;
 }
 
 export interface NamespaceRow {
@@ -315,6 +322,8 @@ export interface StoredChange {
 export interface HistoryRow {
   readonly revision: number;
   readonly at: number;
+  /** See `Envelope.spreadMs`. */
+  readonly spreadMs?: number;
   readonly changes: readonly StoredChange[];
 }
 

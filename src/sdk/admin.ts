@@ -105,6 +105,10 @@ export interface ChangeOptions {
   /** Default: a fresh one per call. */
   readonly idempotencyKey?: string;
   readonly dryRun?: boolean;
+  /**
+   * Of what reaches clients: tell them within this time, each at a moment of its own, e.g. `30s`. Default: all at once.
+   */
+  readonly spread?: string;
 }
 
 export interface Value {
@@ -124,6 +128,8 @@ export interface WatchOptions {
   readonly since?: string;
   /** Whether frames carry contents. */
   readonly content?: boolean;
+  /** `false`: be told at once also of what others are told within a time. */
+  readonly spread?: boolean;
   readonly signal?: AbortSignal;
 }
 
@@ -410,7 +416,8 @@ export class Admin {
    * signal; throws what the server refuses for good.
    */
   async *watch(tenant: string, options: WatchOptions = {}): AsyncGenerator<Frame> {
-    const { namespace, prefix, content, signal = new AbortController().signal } = options;
+    const { namespace, prefix, content, spread } = options;
+    const { signal = new AbortController().signal } = options;
     const backoff = new Backoff(100, 10_000);
     let cursor = options.since ?? "";
     while (!signal.aborted) {
@@ -419,7 +426,8 @@ export class Admin {
       signal.addEventListener("abort", end);
       let watchdog = setTimeout(end, idleMs);
       try {
-        const query = { namespace, prefix, content, since: cursor === "" ? undefined : cursor };
+        const since = cursor === "" ? undefined : cursor;
+        const query = { namespace, prefix, content, spread, since };
         const response = await this.#once("GET", `${tenantPath(tenant)}/watch${queryOf(query)}`, {
           signal: wire.signal,
           headers: { accept: "text/event-stream" },
@@ -633,7 +641,7 @@ export class Admin {
     const dryRun = options.dryRun === true ? true : undefined;
     const response = await this.request(method, target, {
       headers,
-      query: { ...query, dryRun },
+      query: { ...query, dryRun, spread: options.spread },
       ...(body === undefined ? {} : { body }),
     });
     return this.#bodyOf<T>(response);

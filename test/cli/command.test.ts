@@ -252,7 +252,7 @@ test(
     expect(JSON.parse(await ok(["get", "-o", "json"]))).toMatchObject([{ name: "limits" }]);
     expect(await ok(["get", "limits", "-o", "yaml"])).toMatch(/^latestVersion: 2$/m);
     expect(await ok(["describe", "limits"])).toMatch(/^gold +\{"tier":"gold"\}/m);
-    expect(await ok(["rollback", "limits", "--to", "2"])).toBe(
+    expect(await ok(["rollback", "limits", "--to", "2", "--spread", "1s"])).toBe(
       "Released default/limits as release 4: 0 rules, default version 2, equal to 2\n",
     );
     expect(await ok(["history", "limits"])).toMatch(/^4 .* rollback to 2$/m);

@@ -317,6 +317,21 @@ describe("relayed watches", () => {
     expect(h.gateway("n4").status().watchers).toBe(0);
   });
 
+  test("hold back what is spread for each by itself, not for all as one", async () => {
+    const h = await setup();
+    await h.call("PUT", `${N}/configs/a`, { body: { content: 0 } });
+    const { token } = await h.key("acme", "client");
+    const held = await subscribe(h, `${N}/watch`, token);
+    const atOnce = await subscribe(h, `${N}/watch?spread=false`, token);
+    for (const reader of [held, atOnce]) expect((await reader.next())?.event).toBe("sync");
+    await h.call("POST", `${N}/configs/a/publish?spread=3600s`, { body: { content: 1 } });
+    expect((await atOnce.nextNews())?.data).toMatchObject({ spreadMs: 3_600_000 });
+    expect(h.gateway("n1").status().watchers).toBeLessThanOrEqual(1);
+    await publish(h, 2);
+    for (const id of ["1-4", "1-5"]) expect((await held.nextNews())?.id).toBe(id);
+    expect((await atOnce.nextNews())?.id).toBe("1-5");
+  });
+
   test("go on when their polls were too many for the quota", async () => {
     const h = await setup();
     await h.call("PUT", `${N}/configs/a`, { body: { content: 0 } });

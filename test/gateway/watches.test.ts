@@ -621,3 +621,194 @@ describe("long polling", () => {
     expect(seen).toEqual(Array.from({ length: 31 }, (_, i) => i + 1));
   });
 });
+
+describe("a publish that is spread", () => {
+  const spread = (h: Harness, name: string, content: unknown, time: string) =>
+    h.call("POST", `${N}/configs/${name}/publish?spread=${time}`, { body: { content } });
+  const versionOf = (frame: Frame | null): number => frame?.data.changes[0].version as number;
+
+  test("waits for each watcher's moment; who asks is told at once, and what is not spread takes it along", async () => {
+    const h = await setup();
+    await put(h, "a", 1);
+    await put(h, "b", 1);
+    const held = await subscribe(h, `${N}/watch`);
+    const ofTenant = await subscribe(h, `${T}/watch?history=every`);
+    const atOnce = await subscribe(h, `${N}/watch?spread=false`);
+    for (const reader of [held, ofTenant, atOnce]) await reader.next();
+    await spread(h, "a", 2, "3600s");
+    await spread(h, "a", 3, "3600s");
+    expect((await atOnce.next())?.data).toMatchObject({ spreadMs: 3_600_000, revision: 4 });
+    expect(versionOf(await atOnce.next())).toBe(3);
+    // Reads, and who comes now, see it at once.
+    expect((await h.call("GET", `${N}/values/a`)).body).toBe(3);
+    const fresh = await subscribe(h, `${N}/watch`);
+    expect((await fresh.next())?.data.values.a.version).toBe(3);
+    const resumed = await subscribe(h, `${N}/watch?since=1-4`);
+    expect(versionOf(await resumed.next())).toBe(3);
+    await publish(h, "b", 2);
+    for (const reader of [held, ofTenant]) {
+      const told = [await reader.next(), await reader.next(), await reader.next()];
+      expect(told.map((frame) => frame?.id)).toEqual(["1-4", "1-5", "1-6"]);
+    }
+    for (const reader of [fresh, resumed, atOnce]) expect((await reader.next())?.id).toBe("1-6");
+  });
+
+  test("reaches everybody within its time, by stream and by poll", async () => {
+    const h = await setup();
+    await put(h, "a", 1);
+    const readers = [];
+    for (let i = 0; i < 20; i++) readers.push(await subscribe(h, `${N}/watch`));
+    for (const reader of readers) await reader.next();
+    const poll = h.call("GET", `${N}/watch?since=1-2&wait=60s`);
+    await spread(h, "a", 2, "300ms");
+    await spread(h, "a", 3, "300ms");
+    for (const reader of readers) {
+      expect(versionOf(await reader.next())).toBe(2);
+      expect(versionOf(await reader.next())).toBe(3);
+    }
+    expect((await poll).body.frames[0]).toMatchObject({ event: "commit", id: "1-3" });
+  });
+
+  test("leaves who waits where it is: bookmarks keep the cursor, and a poll's end tells it", async () => {
+    const h = await setup({ bookmarkMs: 30 });
+    await put(h, "a", 1);
+    const held = await subscribe(h, `${N}/watch`);
+    await held.next();
+    const poll = h.call("GET", `${N}/watch?since=1-2&wait=1s`);
+    await spread(h, "a", 2, "3600s");
+    for (let i = 0; i < 3; i++)
+      expect(await held.next()).toMatchObject({ event: "bookmark", id: "1-2" });
+    const { frames } = (await poll).body;
+    expect(frames).toMatchObject([{ event: "commit", id: "1-3" }]);
+    await publish(h, "a", 3);
+    expect(versionOf(await held.nextNews())).toBe(2);
+    expect(versionOf(await held.nextNews())).toBe(3);
+  });
+
+  test("is a transaction, a release, a rollback or a deletion; a wrong time is refused, and a repeat is one", async () => {
+    const h = await setup();
+    await put(h, "a", 1);
+    const reader = await subscribe(h, `${N}/watch?spread=false`);
+    await reader.next();
+    const C = `${N}/configs/a`;
+    const then = [{ op: "publish", namespace: "app", name: "a", content: "2" }];
+    await h.call("POST", `${T}/transactions?spread=500ms`, { body: { then } });
+    await h.call("PUT", `${C}/release?spread=2s`, { body: { rules: [], default: 1 } });
+    await h.call("POST", `${C}/rollback?spread=3s`);
+    for (const time of ["3601s", "5", "-1s", "1m", ""]) {
+      const refused = await spread(h, "a", 3, time);
+      expect([refused.status, refused.body.errors[0].pointer]).toEqual([400, "/query/spread"]);
+    }
+    await h.call("DELETE", `${C}?spread=4s`);
+    for (const ms of [500, 2_000, 3_000, 4_000])
+      expect((await reader.next())?.data.spreadMs).toBe(ms);
+    const { revision } = (await h.call("GET", `${T}/usage`)).body;
+    const headers = { "idempotency-key": "once" };
+    const send = (time: string) => h.call("POST", `${C}/undelete?spread=${time}`, { headers });
+    for (let i = 0; i < 2; i++) expect((await send("1s")).status).toBe(200);
+    expect((await send("2s")).body.code).toBe("idempotency-mismatch");
+    expect((await h.call("GET", `${T}/usage`)).body.revision).toBe(revision + 1);
+  });
+
+  test("and quotas of bandwidth wait for the level of the cluster at which every replica knows them", async () => {
+    const h = await setup();
+    await put(h, "a", 1);
+    (h.cluster.service("n1") as { semantics: number }).semantics = 7;
+    const quotas = { watchBytesPerSecond: 1 };
+    for (const refused of [
+      await spread(h, "a", 2, "30s"),
+      await h.call("PATCH", T, { body: { quotas } }),
+      await h.call("POST", "/v1/tenants", { body: { id: "new", quotas } }),
+    ]) {
+      expect([refused.status, refused.body.code]).toEqual([409, "conflict"]);
+      expect(refused.body.detail).toContain("`conflux cluster upgrade`");
+    }
+    expect((await spread(h, "a", 2, "0s")).status).toBe(201);
+  });
+});
+
+describe("the bandwidth of a tenant's watches", () => {
+  const limit = async (h: Harness, watchBytesPerSecond: number | null): Promise<void> => {
+    await h.call("PATCH", T, { body: { quotas: { watchBytesPerSecond } } });
+    // Here the tenant follows its directory's row when it is asked for.
+    await h.call("GET", `${T}/usage`);
+  };
+  const metric = async (h: Harness, name: string): Promise<number> => {
+    const { text } = await h.call("GET", "/metrics", { token: null });
+    return Number(new RegExp(`^${name} (\\S+)$`, "m").exec(text)?.[1]);
+  };
+
+  test("holds up its own streams only, and then tells the latest of each, or every revision to who wants it", async () => {
+    const h = await setup();
+    await h.tenant("other");
+    await put(h, "a", 0);
+    await put(h, "b", 0);
+    const state = await subscribe(h, `${N}/watch`);
+    const every = await subscribe(h, `${T}/watch?history=every&namespace=app`);
+    const other = await subscribe(h, "/v1/tenants/other/watch?since=now");
+    for (const reader of [state, every, other]) await reader.next();
+    await limit(h, 0);
+    for (let i = 1; i <= 6; i++) await publish(h, "a", i);
+    await publish(h, "b", 1);
+    await h.call("PUT", "/v1/tenants/other/namespaces/app/configs/x", { body: { content: 1 } });
+    expect((await other.nextNews())?.event).toBe("commit");
+    expect(await metric(h, "conflux_watches_held")).toBeGreaterThan(0);
+    const late = await subscribe(h, `${N}/watch`);
+    const polled = await h.call("GET", `${N}/watch?wait=0s`);
+    expect([polled.status, polled.body.code]).toEqual([429, "too-many-requests"]);
+    expect(Number(polled.headers.get("retry-after"))).toBeGreaterThan(0);
+
+    await limit(h, null);
+    const versions: number[] = [];
+    for (let i = 1; i <= 7; i++)
+      versions.push((await every.nextNews())?.data.changes[0].version as number);
+    expect(versions).toEqual([2, 3, 4, 5, 6, 7, 2]);
+    expect((await late.next())?.data.values).toMatchObject({
+      a: { version: 7 },
+      b: { version: 2 },
+    });
+    const told = (await state.nextNews()) as Frame;
+    expect(told.data).toMatchObject({
+      coalesced: true,
+      changes: [
+        { name: "a", version: 7 },
+        { name: "b", version: 2 },
+      ],
+    });
+    await publish(h, "a", 7);
+    for (const reader of [state, late])
+      expect((await reader.nextNews())?.data.changes).toMatchObject([{ name: "a", version: 8 }]);
+    expect(await metric(h, "conflux_watches_held")).toBe(0);
+    await h.gateway().recordUsage();
+    const usage = (await h.call("GET", `${T}/usage`)).body;
+    expect(usage.watchBytes).toBeGreaterThan(1_000);
+    expect(usage.heldWatches).toBeGreaterThanOrEqual(2);
+    expect(usage.quotas.watchBytesPerSecond).toBe(1_000_000_000_000);
+  });
+
+  test("leaves who waits its signs of life, and its end", async () => {
+    const h = await setup({ bookmarkMs: 30, slowMs: 50 });
+    await put(h, "a", 0);
+    const held = await subscribe(h, `${N}/watch`);
+    await held.next();
+    await limit(h, 0);
+    for (let i = 1; i <= 3; i++) await publish(h, "a", i);
+    const late = await subscribe(h, `${N}/watch`);
+    const sync = late.next();
+    let frame = (await held.next()) as Frame;
+    let cursor = frame.id;
+    // After what may have gone on the bucket's few bytes: the same cursor again and again, and no goodbye.
+    for (let same = 0; same < 5; frame = (await held.next()) as Frame) {
+      expect(frame.event).toBe("bookmark");
+      same = frame.id === cursor ? same + 1 : 0;
+      cursor = frame.id;
+    }
+    const { token, id } = await h.key("acme", "client");
+    const mine = await subscribe(h, `${N}/watch`, { token });
+    await h.call("DELETE", `${T}/keys/${id}`);
+    expect((await mine.next())?.data).toEqual({ reason: "unauthorized" });
+    await limit(h, null);
+    expect((await sync)?.event).toBe("sync");
+    expect(late.comments).toContain(": waiting");
+  });
+});

@@ -1130,6 +1130,23 @@ describe("sealed contents", () => {
   });
 });
 
+describe("over how long watchers are told", () => {
+  test("is in the history, where the command says so, and at most an hour", () => {
+    const tenant = new Tenant("acme");
+    const put = (name: string) => ({ op: "config.put", ...target(name) }) as const;
+    const now = { semantics: semanticsNow } as const;
+    const { commit } = tenant.ok(put("a"), { ...now, spreadMs: 30_000 });
+    expect(commit).toMatchObject({ revision: 2, spreadMs: 30_000 });
+    expect(queries.getHistoryRow(tenant.state, 2)).toEqual(commit);
+    for (const spreadMs of [undefined, 0]) {
+      const plain = tenant.ok(put(`b${spreadMs}`), { ...now, ...(spreadMs === 0 && { spreadMs }) });
+      expect(Object.keys(plain.commit as object)).toEqual(["revision", "at", "changes"]);
+    }
+    for (const spreadMs of [-1, 0.5, 3_600_001])
+      tenant.no("invalid", put("c"), { ...now, spreadMs });
+  });
+});
+
 describe("what nodes tell", () => {
   test("of usage adds up without a revision", () => {
     const tenant = new Tenant("acme", [key("k1", "read")]);
@@ -1144,6 +1161,12 @@ describe("what nodes tell", () => {
     expect(queries.getKey(tenant.state, "k1")?.lastUsedAt).toBe(900);
     expect(queries.getKey(tenant.state, "gone")).toBeNull();
     tenant.no("invalid", { op: "usage.record", requests: -1, limited: 0, keys: [] });
+    const watched = { ...(told as object), watchBytes: 5, watchesHeld: 2 } as unknown as Action;
+    for (let i = 0; i < 2; i++) tenant.ok(watched);
+    tenant.ok(told as Action);
+    const { usage } = queries.getMeta(tenant.state);
+    expect(usage).toEqual({ requests: 16, limited: 5, watchBytes: 10, watchesHeld: 4 });
+    tenant.no("invalid", { ...(watched as object), watchBytes: -1 } as unknown as Action);
     const actor = { kind: "read", keyId: "k1" } as const;
     tenant.no("forbidden", told as Action, { actor });
   });
