@@ -1061,7 +1061,14 @@ export const tenantStates = ["leaderless", "under-replicated"] as const;
 export const ClusterTenant = answer("ClusterTenant", {
   tenant: TenantName,
   group: Count,
-  replicas: Type.Array(Type.Object({ node: Type.String(), id: Count, alive: Type.Boolean() })),
+  replicas: Type.Array(
+    Type.Object({
+      node: Type.String(),
+      id: Count,
+      state: literals(["voter", "joining", "leaving", "lost", "learner"]),
+      alive: Type.Boolean({ description: "Whether the node that was asked hears its node" }),
+    }),
+  ),
   state: literals(["ok", ...tenantStates]),
 });
 

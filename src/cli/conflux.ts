@@ -1709,7 +1709,8 @@ async function cluster(context: Context): Promise<void> {
           boot,
           version ?? "?",
           levels === null ? "?" : `${levels.min}-${levels.max}`,
-          leaders,
+          // What it said last; others lead them by now.
+          alive ? leaders : null,
         ]),
       ),
       ...(status.absences.length === 0
@@ -1848,7 +1849,12 @@ async function showPlacements(context: Context): Promise<void> {
         tenant,
         group,
         how,
-        replicas.map(({ node, alive }) => (alive ? node : `${node} (away)`)).join(", "),
+        replicas
+          .map(({ node, state: phase, alive }) => {
+            const remark = alive ? (phase === "voter" ? "" : phase) : "away";
+            return remark === "" ? node : `${node} (${remark})`;
+          })
+          .join(", "),
       ]),
     ),
   );

@@ -419,7 +419,13 @@ async function clusterTenants(
           ? "under-replicated"
           : "ok";
     if (options.state !== undefined && options.state !== state) continue;
-    items.push({ tenant: row.tenant, group: row.group, replicas, state });
+    const shown = replicas.map(({ node, id, state: how = "voter", alive: isHeard }) => ({
+      node,
+      id,
+      state: how,
+      alive: isHeard,
+    }));
+    items.push({ tenant: row.tenant, group: row.group, replicas: shown, state });
     if (items.length === options.limit) return { items, next: row.tenant };
   }
   const last = rows.length === tenantsLookedAtMax ? rows.at(-1)?.[1].tenant : undefined;

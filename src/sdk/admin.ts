@@ -576,6 +576,7 @@ export class Admin {
     const from = performance.now();
     const { unreachableMs = totalMs } = this.#options;
     const never = new AbortController().signal;
+    let told: Problem | null = null;
     for (;;) {
       try {
         return await this.#once(method, `${target}${queryOf(options.query ?? {})}`, {
@@ -589,11 +590,15 @@ export class Admin {
           ...(options.body === undefined ? {} : { body: JSON.stringify(options.body) }),
         });
       } catch (error) {
-        const told = error instanceof Problem;
-        if (told && !problems[error.code].retryable) throw error;
-        const waitMs = backoff.next(told ? Math.min((error.retryAfter ?? 0) * 1000, 10_000) : 0);
+        if (error instanceof Problem) {
+          if (!problems[error.code].retryable) throw error;
+          told = error;
+        }
+        const floorMs = error instanceof Problem ? (error.retryAfter ?? 0) * 1000 : 0;
+        const waitMs = backoff.next(Math.min(floorMs, 10_000));
         const spentMs = performance.now() - from + waitMs;
-        if (spentMs > (told ? totalMs : unreachableMs)) throw error;
+        // What a node said explains more than that another one is away.
+        if (spentMs > (told === null ? unreachableMs : totalMs)) throw told ?? error;
         this.#options.onRetry?.(error as Error);
         this.#at += 1;
         await sleep(waitMs, never);

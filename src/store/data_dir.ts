@@ -77,7 +77,7 @@ export async function openDataDirectory(options: DataDirectoryOptions): Promise<
     fs.mkdirSync(path, { recursive: true, mode: 0o700 });
   } catch (cause) {
     throw new DataDirectoryError(
-      `Cannot make data directory ${path}: ${String(cause)}; set one that this user may write`,
+      `Cannot make data directory ${path}: ${String(cause)}; set CONFLUX_DATA to one that this user may write`,
       { cause },
     );
   }
@@ -149,7 +149,7 @@ function assertWhole(path: string): void {
   const isUsed = fs.existsSync(tenants) && fs.readdirSync(tenants).length > 0;
   if (isUsed && !fs.existsSync(join(path, "journal")))
     throw new DataDirectoryError(
-      `Data directory ${path} has lost its journal/: votes and acknowledged writes may be gone; restore it, or set an empty directory and another node name`,
+      `Data directory ${path} has lost its journal/: votes and acknowledged writes may be gone; restore it, or set CONFLUX_DATA to an empty directory and CONFLUX_NODE to another name`,
     );
 }
 
@@ -158,7 +158,7 @@ function newIdentity(path: string, { cluster, node, peers }: DataDirectoryOption
   for (const name of ["journal", "tenants"])
     if (fs.existsSync(join(path, name)))
       throw new DataDirectoryError(
-        `Data directory ${path} holds ${name}/ but no ${identityFile}: it was not written by a node, or lost a file; restore ${identityFile} or set an empty directory`,
+        `Data directory ${path} holds ${name}/ but no ${identityFile}: it was not written by a node, or lost a file; restore ${identityFile} or set CONFLUX_DATA to an empty directory`,
       );
   return {
     format: dataFormat,
@@ -178,11 +178,11 @@ function assertOurs(
 ): void {
   if (found.cluster !== cluster)
     throw new DataDirectoryError(
-      `Data directory ${path} belongs to cluster ${found.cluster}, this node is of cluster ${cluster}; set the right directory or cluster`,
+      `Data directory ${path} belongs to cluster ${found.cluster}, this node is of cluster ${cluster}; set the right CONFLUX_DATA or CONFLUX_CLUSTER`,
     );
   if (found.node !== node)
     throw new DataDirectoryError(
-      `Data directory ${path} belongs to node ${found.node}, this is node ${node}; set the right directory or node name`,
+      `Data directory ${path} belongs to node ${found.node}, this is node ${node}; set the right CONFLUX_DATA or CONFLUX_NODE`,
     );
   const given = peers.toSorted().join(",");
   if (found.peers.join(",") !== given)

@@ -111,7 +111,7 @@ async function assertDead(directory: string, number: number): Promise<void> {
     sure = answer === "alive";
   }
   throw new DirectoryInUseError(
-    `Data directory ${directory} is in use by process ${holder.pid}; stop it, or set another data directory` +
+    `Data directory ${directory} is in use by process ${holder.pid}; stop it, or set another CONFLUX_DATA` +
       (sure ? "" : ` (if no such process runs anywhere, remove ${path})`),
   );
 }

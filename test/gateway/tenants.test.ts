@@ -160,6 +160,9 @@ describe("cluster", () => {
     expect(members.body.items).toMatchObject([{ node: "n1", self: true, alive: true }]);
     const tenants = await h.call("GET", "/v1/cluster/tenants");
     expect(tenants.body.items[0]).toMatchObject({ state: "ok" });
+    expect(tenants.body.items[0].replicas).toEqual([
+      { node: "n1", id: 1, state: "voter", alive: true },
+    ]);
     expect((await h.call("GET", "/v1/cluster/tenants?state=leaderless")).body.items).toEqual([]);
     expect((await h.call("GET", "/v1/cluster/tenants?state=sad")).status).toBe(400);
   });

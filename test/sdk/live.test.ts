@@ -3,7 +3,7 @@ import { connect, createServer } from "node:net";
 import type { Socket } from "node:net";
 import { describe, expect, onTestFinished, test } from "vitest";
 import { Prng } from "../../src/lib/prng.ts";
-import { Admin, Problem } from "../../src/sdk/admin.ts";
+import { Admin, Problem, Unreachable } from "../../src/sdk/admin.ts";
 import type { Change } from "../../src/sdk/mod.ts";
 import { rootToken } from "../gateway/solo_service.ts";
 import { Served, timing, until, where } from "./served.ts";
@@ -280,6 +280,26 @@ describe("Admin", () => {
     });
     expect(asked).toBe(2);
     expect(retried).toMatchObject([{ code: "overloaded" }]);
+  });
+
+  test("believes a node that says why over one that is away", async () => {
+    const busy = { code: "no-quorum", title: "Too few replicas answer", detail: "1 of 3" };
+    const asking = (...urls: string[]): Promise<unknown> =>
+      new Admin({
+        url: urls,
+        unreachableMs: 0,
+        totalMs: 300,
+        fetch: (url) =>
+          url.startsWith("http://away.test")
+            ? Promise.reject(new TypeError("connection refused"))
+            : Promise.resolve(
+                Response.json(busy, { status: 503, headers: { "retry-after": "0" } }),
+              ),
+      }).tenants();
+    await expect(asking("http://away.test")).rejects.toBeInstanceOf(Unreachable);
+    await expect(asking("http://there.test", "http://away.test")).rejects.toMatchObject({
+      code: busy.code,
+    });
   });
 
   test("lists over pages", async () => {
