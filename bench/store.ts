@@ -311,6 +311,7 @@ class ManyTenants {
         begins: () => undefined,
         flush: () => undefined,
         halted: () => undefined,
+        failed: () => undefined,
       },
     );
     for (let group = 1; group <= count; group++) this.#replicas.set(group, this.#open(group));

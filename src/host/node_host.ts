@@ -273,6 +273,7 @@ export class NodeHost implements ConfigService {
       flush: () => this.#outboxes.flushAll(),
       scheduled: () => this.#pulse.rouse(),
       halted: (replica) => this.#halted(replica),
+      failed: (replica, error) => this.#cannotWrite(replica, error),
     });
     this.#turns = turns;
     this.#outboxes = new Outboxes(node, options.transport, {
@@ -973,18 +974,16 @@ export class NodeHost implements ConfigService {
 
   #stored(replica: Replica, error: Error | null): void {
     this.#checkpoints.ended(replica);
-    if (error !== null) {
-      // After a failed commit nobody knows what an environment holds.
-      this.#options.onFatal(
-        new Error(`Cannot write the environment of tenant ${replica.tenant}: ${error.message}`, {
-          cause: error,
-        }),
-      );
-      return;
-    }
+    if (error !== null) return this.#cannotWrite(replica, error);
     this.#options.journal.release(replica.group, replica.sequenceStored);
     if (replica.halted === null && replica.restoring) this.#options.onBulkStored?.();
     this.#turns.act(replica, () => replica.resumeLane());
+  }
+
+  /** Nobody knows any more what its environment holds, or whether it would be there after a loss of power. */
+  #cannotWrite({ tenant }: Replica, cause: Error): void {
+    const text = `Cannot write the environment of tenant ${tenant}: ${cause.message}`;
+    this.#options.onFatal(new Error(text, { cause }));
   }
 
   /**

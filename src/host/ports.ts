@@ -185,12 +185,17 @@ export interface Staging {
  * the next call takes some time more.
  */
 export interface Environment {
+  /**
+   * Calls back once it is certain that a loss of power leaves it there: at once, but for one that was just made. What is
+   * promised in its name waits for that. With an error nobody knows.
+   */
+  whenKept(done: (error: Error | null) => void): void;
   meta(): Uint8Array | null;
   get(key: string): string | undefined;
   range(range: Range): Iterable<readonly [key: string, value: string]>;
   entry(index: number): Uint8Array | undefined;
   /**
-   * All or nothing; `done` is called once it is on disk. One at a time per environment. Rows are drawn over many turns and
+   * All or nothing; `done` is called once it is on disk, and the environment kept. One at a time per environment. Rows are drawn over many turns and
    * may show one by one before: whoever reads meanwhile must have them itself.
    */
   commit(change: EnvironmentChange, done: (error: Error | null) => void): void;
@@ -208,7 +213,7 @@ export interface Environment {
 
 export interface Environments {
   /**
-   * Opens, or creates, synchronously. As many as one likes: see `Environment`.
+   * Opens, or creates, synchronously. As many as one likes: see `Environment`, and its `whenKept`.
    * @throws Problem a retryable one when there is no room just now; anything else means that it cannot be read
    */
   open(name: string): Environment;

@@ -996,7 +996,7 @@ export class Replica {
     return this.log.snapshot();
   }
 
-  /** For closing and removing it; only once `whenStored` has called back. */
+  /** For asking whether it is kept; and for closing and removing it, once `whenStored` has called back. */
   get environment(): Environment {
     return this.#environment;
   }

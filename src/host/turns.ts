@@ -3,7 +3,7 @@
  *
  *   something is done to a replica (`act`, `mark`) → end of the event-loop turn
  *     → every marked replica drains → journal.append(all of them at once) → frames leave
- *     → journal says durable → acknowledged to the replicas, in the order of their appends → frames leave
+ *     → journal says durable, and so is the environment's name → acknowledged to the replicas, in the order of their appends → frames leave
  *
  * Whatever runs of a replica runs in `contained`: what it throws stops that replica and nothing else (invariant 5).
  */
@@ -36,6 +36,8 @@ export interface TurnsHooks {
   scheduled(): void;
   /** The replica was halted by what it threw. */
   halted(replica: Replica): void;
+  /** Nobody knows whether its environment would outlive a loss of power. */
+  failed(replica: Replica, error: Error): void;
 }
 
 export class Turns {
@@ -150,9 +152,13 @@ export class Turns {
   #persisted(batch: readonly QueuedRecord[], first: number): void {
     for (const [offset, { replica, append }] of batch.entries()) {
       if (append === null) continue;
-      this.act(replica, () => {
-        replica.persisted(append, first + offset);
-        replica.resumeLane();
+      // What a new replica says must not outlive that it was there: damage of the journal could hide that it ever spoke.
+      replica.environment.whenKept((error) => {
+        if (error !== null) return this.#hooks.failed(replica, error);
+        this.act(replica, () => {
+          replica.persisted(append, first + offset);
+          replica.resumeLane();
+        });
       });
     }
     this.#hooks.flush();

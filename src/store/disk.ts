@@ -56,15 +56,24 @@ export function openJournalDisk(directory: string, hooks: JournalDiskHooks = {})
       fs.unlink(join(directory, name), (error) => done(error ?? null));
     },
     syncDirectory(synced) {
-      const done = ended(begin(), synced);
-      fs.open(directory, "r", (openError, descriptor) => {
-        if (openError) return done(openError);
-        fs.fsync(descriptor, (syncError) => {
-          fs.close(descriptor, (closeError) => done(syncError ?? closeError ?? null));
-        });
-      });
+      syncDirectory(directory, ended(begin(), synced));
     },
   };
+}
+
+/** `syncDirectorySync`, of which only the sync itself takes time: this thread is not held up by that. */
+export function syncDirectory(directory: string, done: (error: Error | null) => void): void {
+  let descriptor: number;
+  try {
+    descriptor = fs.openSync(directory, "r");
+  } catch (error) {
+    queueMicrotask(() => done(error as Error));
+    return;
+  }
+  fs.fsync(descriptor, (error) => {
+    fs.closeSync(descriptor);
+    done(error ?? null);
+  });
 }
 
 /** Makes a name that was created, renamed or removed in this directory durable. */

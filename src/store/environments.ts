@@ -13,6 +13,7 @@
  * - a commit is all or nothing, also a large one, which is not one transaction (see `#commitLarge`);
  * - a directory under its own name is always a whole environment, or an empty one: its data file is made aside, with its
  *   first commit, and comes as a whole; nothing was ever committed where there is none;
+ * - the name of a new one is synced behind, of many together; `whenKept` and the end of a commit wait for that;
  * - no more than `cap` are open, but for those that a commit, a snapshot or a staging keeps busy, at most `busyMax`;
  * - no cursor outlives a call, and no read transaction does but a snapshot's.
  */
@@ -30,7 +31,7 @@ import type {
   Staging,
 } from "../host/ports.ts";
 import { assert, assertSafeInteger } from "../lib/assert.ts";
-import { syncDirectorySync, writeFileDurably } from "./disk.ts";
+import { syncDirectory, syncDirectorySync, writeFileDurably } from "./disk.ts";
 import { environmentCap, readProcessLimits } from "./limits.ts";
 
 /** Environments that may be open beyond the cap while all within it are busy: the host keeps below, but for tiny caps. */
@@ -107,6 +108,9 @@ export class LmdbEnvironments implements Environments {
   #template: Uint8Array | null = null;
   readonly #rowsPerTurn: number;
   #removals = 0;
+  /** Who waits for the next sync of the names; one is under way, or about to begin. */
+  #unsynced: ((error: Error | null) => void)[] = [];
+  #isSyncing = false;
   /** All names as they were found at first, until they are asked for or change. */
   #listed: string[] | null;
 
@@ -133,35 +137,44 @@ export class LmdbEnvironments implements Environments {
     assert(!this.#held.has(name), `Environment ${name} is open already`);
     const path = this.#path(name);
     const isMade = fs.existsSync(join(path, dataFile));
-    if (!isMade && !fs.existsSync(path)) {
+    const isNew = !isMade && !fs.existsSync(path);
+    if (isNew) {
       this.#listed = null;
-      this.#makeDirectory(path);
+      makeDirectory(path);
     }
     const environment = new LmdbEnvironment(join(path, dataFile), this.#rowsPerTurn, this.#pool, {
       closed: () => this.#held.delete(name),
+      isKept: !isNew,
       make: isMade
         ? null
         : { atOnce: () => this.#makeAtOnce(path), behind: () => this.#makeBehind(path) },
     });
     if (isMade) environment.wake();
     this.#held.set(name, environment);
+    if (isNew) this.#syncNames((error) => environment.kept(error));
     return environment;
   }
 
-  #makeDirectory(path: string): void {
-    try {
-      fs.mkdirSync(path);
-      // That there was one outlives what is acknowledged in its name, whatever becomes of the journal.
-      syncDirectorySync(this.#directory);
-    } catch (error) {
-      if (!isForWantOfRoom(error)) throw error;
-      // Left there, it would be taken for one that is known to last.
-      fs.rmSync(path, { recursive: true, force: true });
-      throw new Problem(
-        "disk-full",
-        `The disk of this node takes no further tenant (${error.code}): make room, or inodes, on it`,
-      );
-    }
+  /** That there was one outlives what is acknowledged in its name, whatever becomes of the journal. */
+  #syncNames(done: (error: Error | null) => void): void {
+    this.#unsynced.push(done);
+    if (this.#isSyncing) return;
+    this.#isSyncing = true;
+    // What else is made in this call, by a turn that wakes many, goes along.
+    queueMicrotask(() => this.#syncNext());
+  }
+
+  #syncNext(): void {
+    const waiting = this.#unsynced;
+    this.#unsynced = [];
+    this.#isSyncing = waiting.length > 0;
+    if (!this.#isSyncing) return;
+    const end = this.#begin();
+    syncDirectory(this.#directory, (error) => {
+      end();
+      for (const done of waiting) done(error);
+      this.#syncNext();
+    });
   }
 
   /** Before one more opens: closes those that were not used since this last came by, and are not busy. */
@@ -289,6 +302,18 @@ export class LmdbEnvironments implements Environments {
   }
 }
 
+function makeDirectory(path: string): void {
+  try {
+    fs.mkdirSync(path);
+  } catch (error) {
+    if (!isForWantOfRoom(error)) throw error;
+    throw new Problem(
+      "disk-full",
+      `The disk of this node takes no further tenant (${error.code}): make room, or inodes, on it`,
+    );
+  }
+}
+
 function emptyEnvironment(directory: string): Uint8Array {
   fs.rmSync(directory, { recursive: true, force: true });
   fs.mkdirSync(directory);
@@ -372,6 +397,8 @@ function openState(root: RootDatabase, holder: number): State {
 /** What an environment asks of the one that made it. */
 interface Making {
   closed(): void;
+  /** Its name outlives a loss of power; else `kept` is called when it does. */
+  readonly isKept: boolean;
   /** Of one that has no data file yet: makes an empty one; null: it has one. */
   readonly make: { atOnce(): void; behind(): Promise<void> } | null;
 }
@@ -404,6 +431,9 @@ export class LmdbEnvironment implements Environment {
   #installing = false;
   #failed: Error | null = null;
   #closed = false;
+  /** Who waits until its name is durable; null: it is, or that failed. */
+  #keptWaiters: ((error: Error | null) => void)[] | null;
+  #keptError: Error | null = null;
   /** Its file was looked at, and nobody but this process has written to it since. */
   #isChecked = false;
   /** Read or written since this was last set to false. */
@@ -415,6 +445,20 @@ export class LmdbEnvironment implements Environment {
     this.#pool = pool;
     this.#making = made;
     this.#isEmpty = made.make !== null;
+    this.#keptWaiters = made.isKept ? null : [];
+  }
+
+  whenKept(done: (error: Error | null) => void): void {
+    if (this.#keptWaiters === null) done(this.#keptError);
+    else this.#keptWaiters.push(done);
+  }
+
+  /** Its name is synced, or that failed. */
+  kept(error: Error | null): void {
+    this.#keptError = error;
+    const waiters = this.#keptWaiters ?? [];
+    this.#keptWaiters = null;
+    for (const done of waiters) done(error);
   }
 
   get isOpen(): boolean {
@@ -573,7 +617,7 @@ export class LmdbEnvironment implements Environment {
       done(error);
     };
     write().then(
-      () => finish(null),
+      () => this.whenKept(finish),
       async (error: unknown) => finish(await commitError(error)),
     );
   }
@@ -602,6 +646,9 @@ export class LmdbEnvironment implements Environment {
     this.#databases = null;
     try {
       await databases?.root.close();
+      await new Promise<void>((resolve) => {
+        this.whenKept(() => resolve());
+      });
     } finally {
       this.#pool.closed(this);
       this.#making.closed();

@@ -12,6 +12,7 @@ import {
   createTenant,
   entryOf,
   ScriptedNode,
+  tenantOn,
   type ProposeResult,
 } from "./scripted_node.ts";
 
@@ -297,6 +298,56 @@ describe("a snapshot", () => {
     node.written();
     expect(node.host?.directory.tenant("alpha")).toBeUndefined();
     expect(node.host?.directory.tenant("beta")).toBeDefined();
+  });
+});
+
+describe("what a new replica promises", () => {
+  const asks = { term: 1, from: 2 };
+  const follows = { term: 1, from: 2, entries: [entryOf(1, 1, null)] };
+
+  /** It votes, and accepts an entry; the journal has both. */
+  async function promising() {
+    const node = await started();
+    node.namesStalled = true;
+    // Who is named first asks for votes itself.
+    node.follow(5, [beginning, createTenant("acme", ["n2", "n1", "n3"])]);
+    const { group, incarnation, to, idOf } = tenantOn(node, "acme");
+    const of = { group, incarnation, from: "n2" };
+    const said = [
+      ...node.step("requestVote", { ...asks, to, from: idOf("n2") }, of),
+      ...node.step("appendEntries", { ...follows, to, from: idOf("n2") }, of),
+    ];
+    expect(node.replica(group).raft.status()).toMatchObject({ term: 1, lastIndex: 1 });
+    return { node, group, said, vote: idOf("n2") };
+  }
+
+  test("leaves when its environment's name is durable too, in its order", async () => {
+    const { node, group, said } = await promising();
+    expect(said).toEqual([]);
+    node.pass(500);
+    expect(node.take(group)).toEqual([]);
+    // Others do not wait for it.
+    expect(node.step("heartbeat", { from: 2, term: 5 })).toHaveLength(1);
+    node.keepNames();
+    expect(node.take(group)).toMatchObject([
+      { type: MessageType.requestVoteResponse, reject: false },
+      { type: MessageType.appendEntriesResponse, index: 1, reject: false },
+    ]);
+  });
+
+  test("is in the journal where a loss of power took the name", async () => {
+    const { node, group, vote } = await promising();
+    await node.restart();
+    node.pass(100);
+    expect(node.stored.size).toBe(2);
+    expect(node.replica(group).raft.status()).toMatchObject({ term: 1, vote, lastIndex: 1 });
+  });
+
+  test("never leaves where the name could not be made durable, and the node ends", async () => {
+    const { node, group } = await promising();
+    node.keepNames(new Error("EIO"));
+    expect(node.take(group)).toEqual([]);
+    expect(node.fatal[0]?.message).toContain("acme: EIO");
   });
 });
 

@@ -40,6 +40,7 @@ export function committedBy(
   commit: (prepared: PreparedChange, done: (error: Error | null) => void) => void,
 ): Environment {
   return {
+    whenKept: (done) => stored.whenKept(done),
     meta: () => stored.meta(),
     get: (key) => stored.get(key),
     range: (range) => stored.range(range),
@@ -90,6 +91,33 @@ export class MemoryEnvironment implements Environment {
   #rows = new SortedMap<string>();
   #entries = new Map<number, Uint8Array>();
   #staging: MemoryStaging | null = null;
+  /** Who waits until it is certain to be there after a crash; null: it is. */
+  #keptWaiters: ((error: Error | null) => void)[] | null = null;
+
+  whenKept(done: (error: Error | null) => void): void {
+    if (this.#keptWaiters === null) done(null);
+    else this.#keptWaiters.push(done);
+  }
+
+  get isKept(): boolean {
+    return this.#keptWaiters === null;
+  }
+
+  /** From now on, until `keep`, a crash may take it away as a whole. */
+  keepLater(): void {
+    this.#keptWaiters = [];
+  }
+
+  /** A crash that left it there: who waited is gone. */
+  survived(): void {
+    this.#keptWaiters = null;
+  }
+
+  keep(error: Error | null = null): void {
+    const waiters = this.#keptWaiters ?? [];
+    this.#keptWaiters = null;
+    for (const done of waiters) done(error);
+  }
 
   meta(): Uint8Array | null {
     return this.#meta;

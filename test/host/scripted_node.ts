@@ -79,6 +79,8 @@ export class ScriptedNode {
   /** While set, writes stay under way until they are lifted, or lost in a crash. */
   diskStalled = false;
   commitsStalled = false;
+  /** While set, nobody knows whether a new environment would be there after a loss of power. */
+  namesStalled = false;
   /** Fails the next commit of an environment. */
   commitError: Error | null = null;
   fatal: Error[] = [];
@@ -166,6 +168,7 @@ export class ScriptedNode {
     this.#sent = [];
     if (commitsSurvive) for (const { apply } of this.#commits) apply();
     this.#commits = [];
+    for (const [name, { isKept }] of this.stored) if (!isKept) this.stored.delete(name);
     this.disk.crash(survival);
   }
 
@@ -176,6 +179,13 @@ export class ScriptedNode {
     await this.start();
   }
 
+  /** Names of new environments are durable now, or that failed. */
+  keepNames(error: Error | null = null): void {
+    this.namesStalled = false;
+    for (const environment of this.stored.values()) environment.keep(error);
+    this.turn();
+  }
+
   #environments(): Environments {
     return {
       cap: 100,
@@ -184,8 +194,10 @@ export class ScriptedNode {
       names: () => [...this.stored.keys()],
       remove: async (name) => void this.stored.delete(name),
       open: (name): Environment => {
+        const isNew = !this.stored.has(name);
         const stored = this.stored.get(name) ?? new MemoryEnvironment();
         this.stored.set(name, stored);
+        if (isNew && this.namesStalled) stored.keepLater();
         const commit = (prepared: PreparedChange, done: (error: Error | null) => void): void => {
           const error = this.commitError;
           this.commitError = null;

@@ -97,7 +97,10 @@ function before(left: Happening, right: Happening): boolean {
 
 // --- environments -------------------------------------------------------------------------------------------------------
 
-/** Environments in memory: commits are atomic and take time; a crash leaves the one under way done or not done. */
+/**
+ * Environments in memory: commits are atomic and take time; a crash leaves the one under way done or not done. One that is
+ * new is kept after a while; before that a crash may leave nothing of it.
+ */
 class SimEnvironments implements Environments {
   readonly cap: number;
   readonly stored = new Map<string, MemoryEnvironment>();
@@ -150,6 +153,20 @@ class SimEnvironments implements Environments {
     for (const apply of this.#underWay) if (this.#prng.chance(0.5)) apply();
     this.#underWay = [];
     this.#open = new Set();
+    for (const [name, environment] of this.stored) {
+      if (environment.isKept) continue;
+      if (this.#prng.chance(0.5)) this.stored.delete(name);
+      // The next start syncs what it finds.
+      else environment.survived();
+    }
+  }
+
+  #make(name: string): MemoryEnvironment {
+    const made = new MemoryEnvironment();
+    made.keepLater();
+    this.stored.set(name, made);
+    this.#schedule(() => made.keep());
+    return made;
   }
 
   open(name: string): Environment {
@@ -158,8 +175,7 @@ class SimEnvironments implements Environments {
     if (this.broken.has(name)) throw new Error(`Environment ${name} cannot be read`);
     if (this.#open.has(name)) throw new Error(`Environment ${name} is open already`);
     this.#open.add(name);
-    const stored = this.stored.get(name) ?? new MemoryEnvironment();
-    this.stored.set(name, stored);
+    const stored = this.stored.get(name) ?? this.#make(name);
     let busy = false;
     const commit = (prepared: PreparedChange, done: (error: Error | null) => void): void => {
       if (busy) throw new Error("A commit is under way");
@@ -175,9 +191,11 @@ class SimEnvironments implements Environments {
           const failure = this.failNext;
           this.failNext = null;
           if (!early && (failure === null || this.#prng.chance(0.5))) apply();
-          busy = false;
-          this.#settle();
-          done(failure);
+          stored.whenKept(() => {
+            busy = false;
+            this.#settle();
+            done(failure);
+          });
         });
       });
     };

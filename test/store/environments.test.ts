@@ -56,6 +56,60 @@ function rawMeta(data: string) {
   return { root, meta };
 }
 
+function kept(environment: LmdbEnvironment): Promise<Error | null> {
+  return new Promise((resolve) => {
+    environment.whenKept(resolve);
+  });
+}
+
+describe("whenKept()", () => {
+  test("calls back when the name is synced: once for all that are made together, and at once for one that was there", async () => {
+    let [begun, ended] = [0, 0];
+    const begin = (): (() => void) => {
+      begun += 1;
+      return () => void (ended += 1);
+    };
+    const data = temporary();
+    const environments = new LmdbEnvironments({ data, begin });
+    const made = Array.from({ length: 20 }, (_, at) => environments.open(`t${at}`));
+    let early = 0;
+    const all = made.map((environment) => {
+      const done = kept(environment).then((error) => {
+        expect(error).toBe(null);
+        expect(ended).toBeGreaterThan(0);
+      });
+      early += ended;
+      return done;
+    });
+    expect(early).toBe(0);
+    await Promise.all(all);
+    expect([begun, ended]).toEqual([1, 1]);
+    // Those that come while a sync is under way need another one.
+    const first = environments.open("u1");
+    await Promise.resolve();
+    const second = [environments.open("u2"), environments.open("u3")];
+    expect(await Promise.all([first, ...second].map(kept))).toEqual([null, null, null]);
+    expect([begun, ended]).toEqual([3, 3]);
+    const again = new LmdbEnvironments({ data, begin }).open("t0");
+    let isKept = false;
+    again.whenKept(() => (isKept = true));
+    expect(isKept).toBe(true);
+    expect(begun).toBe(3);
+  });
+
+  test("tells where it failed, and so does a commit", async () => {
+    const data = temporary();
+    const environments = new LmdbEnvironments({ data });
+    const environment = environments.open("acme");
+    fs.renameSync(join(data, "tenants"), join(data, "elsewhere"));
+    expect((await kept(environment))?.message).toContain("ENOENT");
+    fs.renameSync(join(data, "elsewhere"), join(data, "tenants"));
+    await expect(commit(environment, {})).rejects.toThrow("ENOENT");
+    expect((await kept(environment))?.message).toContain("ENOENT");
+    await environment.close();
+  });
+});
+
 describe("commit()", () => {
   test("changes rows, entries and meta together, visible when it is done", async () => {
     const environments = new LmdbEnvironments({ data: temporary() });
@@ -180,6 +234,9 @@ describe("commit()", () => {
     };
     const environments = new LmdbEnvironments({ data: temporary(), rowsPerTurn: 10, begin });
     const environment = environments.open("acme");
+    // Of its name, which goes on beside the rest.
+    expect(await kept(environment)).toBe(null);
+    [underMost, ended] = [0, 0];
     await commit(environment, { rows: [["a", "1"]] });
     // The file was made for it.
     expect(ended).toBe(2);
