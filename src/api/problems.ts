@@ -59,7 +59,7 @@ export const problems = {
   overloaded: { status: 503, title: "Node has too much to do", retryable: true },
   "no-quorum": { status: 503, title: "Too few replicas answer", retryable: true },
   "not-caught-up": { status: 503, title: "Revision is not here yet", retryable: true },
-  "not-ready": { status: 503, title: "Node is starting", retryable: true },
+  "not-ready": { status: 503, title: "Node is starting or stopping", retryable: true },
   "disk-full": { status: 503, title: "Disk is nearly full", retryable: true },
   restoring: { status: 503, title: "Tenant is being restored", retryable: true },
   "replica-halted": { status: 503, title: "Replica was stopped by a fault", retryable: true },

@@ -102,7 +102,7 @@ const advice: Partial<Record<string, string>> = {
     "Delete what is not needed, or have an operator raise the quota (`conflux tenants update NAME --quota`)",
   "too-many-requests": "Repeat later, with fewer requests at once",
   "no-quorum": "See which nodes answer: `conflux cluster status`",
-  "not-ready": "The node is starting: repeat in a moment",
+  "not-ready": "The node is starting or stopping: repeat in a moment, or ask another one",
   "outcome-unknown": "It may or may not have happened: look at it, then repeat",
   internal: "The node's log has it under the request id",
 };

@@ -26,6 +26,9 @@ const BATCH_BYTES = 256 * 1024;
 export const PACE_STEP_MS = 25;
 /** The slowest pace, in steps: however late others are, a batch begins so often. */
 export const PACE_MAX = 4;
+/** Where nobody needs to wait any more, so much of what is held begins with each pulse: all at once would delay everybody. */
+export const RELEASE_WRITES = 8 * BATCH_WRITES;
+const RELEASE_BYTES = 8 * BATCH_BYTES;
 /** What waits beyond that is refused: writes and bytes of one tenant, and bytes of all. */
 export const HELD_WRITES_MAX = 1_000;
 const HELD_BYTES_MAX = 16 * 1024 * 1024;
@@ -48,9 +51,11 @@ export interface Entrant {
   readonly deadline: number;
   /** Its turn has come; the replica may lead no more. */
   readonly run: () => void;
-  /** Too many wait, or its time is up. */
-  readonly refuse: () => void;
+  /** It does not begin: too many wait or its time is up, or this node stops. */
+  readonly refuse: (reason: Refusal) => void;
 }
+
+export type Refusal = "overloaded" | "stopping";
 
 /** What a tenant that wrote within the last two spans does. */
 interface Load {
@@ -93,6 +98,7 @@ export class Admission {
   #refused = 0;
   #quiet = 0;
   #late = 0;
+  #isStopping = false;
 
   /** Whether a write may begin now. If not, its `run` or its `refuse` is called later, or `refuse` now: too many wait. */
   enter(group: number, write: Entrant, now: number): boolean {
@@ -106,10 +112,10 @@ export class Admission {
         this.#paced.add(load);
       }
     }
-    if (!load.isPaced) return true;
-    if (!this.#hasRoom(load, write.bytes)) {
-      this.#refused += 1;
-      write.refuse();
+    // Those that are held from before begin by and by; others need not line up behind them.
+    if (!load.isPaced || this.#pace < 1) return true;
+    if (this.#isStopping || !this.#hasRoom(load, write.bytes)) {
+      this.#refuse(write);
       return false;
     }
     load.held.push(write);
@@ -118,6 +124,11 @@ export class Admission {
     this.#waiting += 1;
     this.#held += 1;
     return false;
+  }
+
+  #refuse(write: Entrant): void {
+    this.#refused += 1;
+    write.refuse(this.#isStopping ? "stopping" : "overloaded");
   }
 
   #hasRoom(load: Load, bytes: number): boolean {
@@ -166,7 +177,7 @@ export class Admission {
       if (now - this.#lateAt > SPAN_MS) this.#setPace(this.#pace - PACE_RELIEF);
     }
     if (this.#paced.size === 0) return;
-    if (this.#pace < 1) return this.#releaseAll(now);
+    if (this.#pace < 1) return this.#releaseSome(now);
     // Pulses are not exact: one that is nearly due is not worth waiting for.
     if (now < this.#dueAt - PACE_STEP_MS / 2) return;
     if (this.#releaseBatch(now))
@@ -175,13 +186,22 @@ export class Admission {
 
   /** Refuses those whose time is up: those before them may be long under way. Call now and then. */
   expire(now: number): void {
+    this.#refuseHeld(({ deadline }) => deadline <= now);
+  }
+
+  /** This node stops: what is held was not begun, and may be begun elsewhere. Nothing is held from here on. */
+  stop(): void {
+    this.#isStopping = true;
+    this.#refuseHeld(() => true);
+  }
+
+  #refuseHeld(isRefused: (write: Entrant) => boolean): void {
     for (const load of this.#paced) {
-      const late = load.held.filter(({ deadline }) => deadline <= now);
-      if (late.length === 0) continue;
-      load.held = load.held.filter(({ deadline }) => deadline > now);
-      this.#left(load, late);
-      this.#refused += late.length;
-      for (const { refuse } of late) refuse();
+      const refused = load.held.filter(isRefused);
+      if (refused.length === 0) continue;
+      load.held = load.held.filter((write) => !isRefused(write));
+      this.#left(load, refused);
+      for (const write of refused) this.#refuse(write);
     }
   }
 
@@ -225,12 +245,20 @@ export class Admission {
     this.#writes = 0;
   }
 
-  #releaseAll(now: number): void {
+  /** Nobody needs to wait any more. Each gets its part of what may begin now; who has more held waits for the next pulse. */
+  #releaseSome(now: number): void {
+    let writes = RELEASE_WRITES;
+    let bytes = RELEASE_BYTES;
     const loads = [...this.#paced];
-    this.#paced.clear();
-    for (const load of loads) {
-      load.isPaced = false;
-      this.#release(load, Infinity, Infinity, now);
+    for (const [at, load] of loads.entries()) {
+      if (writes <= 0 || bytes <= 0) return;
+      const share = Math.max(1, Math.floor(writes / (loads.length - at)));
+      const begun = this.#release(load, share, bytes, now);
+      writes -= begun.writes;
+      bytes -= begun.bytes;
+      this.#paced.delete(load);
+      load.isPaced = load.held.length > 0;
+      if (load.isPaced) this.#paced.add(load);
     }
   }
 
@@ -273,13 +301,9 @@ export class Admission {
     }
     load.held.splice(0, batch.length);
     this.#left(load, batch);
-    for (const { deadline, run, refuse } of batch) {
-      if (deadline > now) {
-        run();
-        continue;
-      }
-      this.#refused += 1;
-      refuse();
+    for (const write of batch) {
+      if (write.deadline > now) write.run();
+      else this.#refuse(write);
     }
     return begun;
   }

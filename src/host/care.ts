@@ -15,6 +15,8 @@ import { Method, type Rpc } from "./rpc.ts";
 import { groupStatus } from "./status.ts";
 
 const CALL_TIMEOUT_MS = 1_000;
+/** A node that is there and does not know of a change of the directory is asked again for so long. */
+const REACHED_TIMEOUT_MS = 5_000;
 
 export interface CareParts {
   readonly node: string;
@@ -32,12 +34,19 @@ export interface CareHooks {
   present(group: number): Replica | null;
   /** The same, woken if it sleeps; null when there is none, or no room. */
   wake(group: number): Replica | null;
-  /** Calls back when the directory here is at this revision, or after so many milliseconds. */
-  reach(revision: number, timeoutMs: number, done: () => void): void;
+  /** Calls back when the directory here is at this revision, or with false when the time is up. */
+  reach(revision: number, deadline: number, done: (ok: boolean) => void): void;
   /** Nobody is known to lead it. */
   campaign(replica: Replica): void;
   /** Runs something of a replica, whose outcome is then sent out. */
   act(replica: Replica, run: () => void): void;
+}
+
+/** Whether a node knows the directory up to a revision. Until it has begun it may be for a later one. */
+interface ReachedQuestion {
+  revision: number;
+  isBegun: boolean;
+  readonly answer: Promise<boolean>;
 }
 
 interface TransferQuestion {
@@ -48,6 +57,8 @@ interface TransferQuestion {
 export class Care {
   readonly #parts: CareParts;
   readonly #hooks: CareHooks;
+  /** Of each node the last one: it may wait for the one before. */
+  readonly #reaching = new Map<string, ReachedQuestion>();
 
   constructor(parts: CareParts, hooks: CareHooks) {
     this.#parts = parts;
@@ -61,7 +72,7 @@ export class Care {
       respond(this.#awake(group)?.halted === null);
     });
     parts.rpc.answer<number>(Method.reached, (_from, revision, respond) => {
-      hooks.reach(revision, CALL_TIMEOUT_MS, () => respond(true));
+      hooks.reach(revision, parts.clock.monotonicMs() + CALL_TIMEOUT_MS, respond);
     });
     parts.rpc.answer<TransferQuestion>(Method.transfer, (_from, { group, to }, respond) => {
       const replica = this.#awake(group);
@@ -97,15 +108,59 @@ export class Care {
   /**
    * Every node that is there knows the directory up to this revision. One that is behind would take a request to a
    * tenant that is gone, or to its predecessor of the same name, and with it the replicas that do not know yet could
-   * even acknowledge it. One that does not answer is waited for a second: by then it is no longer counted as there.
+   * even acknowledge it. One that falls silent is waited for until it is no longer counted as there.
+   * @throws Problem `outcome-unknown` where one that is there does not come so far in time
    */
   async directoryReached(revision: number): Promise<void> {
-    const { liveness } = this.#parts;
-    const here = new Promise<void>((resolve) => {
-      this.#hooks.reach(revision, CALL_TIMEOUT_MS, resolve);
-    });
+    const { node: self, liveness } = this.#parts;
     const others = [...liveness.peers].filter((node) => liveness.supports(node));
-    await Promise.all([here, ...others.map((node) => this.#ask(node, Method.reached, revision))]);
+    await Promise.all([self, ...others].map((node) => this.#reachedOn(node, revision)));
+  }
+
+  async #reachedOn(node: string, revision: number): Promise<void> {
+    const { node: self, clock, liveness } = this.#parts;
+    const deadline = clock.monotonicMs() + REACHED_TIMEOUT_MS;
+    while (!(await this.#askReached(node, revision))) {
+      if (node !== self && !liveness.supports(node)) return;
+      if (clock.monotonicMs() < deadline) continue;
+      const detail = `The change was made, and node "${node}" does not know of it yet: repeat it with the same Idempotency-Key to learn when all nodes do`;
+      throw new Problem("outcome-unknown", detail);
+    }
+  }
+
+  /**
+   * One question to a node at a time, and one that waits: it is for all who come meanwhile. So however many wait here,
+   * that node holds no more than one of them.
+   */
+  #askReached(node: string, revision: number): Promise<boolean> {
+    const last = this.#reaching.get(node);
+    if (last !== undefined && (!last.isBegun || last.revision >= revision)) {
+      last.revision = Math.max(last.revision, revision);
+      return last.answer;
+    }
+    const ask = async (): Promise<boolean> => {
+      await last?.answer;
+      question.isBegun = true;
+      const answer = await this.#reach(node, question.revision);
+      if (this.#reaching.get(node) === question) this.#reaching.delete(node);
+      return answer;
+    };
+    const question: ReachedQuestion = {
+      revision,
+      isBegun: false,
+      answer: Promise.resolve().then(ask),
+    };
+    this.#reaching.set(node, question);
+    return question.answer;
+  }
+
+  async #reach(node: string, revision: number): Promise<boolean> {
+    if (node !== this.#parts.node)
+      return (await this.#ask<boolean>(node, Method.reached, revision)) === true;
+    const deadline = this.#parts.clock.monotonicMs() + CALL_TIMEOUT_MS;
+    return new Promise((resolve) => {
+      this.#hooks.reach(revision, deadline, resolve);
+    });
   }
 
   async transfer(tenant: string, toNode: string): Promise<void> {

@@ -464,9 +464,7 @@ export class NodeHost implements ConfigService {
         find: (tenant, done) => {
           requests.find(tenant, clock.monotonicMs() + READ_TIMEOUT_MS, done);
         },
-        reach: (minRevision, timeoutMs, done) => {
-          requests.read(SYSTEM_TENANT, { consistency: "stale", minRevision, timeoutMs }, done);
-        },
+        reach: (revision, deadline, done) => requests.reach(revision, deadline, done),
       },
     );
     this.#serveCalls();
@@ -599,6 +597,7 @@ export class NodeHost implements ConfigService {
   async stop(): Promise<void> {
     if (this.#stopping) return;
     this.#stopping = true;
+    this.requests.stop();
     for (const replica of this.#replicas.values()) {
       if (replica.halted !== null || !replica.raft.isLeader) continue;
       const heir = this.#leaderships.heirOf(replica);
@@ -618,6 +617,7 @@ export class NodeHost implements ConfigService {
     this.#pulse.stop();
     // From here on nothing comes in; what is in flight ends.
     await this.#options.transport.close();
+    this.#rpc.close();
     const isStored = (): boolean =>
       ![...this.#replicas.values()].some(
         (replica) => replica.halted === null && replica.busyStoring,
@@ -740,7 +740,8 @@ export class NodeHost implements ConfigService {
   // --- frames ----------------------------------------------------------------------------------------------------------
 
   #onFrame(from: string, boot: number, lane: Lane, bytes: Uint8Array): void {
-    if (this.#stopping && lane !== "control" && lane !== "append") return;
+    // Calls are answered to the end: what is asked of the leader here goes elsewhere then, and is not begun.
+    if (this.#stopping && lane === "snapshot") return;
     try {
       // The buffer is the transport's: what outlives this call is copied where it is decoded.
       for (const { kind, item } of frameItems(bytes)) {

@@ -435,7 +435,10 @@ export interface ConfigService {
    * Those of `keep` come first.
    */
   place(tenant: string, replicas: number | undefined, keep?: readonly string[]): readonly string[];
-  /** Resolves when every node that is there knows the directory up to this revision, after a second at the latest. */
+  /**
+   * Resolves when every node that is there knows the directory up to this revision.
+   * @throws Problem `outcome-unknown` where one does not come so far within seconds
+   */
   directoryReached(revision: number): Promise<void>;
   /** Asks the leadership of the tenant's group to move to this node's replica. */
   transfer(tenant: string, toNode: string): Promise<void>;

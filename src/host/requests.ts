@@ -10,7 +10,7 @@
 import { NotHere, outcomeUnknown, Problem } from "../api/problems.ts";
 import type { Command, Outcome } from "../machine/command.ts";
 import { isLeaving, wasSettled, type TenantMeta, type TenantRow } from "../machine/rows.ts";
-import { Admission } from "./admission.ts";
+import { Admission, type Refusal } from "./admission.ts";
 import { SYSTEM_GROUP, SYSTEM_TENANT, type Directory } from "./directory.ts";
 import type { Liveness } from "./liveness.ts";
 import type { AdmissionStatus, Clock, DiskSpace, ReadOptions, TenantView } from "./ports.ts";
@@ -26,6 +26,8 @@ const RETRY_MS = 50;
 const ATTEMPTS_MAX = 50_000;
 /** Reads that wait for a revision, per group. */
 const REVISION_WAITERS_MAX = 1_000;
+/** And those of the directory's group with what nodes ask of each other, one at a time each. */
+const DIRECTORY_WAITERS_MAX = 10_000;
 /** A read waits at most so long for a schedule whose time has come. */
 const SCHEDULE_READ_MS = 500;
 
@@ -103,6 +105,7 @@ interface ForwardedProposal {
 interface Attempt {
   readonly group: number;
   readonly run: () => void;
+  readonly refuse: (problem: Problem) => void;
   readonly due: number;
 }
 
@@ -121,6 +124,7 @@ export class Requests {
   readonly #admission = new Admission();
   #attempts: Attempt[] = [];
   readonly #revisionWaiters = new Map<number, RevisionWaiter[]>();
+  #isStopping = false;
 
   constructor(parts: RequestsParts, hooks: RequestsHooks) {
     this.#parts = parts;
@@ -236,7 +240,10 @@ export class Requests {
           bytes: proposal.data.length,
           deadline,
           run: () => this.#attemptPropose(proposal, true),
-          refuse: () => this.#proposed(proposal, { kind: "overloaded" }),
+          refuse: (reason: Refusal) => {
+            if (reason === "stopping") failProposal(proposal, this.#stoppingProblem());
+            else this.#proposed(proposal, { kind: reason });
+          },
         };
         if (!isAdmitted && !this.#admission.enter(found.group, entrant, now))
           return this.#hooks.retries();
@@ -323,7 +330,7 @@ export class Requests {
       found.group,
       deadline,
       () => this.#proposeAgain(proposal),
-      () => failProposal(proposal, new Problem("overloaded", "Too many changes wait on this node")),
+      (problem) => failProposal(proposal, problem),
     );
   }
 
@@ -334,6 +341,10 @@ export class Requests {
     respond: (answer: ProposeAnswer) => void,
     isAdmitted = false,
   ): void {
+    if (this.#isStopping) {
+      const leader = this.#hooks.present(group)?.leaderNode ?? null;
+      return respond({ kind: "not-leader", leader });
+    }
     const replica = this.#hooks.wake(group);
     if (replica === null) return respond({ kind: "not-leader" });
     const now = this.#clock.monotonicMs();
@@ -353,7 +364,9 @@ export class Requests {
       bytes: data.length,
       deadline,
       run: () => this.#serveProposal(from, { group, deadline, data }, respond, true),
-      refuse: () => respond({ kind: "overloaded" }),
+      // Whoever comes to lead instead takes it.
+      refuse: (reason: Refusal) =>
+        respond({ kind: reason === "stopping" ? "not-leader" : "overloaded" }),
     };
     if (!isAdmitted && !this.#admission.enter(group, entrant, now)) return this.#hooks.retries();
     this.proposeHere(replica, data, deadline, respond);
@@ -442,9 +455,7 @@ export class Requests {
     if (replica === null) {
       if (this.#hooks.isUnreadable(found.group)) return done(halted(found.tenant));
       if (this.#hasLeft(found)) return done(new NotHere(found.tenant));
-      const refuse = (): void =>
-        done(new Problem("overloaded", "Too many reads wait on this node"));
-      return this.retry(found.group, deadline, again, refuse);
+      return this.retry(found.group, deadline, again, done);
     }
     replica.usedAt = now;
     if (replica.halted !== null) return done(halted(found.tenant));
@@ -533,12 +544,34 @@ export class Requests {
     return this.#admission.status;
   }
 
-  /** Runs again when the group has a leader, or after a while. */
-  retry(group: number, deadline: number, run: () => void, refuse: () => void): void {
-    if (this.#attempts.length >= ATTEMPTS_MAX) return refuse();
+  /** Runs again when the group has a leader, or after a while. `refuse`: it does not. */
+  retry(
+    group: number,
+    deadline: number,
+    run: () => void,
+    refuse: (problem: Problem) => void,
+  ): void {
+    if (this.#isStopping) return refuse(this.#stoppingProblem());
+    if (this.#attempts.length >= ATTEMPTS_MAX)
+      return refuse(new Problem("overloaded", "Too many requests wait for a leader on this node"));
     const due = Math.min(deadline, this.#clock.monotonicMs() + RETRY_MS);
-    this.#attempts.push({ group, run, due });
+    this.#attempts.push({ group, run, refuse, due });
     this.#hooks.retries();
+  }
+
+  /** This node ends. What waits to begin, here or elsewhere, is answered as not done, and so is what comes. */
+  stop(): void {
+    this.#isStopping = true;
+    this.#admission.stop();
+    const attempts = this.#attempts;
+    this.#attempts = [];
+    for (const { refuse } of attempts) refuse(this.#stoppingProblem());
+    for (const group of this.#revisionWaiters.keys()) this.gone(group);
+  }
+
+  #stoppingProblem(): Problem {
+    const detail = `Node "${this.#parts.node}" stops, and has not begun this: ask another node`;
+    return new Problem("not-ready", detail);
   }
 
   /** Some attempt waits for its time, or a write for its batch. */
@@ -567,12 +600,28 @@ export class Requests {
   }
 
   /** False: too many wait. */
-  #await(group: number, waiter: RevisionWaiter): boolean {
+  #await(group: number, waiter: RevisionWaiter, waitersMax = REVISION_WAITERS_MAX): boolean {
     const waiters = this.#revisionWaiters.get(group) ?? [];
-    if (waiters.length >= REVISION_WAITERS_MAX) return false;
+    if (waiters.length >= waitersMax || this.#isStopping) return false;
     waiters.push(waiter);
     this.#revisionWaiters.set(group, waiters);
     return true;
+  }
+
+  /**
+   * Whether the directory here comes to this revision in time. Reads that wait do not keep it from being waited for: each
+   * node asks one such question at a time (care.ts).
+   */
+  reach(revision: number, deadline: number, done: (ok: boolean) => void): void {
+    if (this.#clock.monotonicMs() >= deadline) return done(false);
+    const replica = this.#replicaNow(SYSTEM_TENANT);
+    if (replica === null) {
+      const again = (): void => this.reach(revision, deadline, done);
+      return this.retry(SYSTEM_GROUP, deadline, again, () => done(false));
+    }
+    if (replica.view.revision >= revision) return done(true);
+    if (!this.#await(SYSTEM_GROUP, { revision, deadline, done }, DIRECTORY_WAITERS_MAX))
+      done(false);
   }
 
   /** Whether anybody waits for a revision of it. */

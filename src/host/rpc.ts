@@ -180,6 +180,11 @@ export class Rpc {
     }
   }
 
+  /** Nothing comes any more. */
+  close(): void {
+    for (const id of this.#calls.keys()) this.#end(id, { kind: "unknown" });
+  }
+
   #end(id: number, result: CallResult): void {
     const call = this.#calls.get(id);
     if (call === undefined) return;

@@ -8,7 +8,10 @@ import {
   HELD_WRITES_MAX,
   PACE_MAX,
   PACE_STEP_MS,
+  RELEASE_WRITES,
 } from "../../src/host/admission.ts";
+import type { Problem } from "../../src/api/problems.ts";
+import type { SimNode } from "../sim/world.ts";
 import { latest, publish, ready, versions } from "./cluster.ts";
 
 const [busy, quiet, third] = [10, 11, 12] as const;
@@ -228,6 +231,34 @@ describe("admission", () => {
     );
   });
 
+  test("lets go of all that is held by and by, and of what comes meanwhile at once", () => {
+    const writers = new Writers();
+    writers.run(1_000, [[busy, 64]]);
+    writers.tookMs = 40;
+    writers.run(2_000, [[busy, 64]]);
+    for (let i = 0; i < HELD_WRITES_MAX; i++) {
+      writers.write(busy, { waitMs: 60_000 });
+      writers.write(third, { waitMs: 60_000 });
+    }
+    // What is under way does not end, so that the pace falls while much is held.
+    writers.tookMs = 60_000;
+    let most = 0;
+    let waiting = writers.admission.status.waiting;
+    expect(waiting).toBeGreaterThan(4 * RELEASE_WRITES);
+    while (writers.admission.status.paceMs > 0) writers.step(new Map());
+    while (writers.admission.status.waiting > 0) {
+      waiting = writers.admission.status.waiting;
+      const before = writers.begun.get(third) ?? 0;
+      writers.write(third);
+      expect(writers.begun.get(third)).toBe(before + 1);
+      writers.step(new Map());
+      most = Math.max(most, waiting - writers.admission.status.waiting);
+      expect(writers.admission.status.waiting).toBeLessThan(waiting);
+    }
+    expect(most).toBe(RELEASE_WRITES);
+    expect(writers.refused).toBe(writers.admission.status.refused);
+  });
+
   test("tells who waits behind what does not end when the time is up", () => {
     const writers = new Writers();
     writers.run(1_000, [[busy, 64]]);
@@ -285,4 +316,52 @@ test("on a leader with slow disks a quiet tenant passes what waits of a busy one
   expect(status()).toMatchObject({ waiting: 0, refused: 0 });
   expect(await cluster.read(cluster.node(1), "busy", versions)).toBe(1_200);
   expect(await cluster.read(cluster.node(1), "quiet", latest)).toBe("beside 19");
+});
+
+test("writes that are held when their node stops are answered at once as not begun, and none of them is made", async () => {
+  const cluster = await ready();
+  await cluster.create("busy");
+  await cluster.create("quiet");
+  await cluster.pass(3_000);
+  const [node, other] = [cluster.node(0), cluster.node(1)];
+  expect(cluster.leader("busy")).toBe(node);
+  const { world } = cluster;
+  const made = { here: 0, there: 0 };
+  let isStopping = false;
+  const problems: Problem[] = [];
+  let [open, asked] = [0, 0];
+  const again = (at: SimNode, where: "here" | "there"): void => {
+    if (isStopping) return;
+    open += 1;
+    asked += 1;
+    at.host?.requests.propose("busy", publish(`${asked}`), 5_000, (problem) => {
+      open -= 1;
+      if (problem === null) made[where] += 1;
+      else if (where === "here") problems.push(problem);
+      again(at, where);
+    });
+  };
+  const waiting = (): number => node.host?.cluster().admission.waiting ?? 0;
+  world.weather = { ...world.weather, disk: [20, 20] };
+  for (let i = 0; i < 32; i++) again(node, "here");
+  for (let i = 0; i < 32; i++) again(other, "there");
+  for (let i = 0; i < 100 && waiting() < 20; i++)
+    await cluster.change(node, "quiet", publish(`beside ${i}`));
+  expect(waiting()).toBeGreaterThanOrEqual(20);
+  isStopping = true;
+  let isStopped = false;
+  void node.host?.stop().then(() => (isStopped = true));
+  expect(waiting()).toBe(0);
+  expect(problems.length).toBeGreaterThan(5);
+  for (const { code, message } of problems) {
+    expect(code).toBe("not-ready");
+    expect(message).toContain("stops");
+  }
+  // What came from elsewhere goes on with the next leader.
+  await cluster.until("all are answered", () => open === 0, 5_000);
+  await cluster.until("it has stopped", () => isStopped, 60_000);
+  const unknown = problems.filter(({ code }) => code === "outcome-unknown").length;
+  const there = await cluster.read(other, "busy", versions);
+  expect(there).toBeGreaterThanOrEqual(made.here + made.there);
+  expect(there).toBeLessThanOrEqual(made.here + made.there + unknown);
 });

@@ -1,5 +1,6 @@
 /** What three real nodes owe each other and their callers, in the simulated world with fair weather and chosen faults. */
 import { describe, expect, test } from "vitest";
+import type { Problem } from "../../src/api/problems.ts";
 import { frameItems, ItemKind, parseRaftItem } from "../../src/host/codec.ts";
 import type { TenantView } from "../../src/host/ports.ts";
 import type { Command, Outcome } from "../../src/machine/command.ts";
@@ -268,6 +269,51 @@ describe("many groups", () => {
     const leader = cluster.leader("_system");
     cluster.world.crash(cluster.world.alive.find((node) => node !== leader) as SimNode);
     expect(await purge("last")).toEqual([false, false]);
+  });
+
+  test("that are gone are known to be so before any of a thousand and more who delete them is told, by few questions", async () => {
+    const cluster = await ready();
+    await cluster.create("gone");
+    const asked = cluster.leader("_system") as SimNode;
+    const slow = cluster.world.nodes.find((node) => node !== asked) as SimNode;
+    const purge = { op: "directory.delete", tenant: "gone", purge: true } as const;
+    // It is there, and applies nothing.
+    cluster.world.stallDisk(slow, 3_000);
+    const { revision } = await cluster.change(asked, "_system", command(purge));
+    let calls = 0;
+    cluster.world.onSent = (lane) => void (calls += Number(lane === "rpc"));
+    const counts = { told: 0, early: 0, failed: 0 };
+    for (let at = 0; at < 1_500; at++)
+      void asked.host?.directoryReached(revision - (at % 3)).then(
+        () => {
+          counts.told += 1;
+          if (at % 3 === 0 && slow.host?.directory.tenant("gone") !== undefined) counts.early += 1;
+        },
+        () => (counts.failed += 1),
+      );
+    await cluster.pass(2_000);
+    expect(slow.host?.directory.tenant("gone")).toBeDefined();
+    expect(counts).toMatchObject({ early: 0, failed: 0 });
+    await cluster.until("all are told", () => counts.told === 1_500, 3_000);
+    expect(slow.host?.directory.tenant("gone")).toBeUndefined();
+    // A question each second to each node, and its answer.
+    expect(calls).toBeLessThan(30);
+  });
+
+  test("that are gone are not said to be so while a node that is there does not know it", async () => {
+    const cluster = await ready();
+    await cluster.create("gone");
+    const asked = cluster.leader("_system") as SimNode;
+    const slow = cluster.world.nodes.find((node) => node !== asked) as SimNode;
+    const purge = { op: "directory.delete", tenant: "gone", purge: true } as const;
+    cluster.world.stallDisk(slow, 30_000);
+    const { revision } = await cluster.change(asked, "_system", command(purge));
+    const problems: Problem[] = [];
+    void asked.host?.directoryReached(revision).catch((error: Problem) => problems.push(error));
+    await cluster.until("it is told so", () => problems.length > 0, 7_000);
+    expect(asked.host?.liveness.supports(slow.name)).toBe(true);
+    expect(problems[0]).toMatchObject({ code: "outcome-unknown" });
+    expect(problems[0]?.message).toContain(`node "${slow.name}" does not know`);
   });
 
   test("are elected soon although two ask for votes at once and the third is gone", async () => {

@@ -1590,8 +1590,57 @@ const ofHost: readonly Mutation[] = [
     breaks:
       "Who deleted a tenant is answered while other nodes still take requests to it, and may acknowledge what then goes with it",
     file: "src/host/care.ts",
-    find: `await Promise.all([here, ...others.map((node) => this.#ask(node, Method.reached, revision))]);`,
-    replace: `await here;`,
+    find: `[self, ...others].map(`,
+    replace: `[self].map(`,
+    killers: [host],
+  },
+  {
+    id: "deletion-told-to-few",
+    rule: "T8",
+    breaks:
+      "Where many are deleted at a time, some are answered while other nodes still take requests to them",
+    file: "src/host/care.ts",
+    find: `(!last.isBegun || last.revision >= revision)`,
+    replace: `true`,
+    killers: [host],
+  },
+  {
+    id: "promises-of-who-may-be-forgotten",
+    rule: "J2",
+    breaks:
+      "A new replica votes before the name of its environment is durable: without it, and with damage of the journal, nobody knew that it had",
+    file: "src/host/turns.ts",
+    find: `      replica.environment.whenKept((error) => {
+        if (error !== null) return this.#hooks.failed(replica, error);
+        this.act(replica, () => {
+          replica.persisted(append, first + offset);
+          replica.resumeLane();
+        });
+      });`,
+    replace: `      this.act(replica, () => {
+        replica.persisted(append, first + offset);
+        replica.resumeLane();
+      });`,
+    killers: [host],
+  },
+  {
+    id: "held-for-ever",
+    rule: "T9",
+    breaks:
+      "Writes that a node holds back when it stops are never answered, though nothing was proposed",
+    file: "src/host/requests.ts",
+    find: `    this.#admission.stop();`,
+    replace: ``,
+    killers: [host],
+  },
+  {
+    id: "let-go-at-once",
+    rule: "T9",
+    breaks: "Where writes need not wait any more, all that were held begin in one turn",
+    file: "src/host/admission.ts",
+    find: `      if (writes <= 0 || bytes <= 0) return;
+      const share = Math.max(1, Math.floor(writes / (loads.length - at)));`,
+    replace: `      const share = Infinity;`,
     killers: [host],
   },
   {
