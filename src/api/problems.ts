@@ -111,8 +111,8 @@ export function outcomeUnknown(): Problem {
  * done; `locate` tells where to ask now.
  */
 export class NotHere extends Problem {
-  constructor(tenant: string) {
-    super("not-ready", `Tenant "${tenant}" has just left this node: repeat the request`);
+  constructor(tenant: string, node = "this node") {
+    super("not-ready", `Tenant "${tenant}" has just left ${node}: repeat the request`);
   }
 }
 

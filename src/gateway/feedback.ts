@@ -21,7 +21,7 @@ interface Entry {
 }
 
 export class Feedback {
-  /** By tenant; in it by config and instance, what was told longest ago first. */
+  /** By tenant and epoch; in it by config and instance, what was told longest ago first. */
   readonly #tenants = new Map<string, Map<string, Entry>>();
   #count = 0;
 

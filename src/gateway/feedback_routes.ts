@@ -2,6 +2,7 @@
 import { Type } from "@sinclair/typebox";
 import { Problem } from "../api/problems.ts";
 import { FeedbackAnswer, FeedbackPost, type FeedbackItem } from "../api/schemas.ts";
+import type { ConfigService, TenantView } from "../host/ports.ts";
 import { checkConfigName, systemTenant } from "../model/names.ts";
 import { json, type Call } from "./http.ts";
 import { route, type Context, type Route } from "./route.ts";
@@ -22,8 +23,8 @@ export const feedbackRoutes: readonly Route[] = [
     responses: {
       204: { description: "Noted, in the memory of one node, for a quarter of an hour" },
     },
-    handle: (call, { body }, { feedback }) => {
-      const { tenant, namespace } = call.params as { tenant: string; namespace: string };
+    handle: async (call, { body }, { feedback, service }) => {
+      const { namespace } = call.params as { namespace: string };
       for (const [i, { name }] of body.values.entries()) {
         const wrong = checkConfigName(name);
         if (wrong !== null)
@@ -31,6 +32,7 @@ export const feedbackRoutes: readonly Route[] = [
             errors: [{ pointer: `/values/${i}/name`, detail: wrong }],
           });
       }
+      const tenant = await historyOf(call, service);
       const at = Date.now();
       if (!call.dryRun)
         for (const { name, version, state, reason = "" } of body.values)
@@ -61,13 +63,20 @@ export const feedbackRoutes: readonly Route[] = [
     },
     handle: async (call, { query }, context) => {
       const { tenant, namespace, name } = call.params as Record<string, string>;
-      const here = context.feedback.of(tenant as string, `${namespace}/${name}`, Date.now());
+      const told = await historyOf(call, context.service);
+      const here = context.feedback.of(told, `${namespace}/${name}`, Date.now());
       if (query.local === true) return json({ ...summaryOf(here), items: here, missing: [] });
       const { items, missing } = await fromOthers(call, context, tenant as string);
       return json({ ...summaryOf([...here, ...items]), missing });
     },
   }),
 ];
+
+/** The tenant as it is now: one that was made again, or restored, has other versions, and may be somebody else's. */
+function historyOf({ params: { tenant } }: Call, service: ConfigService): Promise<string> {
+  const named = (view: TenantView): string => `${view.tenant} ${view.epoch}`;
+  return service.read(tenant as string, { consistency: "stale" }, named);
+}
 
 /** What the tenant's other nodes were told. */
 async function fromOthers(

@@ -102,6 +102,9 @@ export interface Gateway {
   status(): { readonly requests: number; readonly watchers: number };
 }
 
+/** How long a tenant is looked for that nobody has who should have it, and how often. */
+const movedWaitMs = 1_000;
+const movedRetryMs = 25;
 /** Answered whatever the node lacks. */
 const alwaysAnswered: ReadonlySet<string> = new Set(["livez", "openapi", "getProblem"]);
 const requestsMaxDefault = 4_096;
@@ -538,21 +541,38 @@ class Door {
       route.read === undefined
         ? this.#change(route, call, tenant, credential)
         : this.#read(route, call, tenant, credential);
-    const there = (): Promise<Answer> =>
-      this.#elsewhere(tenant, credential).then((nodes) =>
-        nodes === null ? here() : this.#forward(route, call, nodes),
-      );
-    if (this.#service.locateNow(tenant)?.local !== true) return there();
+    if (this.#service.locateNow(tenant)?.local !== true)
+      return this.#wherever(route, call, tenant, credential, here);
     const answer = here();
     if (!(answer instanceof Promise)) return answer;
     return answer.catch((error: unknown) => {
-      if (!(error instanceof NotHere)) throw error;
-      // Once something was proposed, to ask elsewhere might do it twice.
-      if (call.proposed) throw outcomeUnknown();
-      // Who is not let in there must not learn how far the tenant was here.
-      call.revision = null;
-      return there();
+      guardNotHere(error, call);
+      return this.#wherever(route, call, tenant, credential, here);
     });
+  }
+
+  /**
+   * While a tenant moves, no node may know better than another: who is asked for it may not have it any more, or not have
+   * heard yet that it has.
+   */
+  async #wherever(
+    route: Route,
+    call: Call,
+    tenant: string,
+    credential: Credential,
+    here: () => Answer | Promise<Answer>,
+  ): Promise<Answer> {
+    const until = performance.now() + movedWaitMs;
+    for (;;) {
+      const nodes = await this.#elsewhere(tenant, credential);
+      try {
+        return await (nodes === null ? here() : this.#forward(route, call, nodes));
+      } catch (error) {
+        guardNotHere(error, call);
+        if (performance.now() >= until) throw error;
+      }
+      await new Promise((resolve) => setTimeout(resolve, movedRetryMs));
+    }
   }
 
   async #root(hash: string): Promise<Call["principal"]> {
@@ -586,7 +606,7 @@ class Door {
     const body =
       route.method === "GET"
         ? null
-        : (call.bytes ?? (await bodyBytes(call.request, route.bodyBytesMax)));
+        : (call.bytes ??= await bodyBytes(call.request, route.bodyBytesMax));
     return this.#context.peers.forward(call, nodes, body, { safe: !route.change });
   }
 
@@ -804,6 +824,15 @@ function internal(): Problem {
 function succeeded(answer: Answer | Failed): Answer {
   if (answer instanceof Failed) throw answer.error;
   return answer;
+}
+
+/** Goes on only if it can be asked for elsewhere. @throws what it is given, or `outcome-unknown` */
+function guardNotHere(error: unknown, call: Call): void {
+  if (!(error instanceof NotHere)) throw error;
+  // Once something was proposed, to ask again might do it twice.
+  if (call.proposed) throw outcomeUnknown();
+  // Who is not let in there must not learn how far the tenant was here.
+  call.revision = null;
 }
 
 /** Something thrown inside a read, carried out of it. */

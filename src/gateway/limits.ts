@@ -189,8 +189,9 @@ export class Bandwidth {
 }
 
 class TenantLimits {
-  /** Of the state that the quotas are from; -1: none yet. */
+  /** Of the state that the quotas are from; -1: none yet. A tenant that is made again counts its revisions anew. */
   revision = -1;
+  epoch = -1;
   quotas: Required<Quotas> = defaultQuotas;
   /** Null: without a limit that anybody set. */
   requests: Bucket | null = null;
@@ -214,8 +215,9 @@ class TenantLimits {
 
   /** Settings change live: a bucket keeps what it holds, and fills at the new rate. */
   follow(view: TenantView, nowMs: number): void {
-    if (view.revision === this.revision) return;
+    if (view.revision === this.revision && view.epoch === this.epoch) return;
     this.revision = view.revision;
+    this.epoch = view.epoch;
     this.quotas = getQuotas(view);
     this.requests = adjusted(this.requests, "requests", this.quotas.requestsPerSecond, nowMs);
     this.writes = adjusted(this.writes, "writes", this.quotas.writesPerSecond, nowMs);

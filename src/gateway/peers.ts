@@ -5,7 +5,7 @@
  * A message is a length, a header of JSON, and the bytes of a body. It travels between nodes of one cluster only, which
  * the transport has authenticated; a forwarded request still carries the caller's own key and is checked again there.
  */
-import { Problem, problems, type ProblemCode } from "../api/problems.ts";
+import { NotHere, Problem, problems, type ProblemCode } from "../api/problems.ts";
 import type { ConfigService, TenantView } from "../host/ports.ts";
 import type { Command, Outcome } from "../machine/command.ts";
 import { dryRun } from "../machine/machine.ts";
@@ -178,7 +178,7 @@ export class Peers {
       if (answer.header.kind !== "http") throw new Problem("internal", "Wrong kind of answer");
       const { status, headers: received } = answer.header;
       if (received[notHereHeader] !== undefined)
-        throw new Problem("not-ready", `Node ${node} has no replica of this tenant yet`);
+        throw new NotHere(call.params["tenant"] as string, node);
       return {
         status,
         headers: { ...received },

@@ -604,8 +604,9 @@ export class Watches {
         relay.watchers.add(watcher);
         break;
       }
-      const next = await this.#relayPoll(call, nodes, cursor, 0);
-      if (next.frames === null) {
+      // It was counted in, and has been told something: it comes back with its cursor.
+      const next = await this.#relayPoll(call, nodes, cursor, 0).catch(() => null);
+      if (next === null || next.frames === null) {
         watcher.end("moved");
         break;
       }

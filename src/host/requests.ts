@@ -485,7 +485,7 @@ export class Requests {
   }
 
   /** The tenant is served by others now, or was purged. */
-  #hasLeft({ group }: Found): boolean {
+  #hasLeft({ group }: { readonly group: number }): boolean {
     if (group === SYSTEM_GROUP) return false;
     const row = this.#directory.byGroup(group);
     return row === undefined || !this.#foundIn(row).local;
@@ -532,7 +532,11 @@ export class Requests {
       deadline,
       done: (ok) => {
         if (ok && this.#hooks.present(replica.group) === replica) return done(null, replica.view);
-        done(new Problem("not-caught-up", behind));
+        done(
+          this.#hasLeft(replica)
+            ? new NotHere(replica.tenant)
+            : new Problem("not-caught-up", behind),
+        );
       },
     });
     if (!waits) done(new Problem("not-caught-up", behind));

@@ -324,6 +324,26 @@ describe("restore", () => {
     }
   });
 
+  test("is bound by its own quotas, and knows nothing of who told what of versions before", async () => {
+    const h = await world();
+    await fill(h, 1, 10);
+    const { token } = await h.key("acme", "read");
+    const copy = parse((await h.call("GET", "/v1/tenants/acme/backup")).text);
+    const N = "/v1/tenants/acme/namespaces/app";
+    const ask = () => h.call("GET", `${N}/values/c0`, { token });
+    await restore(h, "acme", copy, { replace: true });
+    const first = await ask();
+    expect(first.status).toBe(200);
+    const values = [{ name: "c0", version: 1, state: "applied" }];
+    await h.call("POST", `${N}/feedback`, { body: { instance: "pod-1", values } });
+    expect((await h.call("GET", `${N}/configs/c0/feedback`)).body.instances).toBe(1);
+    await restore(h, "acme", copy, { replace: true, quotas: { requestsPerSecond: 0 } });
+    const second = await ask();
+    const revisions = [first, second].map(({ headers }) => headers.get("conflux-revision"));
+    expect([second.status, revisions[1]]).toEqual([429, revisions[0]]);
+    expect((await h.call("GET", `${N}/configs/c0/feedback`)).body.instances).toBe(0);
+  });
+
   test("lets in nothing that is no row, and tells which one", async () => {
     const h = await world();
     const body = { source: { tenant: "x", epoch: 1, revision: 1 }, meta: {} };

@@ -221,6 +221,27 @@ describe("forwarding", () => {
     expect(h.cluster.service("n5").exchanges).toHaveLength(0);
   });
 
+  test("who is asked too early for a tenant that moves is asked again", async () => {
+    const h = await setup();
+    const { token } = await h.key("acme", "write");
+    const asking = h.cluster.service("n4");
+    const locate = asking.locate.bind(asking);
+    let early = 0;
+    for (const [method, path, body, status] of [
+      ["GET", `${N}/values`, undefined, 200],
+      ["PUT", `${N}/configs/a`, { content: 1 }, 201],
+      ["GET", `${T}/watch?wait=0s`, undefined, 200],
+    ] as const) {
+      // What the node that asks knows is old, as is what the one that it asks knows; soon both hear of the move.
+      early = 2;
+      asking.locate = (tenant) =>
+        early-- > 0 ? Promise.resolve({ local: false, nodes: ["n5"] }) : locate(tenant);
+      const answer = await h.call(method, path, { ...at("n4"), token, ...(body && { body }) });
+      expect([path, answer.status, early]).toEqual([path, status, -1]);
+    }
+    expect((await h.call("GET", `${N}/values/a`, { ...at("n4"), token })).text).toBe("1");
+  });
+
   test("the directory is read and changed through a node that has it", async () => {
     const h = await setup();
     const created = await h.call("POST", "/v1/tenants", { ...at("n5"), body: { id: "far" } });

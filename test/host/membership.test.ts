@@ -490,11 +490,16 @@ describe("a tenant", () => {
     expect(await cluster.read(cluster.node(4), "acme", latest)).toBe("still");
   });
 
-  test("tells its watchers where it leaves that they have to go on elsewhere", async () => {
+  test("tells who watches or waits where it leaves that they have to go on elsewhere", async () => {
     const cluster = await ready({ nodes: 4 });
     await cluster.create("acme");
     const told: HistoryRow[] = [];
     const ended: string[] = [];
+    const waits: unknown[] = [];
+    cluster
+      .node(0)
+      .host?.read("acme", { consistency: "stale", minRevision: 100, timeoutMs: 60_000 }, () => {})
+      .catch((error: unknown) => waits.push(error));
     cluster.node(0).host?.watchWith(
       "acme",
       () => {},
@@ -504,6 +509,8 @@ describe("a tenant", () => {
     await move(cluster, "acme", ["n2", "n3", "n4"]);
     await settled(cluster, "acme", ["n2", "n3", "n4"]);
     expect(ended).toEqual(["moved"]);
+    await cluster.until("it is told", () => waits.length === 1);
+    expect(waits[0]).toBeInstanceOf(NotHere);
     expect(cluster.node(0).host?.locateNow("acme")).toEqual({ local: false });
   });
 });
