@@ -17,6 +17,7 @@ import { restoredMeta } from "../machine/directory.ts";
 import type { TenantRow } from "../machine/rows.ts";
 import { invalid, noneMatch, time, type Answer, type Call } from "./http.ts";
 import type { Peers } from "./peers.ts";
+import { wrappedBy, type Secrets } from "./secrets.ts";
 
 /** Being read on this node at once; each holds a view of its tenant. */
 const readersMax = 8;
@@ -51,9 +52,14 @@ class Reader {
   isClosed = false;
   #idle: ReturnType<typeof setTimeout> | undefined;
 
-  constructor(snapshot: TenantSnapshot, row: TenantRow, software: string, closed: () => void) {
+  constructor(
+    snapshot: TenantSnapshot,
+    of: { readonly row: TenantRow; readonly wrapped: string; readonly software: string },
+    closed: () => void,
+  ) {
     const { epoch, revision, meta } = snapshot;
-    this.etag = `"${epoch}-${revision}-${row.revision}"`;
+    const { row, wrapped, software } = of;
+    this.etag = `"${epoch}-${revision}-${row.revision}${wrapped === "" ? "" : `-${wrapped}`}"`;
     this.#snapshot = snapshot;
     this.#rows = snapshot.rows()[Symbol.iterator]();
     this.#closed = closed;
@@ -160,14 +166,16 @@ interface Session {
 export class Backups {
   readonly #service: ConfigService;
   readonly #peers: Peers;
+  readonly #secrets: Secrets;
   readonly #software: string;
   readonly #readers = new Set<Reader>();
   #opening = 0;
   readonly #sessions = new Map<string, Session>();
 
-  constructor(service: ConfigService, peers: Peers, software: string) {
+  constructor(service: ConfigService, peers: Peers, secrets: Secrets, software: string) {
     this.#service = service;
     this.#peers = peers;
+    this.#secrets = secrets;
     this.#software = software;
   }
 
@@ -195,9 +203,14 @@ export class Backups {
     const tenant = call.params["tenant"] as string;
     const row = await this.#peers.systemRow<TenantRow>(tenantKey(tenant), "stale");
     if (row === undefined) throw new Problem("not-found", `There is no tenant ${tenant}`);
+    // Before the snapshot: one that is newer than its tag is taken once more, and never too seldom.
+    const wrapped = await this.#service.read(tenant, { consistency: "linearizable" }, (view) =>
+      wrappedBy(view, this.#secrets),
+    );
     const snapshot = await this.#service.snapshot(tenant);
     call.revision = snapshot.revision;
-    const reader = new Reader(snapshot, row, this.#software, () => this.#readers.delete(reader));
+    const of = { row, wrapped, software: this.#software };
+    const reader = new Reader(snapshot, of, () => this.#readers.delete(reader));
     this.#readers.add(reader);
     return reader;
   }

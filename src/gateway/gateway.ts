@@ -195,7 +195,7 @@ class Door {
       }),
       sets: new NamespaceSets(),
       feedback: new Feedback(),
-      backups: new Backups(service, peers, settings.version),
+      backups: new Backups(service, peers, secrets, settings.version),
       version: settings.version,
       routes,
       metrics: () => this.#metrics.text(this.#context, this.#requests, this.#limits.watches),

@@ -1,23 +1,11 @@
 /** The route that wraps the data keys of secret configs anew. */
 import { SecretsRotate, SecretsRotated } from "../api/schemas.ts";
-import type { TenantView } from "../host/ports.ts";
-import { under } from "../machine/keys.ts";
-import { getText } from "../machine/queries.ts";
-import type { ConfigRow, VersionRow } from "../machine/rows.ts";
 import { change, changedAnswer } from "./changes.ts";
 import { json } from "./http.ts";
 import { route, type Route } from "./route.ts";
-import type { Secrets } from "./secrets.ts";
+import { rewraps, type Rewrap } from "./secrets.ts";
 
 const rewrapsAtOnce = 200;
-
-interface Rewrap {
-  readonly namespace: string;
-  readonly name: string;
-  readonly version: number;
-  readonly hash: string;
-  readonly text: string;
-}
 
 export const secretRoutes: readonly Route[] = [
   route({
@@ -66,17 +54,3 @@ export const secretRoutes: readonly Route[] = [
     },
   }),
 ];
-
-/** Deleted configs too: they can be undeleted. */
-function* rewraps(view: TenantView, secrets: Secrets): Iterable<Rewrap> {
-  for (const [, config] of view.range<ConfigRow>(under("cfg"))) {
-    if (config.secret !== true) continue;
-    const { namespace, name } = config;
-    for (const [, { version, hash }] of view.range<VersionRow>(under(`ver/${namespace}/${name}`))) {
-      const text = getText(view, namespace, name, version);
-      if (text === null) continue;
-      const next = secrets.rewrap({ tenant: view.tenant, namespace, name, version }, text);
-      if (next !== null) yield { namespace, name, version, hash, text: next };
-    }
-  }
-}

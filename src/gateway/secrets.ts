@@ -10,7 +10,9 @@
 import { createCipheriv, createDecipheriv, createHmac, hkdfSync, randomBytes } from "node:crypto";
 import { Problem } from "../api/problems.ts";
 import type { TenantView } from "../host/ports.ts";
+import { under } from "../machine/keys.ts";
 import { getText } from "../machine/queries.ts";
+import type { ConfigRow, VersionRow } from "../machine/rows.ts";
 import type { Principal } from "./http.ts";
 
 /** In a frame of a watch, and more than any secret needs. */
@@ -186,6 +188,47 @@ function decrypt(key: Uint8Array, encoded: string, bound_: Uint8Array): Buffer {
     throw unavailable(
       "This node's key does not open it: all nodes need the same CONFLUX_SECRET_KEY_FILE, and what is sealed must be as it was written",
     );
+  }
+}
+
+// --- rotation ----------------------------------------------------------------------------------------------------------------
+
+export interface Rewrap {
+  readonly namespace: string;
+  readonly name: string;
+  readonly version: number;
+  readonly hash: string;
+  readonly text: string;
+}
+
+/** Deleted configs too: they can be undeleted. */
+export function* rewraps(view: TenantView, secrets: Secrets): Generator<Rewrap, void> {
+  for (const [, config] of view.range<ConfigRow>(under("cfg"))) {
+    if (config.secret !== true) continue;
+    const { namespace, name } = config;
+    for (const [, { version, hash }] of view.range<VersionRow>(under(`ver/${namespace}/${name}`))) {
+      const text = getText(view, namespace, name, version);
+      if (text === null) continue;
+      const next = secrets.rewrap({ tenant: view.tenant, namespace, name, version }, text);
+      if (next !== null) yield { namespace, name, version, hash, text: next };
+    }
+  }
+}
+
+/**
+ * By which key the tenant's secrets are wrapped: empty without secrets, `k2` when all are by that one, `k2+` when others
+ * are as well. Rotation raises no revision.
+ */
+export function wrappedBy(view: TenantView, secrets: Secrets): string {
+  let has = false;
+  for (const [, { secret }] of view.range<ConfigRow>(under("cfg"))) has ||= secret === true;
+  if (!has) return "";
+  try {
+    const { done } = rewraps(view, secrets).next();
+    return `${secrets.activeKey}${done === true ? "" : "+"}`;
+  } catch (error) {
+    if (error instanceof Problem) return "+";
+    throw error;
   }
 }
 

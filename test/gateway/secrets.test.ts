@@ -256,10 +256,24 @@ describe("keys of secrets", () => {
     const withKeys = (...secretKeys: SecretKey[]): Harness =>
       new Harness({ settings: { secretKeys }, cluster: before.cluster });
     const both = withKeys(two, one);
+    // Rotation raises no revision, and yet a backup from before opens with the old key only.
+    const backup = async (known: string): Promise<[status: number, etag: string]> => {
+      const headers = { "if-none-match": known };
+      const { status, headers: given } = await both.call("GET", "/v1/tenants/acme/backup", {
+        token,
+        headers,
+      });
+      return [status, given.get("etag") as string];
+    };
+    const [, early] = await backup('"none"');
+    expect(await backup(early)).toEqual([304, early]);
     const rotate = () => both.call("POST", "/v1/tenants/acme/secrets/rotate", { token, body: {} });
     expect((await rotate()).body).toEqual({ rotated: 200, key: "k2", more: true });
     expect((await rotate()).body).toEqual({ rotated: 5, key: "k2", more: false });
     expect((await rotate()).body).toEqual({ rotated: 0, key: "k2", more: false });
+    const [status, late] = await backup(early);
+    expect(status).toBe(200);
+    expect(await backup(late)).toEqual([304, late]);
     const read = (from: Harness) =>
       from.call("GET", `${N}/values/s7`, { token: scoped.body.token as string });
     expect((await read(both)).text).toBe("v7");
