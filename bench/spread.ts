@@ -17,10 +17,13 @@ const inFlightMax = 2_000;
 
 const thisThread = `self/task/${process.pid}`;
 let serial = 0;
+let filler = "";
 
 /** One more version of config `c`, with another text each time. */
 export function publication(bytes = valueBytes): Command {
-  const text = `${++serial} `.padEnd(bytes, "v");
+  const head = `${++serial} `;
+  if (filler.length < bytes) filler = "v".repeat(bytes);
+  const text = head + filler.slice(0, Math.max(0, bytes - head.length));
   const content = { text, hash: `sha256:${serial}`, bytes };
   return command({ op: "publish", namespace, name: "c", content, schemaHash: null });
 }

@@ -22,7 +22,7 @@ import { appendRecord } from "../src/host/codec.ts";
 import { environmentName, type ColdReplicas } from "../src/host/cold_replicas.ts";
 import { freshMeta, GroupLog } from "../src/host/group_log.ts";
 import type { Clock } from "../src/host/ports.ts";
-import { Replica } from "../src/host/replica.ts";
+import { Replica, type ProposalResult } from "../src/host/replica.ts";
 import { Turns } from "../src/host/turns.ts";
 import { Prng } from "../src/lib/prng.ts";
 import type { Command } from "../src/machine/command.ts";
@@ -368,10 +368,12 @@ class ManyTenants {
     return new Promise((resolve, reject) => {
       const data = encoder.encode(JSON.stringify(command));
       this.#turns.act(replica, () => {
-        replica.propose(data, Infinity, (result) => {
+        const done = (result: ProposalResult): void => {
           if (result.kind === "applied" && result.outcome.ok) resolve();
           else reject(new Error(JSON.stringify(result)));
-        });
+        };
+        // As a host does.
+        replica.propose(data, Infinity, done, command);
       });
     });
   }

@@ -13,6 +13,7 @@ import type { Prng } from "../lib/prng.ts";
 import { apply } from "../machine/machine.ts";
 import { semanticsNow, type Command, type Outcome } from "../machine/command.ts";
 import { membersKey } from "../machine/keys.ts";
+import { isAsParsed } from "../model/json.ts";
 import type { HistoryRow, Member, TenantMeta } from "../machine/rows.ts";
 import { decodeConfChange, newReady, Raft } from "../raft/raft.ts";
 import {
@@ -103,6 +104,8 @@ export interface ReplicaHooks {
 
 interface Proposal {
   readonly term: number;
+  /** What the entry's data say; null: they are to be parsed. */
+  readonly command: Command | null;
   readonly deadline: number;
   readonly done: (result: ProposalResult) => void;
 }
@@ -396,8 +399,17 @@ export class Replica {
     }
   }
 
-  /** `done` is called exactly once, at the latest by `expire`. */
-  propose(data: Uint8Array, deadline: number, done: (result: ProposalResult) => void): void {
+  /**
+   * `done` is called exactly once, at the latest by `expire`.
+   * @param command the same as `data`, not to be changed any more: parsing it again costs as much as all else that is
+   *   done with its bytes
+   */
+  propose(
+    data: Uint8Array,
+    deadline: number,
+    done: (result: ProposalResult) => void,
+    command: Command | null = null,
+  ): void {
     if (this.halted !== null) return done({ kind: "halted", reason: this.halted });
     if (this.#waiting >= WAITING_MAX) return done({ kind: "overloaded" });
     const proposed = this.raft.propose(data);
@@ -408,7 +420,10 @@ export class Replica {
     }
     this.#waiting += 1;
     const before = this.#proposals.get(proposed.index);
-    this.#proposals.set(proposed.index, { term: proposed.term, deadline, done });
+    const { index, term } = proposed;
+    // What others apply is the text, and it must be the same to the last member.
+    const isSame = command !== null && isAsParsed(command);
+    this.#proposals.set(index, { term, command: isSame ? command : null, deadline, done });
     if (before === undefined) return;
     // Proposed in an earlier leadership and cut since: nobody will look for it any more.
     this.#waiting -= 1;
@@ -710,11 +725,15 @@ export class Replica {
     for (const entry of entries) {
       assert(entry.index === this.raft.appliedIndex + 1, "an entry is applied out of order");
       bytes = entry.data.length;
+      const proposal = this.#proposals.get(entry.index);
+      // A term has one leader, and its log one entry at an index: this is the one that was proposed here.
+      const isOwn = proposal !== undefined && proposal.term === entry.term;
       let outcome: Outcome | null = null;
       if (entry.kind === EntryKind.confChange) {
         this.#applyMembers(decodeConfChange(entry.data));
       } else if (entry.data.length > 0) {
-        const command = JSON.parse(decoder.decode(entry.data)) as Command;
+        const command =
+          (isOwn ? proposal.command : null) ?? (JSON.parse(decoder.decode(entry.data)) as Command);
         const level = command.semantics ?? 1;
         if (level > this.#semanticsMax) {
           // As this version would take it, the state could become another one than elsewhere.
@@ -731,15 +750,9 @@ export class Replica {
         this.#appliedTerm = entry.term;
         this.raft.applied(entry.index, bytes);
       }
-      const proposal = this.#proposals.get(entry.index);
-      if (proposal === undefined) continue;
-      this.#proposals.delete(entry.index);
+      if (proposal === undefined || !this.#proposals.delete(entry.index)) continue;
       this.#waiting -= 1;
-      proposal.done(
-        proposal.term === entry.term && outcome !== null
-          ? { kind: "applied", outcome }
-          : { kind: "lost" },
-      );
+      proposal.done(isOwn && outcome !== null ? { kind: "applied", outcome } : { kind: "lost" });
     }
   }
 

@@ -80,6 +80,7 @@ export interface RequestsHooks {
 /** A proposal on its way to being applied somewhere. */
 interface PendingProposal {
   found: Found;
+  readonly command: Command;
   readonly data: Uint8Array;
   readonly repeatable: boolean;
   readonly deadline: number;
@@ -207,6 +208,7 @@ export class Requests {
       if (error !== null) return done(error);
       this.#attemptPropose({
         found: found as Found,
+        command,
         data: encoder.encode(JSON.stringify(command)),
         repeatable: command.idempotency !== undefined,
         deadline,
@@ -247,9 +249,9 @@ export class Requests {
         };
         if (!isAdmitted && !this.#admission.enter(found.group, entrant, now))
           return this.#hooks.retries();
-        return this.proposeHere(replica, proposal.data, deadline, (result) => {
-          this.#proposed(proposal, result);
-        });
+        const { data, command } = proposal;
+        const done = (result: ProposalResult): void => this.#proposed(proposal, result);
+        return this.proposeHere(replica, data, deadline, done, command);
       }
     }
     const target = this.#whereToPropose(proposal, replica);
@@ -378,6 +380,7 @@ export class Requests {
     data: Uint8Array,
     deadline: number,
     done: (result: ProposalResult) => void,
+    command: Command | null = null,
   ): void {
     const refusal = this.#hooks.refusal(replica);
     if (refusal !== null) return done(refusal);
@@ -391,7 +394,7 @@ export class Requests {
       this.#admission.ended(admitted, this.#clock.monotonicMs());
       done(result);
     };
-    this.#hooks.act(replica, () => replica.propose(data, deadline, once));
+    this.#hooks.act(replica, () => replica.propose(data, deadline, once, command));
     if (replica.halted !== null) once({ kind: "unknown" });
   }
 

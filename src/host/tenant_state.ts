@@ -7,26 +7,9 @@
  */
 import type { StateTransaction } from "../machine/rows.ts";
 import { assert } from "../lib/assert.ts";
-import { isRecordKey, metaKey } from "../machine/keys.ts";
-import { SortedMap } from "../lib/sorted_map.ts";
+import { metaKey } from "../machine/keys.ts";
+import { deleted, deletion, layered, Overlay, type Cell } from "./overlay.ts";
 import type { Environment, EnvironmentSnapshot } from "./ports.ts";
-
-/** Never changed: a snapshot shares them with the overlay that goes on. */
-interface Cell {
-  /** `deleted` hides the row of the environment. */
-  readonly row: unknown;
-  /** Neither the environment nor the overlay below has it. */
-  readonly isAdded: boolean;
-  /** `row` is its JSON text: a tenth of the objects, of which thousands of tenants have hundreds of thousands. */
-  readonly isText: boolean;
-}
-type Overlay = SortedMap<Cell>;
-const deleted = Symbol("deleted");
-const deletion: Cell = { row: deleted, isAdded: false, isText: false };
-/** What is read of one. */
-interface Cells {
-  entries(): Iterable<readonly [key: string, cell: Cell]>;
-}
 
 /** Keys are printable ASCII. */
 const everything = { gte: "", lt: "\x7f" } as const;
@@ -45,7 +28,7 @@ interface KeyRange {
 
 export class TenantState implements StateTransaction {
   readonly #environment: Environment;
-  #active: Overlay = new SortedMap();
+  #active = new Overlay();
   #frozen: Overlay | null = null;
   /** Rows of the environment read lately: keys, options of a namespace and the like are asked for by every request. */
   readonly #parsed = new Map<string, unknown>();
@@ -73,7 +56,7 @@ export class TenantState implements StateTransaction {
     let cell = this.#active.get(key);
     if (cell === undefined && this.#frozen !== null) cell = this.#frozen.get(key);
     if (cell === undefined) return this.#parsed.get(key) ?? this.#read(key);
-    if (cell.isText) return this.#parsed.get(key) ?? this.#parse(key, cell.row as string);
+    if (typeof cell === "string") return this.#parsed.get(key) ?? this.#parse(key, cell);
     return cell.row === deleted ? undefined : cell.row;
   }
 
@@ -96,7 +79,7 @@ export class TenantState implements StateTransaction {
   put(key: string, row: unknown): void {
     assert(row !== undefined, "a row cannot be undefined");
     const replaced = this.#active.get(key);
-    this.#set(key, { row, isAdded: replaced?.isAdded === true, isText: false }, replaced);
+    this.#set(key, { row, isAdded: isAdded(replaced) }, replaced);
   }
 
   /** `put` of a row that does not exist: deleted again before a checkpoint, it costs the environment nothing. */
@@ -105,26 +88,28 @@ export class TenantState implements StateTransaction {
     const replaced = this.#active.get(key);
     // A deletion in an overlay may hide a row of the environment.
     if (replaced !== undefined)
-      return this.#set(key, { row, isAdded: replaced.isAdded, isText: false }, replaced);
-    const isAdded = this.#frozen?.has(key) !== true;
-    const isText = isAdded && isRecordKey(key);
-    this.#set(key, { row: isText ? JSON.stringify(row) : row, isAdded, isText }, undefined);
+      return this.#set(key, { row, isAdded: isAdded(replaced) }, replaced);
+    if (this.#frozen?.get(key) !== undefined)
+      return this.#set(key, { row, isAdded: false }, undefined);
+    const text = this.#active.addRecord(key, row);
+    if (text === null) this.#set(key, { row, isAdded: true }, undefined);
+    else this.overlayBytes += bytesOf(text);
   }
 
   delete(key: string): void {
     const replaced = this.#active.get(key);
-    if (replaced?.isAdded !== true) return this.#set(key, deletion, replaced);
+    if (!isAdded(replaced)) return this.#set(key, deletion, replaced);
     if (key === metaKey) this.#meta = undefined;
-    if (replaced.isText) this.#parsed.delete(key);
-    this.overlayBytes -= bytesOf(replaced.row);
+    if (typeof replaced === "string") this.#parsed.delete(key);
+    this.overlayBytes -= bytesOf(replaced);
     this.#active.delete(key);
   }
 
-  #set(key: string, cell: Cell, replaced: Cell | undefined): void {
+  #set(key: string, cell: Cell, replaced: Cell | string | undefined): void {
     if (key === metaKey) this.#meta = undefined;
-    if (replaced?.isText === true) this.#parsed.delete(key);
+    if (typeof replaced === "string") this.#parsed.delete(key);
     this.#active.set(key, cell);
-    this.overlayBytes += bytesOf(cell.row) - (replaced === undefined ? 0 : bytesOf(replaced.row));
+    this.overlayBytes += bytesOf(cell) - (replaced === undefined ? 0 : bytesOf(replaced));
   }
 
   *range<T = unknown>(range: KeyRange): Generator<readonly [key: string, row: T]> {
@@ -158,18 +143,17 @@ export class TenantState implements StateTransaction {
     assert(this.#frozen === null, "a checkpoint is already under way");
     const frozen = this.#active;
     this.#frozen = frozen;
-    this.#active = new SortedMap();
+    this.#active = new Overlay();
     this.overlayBytes = 0;
     return this.#written(frozen);
   }
 
   *#written(frozen: Overlay): Generator<readonly [string, string | undefined]> {
     for (const [key, cell] of frozen.unordered()) {
-      const { isAdded } = cell;
       const text = textOf(cell);
       const isSmall = text !== undefined && text.length <= PARSED_LENGTH_MAX;
       // What was new with this overlay is hardly read again.
-      if (isSmall && !isAdded && this.#again.length < PARSED_MAX) this.#again.push(key);
+      if (isSmall && !isAdded(cell) && this.#again.length < PARSED_MAX) this.#again.push(key);
       yield [key, text];
     }
   }
@@ -179,9 +163,10 @@ export class TenantState implements StateTransaction {
     const frozen = this.#frozen;
     assert(frozen !== null, "no checkpoint is under way");
     // What was read of the environment before it had these counts no more.
-    for (const key of this.#parsed.keys()) if (frozen.has(key)) this.#parsed.delete(key);
+    for (const key of this.#parsed.keys())
+      if (typeof frozen.get(key) === "object") this.#parsed.delete(key);
     // An environment at rest should stay so.
-    for (const key of this.#again) this.#keep(key, frozen.get(key)?.row);
+    for (const key of this.#again) this.#keep(key, (frozen.get(key) as Cell).row);
     this.#frozen = null;
     this.#again = [];
   }
@@ -200,7 +185,7 @@ export class TenantState implements StateTransaction {
   reset(): void {
     this.#held?.close();
     this.#held = null;
-    this.#active = new SortedMap();
+    this.#active = new Overlay();
     this.#meta = undefined;
     this.#again = [];
     this.#frozen = null;
@@ -209,18 +194,24 @@ export class TenantState implements StateTransaction {
   }
 }
 
-function bytesOf(row: unknown): number {
+/** A record that waits here is always new. */
+function isAdded(cell: Cell | string | undefined): cell is Cell | string {
+  return typeof cell === "string" || cell?.isAdded === true;
+}
+
+function bytesOf(cell: Cell | string): number {
+  const row = typeof cell === "string" ? cell : cell.row;
   return ROW_BYTES_ASSUMED + (typeof row === "string" ? row.length : 0);
 }
 
 /** Rows as JSON text, in order of their keys. Drawn over many turns they are still those of one moment. */
 export class StateSnapshot {
   readonly #environment: EnvironmentSnapshot;
-  readonly #frozen: Cells | null;
-  readonly #active: Cells;
+  readonly #frozen: Overlay | null;
+  readonly #active: Overlay;
   #closed = false;
 
-  constructor(environment: EnvironmentSnapshot, frozen: Cells | null, active: Cells) {
+  constructor(environment: EnvironmentSnapshot, frozen: Overlay | null, active: Overlay) {
     this.#environment = environment;
     this.#frozen = frozen;
     this.#active = active;
@@ -244,63 +235,25 @@ export class StateSnapshot {
 }
 
 function* encoded(
-  cells: Iterable<readonly [key: string, cell: Cell]>,
+  cells: Iterable<readonly [key: string, cell: Cell | string]>,
 ): Generator<readonly [string, string | undefined]> {
   for (const [key, cell] of cells) yield [key, textOf(cell)];
 }
 
-function textOf({ row, isText }: Cell): string | undefined {
-  if (isText) return row as string;
-  return row === deleted ? undefined : JSON.stringify(row);
+function textOf(cell: Cell | string): string | undefined {
+  if (typeof cell === "string") return cell;
+  return cell.row === deleted ? undefined : JSON.stringify(cell.row);
 }
 
 function* rowsOf(
-  cells: Iterable<readonly [key: string, cell: Cell]>,
+  cells: Iterable<readonly [key: string, cell: Cell | string]>,
 ): Generator<readonly [key: string, row: unknown]> {
-  for (const [key, { row, isText }] of cells)
-    yield [key, isText ? (JSON.parse(row as string) as unknown) : row];
+  for (const [key, cell] of cells)
+    yield [key, typeof cell === "string" ? (JSON.parse(cell) as unknown) : cell.row];
 }
 
 function* parsed(
   rows: Iterable<readonly [string, string]>,
 ): Generator<readonly [key: string, row: unknown]> {
   for (const [key, text] of rows) yield [key, JSON.parse(text)];
-}
-
-/** Merges two ordered sources; at equal keys the upper one wins, also with a deletion. */
-function* layered<T>(
-  lower: Iterable<readonly [string, T]>,
-  upper: Iterable<readonly [string, T]> | null,
-  reverse: boolean,
-): Generator<readonly [string, T]> {
-  if (upper === null) {
-    yield* lower;
-    return;
-  }
-  const below = lower[Symbol.iterator]();
-  const above = upper[Symbol.iterator]();
-  try {
-    let low = below.next();
-    let high = above.next();
-    while (low.done !== true || high.done !== true) {
-      if (low.done === true) {
-        yield (high as IteratorYieldResult<readonly [string, T]>).value;
-        high = above.next();
-      } else if (high.done === true) {
-        yield low.value;
-        low = below.next();
-      } else if (low.value[0] === high.value[0]) {
-        low = below.next();
-      } else if (low.value[0] < high.value[0] !== reverse) {
-        yield low.value;
-        low = below.next();
-      } else {
-        yield high.value;
-        high = above.next();
-      }
-    }
-  } finally {
-    below.return?.();
-    above.return?.();
-  }
 }

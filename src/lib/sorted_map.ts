@@ -17,9 +17,10 @@ interface Family {
 
 export class SortedMap<V> {
   readonly #rows = new Map<string, V>();
-  readonly #families = new Map<string, Family>();
-  /** New keys that no range has asked for yet. */
-  #unplaced: string[] = [];
+  /** Null before the first range. */
+  #families: Map<string, Family> | null = null;
+  /** New keys since the last range; null: there was none yet, and all of them have no place. */
+  #unplaced: string[] | null = null;
   /** Names of the families, in order; null after a new one. */
   #order: readonly string[] | null = null;
 
@@ -40,7 +41,7 @@ export class SortedMap<V> {
     const before = this.#rows.size;
     this.#rows.set(key, value);
     if (this.#rows.size === before) return false;
-    this.#unplaced.push(key);
+    this.#unplaced?.push(key);
     return true;
   }
 
@@ -60,12 +61,13 @@ export class SortedMap<V> {
     readonly reverse?: boolean;
   }): Generator<readonly [key: string, value: V]> {
     this.#place();
-    this.#order ??= [...this.#families.keys()].sort();
+    const families = (this.#families ??= new Map<string, Family>());
+    this.#order ??= [...families.keys()].sort();
     const names = reverse ? [...this.#order].reverse() : this.#order;
     for (const name of names) {
       // All keys of a family lie between its name and what follows every key that begins with it.
       if (name >= lt || (name < gte && !gte.startsWith(name))) continue;
-      const sorted = ordered(this.#families.get(name) as Family);
+      const sorted = ordered(families.get(name) as Family);
       const low = lowerBound(sorted, gte);
       const high = lowerBound(sorted, lt);
       for (let step = 0; step < high - low; step++) {
@@ -93,8 +95,8 @@ export class SortedMap<V> {
   }
 
   #place(): void {
-    if (this.#unplaced.length === 0) return;
-    for (const key of this.#unplaced) {
+    if (this.#unplaced?.length === 0) return;
+    for (const key of this.#unplaced ?? this.#rows.keys()) {
       if (!this.#rows.has(key)) continue;
       const { sorted, fresh } = this.#familyOf(key);
       const last = sorted.length === 0 ? undefined : sorted[sorted.length - 1];
@@ -107,10 +109,11 @@ export class SortedMap<V> {
 
   #familyOf(key: string): Family {
     const name = key.slice(0, key.indexOf("/") + 1) || key;
-    let family = this.#families.get(name);
+    const families = (this.#families ??= new Map<string, Family>());
+    let family = families.get(name);
     if (family === undefined) {
       family = { sorted: [], fresh: [] };
-      this.#families.set(name, family);
+      families.set(name, family);
       this.#order = null;
     }
     return family;

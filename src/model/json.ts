@@ -315,3 +315,30 @@ function writeCanonical(
   parts.push("}");
   return null;
 }
+
+/**
+ * Whether a value is what parsing its own JSON text would give, so that either may be used: nothing is left out of the
+ * text or written as something else (undefined, NaN, -0, a Date, what has `toJSON`).
+ * @param membersMax beyond so many members in all the answer is no: parsing costs less than looking
+ */
+export function isAsParsed(value: unknown, membersMax = 64): boolean {
+  return membersLeft(value, membersMax) >= 0;
+}
+
+/** -1: it is not as parsed, or there are none left. */
+function membersLeft(value: unknown, membersMax: number): number {
+  if (typeof value === "string" || typeof value === "boolean" || value === null) return membersMax;
+  if (typeof value === "number")
+    return Number.isFinite(value) && !Object.is(value, -0) ? membersMax : -1;
+  if (typeof value !== "object") return -1;
+  const isPlain = Array.isArray(value)
+    ? Object.keys(value).length === value.length
+    : Object.getPrototypeOf(value) === Object.prototype;
+  if (!isPlain) return -1;
+  let left = membersMax;
+  for (const member of Object.values(value)) {
+    left = left > 0 ? membersLeft(member, left - 1) : -1;
+    if (left < 0) return -1;
+  }
+  return left;
+}

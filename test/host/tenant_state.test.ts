@@ -1,16 +1,23 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { TenantState } from "../../src/host/tenant_state.ts";
+import { auditKey, historyKey } from "../../src/machine/keys.ts";
 import { MemoryEnvironment } from "./memory_environment.ts";
 
 type Step =
   | { readonly kind: "put"; readonly key: string; readonly value: number }
   | { readonly kind: "add"; readonly key: string; readonly value: number }
   | { readonly kind: "delete"; readonly key: string }
+  /** The next so many numbers, as commands add them, and the oldest of them go. */
+  | { readonly kind: "records"; readonly added: number; readonly dropped: number }
   | { readonly kind: "freeze" }
   | { readonly kind: "thaw" };
 
-const key = fc.constantFrom("a", "a/1", "a/2", "b", "b/1", "c", "d/10", "d/11", "d/2");
+/** Records are numbered, and kept in another way: in their order, with gaps, and with a prefix on either side. */
+const records = Array.from({ length: 20 }, (_, n) => historyKey(n + 1));
+const names = ["a", "a/1", "a/2", "aud/x", "b", "b/1", "c", "d/10", "d/11", "d/2", ...records];
+names.push(auditKey(1), auditKey(2), "hist/", "hist0");
+const key = fc.constantFrom(...names);
 const step: fc.Arbitrary<Step> = fc.oneof(
   {
     weight: 5,
@@ -21,6 +28,14 @@ const step: fc.Arbitrary<Step> = fc.oneof(
     arbitrary: fc.record({ kind: fc.constant("add" as const), key, value: fc.nat(99) }),
   },
   { weight: 3, arbitrary: fc.record({ kind: fc.constant("delete" as const), key }) },
+  {
+    weight: 3,
+    arbitrary: fc.record({
+      kind: fc.constant("records" as const),
+      added: fc.nat(12),
+      dropped: fc.nat(12),
+    }),
+  },
   { weight: 1, arbitrary: fc.constant({ kind: "freeze" as const }) },
   { weight: 1, arbitrary: fc.constant({ kind: "thaw" as const }) },
 );
@@ -33,6 +48,7 @@ describe("TenantState", () => {
         const state = new TenantState(environment);
         const model = new Map<string, number>();
         let commit: (() => void) | null = null;
+        let [first, next] = [1, 1];
         for (const one of steps) {
           switch (one.kind) {
             case "put":
@@ -48,6 +64,17 @@ describe("TenantState", () => {
             case "delete":
               state.delete(one.key);
               model.delete(one.key);
+              break;
+            case "records":
+              for (let n = 0; n < one.added; n++, next++) {
+                if (model.has(historyKey(next))) continue;
+                state.add(historyKey(next), next);
+                model.set(historyKey(next), next);
+              }
+              for (let n = 0; n < one.dropped && first < next; n++, first++) {
+                state.delete(historyKey(first));
+                model.delete(historyKey(first));
+              }
               break;
             case "freeze": {
               if (commit !== null) break;
@@ -69,7 +96,7 @@ describe("TenantState", () => {
           }
           expect(state.checkpointing).toBe(commit !== null);
         }
-        for (const name of ["a", "a/1", "a/2", "b", "b/1", "c", "d/10", "d/11", "d/2", "zz"]) {
+        for (const name of [...names, "zz", historyKey(25)]) {
           expect(state.get<number>(name)).toBe(model.get(name));
         }
         const expected = [...model]
@@ -77,6 +104,12 @@ describe("TenantState", () => {
           .sort(([a], [b]) => (a < b ? -1 : 1));
         expect([...state.range({ gte, lt })]).toEqual(expected);
         expect([...state.range({ gte, lt, reverse: true })]).toEqual(expected.toReversed());
+        const whole = [...model].sort(([a], [b]) => (a < b ? -1 : 1));
+        const snapshot = state.snapshot();
+        state.put("z", 0);
+        state.add(historyKey(1_000), 0);
+        expect([...snapshot.rows()]).toEqual(whole.map(([name, n]) => [name, String(n)]));
+        snapshot.close();
       }),
       { numRuns: 500 },
     );

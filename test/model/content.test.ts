@@ -6,6 +6,7 @@ import { Prng } from "../../src/lib/prng.ts";
 import { contentHash, mediaType, prepareContent, useDigest } from "../../src/model/content.ts";
 import {
   canonicalJson,
+  isAsParsed,
   memberCount,
   parseJsonText,
   repeatedName,
@@ -60,6 +61,60 @@ describe("contentHash()", () => {
         );
       }),
     );
+  });
+});
+
+describe("isAsParsed()", () => {
+  test("says yes only to what parsing its text gives", () => {
+    const leaf = fc.oneof(
+      fc.string(),
+      fc.integer(),
+      fc.constantFrom<unknown>(
+        null,
+        true,
+        0.5,
+        -0,
+        Number.NaN,
+        Infinity,
+        undefined,
+        1n,
+        new Date(0),
+      ),
+    );
+    const { tree } = fc.letrec((tie) => ({
+      tree: fc.oneof(
+        { weight: 3, arbitrary: leaf },
+        { weight: 1, arbitrary: fc.array(tie("tree"), { maxLength: 4 }) },
+        { weight: 1, arbitrary: fc.dictionary(fc.string(), tie("tree"), { maxKeys: 4 }) },
+      ),
+    }));
+    let accepted = 0;
+    fc.assert(
+      fc.property(tree, (value) => {
+        if (!isAsParsed(value)) return;
+        accepted += 1;
+        // Which tells -0 from 0, and an absent member from one that is undefined.
+        expect(JSON.parse(JSON.stringify(value))).toStrictEqual(value);
+      }),
+      { numRuns: 500 },
+    );
+    expect(accepted).toBeGreaterThan(50);
+  });
+
+  test("says no to what its text leaves out or changes, and to what is large", () => {
+    const command = { at: 1, actor: { kind: "root" }, action: { op: "publish", tags: ["a"] } };
+    expect(isAsParsed(command)).toBe(true);
+    const others = [
+      undefined,
+      Number.NaN,
+      -0,
+      new Date(),
+      Array(1),
+      { toJSON: () => 1 },
+      new Map(),
+    ];
+    for (const other of others) expect(isAsParsed({ ...command, other })).toBe(false);
+    expect(isAsParsed(Array(100).fill(1))).toBe(false);
   });
 });
 

@@ -427,6 +427,23 @@ describe("environments", () => {
     expect(environments.open_count).toBe(0);
   });
 
+  test("are kept open as many as are soon used again, and few where the cap would not do either", async () => {
+    const environments = new LmdbEnvironments({ data: temporary(), capMax: 24, openFew: 4 });
+    const hold = async (count: number): Promise<LmdbEnvironment[]> => {
+      const held = Array.from({ length: count }, (_, n) => environments.open(`t${n}`));
+      for (const environment of held)
+        await commit(environment, { meta: bytes("m"), rows: [["r", "1"]] });
+      return held;
+    };
+    const held = await hold(60);
+    for (let round = 0; round < 3; round++) for (const each of held) each.get("r");
+    expect(environments.open_count).toBeLessThanOrEqual(5);
+    for (let round = 0; round < 6; round++) for (const each of held.slice(0, 12)) each.get("r");
+    expect(held.slice(0, 12).every(({ isOpen }) => isOpen)).toBe(true);
+    for (const each of held.splice(0)) await each.close();
+    expect(environments.open_count).toBe(0);
+  });
+
   test("stay open beyond the cap while something is under way in them, and no longer", async () => {
     const environments = new LmdbEnvironments({ data: temporary(), capMax: 2 });
     const [a, b, c, d] = ["a", "b", "c", "d"].map((name) => environments.open(name)) as [
