@@ -633,6 +633,8 @@ export class LmdbEnvironment implements Environment {
   async #made(): Promise<void> {
     await this.#making.make?.behind();
     this.#isEmpty = false;
+    // It is the copy of one that LMDB made in this process.
+    this.#isChecked = true;
   }
 
   #run(write: () => Promise<void>, done: (error: Error | null) => void): void {
