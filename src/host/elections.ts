@@ -33,6 +33,8 @@ const NONE_EARLY: readonly EarlyRequest[] = [];
 interface Campaign {
   readonly due: number;
   readonly tries: number;
+  /** In which term it was when it asked for votes last; absent: it has not yet. */
+  readonly askedIn?: number;
   /** Another one goes first: this one begins early only where it has more than that one. */
   readonly isStandby?: true;
 }
@@ -110,8 +112,12 @@ export class Elections {
   soon(replica: Replica): void {
     if (this.#campaigns.has(replica)) return;
     this.#campaigns.set(replica, { due: this.#clock.monotonicMs(), tries: CAMPAIGN_TRIES });
+    this.#runSoon();
+  }
+
+  /** Somebody waits: in this turn, not at the next pulse. */
+  #runSoon(): void {
     if (this.#campaignsDeferred) return;
-    // Somebody waits: do it in this turn, not at the next pulse.
     this.#campaignsDeferred = true;
     this.#clock.defer(() => this.runDeferred());
   }
@@ -161,6 +167,13 @@ export class Elections {
         const lost = CAMPAIGN_TRIES - campaign.tries - 1;
         // Refused was one that its own timer began; this one keeps its time.
         if (lost < 0) return;
+        const isNews = message.term === raft.term && message.term > (campaign.askedIn ?? Infinity);
+        if (isNews && message.type === MessageType.preVoteResponse && raft.role === "follower") {
+          // It asked about a term that has passed, which says nothing against it. It knows now, and terms only grow.
+          this.#campaigns.set(replica, { ...campaign, due: now });
+          this.#runSoon();
+          return;
+        }
         const wait = Math.min(CAMPAIGN_RETRY_MS, CAMPAIGN_LOST_MS * 2 ** lost);
         const due = now + wait + this.#prng.below(wait);
         if (due < campaign.due) this.#campaigns.set(replica, { ...campaign, due });
@@ -216,10 +229,11 @@ export class Elections {
       // A tenant's group without a term has no leader to be disturbed. At a cluster's beginning there is no hurry: what
       // the nodes know of each other by then decides at which level it begins.
       const isFirst = raft.term === 0 && replica.group !== SYSTEM_GROUP;
+      const askedIn = raft.term;
       this.#hooks.act(replica, () => raft.campaign(isFirst));
       if (tries > 1) {
         const wait = CAMPAIGN_RETRY_MS + this.#prng.below(CAMPAIGN_RETRY_MS);
-        this.#campaigns.set(replica, { due: now + wait, tries: tries - 1 });
+        this.#campaigns.set(replica, { due: now + wait, tries: tries - 1, askedIn });
       }
     }
   }

@@ -112,8 +112,6 @@ export class Progress {
   readConfirmed = 0;
   /** The newest epoch in which it said to be bound to this leader; 0: in none. */
   boundEpoch = 0;
-  /** It asked for votes although there is a leader: it is to hear from it. */
-  introduce = false;
   /** In which turn of the leader a sign of life last made it send anew. */
   resentTurn = -1;
 
@@ -135,7 +133,6 @@ export class Progress {
     this.vote = Vote.none;
     this.readConfirmed = 0;
     this.boundEpoch = 0;
-    this.introduce = false;
   }
 
   /** It has everything up to `last`, and knows that all of it is committed. */

@@ -277,7 +277,7 @@ export class Raft {
       for (const peer of this.#peers) {
         if (peer.id === this.#id) continue;
         // One whose node is gone is not waited for: the embedder ticks again when it is back.
-        if (peer.introduce || (!this.#isCaughtUp(peer) && this.#supports(peer.id))) return false;
+        if (!this.#isCaughtUp(peer) && this.#supports(peer.id)) return false;
       }
     }
     return (
@@ -820,7 +820,7 @@ export class Raft {
   #introduceTo(id: ReplicaId): void {
     if (this.#role !== "leader" || this.#supports === null) return;
     const peer = this.#peer(id);
-    if (peer !== undefined) peer.introduce = true;
+    if (peer !== undefined) this.#sendHeartbeat(peer, this.#reads.asking);
   }
 
   /**
@@ -1127,10 +1127,6 @@ export class Raft {
     if (this.#heartbeatElapsed >= heartbeatTicks) {
       this.#heartbeatElapsed = 0;
       this.#beat();
-    } else if (this.#supports !== null) {
-      for (const peer of this.#peers) {
-        if (peer.introduce && peer.id !== this.#id) this.#sendHeartbeat(peer, this.#reads.asking);
-      }
     }
   }
 
@@ -1158,7 +1154,7 @@ export class Raft {
     for (const peer of this.#peers) {
       if (peer.id === this.#id) continue;
       // Thousands of groups calling a node that is gone would be the heartbeats that D3 did away with.
-      const needed = peer.introduce || (this.#supports(peer.id) ? this.#lags(peer) : !quorum);
+      const needed = this.#supports(peer.id) ? this.#lags(peer) : !quorum;
       if (needed) this.#sendHeartbeat(peer, round);
     }
     this.#lastAtBeat = this.#log.lastIndex;
@@ -1184,7 +1180,6 @@ export class Raft {
     m.commit = Math.min(peer.match, this.#log.commit);
     m.context = round;
     peer.sentCommit = m.commit;
-    peer.introduce = false;
     this.#messages.push(m);
   }
 
@@ -1410,7 +1405,7 @@ export class Raft {
     peer.recentActive = true;
     peer.knownCommit = Math.max(peer.knownCommit, m.commit);
     peer.boundEpoch = Math.max(peer.boundEpoch, m.index);
-    if (m.reject && this.#supports !== null) peer.introduce = true;
+    if (m.reject) this.#introduceTo(peer.id);
     if (this.#leavesNow()) return;
     peer.paused = false;
     // Also when its window is full, then without entries: what filled the window may have been lost.

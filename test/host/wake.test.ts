@@ -74,6 +74,25 @@ describe("a campaign that is refused", () => {
       expect(node.now - since).toBeLessThanOrEqual(2 * least + 25);
     }
   });
+
+  test("for a term that has passed is tried again in the same turn, and no sooner for that term", async () => {
+    const node = await following();
+    node.pass(1_200, ["n3"]);
+    node.host?.requests.read("_system", { consistency: "linearizable" }, () => {});
+    node.turn();
+    let said = node.take();
+    for (let ms = 0; asked(said) === 0 && ms < 200; ms += 5, said = node.take())
+      node.pass(5, ["n3"]);
+    const refused = { reject: true, term: 9 };
+    said = node.step("preVoteResponse", { ...refused, from: 3 });
+    const requests = said.filter(({ type }) => type === MessageType.preVote);
+    expect(requests.map(({ to, term }) => [to, term])).toEqual([
+      [2, 10],
+      [3, 10],
+    ]);
+    expect(asked(node.step("preVoteResponse", { ...refused, from: 3 }))).toBe(0);
+    expect(asked(node.step("preVoteResponse", { ...refused, from: 2 }))).toBe(0);
+  });
 });
 
 describe("a leader that slept", () => {
@@ -136,9 +155,8 @@ describe("a leader that slept", () => {
     const { cluster, leader } = await asleep();
     for (const node of cluster.world.nodes) if (node !== leader) cluster.world.crash(node);
     for (const node of cluster.world.nodes) if (node.host === null) cluster.world.start(node);
-    // Long enough for their nodes to vouch for its own again, and to vote.
+    // Their nodes vouch for its own again, and nobody has looked for a leader yet, to whom it would say that it is there.
     await cluster.ready();
-    await cluster.pass(2_000);
     const said = listen(cluster);
     const answers: unknown[] = [];
     leader.host?.requests.read("acme", { consistency: "linearizable" }, (error, view) => {

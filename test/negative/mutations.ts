@@ -935,7 +935,7 @@ const ofRaft: readonly Mutation[] = [
     rule: "T5",
     breaks: "A leader without regular heartbeats does not tell a restarted follower of itself",
     file: "src/raft/raft.ts",
-    find: `    if (peer !== undefined) peer.introduce = true;`,
+    find: `    if (peer !== undefined) this.#sendHeartbeat(peer, this.#reads.asking);`,
     replace: ``,
     killers: [raft, sim],
   },
@@ -1543,6 +1543,16 @@ const ofHost: readonly Mutation[] = [
     file: "src/host/leaderships.ts",
     find: `      return node !== undefined && this.#parts.versions.newsOf(node)?.leaders != null;`,
     replace: `      return node !== undefined;`,
+    killers: [host],
+  },
+  {
+    id: "passed-term-asked-later",
+    rule: "E12",
+    breaks:
+      "Who asked about a term that has passed, and was told so, waits before it asks about the next one",
+    file: "src/host/elections.ts",
+    find: `        if (isNews && message.type`,
+    replace: `        if (isNews && lost > CAMPAIGN_TRIES && message.type`,
     killers: [host],
   },
   {

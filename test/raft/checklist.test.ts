@@ -783,8 +783,6 @@ describe("a group at rest", () => {
     "a transfer is under way": ([leader]) => leader.raft.transferLeadership(2),
     "a change of members is under way": ([leader]) =>
       leader.raft.proposeConfChange(change("auto", ["addLearner", 4])),
-    "somebody looks for a leader": ([leader]) =>
-      leader.step("preVote", { from: 3, term: 2, index: 1, logTerm: 1 }),
     "a joint configuration is to be left": (peers) => {
       peers[0].raft.proposeConfChange(change("jointExplicit", ["addVoter", 2]));
       for (let i = 0; i < 5; i++) {
