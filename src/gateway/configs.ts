@@ -404,7 +404,8 @@ function known<T>(
   build: (state: Known) => T | Promise<T>,
 ): T | Promise<T> {
   const tenant = call.params["tenant"] as string;
-  const view = consistency === "stale" ? context.service.viewNow(tenant) : null;
+  const view =
+    consistency === "stale" ? context.service.viewNow(tenant, { evenUnborn: true }) : null;
   if (view === null) return knownLater(call, context, consistency, build);
   const state = knownOf(view, call);
   const again = (error: unknown): Promise<T> => rebuilt(call, context, build, state, error);
@@ -423,7 +424,9 @@ async function knownLater<T>(
   build: (state: Known) => T | Promise<T>,
 ): Promise<T> {
   const tenant = call.params["tenant"] as string;
-  const state = await context.service.read(tenant, { consistency }, (view) => knownOf(view, call));
+  const state = await context.service.read(tenant, { consistency, evenUnborn: true }, (view) =>
+    knownOf(view, call),
+  );
   try {
     return await build(asKnown(call, context, state));
   } catch (error) {

@@ -676,7 +676,7 @@ class Door {
         return new Failed(error);
       }
     };
-    const view = this.#service.viewNow(tenant);
+    const view = this.#service.viewNow(tenant, { evenUnborn: true });
     const first = view === null ? null : admit(view);
     if (view !== null && first === null) return null;
     return this.#letInLater(tenant, first, admit);
@@ -687,7 +687,8 @@ class Door {
     first: Failed | null,
     admit: (view: TenantView) => Failed | null,
   ): Promise<void> {
-    let failed = first ?? (await this.#service.read(tenant, { consistency: "stale" }, admit));
+    const options = { consistency: "stale", evenUnborn: true } as const;
+    let failed = first ?? (await this.#service.read(tenant, options, admit));
     // It may have been made a moment ago through another node.
     if (failed?.isUnauthorized === true)
       failed = await this.#service.read(tenant, { consistency: "linearizable" }, admit);

@@ -1172,8 +1172,8 @@ export class NodeHost implements ConfigService {
     });
   }
 
-  viewNow(tenant: string): TenantView | null {
-    return this.requests.viewNow(tenant);
+  viewNow(tenant: string, options?: Pick<ReadOptions, "evenUnborn">): TenantView | null {
+    return this.requests.viewNow(tenant, options);
   }
 
   locateNow(tenant: string): { readonly local: boolean } | undefined {

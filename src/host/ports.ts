@@ -266,6 +266,11 @@ export interface ReadOptions {
   readonly evenDeleted?: boolean;
   /** Also while its rows come in from a backup; else that is `restoring`. */
   readonly evenRestoring?: boolean;
+  /**
+   * Stale: also as the tenant's first command will leave it, while that is on its way and led here. For judging a request
+   * whose change is applied after it or not at all; not for answers.
+   */
+  readonly evenUnborn?: boolean;
 }
 
 /** A tenant's applied state, as of one revision, valid during one synchronous call. */
@@ -411,7 +416,7 @@ export interface ConfigService {
   /** Same without waiting, from what this node knows; undefined when it must be asked of the directory. */
   locateNow(tenant: string): { readonly local: boolean } | undefined;
   /** The state as this node knows it, like a stale read without waiting; null when `read` must be asked. Valid for this turn. */
-  viewNow(tenant: string): TenantView | null;
+  viewNow(tenant: string, options?: Pick<ReadOptions, "evenUnborn">): TenantView | null;
   /** Replicates and applies; forwards to the leader if that is elsewhere. `timeoutMs` over → `outcome-unknown`. */
   propose(tenant: string, command: Command, timeoutMs?: number): Promise<Outcome>;
   /** Runs `query` synchronously on this node's replica once the consistency asked for holds. */

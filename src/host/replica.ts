@@ -112,6 +112,8 @@ interface Proposal {
 
 interface Read {
   readonly deadline: number;
+  /** Served as soon as there is an `unborn` state. */
+  readonly evenUnborn: boolean;
   readonly done: (result: ReadResult) => void;
 }
 
@@ -186,6 +188,9 @@ export class Replica {
   #acknowledged: Message | null = null;
   #leadKnown: ReplicaId = NONE;
   #leaderKnown = false;
+  /** What this leader proposed before anything else in a log that held nothing, and the state that this makes. */
+  #first: { readonly term: number; readonly data: Uint8Array; view?: TenantView | null } | null =
+    null;
 
   constructor(options: {
     meta: ReplicaMeta;
@@ -255,25 +260,31 @@ export class Replica {
       term: this.#appliedTerm,
       confState: this.#conf,
     });
-    const state = this.#state;
-    const tenant = meta.tenant;
-    this.view = {
-      tenant,
-      get epoch() {
-        return state.get<TenantMeta>("meta")?.epoch ?? 0;
-      },
-      get revision() {
-        return state.get<TenantMeta>("meta")?.revision ?? 0;
-      },
-      get: (key) => state.get(key),
-      range: (range) => state.range(range),
-    };
+    this.view = viewOf(meta.tenant, this.#state);
   }
 
   /** Until its first command is applied a tenant has no state to show. */
   get initialised(): boolean {
     // While a snapshot is being installed the rows below and above belong to different states.
     return !this.#installing && this.#state.get("meta") !== undefined;
+  }
+
+  /**
+   * The tenant as its first command will leave it: while this replica leads, and its log has nothing before that command.
+   * What is proposed here is applied after it, or not at all. Null: there is no such state, or it is to be restored.
+   */
+  get unborn(): TenantView | null {
+    const first = this.#first;
+    const isHere = first !== null && this.raft.isLeader && first.term === this.raft.term;
+    if (!isHere || this.halted !== null || this.initialised) return null;
+    if (first.view !== undefined) return first.view;
+    // Nothing was ever written here.
+    const state = new TenantState(this.#environment);
+    apply(state, JSON.parse(decoder.decode(first.data)) as Command);
+    const meta = state.get<TenantMeta>("meta");
+    const isReady = meta !== undefined && meta.restore === undefined;
+    first.view = isReady ? viewOf(this.tenant, state) : null;
+    return first.view;
   }
 
   /** Its rows are coming from a backup. */
@@ -373,9 +384,14 @@ export class Replica {
    */
   #serveElected(): void {
     const reads = this.raft.takeReads();
-    if (reads.length === 0) return;
-    this.#noteReads(reads);
-    this.#serveReads();
+    if (reads.length > 0) {
+      this.#noteReads(reads);
+      this.#serveReads();
+    }
+    if (this.initialised) return;
+    // What it says first stands before what they write who wait for that.
+    this.#noticeLeader();
+    this.#serveUnborn();
   }
 
   #noteReads(reads: readonly ReadState[]): void {
@@ -413,6 +429,9 @@ export class Replica {
     if (this.halted !== null) return done({ kind: "halted", reason: this.halted });
     if (this.#waiting >= WAITING_MAX) return done({ kind: "overloaded" });
     const proposed = this.raft.propose(data);
+    // Before it there is but this leader's own entry.
+    if (proposed.ok && proposed.index === 2 && this.raft.appliedIndex < 2)
+      this.#first = { term: proposed.term, data };
     if (!proposed.ok) {
       return done({
         kind: proposed.reason === "too-much-uncommitted" ? "overloaded" : "not-leader",
@@ -442,11 +461,11 @@ export class Replica {
   }
 
   /** A linearizable read: `done("ok")` means that everything acknowledged before this call is applied here. */
-  read(deadline: number, done: (result: ReadResult) => void): void {
+  read(deadline: number, done: (result: ReadResult) => void, evenUnborn = false): void {
     if (this.halted !== null) return done("halted");
     if (this.#waiting >= WAITING_MAX) return done("overloaded");
     this.#waiting += 1;
-    this.#readsWaiting.push({ deadline, done });
+    this.#readsWaiting.push({ deadline, done, evenUnborn });
   }
 
   /** A linearizable read may be served from the state as it is, at this moment: this replica leads and has a lease. */
@@ -642,6 +661,14 @@ export class Replica {
     }
   }
 
+  #serveUnborn(): void {
+    if (!this.#readsWaiting.some(({ evenUnborn }) => evenUnborn) || this.unborn === null) return;
+    const served = this.#readsWaiting.filter(({ evenUnborn }) => evenUnborn);
+    this.#readsWaiting = this.#readsWaiting.filter(({ evenUnborn }) => !evenUnborn);
+    this.#waiting -= served.length;
+    for (const read of served) read.done("ok");
+  }
+
   #noticeLeader(): void {
     const { lead, isLeader } = this.raft;
     if (lead === this.#leadKnown && isLeader === this.#leaderKnown) return;
@@ -742,6 +769,7 @@ export class Replica {
         }
         const applied = apply(this.#state, command);
         outcome = applied.outcome;
+        this.#first = null;
         this.#appliedTerm = entry.term;
         this.raft.applied(entry.index, bytes);
         if (applied.commit !== null) this.#hooks.committed(this, applied.commit);
@@ -1019,6 +1047,20 @@ export class Replica {
     if (this.#storing) this.#storedWaiters.push(done);
     else done();
   }
+}
+
+function viewOf(tenant: string, state: TenantState): TenantView {
+  return {
+    tenant,
+    get epoch() {
+      return state.get<TenantMeta>("meta")?.epoch ?? 0;
+    },
+    get revision() {
+      return state.get<TenantMeta>("meta")?.revision ?? 0;
+    },
+    get: (key) => state.get(key),
+    range: (range) => state.range(range),
+  };
 }
 
 function asMap(members: readonly Member[]): ReadonlyMap<ReplicaId, string> {

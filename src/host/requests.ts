@@ -432,10 +432,17 @@ export class Requests {
     this.find(tenant, deadline, found, options.evenDeleted);
   }
 
-  viewNow(tenant: string): TenantView | null {
+  viewNow(tenant: string, options: Pick<ReadOptions, "evenUnborn"> = {}): TenantView | null {
     const view = this.#replicaNow(tenant)?.view;
+    if (view === undefined && options.evenUnborn === true) return this.#unbornNow(tenant);
     // `read` tells that it is being restored.
     return view?.get<TenantMeta>("meta")?.restore === undefined ? (view ?? null) : null;
+  }
+
+  #unbornNow(tenant: string): TenantView | null {
+    const row = this.#directory.tenant(tenant);
+    if (row === undefined || row.deletedAt !== null) return null;
+    return this.#hooks.present(row.group)?.unborn ?? null;
   }
 
   /** The replica here, if it is awake and has a state to show. */
@@ -462,9 +469,12 @@ export class Requests {
     }
     replica.usedAt = now;
     if (replica.halted !== null) return done(halted(found.tenant));
+    const isStale = options.consistency === "stale";
+    const evenUnborn = isStale && options.evenUnborn === true && found.group !== SYSTEM_GROUP;
     const finish = (result: ReadResult): void => {
       switch (result) {
         case "ok":
+          if (evenUnborn && replica.unborn !== null) return done(null, replica.unborn);
           return this.#onTime(replica, deadline, () => {
             // It may have gone away while a schedule was waited for.
             if (this.#hooks.present(found.group) !== replica || replica.halted !== null) again();
@@ -484,7 +494,8 @@ export class Requests {
     if (options.consistency === "stale" && this.#isLed(replica))
       return this.#atRevision(replica, options, deadline, done);
     this.#seekLeader(replica);
-    this.#hooks.act(replica, () => replica.read(deadline, finish));
+    if (evenUnborn && replica.unborn !== null) return done(null, replica.unborn);
+    this.#hooks.act(replica, () => replica.read(deadline, finish, evenUnborn));
   }
 
   /** The tenant is served by others now, or was purged. */

@@ -5,7 +5,9 @@
 import { expect, test } from "vitest";
 import { frameItems, ItemKind, parseRaftItem } from "../../src/host/codec.ts";
 import type { Command, Outcome } from "../../src/machine/command.ts";
+import type { TenantView } from "../../src/host/ports.ts";
 import { apply } from "../../src/machine/machine.ts";
+import { getKey } from "../../src/machine/queries.ts";
 import type { StateTransaction } from "../../src/machine/rows.ts";
 import { MessageType } from "../../src/raft/types.ts";
 import { World, type SimNode } from "../sim/world.ts";
@@ -131,6 +133,34 @@ test("a tenant's beginning costs three journal writes per node: its row, its fir
   expect(cost.messages.get("appendEntries")).toBe(8);
   // The directory's leader is asked nothing.
   expect(cost.messages.get("readIndex") ?? 0).toBe(0);
+});
+
+test("the first write of a tenant that nobody leads yet goes out with its beginning: two exchanges, two journal writes per node", async () => {
+  const world = await threeNodes();
+  const [first] = world.nodes as [SimNode];
+  const { op: _op, ...tenant } = createTenant("t");
+  // Of several at once each begins when it is used.
+  const tenants = [tenant, { ...tenant, tenant: "u" }];
+  await change(world, first, "_system", [command({ op: "directory.createMany", tenants })]);
+  await world.run(world.now + 3_000);
+  const seen: unknown[] = [];
+  const cost = await count(world, async () => {
+    const outcomes: unknown[] = [];
+    const options = { consistency: "stale", evenUnborn: true } as const;
+    first.host?.requests.read("t", options, (error, view) => {
+      seen.push(error, view?.revision, getKey(view as TenantView, "kt")?.kind);
+      const config = { op: "config.put", namespace: "app", name: "c", format: "text" } as const;
+      first.host?.requests.propose("t", command(config), 5_000, (_error, outcome) => {
+        outcomes.push(outcome);
+      });
+    });
+    await until(world, () => outcomes.length > 0);
+    expect(outcomes).toMatchObject([{ ok: true, revision: 2 }]);
+  });
+  expect(seen).toEqual([null, 1, "admin"]);
+  expect(cost.messages.get("requestVote")).toBe(2);
+  expect(cost.messages.get("appendEntries")).toBe(4);
+  expect(cost.journalWrites).toBeLessThanOrEqual(6);
 });
 
 test("a lone publish costs one journal write per node, two messages and two answers per follower", async () => {

@@ -6,7 +6,7 @@ import { Sleepers } from "../../src/host/sleepers.ts";
 import { MessageType, type Message } from "../../src/raft/types.ts";
 import type { SimNode } from "../sim/world.ts";
 import { type Cluster, latest, publish, ready } from "./cluster.ts";
-import { beginning, createTenant, ScriptedNode, tenantOn } from "./scripted_node.ts";
+import { beginning, createTenant, entryOf, ScriptedNode, tenantOn } from "./scripted_node.ts";
 
 function asked(messages: readonly Message[]): number {
   return messages.filter((m) => m.type === MessageType.preVote).length;
@@ -92,6 +92,48 @@ describe("a campaign that is refused", () => {
     ]);
     expect(asked(node.step("preVoteResponse", { ...refused, from: 3 }))).toBe(0);
     expect(asked(node.step("preVoteResponse", { ...refused, from: 2 }))).toBe(0);
+  });
+});
+
+describe("what a tenant's beginning will be", () => {
+  const start = async (entries: readonly ReturnType<typeof entryOf>[]): Promise<ScriptedNode> => {
+    const node = new ScriptedNode();
+    await node.start();
+    node.hear("n2", "n3");
+    if (entries.length > 0) node.step("appendEntries", { from: 2, term: 1, entries });
+    node.step("forgetLeader", { from: 2, term: 1 });
+    const { raft } = node.replica();
+    raft.campaign();
+    node.pass(100);
+    node.step("preVoteResponse", { from: 2, term: raft.term + 1 });
+    node.step("requestVoteResponse", { from: 2, term: raft.term });
+    expect(raft.isLeader).toBe(true);
+    return node;
+  };
+
+  test("is known to its first leader from its election until that is applied", async () => {
+    const node = await start([]);
+    const replica = node.replica();
+    expect([replica.initialised, replica.unborn?.revision]).toEqual([false, 1]);
+    node.acknowledge(2);
+    expect([replica.initialised, replica.unborn, replica.view.revision]).toEqual([true, null, 1]);
+  });
+
+  test("is nothing to go by once another one may lead", async () => {
+    const node = await start([]);
+    node.step("appendEntriesResponse", { from: 3, term: 9 });
+    expect(node.replica().raft.isLeader).toBe(false);
+    expect(node.replica().unborn).toBeNull();
+  });
+
+  test("is not said where the log may hold more, though nothing of it is applied here", async () => {
+    const rest = entryOf(3, 1, createTenant("acme"));
+    for (const entries of [[], [beginning], [beginning, null]]) {
+      const log = [null, ...entries].map((action, at) => entryOf(at + 1, 1, action));
+      const node = await start([...log, ...(entries.length === 1 ? [rest] : [])]);
+      expect(node.replica().initialised).toBe(false);
+      expect(node.replica().unborn).toBeNull();
+    }
   });
 });
 

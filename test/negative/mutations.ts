@@ -1556,6 +1556,26 @@ const ofHost: readonly Mutation[] = [
     killers: [host],
   },
   {
+    id: "unborn-over-more",
+    rule: "R4",
+    breaks:
+      "A change is judged by a tenant's beginning where its log holds more, a key revoked since among it",
+    file: "src/host/replica.ts",
+    find: `proposed.index === 2 && this.raft.appliedIndex < 2`,
+    replace: `this.raft.appliedIndex < 2`,
+    killers: [host],
+  },
+  {
+    id: "first-write-waits-for-the-beginning",
+    rule: "T5",
+    breaks: "The first write to a tenant waits for an exchange of its own",
+    file: "src/host/replica.ts",
+    find: `    this.#noticeLeader();
+    this.#serveUnborn();`,
+    replace: `    this.#serveUnborn();`,
+    killers: [host],
+  },
+  {
     id: "split-votes-wait",
     rule: "E12",
     breaks:
