@@ -109,7 +109,7 @@ describe("a watcher", () => {
       await cluster.until("the watch began", () => begun);
     }
     let written = 0;
-    for (let round = 0; round < 3; round++) {
+    for (let round = 0; round < 6; round++) {
       const victim = cluster.leader("acme") as SimNode;
       const writer = cluster.world.nodes.find((node) => node !== victim) as SimNode;
       await cluster.change(writer, "acme", publish(`${(written += 1)}`));
