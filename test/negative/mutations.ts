@@ -1150,11 +1150,11 @@ const ofHost: readonly Mutation[] = [
     breaks: "A read that comes while a round is under way takes that round's index",
     file: "src/host/replica.ts",
     find: `    this.#waiting += 1;
-    this.#readsWaiting.push({ deadline, done });`,
+    this.#readsWaiting.push({ deadline, done, evenUnborn });`,
     replace: `    this.#waiting += 1;
     const [round] = this.#readRounds.values();
-    if (round === undefined) this.#readsWaiting.push({ deadline, done });
-    else (round.reads as Read[]).push({ deadline, done });`,
+    if (round === undefined) this.#readsWaiting.push({ deadline, done, evenUnborn });
+    else (round.reads as Read[]).push({ deadline, done, evenUnborn });`,
     killers: [host, sim],
   },
   {
