@@ -7,6 +7,10 @@
  * first thousand 5 ms; 1,000 watchers at 100 commits/s are 100,000 frames/s: half a core for each side when writes are
  * batched per socket, too much when they are not.
  *
+ * Measured: one system call for each delivery and no other (`strace -f -c -p` of the node: 20,034 sendto for 20,000
+ * deliveries), nearly all of whose 12 to 15 µs are the system's own, also while the subscribers' process is stopped: their
+ * cost is on the other core. What is left to gain is in the system's way through the loopback.
+ *
  * Latency is from the moment in which the publisher sends its request to the moment in which a subscriber has the frame:
  * commit → client plus the write itself (parsing, journal with its sync).
  *

@@ -3,7 +3,7 @@
  * print what it says they print.
  */
 import { execFile, spawn, type ChildProcess } from "node:child_process";
-import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { createInterface } from "node:readline";
@@ -97,4 +97,31 @@ test("the tour's commands print what the README says", async () => {
   const printed = stdout.split(`${end}\n`);
   for (const [i, { commands, output }] of blocks.entries())
     expect(`${commands}\n${masked(printed[i] as string)}`).toBe(`${commands}\n${masked(output)}`);
+});
+
+test("a flag is published and asked for by OFREP as the README says", async () => {
+  const readme = await readFile(path.join(root, "README.md"), "utf8");
+  const flag = /^```json new-checkout\n([\s\S]*?)^```$/m.exec(readme)?.[1] as string;
+  const [, commands = "", output = ""] =
+    /^```sh\n(conflux publish new-checkout [\s\S]*?)^```\n\n```json\n([\s\S]*?)^```$/m.exec(
+      readme,
+    ) ?? [];
+  const folder = await mkdtemp(path.join(data, "flag-"));
+  await writeFile(path.join(folder, "new-checkout.json"), flag);
+  const url = env["CONFLUX_URL"] as string;
+  const made = await ask(`${url}/v1/tenants`, {
+    token: env["CONFLUX_TOKEN"] as string,
+    body: { id: "shop" },
+  });
+  expect(made.status).toBe(201);
+  const { command, args } = runCommand("bun", path.join(root, "src/cli/conflux.ts"), []);
+  const words = [command, ...args].map((word) => `'${word}'`).join(" ");
+  const script = `set -euo pipefail\nconflux() { ${words} "$@"; }\n${commands.replaceAll("http://127.0.0.1:8080", url)}`;
+  const { stdout } = await promisify(execFile)("bash", ["-c", script], {
+    cwd: folder,
+    env: { ...env, CONFLUX_TENANT: "shop" },
+    timeout: 60_000,
+  });
+  expect(commands).toContain("/ofrep/v1/evaluate/flags/new-checkout");
+  expect(stdout.trim().split("\n").at(-1)).toBe(output.trim());
 });
