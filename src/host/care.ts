@@ -17,6 +17,7 @@ import { groupStatus } from "./status.ts";
 const CALL_TIMEOUT_MS = 1_000;
 /** A node that is there and does not know of a change of the directory is asked again for so long. */
 const REACHED_TIMEOUT_MS = 5_000;
+const REACHED_PAUSE_MS = 50;
 
 export interface CareParts {
   readonly node: string;
@@ -122,10 +123,22 @@ export class Care {
     const deadline = clock.monotonicMs() + REACHED_TIMEOUT_MS;
     while (!(await this.#askReached(node, revision))) {
       if (node !== self && !liveness.supports(node)) return;
-      if (clock.monotonicMs() < deadline) continue;
-      const detail = `The change was made, and node "${node}" does not know of it yet: repeat it with the same Idempotency-Key to learn when all nodes do`;
-      throw new Problem("outcome-unknown", detail);
+      if (clock.monotonicMs() >= deadline) {
+        const detail = `The change was made, and node "${node}" does not know of it yet: repeat it with the same Idempotency-Key to learn when all nodes do`;
+        throw new Problem("outcome-unknown", detail);
+      }
+      // One that stops, for example, says at once that it is not there.
+      await this.#pause();
     }
+  }
+
+  #pause(): Promise<void> {
+    return new Promise((resolve) => {
+      const end = this.#parts.clock.every(REACHED_PAUSE_MS, () => {
+        end();
+        resolve();
+      });
+    });
   }
 
   /**
