@@ -36,6 +36,7 @@ import {
   Probe,
   processorSeconds,
 } from "./processes.ts";
+import { measureSkeleton, type BareRun } from "./skeleton.ts";
 
 const { values } = parseArgs({
   options: {
@@ -335,8 +336,14 @@ function tables(of: Budget) {
   ];
 }
 
-/** What another system did on this machine, if `npm run bench:peers` was run. */
-function peerPerSecond(scenario: string, system: string, tenants: number): number | null {
+interface PeerRun {
+  readonly perSecond: number;
+  readonly serverMicros: number;
+  readonly clientMicros: number;
+}
+
+/** What another system did on this machine, if `npm run bench:peers` was run; medians. */
+function peerOf(scenario: string, system: string, tenants: number): PeerRun | null {
   const file = join(root, "bench", "results", "peers.json");
   if (!existsSync(file)) return null;
   const { rows } = JSON.parse(readFileSync(file, "utf8")) as {
@@ -345,7 +352,7 @@ function peerPerSecond(scenario: string, system: string, tenants: number): numbe
       readonly connections: number;
       readonly bytes: number;
       readonly tenants: number;
-      readonly systems: Readonly<Record<string, readonly { readonly perSecond: number }[]>>;
+      readonly systems: Readonly<Record<string, readonly PeerRun[]>>;
     }[];
   };
   const row = rows.find(
@@ -355,16 +362,24 @@ function peerPerSecond(scenario: string, system: string, tenants: number): numbe
       one.bytes === 128 &&
       one.tenants === tenants,
   );
-  const rates = row?.systems[system]?.map((one) => one.perSecond);
-  return rates === undefined ? null : median(rates);
+  const runs = row?.systems[system];
+  if (runs === undefined) return null;
+  const of = (name: keyof PeerRun): number => median(runs.map((one) => one[name]));
+  return {
+    perSecond: of("perSecond"),
+    serverMicros: of("serverMicros"),
+    clientMicros: of("clientMicros"),
+  };
 }
 
-function ceilings(budgetOf: Budget, wanted: number): string[] {
+function ceilings(budgetOf: Budget, wanted: number, floor: BareRun): string[] {
   const { kind, tenants, plain, total, follower, stages: byStage } = budgetOf;
   const ceiling = (micros: number): number => (cores * 1e6) / micros;
   const [peer, name] = tenants === 1 ? ["etcd", "etcd"] : ["jetstream", "JetStream"];
-  const rate = peerPerSecond(kind === "publish" ? "write" : "read", peer, tenants);
+  const theirs = peerOf(kind === "publish" ? "write" : "read", peer, tenants);
+  const rate = theirs?.perSecond ?? null;
   const target = rate === null ? null : wanted * rate;
+  const theirMicros = theirs === null ? null : theirs.serverMicros + theirs.clientMicros;
   const parts: [string, number][] = [
     ...byStage,
     ["nats-server", plain.nats],
@@ -380,6 +395,7 @@ function ceilings(budgetOf: Budget, wanted: number): string[] {
     target === null
       ? `Wanted: ${wanted} × ${name}'s rate (not measured here: \`npm run bench:peers\`).`
       : `Wanted: ${wanted} × ${name}'s ${perSecond(rate as number)}/s = ${perSecond(target)}/s, which leaves ${us((cores * 1e6) / target)} µs per request: ${total / ((cores * 1e6) / target) <= 1 ? "there is room" : `${(total / ((cores * 1e6) / target)).toFixed(1)} × less than it costs`}.`,
+    `A skeleton of this shape in the same run, without Raft, checks, keys and state (bench/skeleton.ts: Elysia on Bun, frames through nats-server, journals with O_DSYNC, a majority before the answer; one group) costs ${us(floor.total)} µs: nodes ${us(floor.nodes)}, nats-server ${us(floor.nats)}, client ${us(floor.client)}. ${theirMicros === null ? "" : `${name} took ${us(theirMicros)} µs, in the run of peers.md, so that by processor time the skeleton itself is ${(theirMicros / floor.total).toFixed(1)} × ${name}, and Conflux ${(theirMicros / total).toFixed(2)} ×. `}Conflux is ${(total / floor.total).toFixed(1)} skeletons.`,
     "",
     "| part, over all processes | µs | share | most requests a second if it cost nothing |",
     "| --- | ---: | ---: | ---: |",
@@ -456,6 +472,7 @@ const read = await budget("linearizable read");
 const many = await budget("publish", manyTenants);
 const alone = await run("publish", false, 1);
 const bare = await bareFrame();
+const skeleton = await measureSkeleton(connections, seconds);
 const bareMicros = loneFrames * (bare.process + bare.nats);
 const aloneMicros = alone.leader + (alone.followers[0] ?? 0) + (alone.followers[1] ?? 0);
 const sha = spawnSync("git", ["-C", root, "rev-parse", "--short", "HEAD"], { encoding: "utf8" });
@@ -470,14 +487,15 @@ const lines: string[] = [
   ...tables(many),
   "",
   "## What stands against the figures",
-  ...ceilings(publish, 3),
-  ...ceilings(read, 6),
-  ...ceilings(many, 3),
+  ...ceilings(publish, 3, skeleton.publish),
+  ...ceilings(read, 6, skeleton.read),
+  ...ceilings(many, 3, skeleton.publish),
   "",
   "### A write alone",
   "",
   `One connection: p50 ${alone.p50.toFixed(2)} ms, of which the disk takes about ${steady.syncMs.toFixed(2)} ms (4 KiB written and synced, median; leader and followers do it at the same time). The nodes use ${us(aloneMicros)} µs of processor for it and nats-server ${us(alone.nats)} µs, in ${alone.waits.toFixed(1)} turns of waiting and waking, most of it one after the other: request, journal, frame to the followers, their journals, frames back, answer.`,
   `A process of the same runtime that does nothing but send back a frame of 200 bytes, one at a time, uses ${us(bare.process)} µs for each and nats-server ${us(bare.nats)}. A write alone is ${loneFrames} frames between the nodes (the entry, the answer, the commit index and its answer, for two followers): ${us(bareMicros)} µs of it, ${((100 * bareMicros) / (aloneMicros + alone.nats)).toFixed(0)} %, before anything is parsed, written or applied. etcd's members speak to each other without a server between them.`,
+  `The skeleton's write alone: p50 ${skeleton.alone.p50.toFixed(2)} ms, ${us(skeleton.alone.nodes)} µs of its nodes and ${us(skeleton.alone.nats)} of nats-server.`,
   `Over many tenants that is where the rest goes too: a publish of the one tenant at ${connections} connections has ${publish.plain.waits.toFixed(1)} waits of the nodes' threads, one over ${manyTenants} tenants ${many.plain.waits.toFixed(1)}, because fewer of them share a turn.`,
 ];
 const text = `${lines.join("\n")}\n`;
