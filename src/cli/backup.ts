@@ -20,6 +20,8 @@ const restorePartBytes = 64 * 1024;
 const restorePartRows = 2_000;
 /** Tries to get one part. */
 const triesMax = 5;
+/** How often a backup of one tenant is begun. */
+const beginsMax = 3;
 /** How long a tenant that was just made, or replaced, may take to be known everywhere. */
 const beginMsMax = 30_000;
 
@@ -223,7 +225,35 @@ async function partOf(
   }
 }
 
+/** The state that it was to be of is gone with the node, or the tenant from the node, that was asked first. */
+class Interrupted extends Error {}
+
 async function backupOne(
+  admin: Admin,
+  directory: string,
+  tenant: string,
+  tell: Tell,
+): Promise<BackupState> {
+  const etag = await tagOf(fileOf(directory, tenant));
+  for (let begins = 1; ; begins++) {
+    try {
+      const first = await partOf(admin, tenant, { part: 0, ...(etag !== null && { etag }) });
+      if (first !== null) return await backupFrom(first, admin, directory, tenant, tell);
+      const nothing = { epoch: null, revision: null, rows: null, bytes: null };
+      return { tenant, state: "unchanged", ...nothing };
+    } catch (error) {
+      if (!(error instanceof Interrupted)) throw error;
+      if (begins === beginsMax) throw error.cause;
+      tell(`${tenant}: begun anew`);
+    }
+  }
+}
+
+type Part = Awaited<ReturnType<Admin["backupPart"]>>;
+
+/** @throws Interrupted when a later part cannot be had */
+async function backupFrom(
+  first: NonNullable<Part>,
   admin: Admin,
   directory: string,
   tenant: string,
@@ -231,10 +261,7 @@ async function backupOne(
 ): Promise<BackupState> {
   const path = fileOf(directory, tenant);
   const aside = join(directory, `.${tenant}.part`);
-  const etag = await tagOf(path);
-  let answer = await partOf(admin, tenant, { part: 0, ...(etag !== null && { etag }) });
-  if (answer === null)
-    return { tenant, state: "unchanged", epoch: null, revision: null, rows: null, bytes: null };
+  let answer: Part = first;
   const judging = new Judge();
   const file = await open(aside, "w", 0o600);
   try {
@@ -251,7 +278,9 @@ async function backupOne(
       tell(`${tenant}: ${judging.rows} rows, ${sizeText(judging.bytes)}`);
       if (isLast) break;
       part += 1;
-      answer = await partOf(admin, tenant, { session, part });
+      answer = await partOf(admin, tenant, { session, part }).catch((cause: unknown) => {
+        throw new Interrupted("A part cannot be had", { cause });
+      });
     }
     const head = judging.done();
     await file.sync();

@@ -8,7 +8,7 @@
  * Promises begin at the public methods; below them everything is callbacks, so that the simulator can run a NodeHost on
  * virtual time.
  */
-import { outcomeUnknown, Problem, type ProblemCode } from "../api/problems.ts";
+import { NotHere, outcomeUnknown, Problem, type ProblemCode } from "../api/problems.ts";
 import { assert } from "../lib/assert.ts";
 import { Prng } from "../lib/prng.ts";
 import {
@@ -1223,7 +1223,8 @@ export class NodeHost implements ConfigService {
         const snapshot = taken as ReplicaSnapshot | null;
         if (snapshot === null) return reject(halted(tenant));
         this.#snapshotsOpen.add(snapshot);
-        const rows = (): Iterable<readonly [key: string, text: string]> => snapshot.rows();
+        const rows = (): Iterable<readonly [key: string, text: string]> =>
+          this.#rowsOf(replica, snapshot);
         const close = (): void => {
           this.#snapshotsOpen.delete(snapshot);
           snapshot.close();
@@ -1231,6 +1232,18 @@ export class NodeHost implements ConfigService {
         resolve({ epoch, revision, meta, rows, close });
       });
     });
+  }
+
+  /** What is read of a replica that went away meanwhile ends with NotHere: it is no fault of anything. */
+  *#rowsOf(
+    replica: Replica,
+    snapshot: ReplicaSnapshot,
+  ): Generator<readonly [key: string, text: string]> {
+    try {
+      yield* snapshot.rows();
+    } catch (error) {
+      throw this.#replicas.get(replica.group) === replica ? error : new NotHere(replica.tenant);
+    }
   }
 
   // --- public: watches -----------------------------------------------------------------------------------------------------

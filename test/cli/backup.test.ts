@@ -80,6 +80,21 @@ describe("a backup", () => {
     expect(await backup(at.admin, at.to, ["acme"], quiet)).toMatchObject([{ state: "unchanged" }]);
   });
 
+  test("is begun anew when it is over on the node that it was begun on", async () => {
+    const at = await world();
+    let begun = 0;
+    at.intercept = (request) => {
+      if (request.url.includes("part=0")) begun += 1;
+      const moved = begun === 1 && request.url.includes("part=2");
+      return moved
+        ? Response.json({ code: "not-found", detail: "It is over" }, { status: 404 })
+        : null;
+    };
+    expect(await backup(at.admin, at.to, ["acme"], quiet)).toMatchObject([{ state: "taken" }]);
+    expect(begun).toBe(2);
+    expect(await verify(at.to, quiet)).toMatchObject([{ state: "good" }]);
+  });
+
   test("is not good when anything of it is another, missing, doubled or of another name", async () => {
     const { admin, to } = await world();
     await backup(admin, to, ["acme"], quiet);

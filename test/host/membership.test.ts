@@ -506,9 +506,12 @@ describe("a tenant", () => {
       { commit: (event) => told.push(event), end: (reason) => ended.push(reason) },
       (error) => expect(error).toBe(null),
     );
+    const snapshot = await cluster.node(0).host?.snapshot("acme");
     await move(cluster, "acme", ["n2", "n3", "n4"]);
     await settled(cluster, "acme", ["n2", "n3", "n4"]);
     expect(ended).toEqual(["moved"]);
+    expect(() => [...(snapshot?.rows() ?? [])]).toThrow(NotHere);
+    snapshot?.close();
     await cluster.until("it is told", () => waits.length === 1);
     expect(waits[0]).toBeInstanceOf(NotHere);
     expect(cluster.node(0).host?.locateNow("acme")).toEqual({ local: false });

@@ -39,17 +39,36 @@ export function committedBy(
   stored: MemoryEnvironment,
   commit: (prepared: PreparedChange, done: (error: Error | null) => void) => void,
 ): Environment {
+  let isClosed = false;
+  const open = (): void => {
+    if (isClosed) throw new Error("Snapshot is closed");
+  };
   return {
     whenKept: (done) => stored.whenKept(done),
     meta: () => stored.meta(),
     get: (key) => stored.get(key),
     range: (range) => stored.range(range),
     entry: (index) => stored.entry(index),
-    snapshot: () => stored.snapshot(),
+    snapshot: () => {
+      const taken = stored.snapshot();
+      return {
+        get: (key) => {
+          open();
+          return taken.get(key);
+        },
+        range: (range) => {
+          open();
+          return taken.range(range);
+        },
+        close: () => taken.close(),
+      };
+    },
     stage: () => stored.stage(),
     commit: (change, done) => commit(prepare(change), done),
     install: (staging, meta, done) => commit(prepareInstall(staging, meta), done),
-    close: async () => {},
+    close: async () => {
+      isClosed = true;
+    },
   };
 }
 

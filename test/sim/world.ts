@@ -199,13 +199,15 @@ class SimEnvironments implements Environments {
         });
       });
     };
+    const environment = committedBy(stored, commit);
     return {
-      ...committedBy(stored, commit),
+      ...environment,
       stage: () => stored.stage(this.#schedule),
       close: async () => {
         this.#settle();
         if (busy) throw new Error("Closed while a commit is under way");
         this.#open.delete(name);
+        await environment.close();
       },
     };
   }
