@@ -45,10 +45,17 @@ export class Overlay {
     return size;
   }
 
-  get(key: string): Cell | string | undefined {
-    const cell = this.#cells.get(key);
-    if (cell !== undefined || this.#runs.length === 0) return cell;
-    return this.#runOf(key)?.get(numberOf(key));
+  /** What is a cell: a record is taken out of its run by `record`, which costs more than to have it parsed at hand. */
+  get(key: string): Cell | undefined {
+    return this.#cells.get(key);
+  }
+
+  record(key: string): string | undefined {
+    return this.#runs.length === 0 ? undefined : this.#runOf(key)?.get(numberOf(key));
+  }
+
+  find(key: string): Cell | string | undefined {
+    return this.#cells.get(key) ?? this.record(key);
   }
 
   set(key: string, cell: Cell): void {

@@ -55,12 +55,13 @@ export class TenantState implements StateTransaction {
   #find(key: string): unknown {
     let cell = this.#active.get(key);
     if (cell === undefined && this.#frozen !== null) cell = this.#frozen.get(key);
-    if (cell === undefined) return this.#parsed.get(key) ?? this.#read(key);
-    if (typeof cell === "string") return this.#parsed.get(key) ?? this.#parse(key, cell);
-    return cell.row === deleted ? undefined : cell.row;
+    if (cell !== undefined) return cell.row === deleted ? undefined : cell.row;
+    return this.#parsed.get(key) ?? this.#read(key);
   }
 
   #read(key: string): unknown {
+    const record = this.#active.record(key) ?? this.#frozen?.record(key);
+    if (record !== undefined) return this.#parse(key, record);
     const text = this.#held === null ? this.#environment.get(key) : this.#held.get(key);
     return text === undefined ? undefined : this.#parse(key, text);
   }
@@ -78,18 +79,18 @@ export class TenantState implements StateTransaction {
 
   put(key: string, row: unknown): void {
     assert(row !== undefined, "a row cannot be undefined");
-    const replaced = this.#active.get(key);
+    const replaced = this.#active.find(key);
     this.#set(key, { row, isAdded: isAdded(replaced) }, replaced);
   }
 
   /** `put` of a row that does not exist: deleted again before a checkpoint, it costs the environment nothing. */
   add(key: string, row: unknown): void {
     assert(row !== undefined, "a row cannot be undefined");
-    const replaced = this.#active.get(key);
+    const replaced = this.#active.find(key);
     // A deletion in an overlay may hide a row of the environment.
     if (replaced !== undefined)
       return this.#set(key, { row, isAdded: isAdded(replaced) }, replaced);
-    if (this.#frozen?.get(key) !== undefined)
+    if (this.#frozen?.find(key) !== undefined)
       return this.#set(key, { row, isAdded: false }, undefined);
     const text = this.#active.addRecord(key, row);
     if (text === null) this.#set(key, { row, isAdded: true }, undefined);
@@ -97,7 +98,7 @@ export class TenantState implements StateTransaction {
   }
 
   delete(key: string): void {
-    const replaced = this.#active.get(key);
+    const replaced = this.#active.find(key);
     if (!isAdded(replaced)) return this.#set(key, deletion, replaced);
     if (key === metaKey) this.#meta = undefined;
     if (typeof replaced === "string") this.#parsed.delete(key);
@@ -164,9 +165,9 @@ export class TenantState implements StateTransaction {
     assert(frozen !== null, "no checkpoint is under way");
     // What was read of the environment before it had these counts no more.
     for (const key of this.#parsed.keys())
-      if (typeof frozen.get(key) === "object") this.#parsed.delete(key);
+      if (frozen.get(key) !== undefined) this.#parsed.delete(key);
     // An environment at rest should stay so.
-    for (const key of this.#again) this.#keep(key, (frozen.get(key) as Cell).row);
+    for (const key of this.#again) this.#keep(key, frozen.get(key)?.row);
     this.#frozen = null;
     this.#again = [];
   }
