@@ -28,6 +28,11 @@ export class Options {
     this.positionals = positionals;
   }
 
+  /** Of those that were given. */
+  get names(): Iterable<string> {
+    return this.#values.keys();
+  }
+
   has(name: string): boolean {
     return this.#values.has(name);
   }

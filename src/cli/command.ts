@@ -128,21 +128,34 @@ export class Context {
   }
 }
 
+/** What a verb of a command takes: words after it, and options beside those of every command and of where. */
+type Verb = readonly [words: number, ...options: string[]];
+
 /** The verb of `keys create` and the like, with the word that must follow it (as many as the table says). */
 export function verbOf(
   context: Context,
-  verbs: Readonly<Record<string, number>>,
+  verbs: Readonly<Record<string, Verb>>,
 ): readonly [verb: string, word: string | undefined] {
   const [verb = "", word] = context.words;
-  const count = Object.hasOwn(verbs, verb) ? (verbs[verb] as number) : undefined;
-  const names = Object.keys(verbs);
-  if (count === undefined)
-    throw new UsageError(`There is no ${verb} here; ${suggestion(verb, names)}`);
+  if (!Object.hasOwn(verbs, verb))
+    throw new UsageError(`There is no ${verb} here; ${suggestion(verb, Object.keys(verbs))}`);
+  const [count, ...options] = verbs[verb] as Verb;
   if (context.words.length - 1 !== count)
     throw new UsageError(
       count === 0 ? `${verb} takes no further words: got ${word}` : `Say which one to ${verb}`,
     );
+  refuseOthers(context.options, verb, options);
   return [verb, word];
+}
+
+/** An option of another verb would be left aside in silence: `delete --purge` is not what `list --purge` does. */
+export function refuseOthers(options: Options, verb: string, own: readonly string[]): void {
+  const shared = { ...commonOptions, ...whereOptions };
+  for (const name of options.names) {
+    if (own.includes(name) || Object.hasOwn(shared, name)) continue;
+    const taken = own.map((one) => `--${one}`).join(", ");
+    throw new UsageError(`${verb} takes no --${name}${taken === "" ? "" : `; it takes ${taken}`}`);
+  }
 }
 
 export function spreadOf(options: Options): { spread?: string } {

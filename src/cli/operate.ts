@@ -9,10 +9,10 @@ import { UsageError } from "./arguments.ts";
 import { backup, drop, restore, sizeText, tenantsIn, verify } from "./backup.ts";
 import type { BackupState } from "./backup.ts";
 import type { Options, OptionSpecs } from "./arguments.ts";
-import { writeNatsConfig } from "./nats_config.ts";
+import { natsConfigOptions, writeNatsConfig } from "./nats_config.ts";
 import { suggestion } from "../lib/nearest.ts";
 import { fields, plainText, print, printContent, ProgressLine, table } from "./output.ts";
-import { verbOf, readText, keyText } from "./command.ts";
+import { keyText, readText, refuseOthers, verbOf } from "./command.ts";
 import type { Context } from "./command.ts";
 
 export const recoverOptions = {
@@ -29,7 +29,12 @@ const keyKinds = ["admin", "write", "read", "client"] as const;
 
 export async function keys(context: Context): Promise<void> {
   const { admin, tenant, options } = context;
-  const [verb, id] = verbOf(context, { list: 0, create: 0, rotate: 1, delete: 1 });
+  const [verb, id] = verbOf(context, {
+    list: [0],
+    create: [0, "kind", "only", "expires", "scope", "description"],
+    rotate: [1, "overlap"],
+    delete: [1],
+  });
   if (verb === "list") {
     const list = await admin.keys(tenant);
     context.show(list, () =>
@@ -87,7 +92,11 @@ const auditShownMax = 1_000;
 
 export async function audit(context: Context): Promise<number | void> {
   const { admin, tenant, options } = context;
-  const [verb] = verbOf(context, { list: 0, export: 0, verify: 0 });
+  const [verb] = verbOf(context, {
+    list: [0, "since"],
+    export: [0, "since"],
+    verify: [0, "head"],
+  });
   if (verb === "verify") return verifyAudit(context);
   const since = options.get("since") === undefined ? 0 : (options.count("since") as number);
   if (verb === "export") {
@@ -143,7 +152,7 @@ async function verifyAudit(context: Context): Promise<number> {
 
 export async function secrets(context: Context): Promise<void> {
   const { admin, tenant } = context;
-  verbOf(context, { rotate: 0 });
+  verbOf(context, { rotate: [0] });
   const line = new ProgressLine();
   let rotated = 0;
   let key: string | null;
@@ -160,7 +169,12 @@ export async function secrets(context: Context): Promise<void> {
 
 export async function issuers(context: Context): Promise<void> {
   const { admin, options } = context;
-  const [verb, given] = verbOf(context, { list: 0, get: 1, put: 1, delete: 1 });
+  const [verb, given] = verbOf(context, {
+    list: [0],
+    get: [1],
+    put: [1, "file"],
+    delete: [1],
+  });
   const name = given as string;
   if (verb === "list") {
     const list = await admin.issuers();
@@ -193,7 +207,10 @@ export async function issuers(context: Context): Promise<void> {
 
 export async function namespaces(context: Context): Promise<void> {
   const { admin, tenant, options } = context;
-  const [verb, given] = verbOf(context, { list: 0, set: 1 });
+  const [verb, given] = verbOf(context, {
+    list: [0],
+    set: [1, "extends", "no-extends", "protect", "unprotect"],
+  });
   if (options.has("extends") && options.has("no-extends"))
     throw new UsageError("Give either --extends or --no-extends");
   if (options.has("protect") && options.has("unprotect"))
@@ -238,15 +255,15 @@ function quotasOf(options: Options): Record<string, number | null> {
 
 export async function tenants(context: Context): Promise<void> {
   const [verb, given] = verbOf(context, {
-    list: 0,
-    create: 1,
-    get: 1,
-    update: 1,
-    delete: 1,
-    undelete: 1,
-    group: 1,
-    transfer: 1,
-    compact: 1,
+    list: [0],
+    create: [1, "replicas", "description", "quota"],
+    get: [1],
+    update: [1, "replicas", "description", "quota"],
+    delete: [1, "purge"],
+    undelete: [1],
+    group: [1],
+    transfer: [1, "to"],
+    compact: [1, "data"],
   });
   const id = given as string;
   if (verb === "compact") return compactTenants(context, id);
@@ -370,18 +387,21 @@ async function compactTenants(context: Context, tenant: string): Promise<void> {
 }
 
 export async function cluster(context: Context): Promise<void> {
-  if (context.words[0] === "recover") return recoverCluster(context);
+  if (context.words[0] === "recover") {
+    refuseOthers(context.options, "recover", Object.keys(recoverOptions));
+    return recoverCluster(context);
+  }
   const [verb, node] = verbOf(context, {
-    status: 0,
-    members: 0,
-    tenants: 0,
-    join: 1,
-    leave: 1,
-    drain: 1,
-    undrain: 1,
-    repair: 2,
-    upgrade: 0,
-    "nats-config": 0,
+    status: [0],
+    members: [0],
+    tenants: [0, "state"],
+    join: [1],
+    leave: [1],
+    drain: [1],
+    undrain: [1],
+    repair: [2],
+    upgrade: [0],
+    "nats-config": [0, ...Object.keys(natsConfigOptions)],
   });
   if (verb === "nats-config") return showNatsConfig(context);
   if (verb === "members") return showMembers(context);

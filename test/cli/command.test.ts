@@ -163,6 +163,9 @@ describe("help and errors", () => {
     [["promote", "--from", "a", "-n", "a", "--tenant", "a"], /Name two namespaces/],
     [["audit", "verify", "--tenant", "a", "--head", "x"], /--head takes what verify said, sha256:/],
     [["tenants", "get"], /Say which one to get/],
+    [["tenants", "list", "--purge"], /list takes no --purge\n/],
+    [["keys", "rotate", "k", "--tenant", "a", "--kind", "read"], /no --kind; it takes --overlap/],
+    [["cluster", "recover", "data", "--nodes", "a"], /recover takes no --nodes; it takes --gone/],
     [["tenants", "update", "a"], /Say what to change: --replicas, --description or --quota/],
     [["tenants", "create", "a", "--quota", "confgs=1"], /no quota confgs; did you mean configs\?/],
     [
