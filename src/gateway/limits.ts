@@ -57,6 +57,11 @@ class Bucket {
     this.#tokens -= tokens;
   }
 
+  /** As much of it as is there: nothing is owed. */
+  takeLeft(tokens: number): void {
+    this.#tokens = Math.max(Math.min(0, this.#tokens), this.#tokens - tokens);
+  }
+
   /** Until there is one again; at a rate of 0 there never is, and once an hour is often enough to ask. */
   get waitMs(): number {
     return this.rate === 0 ? 3_600_000 : Math.max(0, ((1 - this.#tokens) * 1_000) / this.rate);
@@ -105,8 +110,8 @@ export class Bandwidth {
   /** Null: nobody waits, or turns are being given. */
   #timer: ReturnType<typeof setTimeout> | null = null;
   #isTurning = false;
-  /** Open now: it is kept as long as there are any. */
-  streams = 0;
+  /** Streams and polls open now: it is kept as long as there are any. */
+  open = 0;
   // Since they were last told.
   bytes = 0;
   held = 0;
@@ -144,11 +149,45 @@ export class Bandwidth {
     return this.#bucket?.waitSeconds ?? 1;
   }
 
+  /** Whether whoever comes next finds it no other than a new one would be. */
+  get isForgettable(): boolean {
+    return this.open === 0 && (this.isOpen || this.#bucket?.rate === 0);
+  }
+
   /** So much is sent, whether it had to wait or not. */
   sent(bytes: number): void {
+    this.#count(bytes);
+    this.#bucket?.take(bytes);
+  }
+
+  /** Signs of life never wait, so news must not wait until they are paid for: very many would cost more than there is. */
+  sentQuietly(bytes: number): void {
+    this.#count(bytes);
+    this.#bucket?.takeLeft(bytes);
+  }
+
+  #count(bytes: number): void {
     this.bytes += bytes;
     this.#totals.bytes += bytes;
-    this.#bucket?.take(bytes);
+  }
+
+  /** A turn in line with the streams, for one that can wait only so long; false: none came. */
+  turnWithin(ms: number): Promise<boolean> {
+    if (this.isFree) return Promise.resolve(true);
+    if (this.#bucket !== null && this.#bucket.waitMs > ms) return Promise.resolve(false);
+    return new Promise((resolve) => {
+      const one = {
+        turn: async () => {
+          clearTimeout(timer);
+          resolve(true);
+        },
+      };
+      const timer = setTimeout(() => {
+        this.leave(one);
+        resolve(false);
+      }, ms);
+      this.wait(one);
+    });
   }
 
   wait(one: Held): void {
@@ -209,8 +248,8 @@ class TenantLimits {
 
   /** Whether there is something to tell. Bookmarks alone are not worth a command for each tenant that is watched. */
   get isActive(): boolean {
-    const { bytes, held, streams } = this.bandwidth;
-    return this.asked > 0 || held > 0 || bytes >= (streams > 0 ? toldBytesMin : 1);
+    const { bytes, held, open } = this.bandwidth;
+    return this.asked > 0 || held > 0 || bytes >= (open > 0 ? toldBytesMin : 1);
   }
 
   /** Settings change live: a bucket keeps what it holds, and fills at the new rate. */
@@ -298,7 +337,7 @@ export class Limits {
     );
   }
 
-  /** Of the tenant's watches here. Whoever counts a stream into it gets the same one until that is counted out. */
+  /** Of the tenant's watches here. Whoever counts one into it gets the same one until that is counted out. */
   bandwidth(tenant: string): Bandwidth {
     return this.#of(tenant).bandwidth;
   }
@@ -322,7 +361,7 @@ export class Limits {
     const active: [tenant: string, TenantLimits][] = [];
     for (const [tenant, limits] of this.#tenants)
       if (limits.isActive) active.push([tenant, limits]);
-      else if (limits.bandwidth.streams === 0) this.#tenants.delete(tenant);
+      else if (limits.bandwidth.isForgettable) this.#tenants.delete(tenant);
     for (let i = 0; i < active.length; i += recordsAtOnce)
       await Promise.all(
         active.slice(i, i + recordsAtOnce).map(([tenant, limits]) => this.#tell(tenant, limits)),

@@ -58,8 +58,8 @@ export interface Watcher {
   readonly isBehind: boolean;
   /** Where within the time of a publish that is spread it is told: 0 at once, 1 last; below 1. */
   readonly phase: number;
-  /** Says that it is at its cursor still: it would else take the silence for a broken connection. */
-  reassure(): void;
+  /** After `bookmarkMs` without a word says that it is at its cursor still: it would else think the connection broken. */
+  reassure(nowMs: number): void;
   /** Once a second. */
   tick(nowMs: number): void;
 }
@@ -113,6 +113,9 @@ export class StreamWatcher implements Watcher, Pushing, Held {
   readonly #endsAt: number;
   /** Since when it has not read although there was something; 0: it reads. */
   #stuckSince = 0;
+  /** Something was written since the last tick; a look at the clock for each write would cost more. */
+  #wasWritten = false;
+  #quietSince: number;
   #isClosed = false;
 
   constructor(options: StreamOptions, hooks: StreamHooks) {
@@ -122,14 +125,15 @@ export class StreamWatcher implements Watcher, Pushing, Held {
     this.phase = options.phase;
     this.told = options.told;
     this.#hooks = hooks;
-    this.#endsAt = Date.now() + options.settings.ageMs * (0.8 + Math.random() * 0.4);
-    options.bandwidth.streams++;
+    this.#quietSince = Date.now();
+    this.#endsAt = this.#quietSince + options.settings.ageMs * (0.8 + Math.random() * 0.4);
+    options.bandwidth.open++;
     this.stream = options.openStream(this);
   }
 
   open(sink: Sink): void {
     this.#sink = sink;
-    this.#reads = this.#write(hello);
+    this.#reads = this.#write(hello, true);
     this.#keepsUp = this.#reads && !this.#isHeld;
     // What came before the answer began. Without that, the stream says when it is read.
     if (this.isBehind) this.drained();
@@ -152,8 +156,11 @@ export class StreamWatcher implements Watcher, Pushing, Held {
     else this.#lag();
   }
 
-  #write(bytes: Uint8Array<ArrayBuffer>): boolean {
-    this.#options.bandwidth.sent(bytes.length);
+  #write(bytes: Uint8Array<ArrayBuffer>, isQuiet: boolean): boolean {
+    const { bandwidth } = this.#options;
+    if (isQuiet) bandwidth.sentQuietly(bytes.length);
+    else bandwidth.sent(bytes.length);
+    this.#wasWritten = true;
     return (this.#sink as Sink).write(bytes);
   }
 
@@ -164,7 +171,7 @@ export class StreamWatcher implements Watcher, Pushing, Held {
       return;
     }
     this.told = frames.findLast((frame) => frame.id !== null)?.id ?? this.told;
-    this.#reads = this.#write(joined(frames));
+    this.#reads = this.#write(joined(frames), false);
     this.#keepsUp = this.#reads && !this.#isClosed;
   }
 
@@ -172,7 +179,7 @@ export class StreamWatcher implements Watcher, Pushing, Held {
     if (this.#keepsUp) {
       if (batch.isQuiet || !this.#mustWait()) {
         this.told = batch.id ?? this.told;
-        this.#reads = this.#keepsUp = this.#write(batch.bytes);
+        this.#reads = this.#keepsUp = this.#write(batch.bytes, batch.isQuiet);
         return;
       }
     }
@@ -271,11 +278,13 @@ export class StreamWatcher implements Watcher, Pushing, Held {
     this.#give([frame]);
   }
 
-  reassure(): void {
+  reassure(nowMs: number): void {
     if (!this.#reads || this.#isClosed) return;
+    if (nowMs - this.#quietSince < this.#options.settings.bookmarkMs) return;
     const at = this.told === null ? null : parseCursor(this.told);
     const kind = this.#options.flags ? "flags" : "";
-    this.#reads = this.#write(at === null ? comment : bookmark(at, { kind }).bytes);
+    this.#reads = this.#write(at === null ? comment : bookmark(at, { kind }).bytes, true);
+    this.#quietSince = nowMs;
     this.#keepsUp &&= this.#reads;
   }
 
@@ -291,6 +300,8 @@ export class StreamWatcher implements Watcher, Pushing, Held {
   }
 
   tick(nowMs: number): void {
+    if (this.#wasWritten) this.#quietSince = nowMs;
+    this.#wasWritten = false;
     if (this.#stuckSince !== 0 && nowMs - this.#stuckSince > this.#options.settings.slowMs)
       this.end("slow");
     else if (nowMs >= this.#endsAt) this.end("age");
@@ -301,7 +312,7 @@ export class StreamWatcher implements Watcher, Pushing, Held {
     this.#isClosed = true;
     this.#keepsUp = false;
     const { bandwidth } = this.#options;
-    bandwidth.streams--;
+    bandwidth.open--;
     bandwidth.leave(this);
     this.#hooks.closed(this);
   }
@@ -429,9 +440,13 @@ export class Broadcast {
     if (frame.event !== "bookmark") this.#releaseHeld();
     this.#waiting.push(frame);
     this.#waitingBytes += frame.data.length;
+    this.#boundWaiting();
+    this.#schedule();
+  }
+
+  #boundWaiting(): void {
     if (this.#waiting.length > roundFramesMax || this.#waitingBytes > roundBytesMax)
       this.#tellNow();
-    this.#schedule();
   }
 
   #schedule(): void {
@@ -444,7 +459,10 @@ export class Broadcast {
   #hold(frame: Frame): void {
     const isFull =
       this.#held.length >= heldFramesMax || this.#heldBytes + frame.data.length > heldBytesMax;
-    if (isFull) this.#releaseHeld();
+    if (isFull) {
+      this.#releaseHeld();
+      this.#boundWaiting();
+    }
     this.#held.push({ frame, at: this.#clock.now() });
     this.#heldBytes += frame.data.length;
     // Who is due, and when the next ones will be, is seen in a round.
@@ -466,6 +484,18 @@ export class Broadcast {
     this.#dueAt = Number.POSITIVE_INFINITY;
     this.#stopTimer?.();
     this.#stopTimer = null;
+  }
+
+  /** For the last one nothing is held back, and no timer set. */
+  leave(watcher: Watcher): void {
+    this.watchers.delete(watcher);
+    if (this.watchers.size === 0) this.#dropHeld();
+  }
+
+  end(reason: string): void {
+    for (const watcher of this.watchers) watcher.end(reason);
+    this.watchers.clear();
+    this.#dropHeld();
   }
 
   /** Whether something is held back of which it was not told. */
@@ -550,6 +580,7 @@ export class Broadcast {
     if (this.#batch === null) this.#forgetTold();
     this.#round = null;
     this.#batch = null;
+    this.#due = [];
     const tookMs = endedAt - this.#roundAt;
     if (this.#waiting.length === 0 && tookMs < 1) this.#rested();
     else this.#clock.after(Math.min(tookMs, restMsMax), () => this.#rested());

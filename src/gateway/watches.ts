@@ -10,6 +10,7 @@
  */
 import { Problem } from "../api/problems.ts";
 import type { CommitEvent, ConfigService, TenantView } from "../host/ports.ts";
+import { watchesLevel } from "../machine/command.ts";
 import { rootKeyKey, tenantKey } from "../machine/keys.ts";
 import { getQuotas } from "../machine/queries.ts";
 import type { StoredChange, TenantRow } from "../machine/rows.ts";
@@ -71,6 +72,8 @@ const tickMs = 1_000;
 /** Of the routes that are served here. */
 export const watchTag = "watch";
 const waitMsMax = 60_000;
+/** For so long one that would not wait for news waits for its turn, where the tenant was sent what it may be. */
+const turnMsMin = 1_000;
 /** How long each poll of a relay waits at the other node. */
 const relayWaitMs = 10_000;
 const relayGiveUpMs = 30_000;
@@ -93,7 +96,6 @@ class Feed {
   isEnded = false;
   unsubscribe: () => void = () => {};
   lastFrameAt = Date.now();
-  #reassuredAt = Date.now();
   emptySince = Date.now();
   /** Made for one watcher, good for all that come with it; kept until the next tick. */
   #snapshots = new Map<string, Frame>();
@@ -122,10 +124,13 @@ class Feed {
 
   /** Tells the watcher what lies between its cursor and this state, and counts it in. */
   join(watcher: Watcher, view: TenantView, since: Cursor | "now" | null): void {
-    this.#bandwidth().limit(getQuotas(view).watchBytesPerSecond, Date.now());
+    const bandwidth = this.#bandwidth();
+    bandwidth.limit(getQuotas(view).watchBytesPerSecond, Date.now());
     const frames = this.#missed(view, since);
     const last = frames.at(-1) as Frame;
     const isPart = last.revision < view.revision && last.event === "bookmark";
+    // It would come again and again for parts that do not wait.
+    if (isPart && !bandwidth.isOpen) throw sentEnough(bandwidth);
     watcher.epoch = view.epoch;
     watcher.revision = view.revision;
     if (!isPart) this.watchers.add(watcher);
@@ -175,7 +180,8 @@ class Feed {
     const merged =
       cursor === null || cursor.epoch !== view.epoch ? null : this.source.merged(cursor, view);
     if (merged === null || merged.data.length > catchUpBytesMax)
-      return this.#snapshot(view, "slow");
+      // It may have had to wait for the first it is told, and been neither slow nor there before.
+      return this.#snapshot(view, cursor === null ? "begin" : "slow");
     // Where a tenant is told late, most of its watchers missed the same.
     this.#snapshots.set(key, merged);
     return merged;
@@ -212,11 +218,8 @@ class Feed {
       const { expiresAt } = watcher.principal;
       if (expiresAt !== null && expiresAt <= nowMs) watcher.end("unauthorized");
       else watcher.tick(nowMs);
-    }
-    if (nowMs - this.#reassuredAt >= settings.bookmarkMs) {
-      this.#reassuredAt = nowMs;
-      for (const watcher of this.watchers)
-        if (watcher.isBehind || this.broadcast.holdsBack(watcher)) watcher.reassure();
+      // By the clock of each: what all others were told just now says nothing to it.
+      if (watcher.isBehind || this.broadcast.holdsBack(watcher)) watcher.reassure(nowMs);
     }
     if (nowMs - this.lastFrameAt < settings.bookmarkMs) return;
     this.#send(bookmark(this, this.filter));
@@ -226,8 +229,7 @@ class Feed {
     if (this.isEnded) return;
     this.isEnded = true;
     this.unsubscribe();
-    for (const watcher of this.watchers) watcher.end(reason);
-    this.watchers.clear();
+    this.broadcast.end(reason);
   }
 }
 
@@ -258,6 +260,8 @@ export class Watches {
   readonly #feeds = new Map<string, Promise<Feed>>();
   readonly #open = new Set<Feed>();
   readonly #relays = new Map<string, Relay>();
+  /** Of all that is relayed: the nodes that hold a tenant limit what its relays get, and count it. */
+  readonly #relayed: Bandwidth;
   readonly #timer: { unref?: () => void };
   #directory: Promise<() => void> | null = null;
   #isClosed = false;
@@ -273,6 +277,7 @@ export class Watches {
     this.#failed = options.failed;
     this.#openStream = options.openStream;
     this.#limits = options.limits;
+    this.#relayed = new Bandwidth(this.#limits.watches);
     this.#timer = setInterval(() => this.#tick(), Math.min(tickMs, this.#settings.bookmarkMs));
     this.#timer.unref?.();
   }
@@ -339,14 +344,10 @@ export class Watches {
   async poll(call: Call, filter: Filter, access: Access, waitMs: number): Promise<Answer> {
     const caller = callerOf(call);
     const since = sinceOf(call);
-    const bandwidth = this.#limits.bandwidth(filter.tenant);
-    if (!bandwidth.isFree)
-      throw new Problem(
-        "too-many-requests",
-        "Watch by a stream, or poll less often: the tenant's watches were sent what they may be on this node",
-        { retryAfter: bandwidth.waitSeconds },
-      );
+    const endsAt = performance.now() + waitMs;
     this.#admit(filter.tenant);
+    const bandwidth = this.#limits.bandwidth(filter.tenant);
+    bandwidth.open++;
     let happened: () => void = () => {};
     const something = new Promise<void>((resolve) => {
       happened = resolve;
@@ -354,9 +355,11 @@ export class Watches {
     const watcher = new PollWatcher(caller, happened);
     let feed: Feed | null = null;
     try {
+      if (!bandwidth.isFree) await this.#turn(filter.tenant, bandwidth, waitMs);
       feed = await this.#join(call, filter, access, watcher, since);
-      if (watcher.frames.length === 0 && waitMs > 0) {
-        const timer = setTimeout(happened, waitMs);
+      const leftMs = endsAt - performance.now();
+      if (watcher.frames.length === 0 && leftMs > 0) {
+        const timer = setTimeout(happened, leftMs);
         await something;
         clearTimeout(timer);
         // The time may be over while a round has not come to it yet.
@@ -365,12 +368,24 @@ export class Watches {
       const frames = watcher.frames.length > 0 ? watcher.frames : [bookmark(feed, filter)];
       call.revision = Math.max(feed.revision, call.revision ?? 0);
       const answer = pollAnswer(frames);
-      bandwidth.sent((answer.body as string).length);
+      const bytes = Buffer.byteLength(answer.body as string);
+      if (frames.every((one) => one.event === "bookmark")) bandwidth.sentQuietly(bytes);
+      else bandwidth.sent(bytes);
       return answer;
     } finally {
+      bandwidth.open--;
       this.#dismiss(filter.tenant);
       if (feed !== null) this.#leave(feed, watcher);
     }
+  }
+
+  /** @throws Problem `too-many-requests` where none comes in time */
+  async #turn(tenant: string, bandwidth: Bandwidth, waitMs: number): Promise<void> {
+    // Without a feed nobody told it of a quota that was changed.
+    await this.#service.read(tenant, { consistency: "stale" }, (view) =>
+      bandwidth.limit(getQuotas(view).watchBytesPerSecond, Date.now()),
+    );
+    if (!(await bandwidth.turnWithin(Math.max(waitMs, turnMsMin)))) throw sentEnough(bandwidth);
   }
 
   #admit(tenant: string): void {
@@ -456,7 +471,7 @@ export class Watches {
   }
 
   #leave(feed: Feed, watcher: Watcher): void {
-    feed.watchers.delete(watcher);
+    feed.broadcast.leave(watcher);
     if (feed.watchers.size === 0) feed.emptySince = Date.now();
   }
 
@@ -544,7 +559,7 @@ export class Watches {
       }
       feed.tick(now, this.#settings);
     }
-    for (const relay of this.#relays.values()) relay.tick(now, this.#settings);
+    for (const relay of this.#relays.values()) relay.tick(now);
   }
 
   // --- for tenants that are elsewhere ------------------------------------------------------------------------------------
@@ -572,8 +587,7 @@ export class Watches {
       told: null,
       every: true,
       flags: path.endsWith("/events"),
-      // The nodes that hold the tenant limit what its relays get, and count it.
-      bandwidth: new Bandwidth(this.#limits.watches),
+      bandwidth: this.#relayed,
       settings: this.#settings,
       openStream: this.#openStream,
     };
@@ -625,7 +639,7 @@ export class Watches {
   }
 
   #leaveRelay(relay: Relay, watcher: StreamWatcher): void {
-    relay.watchers.delete(watcher);
+    relay.broadcast.leave(watcher);
     if (relay.watchers.size === 0) this.#endRelay(relay, "moved");
   }
 
@@ -649,6 +663,7 @@ export class Watches {
           if (waitMs <= relayGiveUpMs) {
             // Its polls count as requests; who watches here made one.
             heardAt = Date.now();
+            relay.isHeld = true;
             await Promise.race([relay.ended, pause(waitMs)]);
             continue;
           }
@@ -659,6 +674,7 @@ export class Watches {
           throw new Problem("no-quorum", "The other node cannot watch it now");
         }
         heardAt = Date.now();
+        relay.isHeld = false;
         for (const relayed of polled.frames)
           if (relayed.event !== "goodbye") relay.send(relayed);
           else if (relayed.data === endOfKey) return this.#endRelay(relay, "unauthorized");
@@ -685,8 +701,9 @@ export class Watches {
   ): Promise<{ frames: Frame[] | null; cursor: string | null; answer: Answer }> {
     const query = new URLSearchParams(call.query);
     query.set("wait", `${waitMs}ms`);
-    // What is spread is held back here, for each by itself.
-    query.set("spread", "false");
+    // What is spread is held back here, for each by itself. Nodes from before there was such a thing refuse the word.
+    if (this.#service.semantics >= watchesLevel) query.set("spread", "false");
+    else query.delete("spread");
     if (cursor !== null) query.set("since", cursor);
     const path = call.target.split("?", 1)[0] as string;
     // A resumed stream names its cursor in a header that would outweigh ours.
@@ -720,7 +737,8 @@ class Relay {
   readonly broadcast = new Broadcast();
   readonly ended: Promise<void>;
   isEnded = false;
-  #reassuredAt = Date.now();
+  /** The other node answers, and not with frames: it was asked too often, or the tenant sent what it may be. */
+  isHeld = false;
   /** Of the last frame it was given. */
   cursor: string | null;
   #end: () => void = () => {};
@@ -743,11 +761,11 @@ class Relay {
     return this.broadcast.watchers;
   }
 
-  tick(nowMs: number, settings: WatchSettings): void {
-    for (const watcher of this.watchers) watcher.tick(nowMs);
-    if (nowMs - this.#reassuredAt < settings.bookmarkMs) return;
-    this.#reassuredAt = nowMs;
-    for (const watcher of this.watchers) if (this.broadcast.holdsBack(watcher)) watcher.reassure();
+  tick(nowMs: number): void {
+    for (const watcher of this.watchers) {
+      watcher.tick(nowMs);
+      if (this.isHeld || this.broadcast.holdsBack(watcher)) watcher.reassure(nowMs);
+    }
   }
 
   send(relayed: Frame): void {
@@ -759,8 +777,7 @@ class Relay {
     if (this.isEnded) return;
     this.isEnded = true;
     this.#end();
-    for (const watcher of this.watchers) watcher.end(reason);
-    this.watchers.clear();
+    this.broadcast.end(reason);
   }
 }
 
@@ -776,6 +793,14 @@ function relayKey(call: Call): string {
 
 /** Who watches through a relay is known to the other node, which checks the key at every poll. */
 const relayPrincipal: Principal = { kind: "client", keyId: "", namespaces: null, expiresAt: null };
+
+function sentEnough(bandwidth: Bandwidth): Problem {
+  return new Problem(
+    "too-many-requests",
+    "Watch by a stream, or ask less often: the tenant's watches were sent what they may be on this node",
+    { retryAfter: bandwidth.waitSeconds },
+  );
+}
 
 function pause(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));

@@ -1,7 +1,9 @@
 /** When each of many watchers is told, by a clock that stands still until it is moved. */
 import { describe, expect, test } from "vitest";
-import { Broadcast, type Watcher } from "../../src/gateway/watchers.ts";
-import { bookmark, frame, type Batch } from "../../src/gateway/watch_frames.ts";
+import { Bandwidth } from "../../src/gateway/limits.ts";
+import type { Sink } from "../../src/gateway/streams.ts";
+import { Broadcast, StreamWatcher, type Watcher } from "../../src/gateway/watchers.ts";
+import { Batch, bookmark, frame } from "../../src/gateway/watch_frames.ts";
 
 /** Moves the clock, and lets everything happen that is due by then. */
 class Clock {
@@ -149,12 +151,124 @@ describe("a commit that is spread", () => {
     expect(writes()[1]).toEqual(["20:2"]);
   });
 
-  test("is dropped with the last watcher", async () => {
-    const { clock, broadcast, commit } = setup([0.9]);
+  test("is dropped with the last watcher, in that moment", async () => {
+    const { clock, broadcast, commit, watchers } = setup([0.8, 0.9]);
     commit(2, 3_600_000);
     await clock.to(10);
-    broadcast.watchers.clear();
-    await clock.to(3_600_000);
+    expect(clock.waiting).toBe(1);
+    for (const watcher of watchers) broadcast.leave(watcher);
     expect(clock.waiting).toBe(0);
+    for (const watcher of watchers) broadcast.watchers.add(watcher);
+    commit(3, 3_600_000);
+    await clock.to(20);
+    broadcast.end("moved");
+    expect([clock.waiting, broadcast.watchers.size]).toEqual([0, 0]);
+  });
+
+  test("does not gather beyond its bound where very many come in one turn", () => {
+    const { commit, writes } = setup([0.5]);
+    for (let revision = 2; revision <= 2_000; revision++) commit(revision, 1_000);
+    // Seventeen times what is held back, in this turn.
+    const [first = ""] = writes()[0] as string[];
+    expect(first.split(",").length).toBe(17 * 64);
+  });
+});
+
+describe("signs of life", () => {
+  const settings = {
+    bookmarkMs: 12_000,
+    watchersMax: 1,
+    watchersPerTenantMax: 1,
+    feedsMax: 1,
+    queueFramesMax: 1,
+    queueBytesMax: 1,
+    slowMs: 1_000_000,
+    ageMs: 1_000_000,
+    lingerMs: 1,
+  };
+
+  function streamOf(bandwidth: Bandwidth): { watcher: StreamWatcher; written: string[] } {
+    const written: string[] = [];
+    const sink: Sink = {
+      write: (bytes) => written.push(new TextDecoder().decode(bytes)) > 0,
+      end: () => {},
+    };
+    const watcher = new StreamWatcher(
+      {
+        principal: { kind: "client", keyId: "", namespaces: null, expiresAt: null },
+        credential: { kind: "broken" },
+        phase: 0,
+        told: "1-1",
+        every: false,
+        flags: false,
+        bandwidth,
+        settings,
+        openStream: () => new ReadableStream(),
+      },
+      { resync: async () => {}, closed: () => {} },
+    );
+    watcher.open(sink);
+    return { watcher, written };
+  }
+
+  test("come so long after the last thing that was written, whenever that was", () => {
+    const bandwidth = new Bandwidth({ bytes: 0, held: 0, waiting: 0 });
+    const { watcher, written } = streamOf(bandwidth);
+    const from = Date.now();
+    const at: number[] = [];
+    for (let second = 1; second <= 60; second++) {
+      // Something comes at 20 s.
+      if (second === 20) watcher.push(new Batch([bookmark({ epoch: 1, revision: 1 })]));
+      const before = written.length;
+      watcher.tick(from + second * 1_000);
+      watcher.reassure(from + second * 1_000);
+      if (written.length > before) at.push(second);
+    }
+    // Counted from the tick that finds it: never more than 14 s apart.
+    expect(at).toEqual([13, 32, 45, 58]);
+    watcher.gone();
+  });
+
+  test("owe nothing, so what is news is never behind them", () => {
+    const bandwidth = new Bandwidth({ bytes: 0, held: 0, waiting: 0 });
+    bandwidth.limit(100, Date.now());
+    const { watcher, written } = streamOf(bandwidth);
+    const quiet = new Batch([bookmark({ epoch: 1, revision: 1 })]);
+    for (let i = 0; i < 1_000; i++) watcher.push(quiet);
+    expect(written).toHaveLength(1_001);
+    expect(bandwidth.bytes).toBeGreaterThan(30_000);
+    expect(bandwidth.waitSeconds).toBe(1);
+    watcher.gone();
+  });
+});
+
+describe("a turn for one who waits only so long", () => {
+  test("comes in line with the streams, or not at all", async () => {
+    const totals = { bytes: 0, held: 0, waiting: 0 };
+    const bandwidth = new Bandwidth(totals);
+    expect(await bandwidth.turnWithin(0)).toBe(true);
+    bandwidth.limit(1_000, Date.now());
+    bandwidth.sent(5_050);
+    const turns: string[] = [];
+    bandwidth.wait({
+      turn: async () => {
+        turns.push("stream");
+        bandwidth.sent(50);
+      },
+    });
+    const poll = bandwidth.turnWithin(60_000).then((came) => turns.push(`poll ${came}`));
+    // It would be too late for it.
+    expect(await bandwidth.turnWithin(1)).toBe(false);
+    await poll;
+    expect(turns).toEqual(["stream", "poll true"]);
+    // That there is enough does not help who is last in line.
+    bandwidth.limit(1, Date.now());
+    bandwidth.wait({ turn: async () => {} });
+    bandwidth.sent(1_000);
+    expect(await bandwidth.turnWithin(10_000)).toBe(false);
+    expect(totals.waiting).toBe(1);
+    bandwidth.limit(1_000_000_000_000, Date.now());
+    expect(await bandwidth.turnWithin(10_000)).toBe(true);
+    expect(totals.waiting).toBe(0);
   });
 });

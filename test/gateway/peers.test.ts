@@ -3,6 +3,7 @@ import { afterEach, describe, expect, test } from "vitest";
 import { Problem } from "../../src/api/problems.ts";
 import { decode, encode } from "../../src/gateway/peers.ts";
 import { FrameReader, Harness, type Frame } from "./harness.ts";
+import type { SoloService } from "./solo_service.ts";
 
 const T = "/v1/tenants/acme";
 const N = `${T}/namespaces/app`;
@@ -351,6 +352,28 @@ describe("relayed watches", () => {
     await publish(h, 2);
     for (const id of ["1-4", "1-5"]) expect((await held.nextNews())?.id).toBe(id);
     expect((await atOnce.nextNews())?.id).toBe("1-5");
+  });
+
+  test("do not say what nodes of the release before refuse, until the cluster is past that", async () => {
+    const h = await setup();
+    const n4: SoloService = h.cluster.service("n4");
+    const targets: string[] = [];
+    const exchange = n4.exchange.bind(n4);
+    n4.exchange = (node, request) => {
+      targets.push(decode<{ target?: string }>(request).header.target ?? "");
+      return exchange(node, request);
+    };
+    const { token } = await h.key("acme", "client");
+    for (const semantics of [7, 8]) {
+      (n4 as { semantics: number }).semantics = semantics;
+      targets.length = 0;
+      const reader = await subscribe(h, `${N}/watch?spread=false`, token);
+      expect((await reader.next())?.event).toBe("sync");
+      await reader.cancel();
+      const polls = targets.filter((target) => target.includes("/watch?"));
+      expect(polls.length).toBeGreaterThan(0);
+      for (const target of polls) expect(target.includes("spread=false")).toBe(semantics === 8);
+    }
   });
 
   test("go on when their polls were too many for the quota", async () => {

@@ -52,7 +52,7 @@ class Rows implements StateTransaction {
   }
 }
 
-class SoloTenant implements TenantView {
+export class SoloTenant implements TenantView {
   readonly tenant: string;
   readonly rows = new Rows();
   readonly listeners = new Set<WatchListener>();

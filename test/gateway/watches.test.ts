@@ -3,6 +3,7 @@ import { webStream } from "../../src/gateway/streams.ts";
 import type { WatchSettings } from "../../src/gateway/watchers.ts";
 import { historyMax } from "../../src/machine/machine.ts";
 import { FrameReader, Harness, type Frame } from "./harness.ts";
+import type { SoloTenant } from "./solo_service.ts";
 
 const T = "/v1/tenants/acme";
 const N = `${T}/namespaces/app`;
@@ -511,6 +512,12 @@ describe("bookmarks and goodbyes", () => {
       { event: "bookmark", id: "1-1003" },
       { event: "goodbye", data: { reason: "more" } },
     ]);
+    // Parts do not wait, so the tenant's bandwidth is asked before one is given.
+    await h.call("PATCH", T, { body: { quotas: { watchBytesPerSecond: 0 } } });
+    await h.call("GET", `${T}/usage`);
+    const refused = await h.gateway().fetch(h.request("GET", `${every}&since=1-3`));
+    expect([refused.status, refused.headers.get("retry-after")]).toEqual([429, "3600"]);
+    await refused.body?.cancel();
   });
 
   test("a stream ends after its time, give or take a fifth, and is resumed", async () => {
@@ -784,6 +791,19 @@ describe("the bandwidth of a tenant's watches", () => {
     expect(usage.watchBytes).toBeGreaterThan(1_000);
     expect(usage.heldWatches).toBeGreaterThanOrEqual(2);
     expect(usage.quotas.watchBytesPerSecond).toBe(1_000_000_000_000);
+  });
+
+  test("lets a poll through once it was raised, also when nobody watched meanwhile", async () => {
+    const h = await setup({ bookmarkMs: 10, lingerMs: 0 });
+    await put(h, "a", 0);
+    const poll = () => h.call("GET", `${N}/watch?wait=0s`);
+    await limit(h, 0);
+    expect((await poll()).status).toBe(200);
+    expect((await poll()).status).toBe(429);
+    const { listeners } = h.cluster.tenants.get("acme") as SoloTenant;
+    while (listeners.size > 0) await new Promise((resolve) => setTimeout(resolve, 5));
+    await limit(h, null);
+    expect((await poll()).status).toBe(200);
   });
 
   test("leaves who waits its signs of life, and its end", async () => {
