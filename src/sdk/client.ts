@@ -10,7 +10,16 @@
  */
 import { Problem } from "../api/problems.ts";
 import type { ContentFormat, Labels } from "../model/release.ts";
-import { Backoff, baseUrls, path, problemOf, reasonOf, sleep, Unreachable } from "./http.ts";
+import {
+  Backoff,
+  baseUrls,
+  path,
+  problemOf,
+  reasonOf,
+  ServerProblem,
+  sleep,
+  Unreachable,
+} from "./http.ts";
 import type { Fetch, Token } from "./http.ts";
 import { EventStreamParser, FrameError, frameOf, framesOf, same, Snapshot } from "./watch.ts";
 import type { Frame, Held, HeldChange } from "./watch.ts";
@@ -528,8 +537,11 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
       const from = performance.now();
       let waitMs: number | null = null;
       try {
-        if (this.#pollUntil === 0) await this.#stream();
-        else await this.#poll();
+        const isToldToComeBack = await (this.#pollUntil === 0 ? this.#stream() : this.#poll());
+        // One that is sent away as soon as it came is not let to do so in a tight loop.
+        const { baseMs } = this.#backoff;
+        if (isToldToComeBack)
+          waitMs = this.#backoff.soon(performance.now() - from < baseMs ? baseMs : 0);
       } catch (error) {
         if (signal.aborted) break;
         waitMs = this.#failed(error);
@@ -566,15 +578,20 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
         return this.#timing.refusedMs * (0.5 + Math.random() / 2);
       }
       const floorMs = Math.min((error.retryAfter ?? 0) * 1000, 60_000);
-      // 429 is the tenant's everywhere. Other trouble may be that node's alone: the next url is tried without delay.
+      // 429 is the tenant's everywhere. Other trouble may be that node's alone: the next url is tried soon.
       if (error.status === 429) return this.#backoff.next(floorMs);
       const lastOfRound = (this.#attempt + 1) % this.#urls.length === 0;
+      // A node that is there, and says when to come back: what it waits for (a restore, an election) may end any moment,
+      // so the waits do not grow. Where an intermediary says it, nobody may be there at all.
+      if (error.status === 503 && error instanceof ServerProblem && error.requestId !== "")
+        return this.#backoff.soon(lastOfRound ? floorMs : 0);
       return this.#backoff.next(lastOfRound ? Math.min(floorMs, 1_000) : 0);
     }
     return this.#backoff.next();
   }
 
-  async #stream(): Promise<void> {
+  /** True: ended by goodbye. False: it only ended. */
+  async #stream(): Promise<boolean> {
     let opened = false;
     let frames = 0;
     const wire = new Wire(this.#stop.signal);
@@ -587,7 +604,7 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
       const reader = (response.body as ReadableStream<Uint8Array>).getReader();
       for (;;) {
         const { done, value } = await wire.race(reader.read());
-        if (done) return;
+        if (done) return false;
         wire.expectWithin(this.#timing.idleMs);
         this.#heardAt = performance.now();
         // A resumed stream may have nothing to say before its first bookmark: the server took the cursor, that is enough.
@@ -597,7 +614,7 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
           // The server's wish for the first wait, unless the program has its own.
           if (parser.retryMs !== null && this.#options.timing?.backoffBaseMs === undefined)
             this.#backoff.baseMs = parser.retryMs;
-          if (!(await this.#take(frameOf(event), wire))) return;
+          if (!(await this.#take(frameOf(event), wire))) return true;
         }
       }
     } catch (error) {
@@ -610,8 +627,8 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
     }
   }
 
-  /** Polls until it is time to try the stream again. Each answer holds the frames since the cursor. */
-  async #poll(): Promise<void> {
+  /** Polls until it is time to try the stream again, or goodbye. Each answer holds the frames since the cursor. */
+  async #poll(): Promise<true> {
     while (performance.now() < this.#pollUntil && !this.#stop.signal.aborted) {
       const wire = new Wire(this.#stop.signal);
       const from = performance.now();
@@ -625,7 +642,7 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
         this.#heardAt = performance.now();
         for (const frame of framesOf(parsed(body))) {
           if (frame.event !== "bookmark") news += 1;
-          if (!(await this.#take(frame, wire))) return;
+          if (!(await this.#take(frame, wire))) return true;
         }
       } catch (error) {
         if (wire.lapsed) throw new Unreachable(this.#url, "no answer to a long poll in time");
@@ -639,6 +656,7 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
         await sleep(this.#backoff.next(500), this.#stop.signal);
     }
     this.#pollUntil = 0;
+    return true;
   }
 
   async #ask(

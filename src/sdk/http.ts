@@ -142,11 +142,23 @@ export class Backoff {
     return floorMs + Math.floor(this.#random() * ceiling);
   }
 
+  /**
+   * Milliseconds to wait for who was told to come back: `floorMs` and up to the first step, or half the floor where that
+   * is more. It is no failure, so however often it happens the waits stay what they are.
+   */
+  soon(floorMs = 0): number {
+    return floorMs + Math.floor(this.#random() * Math.max(this.#baseMs, floorMs / 2));
+  }
+
   reset(): void {
     this.#failures = 0;
   }
 
   /** The server's wish (`retry:` of an event stream) for the first step. */
+  get baseMs(): number {
+    return this.#baseMs;
+  }
+
   set baseMs(value: number) {
     this.#baseMs = Math.min(this.capMs, Math.max(1, value));
   }

@@ -277,6 +277,27 @@ describe("a refusal that passes", () => {
     expect(conflux.status.url).toBe(two.url);
   });
 
+  // If these waits doubled, the 30th would be half of 2^30 ms, which is 6 days.
+  const steady = { ...timing, backoffBaseMs: 1, backoffCapMs: 2 ** 30 };
+
+  test("a node that is there and says when is asked as often at the end as at the beginning", async () => {
+    await using peer = await Peer.start((socket, _, number) => {
+      if (number <= 30) socket.end(problem(503, "restoring", { "retry-after": "0" }));
+      else socket.write(streamHead + sync("1-1", { a: "1" }));
+    });
+    const conflux = client([peer.url, `${peer.url}/b`, `${peer.url}/c`], { timing: steady });
+    expect(await conflux.ready()).toBe("live");
+  });
+
+  test("one that is told to come back does so, however often", async () => {
+    await using peer = await Peer.start((socket, _, number) => {
+      if (number <= 30) socket.end(streamHead + sync(`${number}-1`, { a: "1" }) + goodbye("moved"));
+      else socket.write(streamHead + sync(`${number}-1`, { a: "2" }));
+    });
+    const conflux = client(peer.url, { timing: steady });
+    await until(() => conflux.get("a") === 2);
+  });
+
   test("Retry-After is kept", async () => {
     await using peer = await Peer.start((socket, _, number) => {
       if (number === 1) socket.end(problem(429, "too-many-requests", { "retry-after": "1" }));

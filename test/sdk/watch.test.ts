@@ -148,6 +148,15 @@ describe("Backoff", () => {
     expect([lowest.next(), lowest.next(7)]).toEqual([0, 7]);
   });
 
+  test("does not grow with how often one was told to come back", () => {
+    const highest = new Backoff(100, 1000, () => 1);
+    expect([1, 2, 3, 4].map(() => highest.soon())).toEqual([100, 100, 100, 100]);
+    // As wide as half the floor, or many that were told the same at the same time stay together.
+    expect([highest.soon(50), highest.soon(1000), highest.next()]).toEqual([150, 1500, 100]);
+    const lowest = new Backoff(100, 1000, () => 0);
+    expect([lowest.soon(), lowest.soon(1000)]).toEqual([0, 1000]);
+  });
+
   test("stays finite after very many failures", () => {
     const backoff = new Backoff(100, 10_000, () => 0.999);
     for (let n = 0; n < 2000; n += 1) expect(backoff.next()).toBeLessThan(10_000);
