@@ -72,6 +72,8 @@ const tickMs = 1_000;
 /** Of the routes that are served here. */
 export const watchTag = "watch";
 const waitMsMax = 60_000;
+/** Of what one missed who wants every revision, as long as its tenant may be sent no more. */
+const waitingBytesMax = 64 * 1024;
 /** For so long one that would not wait for news waits for its turn, where the tenant was sent what it may be. */
 const turnMsMin = 1_000;
 /** How long each poll of a relay waits at the other node. */
@@ -129,8 +131,13 @@ class Feed {
     const frames = this.#missed(view, since);
     const last = frames.at(-1) as Frame;
     const isPart = last.revision < view.revision && last.event === "bookmark";
-    // It would come again and again for parts that do not wait.
-    if (isPart && !bandwidth.isOpen) throw sentEnough(bandwidth);
+    // Parts do not wait, and it would come for one after the other; of what is not merged not much may wait for long.
+    const isRefused =
+      watcher instanceof StreamWatcher &&
+      (isPart
+        ? !bandwidth.isOpen
+        : this.isEvery && !bandwidth.isFree && sizeOf(frames) > waitingBytesMax);
+    if (isRefused) throw sentEnough(bandwidth);
     watcher.epoch = view.epoch;
     watcher.revision = view.revision;
     if (!isPart) this.watchers.add(watcher);

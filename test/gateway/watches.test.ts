@@ -806,6 +806,23 @@ describe("the bandwidth of a tenant's watches", () => {
     expect((await poll()).status).toBe(200);
   });
 
+  test("lets little wait of what one missed who wants every revision", async () => {
+    const h = await setup();
+    await put(h, "big", { text: "x".repeat(60_000) });
+    await put(h, "bigger", { text: "x".repeat(60_000) });
+    await put(h, "small", 0);
+    await limit(h, 0);
+    const since = (cursor: string): Promise<Response> =>
+      Promise.resolve(
+        h.gateway().fetch(h.request("GET", `${T}/watch?history=every&since=${cursor}`)),
+      );
+    expect((await since("1-1")).status).toBe(429);
+    const waits = new FrameReader(await since("1-3"));
+    readers.push(waits);
+    await limit(h, null);
+    expect((await waits.nextNews())?.data.changes[0].name).toBe("small");
+  });
+
   test("leaves who waits its signs of life, and its end", async () => {
     const h = await setup({ bookmarkMs: 30, slowMs: 50 });
     await put(h, "a", 0);
