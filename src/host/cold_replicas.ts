@@ -68,7 +68,7 @@ export class ColdReplicas {
   readonly #hooks: ColdReplicasHooks;
   /** Nothing was on the disk when this node started. */
   readonly isNew: boolean;
-  /** Which replica of the directory had an environment then. */
+  /** Which replica of the directory was on the disk then. */
   readonly storedSystem: ReplicaId | null;
   /** Journal records found at start, until their replica is opened. */
   readonly #records = new Map<number, readonly RecoveredRecord[]>();
@@ -110,9 +110,10 @@ export class ColdReplicas {
     for (const [group, records] of recovery.groups) this.#records.set(group, records);
     const names = options.environments.names();
     this.isNew = recovery.groups.size === 0 && !names.some((name) => replicaNamed(name) !== null);
-    this.storedSystem = newestOf(
-      names.filter((name) => replicaNamed(name)?.group === SYSTEM_GROUP),
-    );
+    // A loss of power may leave the journal what a new environment's name was not yet kept for.
+    this.storedSystem =
+      newestOf(names.filter((name) => replicaNamed(name)?.group === SYSTEM_GROUP)) ??
+      creationIn(this.records(SYSTEM_GROUP));
     this.#directoryIsCurrent = this.isNew;
     this.#lost = this.#quarantine(recovery);
     this.#mayLack =

@@ -1635,6 +1635,17 @@ const ofHost: readonly Mutation[] = [
     killers: [host],
   },
   {
+    id: "directory-forgets-who-it-was",
+    rule: "M7",
+    breaks:
+      "A node whose replica of the directory has lost its environment's name, but not its journal, takes the id of the disk that was there before its own",
+    file: "src/host/cold_replicas.ts",
+    find: `      newestOf(names.filter((name) => replicaNamed(name)?.group === SYSTEM_GROUP)) ??
+      creationIn(this.records(SYSTEM_GROUP));`,
+    replace: `      newestOf(names.filter((name) => replicaNamed(name)?.group === SYSTEM_GROUP));`,
+    killers: [{ kind: "sim", seeds: 1, from: 790_000_295 }],
+  },
+  {
     id: "promises-of-who-may-be-forgotten",
     rule: "J2",
     breaks:

@@ -4,6 +4,7 @@ import { runSeed } from "./run.ts";
 
 /** Seeds that once broke something; what it was is in the commit that made them pass. */
 const regressions = [
+  790_000_295, // a loss of power left the directory's journal and not its environment's name: a node took the id of the disk before
   850, // of a tenant whose replicas had been sent away and called back none counted, so one with a lost disk was not replaced
   500_002_095, // the same, with another one lost
   710_020_103, // a leader that had just restarted gave a vote back to a replica that had been sent away, and was gone by then
