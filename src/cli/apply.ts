@@ -6,7 +6,7 @@
  * carries the revisions that were read, and when one no longer holds, the tenant is read and planned again. Applying
  * twice changes nothing the second time; what a manifest does not name is left alone, unless pruning is asked for.
  */
-import { createHash } from "node:crypto";
+import { createHash, randomUUID } from "node:crypto";
 import { readdir, readFile, stat } from "node:fs/promises";
 import { basename, dirname, isAbsolute, join, normalize, relative } from "node:path";
 import { isDeepStrictEqual } from "node:util";
@@ -16,6 +16,7 @@ import { QuotasSchema } from "../api/schemas.ts";
 import type {
   ConfigDetailAnswer,
   KeyCreate,
+  KeyCreated,
   TenantCreate,
   TenantUpdate,
   TransactionOperation,
@@ -699,6 +700,34 @@ async function missingKeys(
   });
 }
 
+/**
+ * A key's name is no condition that the server could hold a change to, so of two that apply the same at once each would
+ * make one. The Idempotency-Key says what is made, and so both are given the same key.
+ * @throws Problem `conflict` when somebody else made it meanwhile
+ */
+async function createKeyOnce(admin: Admin, tenant: string, wanted: KeyCreate): Promise<KeyCreated> {
+  const of: unknown[] = ["conflux apply", tenant, wanted];
+  for (;;) {
+    const idempotencyKey = `apply-${createHash("sha256").update(JSON.stringify(of)).digest("hex")}`;
+    const made = await admin
+      .createKey(tenant, wanted, { idempotencyKey })
+      .catch((error: unknown) => {
+        // Only who made it with the same key of his own may be told the token.
+        if (error instanceof Problem && error.code === "idempotency-mismatch") return null;
+        throw error;
+      });
+    const held = await admin.keys(tenant);
+    if (made !== null && held.some(({ id }) => id === made.id)) return made;
+    if (held.some(({ description }) => description === wanted.description))
+      throw new Problem(
+        "conflict",
+        `Key ${wanted.description} was made by somebody else meanwhile`,
+      );
+    // What was answered is of an earlier time, and deleted since.
+    of.push(made?.id ?? randomUUID());
+  }
+}
+
 async function planPrune(admin: Admin, { tenant, namespaces }: Manifest): Promise<PlanStep[]> {
   const kept = new Set(
     namespaces.flatMap(({ namespace, configs }) =>
@@ -981,7 +1010,7 @@ export async function applyManifest(
       for (const step of plan.steps)
         if (step.kind === "tenant" && step.action !== "unchanged") changed.set(keyOf(step), step);
       for (const { name, kind, namespaces } of onKey === undefined ? [] : plan.keys) {
-        const key = await admin.createKey(tenant, {
+        const key = await createKeyOnce(admin, tenant, {
           kind,
           description: name,
           ...(namespaces !== undefined && { namespaces: [...namespaces] }),

@@ -12,10 +12,10 @@ import { Admin } from "../../src/sdk/admin.ts";
 import { Harness } from "../gateway/harness.ts";
 import { rootToken } from "../gateway/solo_service.ts";
 
-function adminOf(h: Harness): Admin {
+function adminOf(h: Harness, token = rootToken): Admin {
   return new Admin({
     url: "http://localhost",
-    token: rootToken,
+    token,
     fetch: async (to, init) => h.gateway().fetch(new Request(to, init)),
   });
 }
@@ -288,6 +288,37 @@ describe("applyManifest()", () => {
     await expect(planManifest(adminOf(h), manifest([], { keys: other }))).rejects.toMatchObject({
       code: "conflict",
     });
+    h.close();
+  });
+
+  test("makes one key of a name when two apply at once, and another one when it was deleted", async () => {
+    const h = new Harness();
+    const token = await h.tenant("acme");
+    const made: (readonly [string, string])[] = [];
+    const apply = (admin: Admin): Promise<unknown> =>
+      applyManifest(
+        admin,
+        manifest([], { keys: ["ci", "app"].map((name) => ({ name, kind: "client" })) }),
+        { onKey: (_tenant, name, secret) => made.push([name ?? "admin", secret]) },
+      );
+    const held = async (): Promise<readonly string[]> =>
+      (await adminOf(h).keys("acme")).flatMap(({ kind, description }) =>
+        kind === "client" ? [description] : [],
+      );
+    const other = adminOf(h, token);
+    for (const callers of [
+      [adminOf(h), adminOf(h)],
+      [other, adminOf(h)],
+      [adminOf(h), other, adminOf(h)],
+    ]) {
+      made.length = 0;
+      await Promise.all(callers.map(apply));
+      expect((await held()).toSorted()).toEqual(["app", "ci"]);
+      // Who is told a token is told the one that holds.
+      expect(new Set(made.map(String)).size).toBe(2);
+      for (const { id, kind } of await adminOf(h).keys("acme"))
+        if (kind === "client") await adminOf(h).deleteKey("acme", id);
+    }
     h.close();
   });
 });
