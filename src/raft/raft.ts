@@ -921,6 +921,9 @@ export class Raft {
     }
     const result = jointVote(this.#conf.voters, this.#conf.votersOutgoing, this.#voteOf);
     if (result === "won") {
+      // Enough without its own, which is not durable yet: a crash would make it forget the term, lead it once more by the
+      // same votes, and put other entries where this leadership put some.
+      if (this.#role === "candidate" && this.#self?.vote === Vote.none) return;
       if (this.#role === "preCandidate") {
         this.#campaign("vote");
       } else {

@@ -71,6 +71,16 @@ const ofRaft: readonly Mutation[] = [
   },
   // --- votes and terms -----------------------------------------------------------------------------------------------
   {
+    id: "leads-before-its-own-vote",
+    rule: "E5",
+    breaks:
+      "A candidate leads a term that a crash makes it forget, and after it once more with other entries",
+    file: "src/raft/raft.ts",
+    find: `if (this.#role === "candidate" && this.#self?.vote === Vote.none) return;`,
+    replace: ``,
+    killers: [raft],
+  },
+  {
     id: "vote-not-persisted",
     rule: "E1",
     breaks: "A vote is given and never written down, so a restart gives it again",

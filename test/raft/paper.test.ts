@@ -83,6 +83,18 @@ describe("elections (§5.2, §5.4.1)", () => {
     expect(peer.raft.role).toBe("leader");
   });
 
+  test("enough votes of others make no leader before its own is durable: after a crash it would lead the term once more", () => {
+    const peer = new Peer();
+    peer.raft.campaign();
+    peer.turn();
+    for (const from of [2, 3]) peer.raft.step(message("requestVoteResponse", { from }));
+    peer.turn();
+    expect([peer.raft.role, peer.raft.lastIndex]).toEqual(["candidate", 0]);
+    peer.written();
+    expect([peer.raft.role, peer.raft.lastIndex]).toEqual(["leader", 1]);
+    expect(peer.log.hard).toMatchObject({ term: 1, vote: 1 });
+  });
+
   test("a vote is given once a term, and leaves when it is durable", () => {
     const peer = new Peer();
     peer.raft.step(message("requestVote", { from: 2, term: 4 }));
