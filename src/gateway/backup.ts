@@ -216,8 +216,12 @@ export class Backups {
   }
 
   /** On a node that holds the tenant. */
-  async answer(call: Call, query: { session?: string; part?: number }): Promise<Answer> {
-    if (query.session !== undefined) return this.#part(call, query.session, query.part ?? 0);
+  async answer(
+    call: Call,
+    query: { session?: string; part?: number; over?: boolean },
+  ): Promise<Answer> {
+    if (query.session !== undefined)
+      return this.#part(call, query.session, query.over === true ? null : (query.part ?? 0));
     const reader = await this.#open(call);
     const headers: Record<string, string> = {
       "content-type": mediaType,
@@ -246,7 +250,8 @@ export class Backups {
     return this.#sessionAnswer(session, `${this.#service.node}.${id}`, headers);
   }
 
-  async #part(call: Call, name: string, part: number): Promise<Answer> {
+  /** @param part null: no more are wanted, and the view is given back at once */
+  async #part(call: Call, name: string, part: number | null): Promise<Answer> {
     const dot = name.lastIndexOf(".");
     const node = name.slice(0, Math.max(0, dot));
     if (node !== this.#service.node) {
@@ -256,6 +261,11 @@ export class Backups {
     }
     const session = this.#sessions.get(name.slice(dot + 1));
     if (session === undefined || session.tenant !== call.params["tenant"]) throw over();
+    if (part === null) {
+      session.reader.close();
+      this.#sessions.delete(name.slice(dot + 1));
+      return { status: 204, headers: {}, body: null };
+    }
     if (part === session.part + 1 && !session.reader.ended) {
       await session.bytes;
       // Asked twice at once: the second gets what the first made.
@@ -312,6 +322,11 @@ export class Backups {
     if (first.status !== 200 || name === undefined) return first;
     const { [sessionHeader]: _session, [endHeader]: _end, ...headers } = first.headers;
     const node = name.slice(0, name.lastIndexOf("."));
+    const ask = (query: string): Promise<Answer> =>
+      this.#peers.forward(call, [node], null, {
+        target: `${target}?session=${encodeURIComponent(name)}&${query}`,
+        without: "if-none-match",
+      });
     let answer = first;
     let part = 0;
     const body = new ReadableStream<Uint8Array>(
@@ -320,13 +335,11 @@ export class Backups {
           if (answer.body instanceof Uint8Array) controller.enqueue(answer.body);
           if (answer.headers[endHeader] !== undefined) return controller.close();
           part += 1;
-          const next = `${target}?session=${encodeURIComponent(name)}&part=${part}`;
-          answer = await this.#peers.forward(call, [node], null, {
-            target: next,
-            without: "if-none-match",
-          });
+          answer = await ask(`part=${part}`);
           if (answer.status !== 200) controller.error(new Error("The backup broke off"));
         },
+        // The client has gone away: others wait for the place. Where it is not heard, the place is free a minute later.
+        cancel: async () => void (await ask("over=true").catch(() => null)),
       },
       { highWaterMark: 0 },
     );

@@ -45,9 +45,13 @@ export const backupRoutes: readonly Route[] = [
           description: "Of the first part's Conflux-Backup-Session, with the next part's number",
         }),
       ),
+      over: Type.Optional(
+        Type.Boolean({ description: "true, with a session: no more of its parts are wanted" }),
+      ),
     },
     responses: {
       200: { description: "The backup, or a part of it", media: mediaType, schema: Type.String() },
+      204: { description: "The session is over" },
     },
     handle: (call, { query }, { backups }) => backups.answer(call, query),
   }),

@@ -163,6 +163,24 @@ describe("GET backup", () => {
     parse((await h.call("GET", "/v1/tenants/acme/backup")).text);
   });
 
+  test("through a node without a replica gives its place back when the client goes away", async () => {
+    const h = await world(["n1", "n2"], 1);
+    await fill(h, 30, 100_000);
+    const path = "/v1/tenants/acme/backup";
+    for (const node of ["n1", "n2"])
+      for (let n = 0; n < 10; n++) {
+        const response = await h.gateway(node).fetch(h.request("GET", path));
+        expect(response.status).toBe(200);
+        const reader = response.body?.getReader() as ReadableStreamDefaultReader<Uint8Array>;
+        await reader.read();
+        const open = ["n1", "n2"].map((one) => h.cluster.service(one).openSnapshots);
+        expect(open.filter((count) => count === 1)).toHaveLength(1);
+        await reader.cancel();
+        expect(h.cluster.service("n1").openSnapshots).toBe(0);
+        expect(h.cluster.service("n2").openSnapshots).toBe(0);
+      }
+  });
+
   test("in parts gives its place back with the last of them, and still has that one", async () => {
     const h = await world();
     await fill(h, 2, 100);
@@ -201,6 +219,12 @@ describe("GET backup", () => {
     expect(await status("acme", `session=${session}&part=1`)).toBe(200);
     expect(await status("acme", `session=${session}&part=0`)).toBe(400);
     expect(await status("_system", "part=0")).toBe(400);
+    expect(await status("other", `session=${session}&over=true`)).toBe(404);
+    expect(h.cluster.service("n1").openSnapshots).toBe(1);
+    expect(await status("acme", `session=${session}&over=true`)).toBe(204);
+    expect(await status("acme", `session=${session}&part=2`)).toBe(404);
+    await h.gateway().fetch(h.request("GET", "/v1/tenants/acme/backup?part=0"));
+    expect(h.cluster.service("n1").openSnapshots).toBe(1);
     h.close();
     expect(h.cluster.service("n1").openSnapshots).toBe(0);
   });
