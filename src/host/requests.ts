@@ -423,7 +423,8 @@ export class Requests {
     const deadline = this.#clock.monotonicMs() + (options.timeoutMs ?? READ_TIMEOUT_MS);
     if (options.consistency === "stale") {
       const replica = this.#replicaNow(tenant, options.evenDeleted);
-      if (replica !== null) return this.#atRevision(replica, options, deadline, done);
+      if (replica !== null && !isRestoring(replica, options))
+        return this.#atRevision(replica, options, deadline, done);
     }
     const found: Done<Found> = (error, place) => {
       if (error !== null) return done(error);
@@ -491,7 +492,9 @@ export class Requests {
     // The moment of this question is within the call, so whatever comes between it and the answer, a stopped process for
     // example, the answer was true after the call began.
     if (replica.readableNow) return finish("ok");
-    if (options.consistency === "stale" && this.#isLed(replica))
+    // A follower may hear of a restore's end later than who asks here, and no value of before it is left to answer with:
+    // that question goes to the leader.
+    if (isStale && this.#isLed(replica) && !isRestoring(replica, options))
       return this.#atRevision(replica, options, deadline, done);
     this.#seekLeader(replica);
     if (evenUnborn && replica.unborn !== null) return done(null, replica.unborn);
@@ -530,11 +533,12 @@ export class Requests {
 
   #atRevision(
     replica: Replica,
-    { minRevision: revision, evenRestoring }: ReadOptions,
+    options: ReadOptions,
     deadline: number,
     done: Done<TenantView>,
   ): void {
-    if (replica.view.get<TenantMeta>("meta")?.restore !== undefined && evenRestoring !== true) {
+    const { minRevision: revision } = options;
+    if (isRestoring(replica, options)) {
       const detail = `Tenant "${replica.tenant}" is being restored from a backup`;
       return done(new Problem("restoring", detail));
     }
@@ -722,6 +726,14 @@ function servingNodesOf({ placement: { replicas } }: TenantRow): Serving {
   const staying = able.filter((replica) => !isLeaving(replica)).map(({ node }) => node);
   const leaving = able.filter(isLeaving).map(({ node }) => node);
   return { nodes: [...staying, ...leaving], staying };
+}
+
+/** And whoever asks is not the one that brings its rows. */
+function isRestoring(
+  { view }: Replica,
+  { evenRestoring }: Pick<ReadOptions, "evenRestoring">,
+): boolean {
+  return evenRestoring !== true && view.get<TenantMeta>("meta")?.restore !== undefined;
 }
 
 function encodeProposal(group: number, deadlineMs: number, data: Uint8Array): Uint8Array {

@@ -1,6 +1,6 @@
 /** What three real nodes owe each other and their callers, in the simulated world with fair weather and chosen faults. */
 import { describe, expect, test } from "vitest";
-import type { Problem } from "../../src/api/problems.ts";
+import { Problem } from "../../src/api/problems.ts";
 import { frameItems, ItemKind, parseRaftItem } from "../../src/host/codec.ts";
 import type { TenantView } from "../../src/host/ports.ts";
 import type { Command, Outcome } from "../../src/machine/command.ts";
@@ -169,6 +169,37 @@ describe("a watcher", () => {
       expect(ended).toEqual([reason, reason, reason]);
     }
   });
+});
+
+test("whoever asks after a restore ended is not told that it goes on, wherever it asks", async () => {
+  const cluster = await ready();
+  await cluster.create("acme");
+  const { epoch, meta } = await cluster.read(cluster.node(0), "acme", (view) => ({
+    epoch: view.epoch,
+    meta: view.get<TenantMeta>("meta") as TenantMeta,
+  }));
+  const source = { tenant: "acme", epoch, revision: meta.revision };
+  // Of a backup without any rows, so that none have to be sent.
+  const none = { configs: 0, deleted: 0, namespaces: 0, keys: 0, bytes: 0 };
+  const restore = { source, meta: { ...restoredMeta(meta), ...none }, adminKey: true };
+  const begin = { ...createTenant("acme"), replace: true, restore };
+  expect((await cluster.change(cluster.node(0), "_system", command(begin))).ok).toBe(true);
+  const askedAt = async (): Promise<string[]> => {
+    const answers: string[] = [];
+    for (const node of cluster.world.nodes)
+      node.host?.requests.read("acme", { consistency: "stale" }, (error) => {
+        answers.push(error instanceof Problem ? error.code : String(error));
+      });
+    await cluster.until("all answer", () => answers.length === 3);
+    return answers;
+  };
+  await cluster.until("it is led", () => cluster.leader("acme") !== null);
+  await cluster.pass(3_000);
+  expect(await askedAt()).toEqual(["restoring", "restoring", "restoring"]);
+  const leader = cluster.leader("acme") as ReturnType<typeof cluster.node>;
+  const finish = command({ op: "restore.finish", rows: 0 });
+  expect(await cluster.change(leader, "acme", finish)).toMatchObject({ ok: true });
+  expect(await askedAt()).toEqual(["null", "null", "null"]);
 });
 
 describe("many groups", () => {
