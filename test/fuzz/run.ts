@@ -55,6 +55,11 @@ function isExcluded({ id, method, path }: Operation, who: Who | null): boolean {
   return id === "transferGroup";
 }
 
+/** Puts an empty tenant that waits for its rows in the place of one that the run stands on. */
+function replacesTenant({ operation, body }: FuzzRequest): boolean {
+  return operation.id === "beginRestore" && body !== null && /"replace":\s*true/.test(body);
+}
+
 export class Fuzzer {
   readonly #document: OpenApi;
   readonly #target: Target;
@@ -90,6 +95,7 @@ export class Fuzzer {
     const requests = fc.sample(this.#generator.request(isExcluded), { seed, numRuns: batchSize });
     for (const request of requests) {
       if (this.#findings.length >= findingsMax) return;
+      if (replacesTenant(request)) continue;
       await this.send(request);
     }
   }
