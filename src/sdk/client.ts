@@ -208,6 +208,8 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
   #knownAt: number | null = null;
   #saving: ReturnType<typeof setTimeout> | undefined;
   #reports: Reports | null = null;
+  /** That no url ever answered is reported once. */
+  #isUnheardTold = false;
 
   #state: State = "connecting";
   #problem: Error | null = null;
@@ -559,10 +561,11 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
     this.#problem = error instanceof Error ? error : new Error(String(error));
     this.#pollUntil = 0;
     // Who was never heard has a wrong address, most likely: values that stay defaults would be the only sign of it.
-    const isLastOfFirstRound = this.#heardAt === null && this.#attempt + 1 === this.#urls.length;
+    const isUnheard = this.#heardAt === null && this.#attempt + 1 >= this.#urls.length;
     const isRefused = error instanceof Problem && refusals.has(error.status);
-    if (isRefused ? this.#state !== "refused" : isLastOfFirstRound && !(error instanceof Silence))
-      this.#report(this.#problem);
+    const isToTell = isUnheard && !this.#isUnheardTold && !(error instanceof Silence);
+    if (isRefused ? this.#state !== "refused" : isToTell) this.#report(this.#problem);
+    this.#isUnheardTold ||= isToTell || isRefused;
     if (error instanceof FrameError) this.#resync = true;
     if (error instanceof Silence) {
       this.#swallowed += error.opened ? 2 : 1;
