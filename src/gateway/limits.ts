@@ -123,10 +123,8 @@ export class Bandwidth {
 
   limit(bytesPerSecond: number, nowMs: number): void {
     if (bytesPerSecond === (this.#bucket?.rate ?? defaultQuotas.watchBytesPerSecond)) return;
-    this.#bucket =
-      bytesPerSecond >= defaultQuotas.watchBytesPerSecond
-        ? null
-        : new Bucket("watchBytes", bytesPerSecond, nowMs);
+    this.#bucket?.refill(nowMs);
+    this.#bucket = adjusted(this.#bucket, "watchBytes", bytesPerSecond, nowMs);
     if (this.#timer !== null) clearTimeout(this.#timer);
     this.#timer = null;
     this.#later();
@@ -260,6 +258,7 @@ class TenantLimits {
     this.quotas = getQuotas(view);
     this.requests = adjusted(this.requests, "requests", this.quotas.requestsPerSecond, nowMs);
     this.writes = adjusted(this.writes, "writes", this.quotas.writesPerSecond, nowMs);
+    this.bandwidth.limit(this.quotas.watchBytesPerSecond, nowMs);
     const rate = this.quotas.requestsPerSecondPerKey;
     if (rate >= defaultQuotas.requestsPerSecondPerKey) this.keys.clear();
     for (const bucket of this.keys.values()) bucket.rate = rate;
@@ -279,7 +278,7 @@ class TenantLimits {
 
 function adjusted(
   before: Bucket | null,
-  name: "requests" | "writes",
+  name: "requests" | "writes" | "watchBytes",
   rate: number,
   nowMs: number,
 ): Bucket | null {
@@ -340,6 +339,13 @@ export class Limits {
   /** Of the tenant's watches here. Whoever counts one into it gets the same one until that is counted out. */
   bandwidth(tenant: string): Bandwidth {
     return this.#of(tenant).bandwidth;
+  }
+
+  /** The same, bounded as this state says. */
+  bandwidthIn(view: TenantView): Bandwidth {
+    const limits = this.#of(view.tenant);
+    limits.follow(view, Date.now());
+    return limits.bandwidth;
   }
 
   /** Counts a request of a root key that looked at no state of the tenant. */

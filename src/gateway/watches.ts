@@ -92,7 +92,7 @@ class Feed {
   readonly filter: Filter;
   readonly source: Source;
   readonly broadcast = new Broadcast();
-  readonly #bandwidth: () => Bandwidth;
+  readonly #limits: Limits;
   epoch = 0;
   revision = 0;
   isEnded = false;
@@ -102,10 +102,10 @@ class Feed {
   /** Made for one watcher, good for all that come with it; kept until the next tick. */
   #snapshots = new Map<string, Frame>();
 
-  constructor(key: string, filter: Filter, secrets: Secrets, bandwidth: () => Bandwidth) {
+  constructor(key: string, filter: Filter, secrets: Secrets, limits: Limits) {
     this.key = key;
     this.filter = filter;
-    this.#bandwidth = bandwidth;
+    this.#limits = limits;
     this.source = sourceOf(filter, secrets);
   }
 
@@ -118,7 +118,7 @@ class Feed {
   commit(event: CommitEvent, view: TenantView): void {
     this.revision = event.revision;
     this.#snapshots.clear();
-    this.#bandwidth().limit(getQuotas(view).watchBytesPerSecond, Date.now());
+    this.#limits.bandwidthIn(view);
     this.#revoke(event.changes, view);
     const made = this.source.commit(event, view);
     if (made !== null) this.#send(made);
@@ -126,8 +126,7 @@ class Feed {
 
   /** Tells the watcher what lies between its cursor and this state, and counts it in. */
   join(watcher: Watcher, view: TenantView, since: Cursor | "now" | null): void {
-    const bandwidth = this.#bandwidth();
-    bandwidth.limit(getQuotas(view).watchBytesPerSecond, Date.now());
+    const bandwidth = this.#limits.bandwidthIn(view);
     const frames = this.#missed(view, since);
     const last = frames.at(-1) as Frame;
     const isPart = last.revision < view.revision && last.event === "bookmark";
@@ -362,7 +361,7 @@ export class Watches {
     const watcher = new PollWatcher(caller, happened);
     let feed: Feed | null = null;
     try {
-      if (!bandwidth.isFree) await this.#turn(filter.tenant, bandwidth, waitMs);
+      if (!bandwidth.isFree) await this.#turn(filter.tenant, waitMs);
       feed = await this.#join(call, filter, access, watcher, since);
       const leftMs = endsAt - performance.now();
       if (watcher.frames.length === 0 && leftMs > 0) {
@@ -387,10 +386,10 @@ export class Watches {
   }
 
   /** @throws Problem `too-many-requests` where none comes in time */
-  async #turn(tenant: string, bandwidth: Bandwidth, waitMs: number): Promise<void> {
+  async #turn(tenant: string, waitMs: number): Promise<void> {
     // Without a feed nobody told it of a quota that was changed.
-    await this.#service.read(tenant, { consistency: "stale" }, (view) =>
-      bandwidth.limit(getQuotas(view).watchBytesPerSecond, Date.now()),
+    const bandwidth = await this.#service.read(tenant, { consistency: "stale" }, (view) =>
+      this.#limits.bandwidthIn(view),
     );
     if (!(await bandwidth.turnWithin(Math.max(waitMs, turnMsMin)))) throw sentEnough(bandwidth);
   }
@@ -498,7 +497,7 @@ export class Watches {
 
   async #openFeed(key: string, filter: Filter): Promise<Feed> {
     this.#followDirectory();
-    const feed = new Feed(key, filter, this.#secrets, () => this.#limits.bandwidth(filter.tenant));
+    const feed = new Feed(key, filter, this.#secrets, this.#limits);
     feed.unsubscribe = await this.#service.watch(filter.tenant, (view) => feed.begin(view), {
       commit: (event, view) =>
         // Another history: cursors of the old one get a sync when they come back.

@@ -7,6 +7,7 @@
 import { assert } from "../lib/assert.ts";
 import { SortedMap } from "../lib/sorted_map.ts";
 import { isRecordKey, padded } from "../machine/keys.ts";
+import type { Range } from "./ports.ts";
 
 /** Never changed: a snapshot shares them with the overlay that goes on. */
 export interface Cell {
@@ -18,13 +19,8 @@ export interface Cell {
 export const deleted = Symbol("deleted");
 export const deletion: Cell = { row: deleted, isAdded: false };
 
-interface KeyRange {
-  readonly gte: string;
-  readonly lt: string;
-  readonly reverse?: boolean;
-}
-
-const everything = { gte: "", lt: "\uffff" } as const;
+/** Keys are printable ASCII. */
+export const everything = { gte: "", lt: "\x7f" } as const;
 
 /** Of an overlay's rows a cell, or the JSON text of a record, which is one that was added. */
 export type Waiting = readonly [key: string, cell: Cell | string];
@@ -86,11 +82,11 @@ export class Overlay {
     if (this.#runOf(key)?.dropFirst(numberOf(key)) === false) this.#cells.set(key, deletion);
   }
 
-  range(range: KeyRange): Iterable<Waiting> {
+  range(range: Range): Iterable<Waiting> {
     const cells = this.#cells.range(range);
     const runs = this.#runs.filter(({ prefix }) => range.lt > prefix && range.gte < `${prefix}:`);
     if (runs.length === 0) return cells;
-    return layered<Cell | string>(recordsOf(runs, range), cells, isReverse(range));
+    return layered<Cell | string>(recordsOf(runs, range), cells, range.reverse === true);
   }
 
   /** Everything, ascending. */
@@ -128,12 +124,8 @@ function numberOf(key: string): number {
 
 const numberLength = padded(0).length;
 
-function isReverse({ reverse }: KeyRange): boolean {
-  return reverse === true;
-}
-
-function* recordsOf(runs: readonly Run[], range: KeyRange): Generator<readonly [string, string]> {
-  for (const run of isReverse(range) ? runs.toReversed() : runs) yield* run.range(range);
+function* recordsOf(runs: readonly Run[], range: Range): Generator<readonly [string, string]> {
+  for (const run of range.reverse === true ? runs.toReversed() : runs) yield* run.range(range);
 }
 
 /** As many records become one text: JSON has no line ends of its own. */
@@ -190,14 +182,14 @@ class Run {
   }
 
   /** As of the call, whatever is added or dropped meanwhile. */
-  *range(range: KeyRange): Generator<readonly [key: string, text: string]> {
+  *range(range: Range): Generator<readonly [key: string, text: string]> {
     const own = this.clone();
     const low = own.#lowerBound(range.gte);
     const high = own.#lowerBound(range.lt);
     let block = -1;
     let texts: readonly string[] = [];
     for (let step = 0; step < high - low; step++) {
-      const n = isReverse(range) ? high - 1 - step : low + step;
+      const n = range.reverse === true ? high - 1 - step : low + step;
       const at = Math.floor((n - own.#base) / blockRecords);
       if (at !== block) [block, texts] = [at, own.#texts(at)];
       const text = texts[(n - own.#base) % blockRecords];

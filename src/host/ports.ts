@@ -195,8 +195,8 @@ export interface Environment {
   range(range: Range): Iterable<readonly [key: string, value: string]>;
   entry(index: number): Uint8Array | undefined;
   /**
-   * All or nothing; `done` is called once it is on disk, and the environment kept. One at a time per environment. Rows are drawn over many turns and
-   * may show one by one before: whoever reads meanwhile must have them itself.
+   * All or nothing; `done` is called once it is on disk, and the environment kept. One at a time per environment. Rows are
+   * drawn over many turns and may show one by one before: whoever reads meanwhile must have them itself.
    */
   commit(change: EnvironmentChange, done: (error: Error | null) => void): void;
   snapshot(): EnvironmentSnapshot;

@@ -8,23 +8,14 @@
 import type { StateTransaction } from "../machine/rows.ts";
 import { assert } from "../lib/assert.ts";
 import { metaKey } from "../machine/keys.ts";
-import { deleted, deletion, layered, Overlay, type Cell } from "./overlay.ts";
-import type { Environment, EnvironmentSnapshot } from "./ports.ts";
-
-/** Keys are printable ASCII. */
-const everything = { gte: "", lt: "\x7f" } as const;
+import { deleted, deletion, everything, layered, Overlay, type Cell } from "./overlay.ts";
+import type { Environment, EnvironmentSnapshot, Range } from "./ports.ts";
 
 /** What a row costs in memory beside its text; only used to decide when to checkpoint. */
 const ROW_BYTES_ASSUMED = 300;
 /** Rows of the environment that are kept parsed unless told otherwise, and how long the text of one that was read may be. */
 const PARSED_MAX = 128;
 const PARSED_LENGTH_MAX = 4_096;
-
-interface KeyRange {
-  readonly gte: string;
-  readonly lt: string;
-  readonly reverse?: boolean;
-}
 
 export class TenantState implements StateTransaction {
   readonly #environment: Environment;
@@ -113,7 +104,7 @@ export class TenantState implements StateTransaction {
     this.overlayBytes += bytesOf(cell) - (replaced === undefined ? 0 : bytesOf(replaced));
   }
 
-  *range<T = unknown>(range: KeyRange): Generator<readonly [key: string, row: T]> {
+  *range<T = unknown>(range: Range): Generator<readonly [key: string, row: T]> {
     const below = layered(
       parsed((this.#held ?? this.#environment).range(range)),
       this.#frozen === null ? null : rowsOf(this.#frozen.range(range)),

@@ -3,7 +3,8 @@
  *
  *   something is done to a replica (`act`, `mark`) → end of the event-loop turn
  *     → every marked replica drains → journal.append(all of them at once) → frames leave
- *     → journal says durable, and so is the environment's name → acknowledged to the replicas, in the order of their appends → frames leave
+ *     → journal says durable, and so is the environment's name → acknowledged to the replicas, in the order of their
+ *       appends → frames leave
  *
  * Whatever runs of a replica runs in `contained`: what it throws stops that replica and nothing else (invariant 5).
  */

@@ -559,7 +559,8 @@ export class Admin {
   // --- requests -------------------------------------------------------------------------------------------------------------
 
   /**
-   * One request with its retries: on no answer, and where the problem's code says that repeating may help, until `totalMs` is over.
+   * One request with its retries: on no answer, and where the problem's code says that repeating may help, until
+   * `totalMs` is over.
    * @throws Problem as the server told it; Unreachable when nobody answered
    */
   async request(

@@ -53,8 +53,8 @@ describe("who is asked for its vote by one that has less", () => {
 });
 
 describe("a campaign that is refused", () => {
-  test("is tried again soon, and less often each time", async () => {
-    const node = await following();
+  /** The leader is gone, and somebody asks for it. */
+  const firstAsking = (node: ScriptedNode): ReturnType<ScriptedNode["take"]> => {
     node.pass(1_200, ["n3"]);
     node.host?.requests.read("_system", { consistency: "linearizable" }, () => {});
     node.turn();
@@ -62,6 +62,12 @@ describe("a campaign that is refused", () => {
     // Another one may go first, and is given a moment.
     for (let ms = 0; asked(said) === 0 && ms < 200; ms += 5, said = node.take())
       node.pass(5, ["n3"]);
+    return said;
+  };
+
+  test("is tried again soon, and less often each time", async () => {
+    const node = await following();
+    let said = firstAsking(node);
     for (let tried = 0; tried < 4; tried++) {
       expect(asked(said)).toBe(2);
       for (const from of [2, 3]) node.step("preVoteResponse", { from, term: 5, reject: true });
@@ -77,14 +83,9 @@ describe("a campaign that is refused", () => {
 
   test("for a term that has passed is tried again in the same turn, and no sooner for that term", async () => {
     const node = await following();
-    node.pass(1_200, ["n3"]);
-    node.host?.requests.read("_system", { consistency: "linearizable" }, () => {});
-    node.turn();
-    let said = node.take();
-    for (let ms = 0; asked(said) === 0 && ms < 200; ms += 5, said = node.take())
-      node.pass(5, ["n3"]);
+    firstAsking(node);
     const refused = { reject: true, term: 9 };
-    said = node.step("preVoteResponse", { ...refused, from: 3 });
+    const said = node.step("preVoteResponse", { ...refused, from: 3 });
     const requests = said.filter(({ type }) => type === MessageType.preVote);
     expect(requests.map(({ to, term }) => [to, term])).toEqual([
       [2, 10],

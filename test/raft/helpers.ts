@@ -9,6 +9,7 @@ import {
 import {
   ChangeKind,
   EntryKind,
+  emptyMessage,
   MessageType,
   type ConfChange,
   type ConfState,
@@ -56,21 +57,7 @@ export function confEntry(index: number, term: number, of: ConfChange): Entry {
 }
 
 export function message(type: keyof typeof MessageType, fields: Partial<Message>): Message {
-  return {
-    type: MessageType[type],
-    to: 1,
-    from: 2,
-    term: 1,
-    logTerm: 0,
-    index: 0,
-    commit: 0,
-    reject: false,
-    rejectHint: 0,
-    context: 0,
-    entries: [],
-    snapshot: null,
-    ...fields,
-  };
+  return { ...emptyMessage(MessageType[type], 1, 2, 1), ...fields };
 }
 
 export class Peer {

@@ -80,6 +80,18 @@ describe("ready()", () => {
     expect(told).toHaveLength(1);
   });
 
+  test("tells that nobody answers, once, also when the first attempt only fell silent", async () => {
+    let attempts = 0;
+    await using peer = await Peer.start((socket) => {
+      attempts += 1;
+      if (attempts > 1) socket.destroy();
+    });
+    const told: unknown[] = [];
+    client(peer.url, { onError: (error) => told.push(error) });
+    await until(() => attempts >= 4);
+    expect(told.map(String)).toEqual([expect.stringMatching(/Cannot reach/)]);
+  });
+
   test("says what is wrong where something else answers", async () => {
     await using peer = await Peer.start((socket) =>
       socket.end("HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\n\r\nNope"),
