@@ -172,8 +172,12 @@ export async function ensureRuntimes(wanted) {
 /**
  * What a runtime is told by its environment before it begins. Bun's allocator looks every 100 ms for holes in pages in use
  * that could go back to the system, a quarter of all that an idle node does. Twice a second is enough; less often more is held.
+ * The other one src/runtime/memory.ts would see to itself, for which Node begins again once everything is loaded.
  */
-export const runtimeEnv = { MIMALLOC_PURGE_HOLES_MIN_INTERVAL: "500" };
+export const runtimeEnv = {
+  MIMALLOC_PURGE_HOLES_MIN_INTERVAL: "500",
+  MALLOC_MMAP_THRESHOLD_: "262144",
+};
 
 /** How `runtime` runs a TypeScript file of this repo. @param {Runtime} runtime @param {string} file @param {string[]} args */
 export function runCommand(runtime, file, args = []) {

@@ -4,7 +4,7 @@ import type { ChildProcess } from "node:child_process";
 import { closeSync, openSync, readFileSync, rmSync } from "node:fs";
 import { join, resolve } from "node:path";
 import process from "node:process";
-import { runCommand } from "../../infra/bootstrap.mjs";
+import { runCommand, runtimeEnv } from "../../infra/bootstrap.mjs";
 
 export type Runtime = "bun" | "deno" | "node";
 
@@ -46,6 +46,7 @@ export class NodeProcess {
       cwd: root,
       stdio: ["ignore", "pipe", log],
       env: {
+        ...runtimeEnv,
         // Nothing that the tests themselves are told by.
         ...Object.fromEntries(
           Object.entries(process.env).filter(([name]) => !name.startsWith("CONFLUX_")),

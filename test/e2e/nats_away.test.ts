@@ -64,5 +64,5 @@ test.each(["bun", "deno", "node"] as const)(
     });
     expect(await node.kill("SIGTERM")).toBe(0);
   },
-  30_000,
+  60_000,
 );
