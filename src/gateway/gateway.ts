@@ -125,6 +125,12 @@ export const routes: readonly Route[] = [
   ...backupRoutes,
 ];
 
+const methodsKnown: ReadonlySet<string> = new Set([
+  ...routes.map(({ method }) => method),
+  "HEAD",
+  "OPTIONS",
+]);
+
 export function createGateway(options: {
   readonly service: ConfigService;
   readonly log: Logger;
@@ -274,19 +280,20 @@ class Door {
 
   fetch(given: Request, info: RequestInfo): Response | Promise<Response> {
     let request = given;
-    const head = request.method === "HEAD";
-    const url = request.url;
+    const { method, url } = request;
+    const head = method === "HEAD";
+    const requestId = givenRequestId(given) ?? this.#nextId();
     // Elysia looks for the path from the 11th character on, so a very short host would be taken for part of it.
     const shortHost = url.indexOf("/", "http://".length) < 11;
     if (head || shortHost) {
-      const path = url.slice(url.indexOf("/", url.indexOf("//") + 2));
-      request = new Request(`http://localhost${path}`, {
-        method: head ? "GET" : request.method,
+      // Some runtimes bring methods here that no Request can be made with.
+      if (!methodsKnown.has(method)) return this.#nowhere({ request, info, head, requestId });
+      request = new Request(`http://localhost${partsOf(url).target}`, {
+        method: head ? "GET" : method,
         headers: request.headers,
         ...(request.body !== null && { body: request.body, duplex: "half" }),
       });
     }
-    const requestId = givenRequestId(given) ?? this.#nextId();
     const origin = { request, info, head, requestId };
     this.#origin = origin;
     try {
@@ -783,7 +790,9 @@ class Door {
         : new Problem("method-not-allowed", `Use ${allowed.join(", ")} here`),
       origin.requestId,
     );
-    return new Response(origin.head ? null : (answer.body as string), {
+    const body = answer.body as string;
+    if (origin.head) headers["content-length"] = String(Buffer.byteLength(body));
+    return new Response(origin.head ? null : body, {
       status: answer.status,
       headers: { ...answer.headers, ...headers },
     });

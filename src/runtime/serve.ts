@@ -95,13 +95,16 @@ function serveOnBun(handler: FetchHandler, { host, port }: ServeOptions): HttpSe
     development: false,
     // Outside development Bun would share the port with whoever else asks for it, and split the requests silently.
     reusePort: false,
-    fetch: (request, self) =>
-      handler(request, {
+    fetch: (request, self) => {
+      const placed = withAuthority(request);
+      if (placed === null) return new Response(null, { status: 400 });
+      return handler(placed, {
         // Asked for only where it is written down: looking it up for every read would cost more than the read.
         get remoteAddress() {
           return self.requestIP(request)?.address;
         },
-      }),
+      });
+    },
     error: () => new Response(null, { status: 500 }),
   });
   return {
@@ -114,7 +117,25 @@ function serveOnBun(handler: FetchHandler, { host, port }: ServeOptions): HttpSe
   };
 }
 
+/** Where no Host came, as HTTP/1.0 allows, or one that is none, Bun gives the path alone. Null: it is not even that. */
+function withAuthority(request: Request): Request | null {
+  const { url } = request;
+  if (url.startsWith("http://")) return request;
+  const isPath = url.startsWith("/") && isHost(request.headers.get("host"));
+  return isPath ? new Request(new URL(`http://localhost${url}`), request) : null;
+}
+
+/** Signs that would begin a path, a query or another host where a URL is put together of it (RFC 9112 §3.2). */
+const hostEnd = /[\s/?#@\\]/;
+
+function isHost(host: string | null): boolean {
+  return host === null || !hostEnd.test(host);
+}
+
 // --- Deno --------------------------------------------------------------------------------------------------------------
+
+/** `.` or `..`, which URLs resolve (RFC 3986 §5.2.4). */
+const dotSegment = /\/(?:\.|%2e)/i;
 
 function serveOnDeno(handler: FetchHandler, { host, port }: ServeOptions): HttpServer {
   if (deno === undefined) throw new Error("Not on Deno");
@@ -131,10 +152,15 @@ function serveOnDeno(handler: FetchHandler, { host, port }: ServeOptions): HttpS
     },
     (request, info) => {
       if (isStopping) return new Response(null, { status: 503, headers: { connection: "close" } });
+      // Deno puts it before the path as it is, and leaves the path as it is.
+      if (!isHost(request.headers.get("host"))) return new Response(null, { status: 400 });
+      const placed = dotSegment.test(request.url)
+        ? new Request(new URL(request.url), request)
+        : request;
       const { completed } = info;
       underWay.add(completed);
       void Promise.allSettled([completed]).then(() => underWay.delete(completed));
-      return handler(request, { remoteAddress: info.remoteAddr.hostname });
+      return handler(placed, { remoteAddress: info.remoteAddr.hostname });
     },
   );
   return {
@@ -213,18 +239,16 @@ async function answer(
 
 /** Null when Node's parser let through what the fetch standard does not: a forbidden method or a broken target. */
 function toRequest(incoming: IncomingMessage): Request | null {
-  const headers = new Headers();
-  for (let i = 0; i + 1 < incoming.rawHeaders.length; i += 2) {
-    try {
-      headers.append(incoming.rawHeaders[i] as string, incoming.rawHeaders[i + 1] as string);
-    } catch {
-      return null;
-    }
-  }
+  if (!isHost(incoming.headers.host ?? null)) return null;
   const method = incoming.method ?? "GET";
+  const headers = new Headers();
   try {
-    // The authority is irrelevant here and comes from the client: a fixed one cannot confuse anything behind.
-    const url = new URL(incoming.url ?? "/", "http://localhost");
+    for (let i = 0; i + 1 < incoming.rawHeaders.length; i += 2)
+      headers.append(incoming.rawHeaders[i] as string, incoming.rawHeaders[i + 1] as string);
+    // The authority is irrelevant here and comes from the client: a fixed one cannot confuse anything behind. Before a
+    // path it is put as text: of a path that begins with two slashes URL would take the first part for an authority.
+    const target = incoming.url ?? "/";
+    const url = new URL(target.startsWith("/") ? `http://localhost${target}` : target);
     if (method === "GET" || method === "HEAD")
       return new Request(`http://localhost${url.pathname}${url.search}`, { method, headers });
     return new Request(`http://localhost${url.pathname}${url.search}`, {
@@ -275,15 +299,10 @@ async function write(response: Response, head: boolean, outgoing: ServerResponse
   response.headers.forEach((value, name) => {
     headers.push(name, value);
   });
-  outgoing.writeHead(response.status, headers);
   const body = response.body;
-  if (body === null) {
-    outgoing.end();
-    return;
-  }
-  if (head || outgoing.destroyed) {
-    outgoing.end();
-    await body.cancel();
+  if (body === null || head || outgoing.destroyed) {
+    outgoing.writeHead(response.status, headers).end();
+    await body?.cancel();
     return;
   }
   const reader = body.getReader();
@@ -292,12 +311,36 @@ async function write(response: Response, head: boolean, outgoing: ServerResponse
     gone = true;
     reader.cancel().catch(() => {});
   });
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done || gone) break;
-    if (!outgoing.write(value)) await drained(outgoing);
+  const { chunks, next } = await atOnce(reader);
+  if (next === null && !response.headers.has("content-length")) {
+    const length = chunks.reduce((sum, chunk) => sum + chunk.length, 0);
+    headers.push("content-length", String(length));
   }
+  outgoing.writeHead(response.status, headers);
+  for (const chunk of chunks) if (!outgoing.write(chunk)) await drained(outgoing);
+  for (let part = await next; part?.done === false && !gone; part = await reader.read())
+    if (!outgoing.write(part.value)) await drained(outgoing);
   outgoing.end();
+}
+
+type Reader = ReadableStreamDefaultReader<Uint8Array>;
+/** A stream that always has more is not gathered, but sent as it comes. */
+const chunksAtOnceMax = 2;
+
+/** What there is before the event loop goes on, and what is read next; null: that was all, so its length is known. */
+async function atOnce(
+  reader: Reader,
+): Promise<{ chunks: Uint8Array[]; next: ReturnType<Reader["read"]> | null }> {
+  const chunks: Uint8Array[] = [];
+  const later = new Promise<null>((resolve) => setImmediate(resolve, null));
+  for (;;) {
+    const next = reader.read();
+    if (chunks.length === chunksAtOnceMax) return { chunks, next };
+    const part = await Promise.race([next, later]);
+    if (part === null) return { chunks, next };
+    if (part.done) return { chunks, next: null };
+    chunks.push(part.value);
+  }
 }
 
 function drained(outgoing: ServerResponse): Promise<void> {

@@ -140,6 +140,16 @@ const attacks: readonly Attack[] = [
     judge: harmless,
   },
   { name: "NUL in a target", bytes: () => `GET /livez\0 HTTP/1.1\r\n${head}\r\n`, judge: harmless },
+  ...["TRACE", "CONNECT", "get", "BREW"].map((method) => ({
+    name: `the method ${method}`,
+    bytes: () => `${method} /livez HTTP/1.1\r\n${head}\r\n`,
+    judge: refused,
+  })),
+  {
+    name: "a Host that would be another path",
+    bytes: () => "GET /nowhere HTTP/1.1\r\nHost: x/livez?\r\n\r\n",
+    judge: refused,
+  },
   {
     name: "another version of the protocol",
     bytes: () => `GET /livez HTTP/9.9\r\n${head}\r\n`,

@@ -123,6 +123,16 @@ describe("routes", () => {
     expect((await call("PROPFIND", `${N}/configs`)).status).toBe(405);
   });
 
+  test("HEAD says the length of what GET would answer, also where nothing is", async () => {
+    const headers = { "x-request-id": "same" };
+    for (const path of ["/livez", "/nowhere", `${N}/configs/none`, `${N}/values/cfg`]) {
+      const head = await call("HEAD", path, { headers });
+      const { status, text } = await call("GET", path, { headers });
+      expect([path, head.status, head.text]).toEqual([path, status, ""]);
+      expect(head.headers.get("content-length")).toBe(String(Buffer.byteLength(text)));
+    }
+  });
+
   test("a short host name does not confuse the router", async () => {
     const response = await h
       .gateway()

@@ -36,6 +36,21 @@ function contract(subject: () => Subject): void {
     throw new Error("It did not happen");
   };
 
+  /** What comes for these bytes, up to the first answer's end. */
+  const exchanged = (bytes: string): Promise<string> =>
+    new Promise((resolve, reject) => {
+      let text = "";
+      const socket = connect(subject().port, "127.0.0.1", () => socket.write(bytes));
+      socket.on("error", reject);
+      socket.on("close", () => resolve(text));
+      socket.on("data", (data: Buffer) => {
+        text += data.toString();
+        const [head = "", body = ""] = text.split("\r\n\r\n", 2);
+        const length = Number(/^content-length: (\d+)/im.exec(head)?.[1] ?? 0);
+        if (text.includes("\r\n\r\n") && body.length >= length) socket.destroy();
+      });
+    });
+
   test("method, headers, query and body come through, and who asked", async () => {
     const response = await fetch(at("/echo?a=%20b"), {
       method: "PUT",
@@ -45,11 +60,33 @@ function contract(subject: () => Subject): void {
     expect([response.status, response.headers.get("x-answer")]).toEqual([201, "yes"]);
     expect(await response.json()).toEqual({
       method: "PUT",
+      path: "/echo",
       search: "?a=%20b",
       header: "v",
       body: "bödy",
       remoteAddress: "127.0.0.1",
     });
+  });
+
+  test.each([
+    ["HTTP/1.0 without a Host", "GET /echo?a=1 HTTP/1.0\r\n\r\n", 201],
+    ["an empty Host", "GET /echo?a=1 HTTP/1.1\r\nHost:\r\n\r\n", 201],
+    ["a Host with a path", "GET /empty HTTP/1.1\r\nHost: x/echo?\r\n\r\n", 400],
+    ["a Host with a space", "GET /echo HTTP/1.1\r\nHost: x y\r\n\r\n", 400],
+    ["no host, two slashes", "GET //x/echo HTTP/1.0\r\n\r\n", 404],
+    ["two slashes", "GET //x/echo HTTP/1.1\r\nHost: localhost\r\n\r\n", 404],
+    ["no host, dots", "GET /empty/../echo HTTP/1.0\r\n\r\n", 201],
+    ["dots", "GET /empty/%2e./echo HTTP/1.1\r\nHost: localhost\r\n\r\n", 201],
+  ])("the path is that of the request line: %s", async (_what, head, status) => {
+    const text = await exchanged(head);
+    expect(Number(/^HTTP\/1\.[01] (\d+)/.exec(text)?.[1])).toBe(status);
+    if (status === 201) expect(text).toContain('"path":"/echo"');
+  });
+
+  test("an answer that is there at once says how long it is", async () => {
+    const { headers } = await fetch(at("/echo"));
+    expect(headers.get("transfer-encoding")).toBe(null);
+    expect(Number(headers.get("content-length"))).toBeGreaterThan(10);
   });
 
   test("HEAD and 204 have no body", async () => {

@@ -72,6 +72,8 @@ export async function handle(
       return Response.json(
         {
           method: request.method,
+          // As the gateway takes it.
+          path: /^http:\/\/[^/]+([^?]*)/.exec(request.url)?.[1],
           search,
           header: request.headers.get("x-test"),
           body: await request.text(),
