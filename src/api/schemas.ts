@@ -176,7 +176,7 @@ const tenantFields = {
   incarnation: Count,
   createdAt: Time,
   deletedAt: orNull(Time),
-  revision: Type.Integer({ description: "Directory revision of the last change: its ETag" }),
+  revision: Type.Integer({ description: "Directory revision of the last change" }),
 };
 
 export const TenantAnswer = answer("Tenant", tenantFields);
@@ -556,7 +556,7 @@ export const IssuerAnswer = answer("Issuer", {
     }),
   ),
   createdAt: Time,
-  revision: Type.Integer({ description: "Directory revision of the last change: its ETag" }),
+  revision: Type.Integer({ description: "Directory revision of the last change" }),
 });
 export type IssuerAnswer = Static<typeof IssuerAnswer>;
 
@@ -667,7 +667,13 @@ const configFields = {
   tags: Type.Record(Type.String(), Type.String()),
   secret: Type.Boolean(),
   schemaHash: orNull(Hash),
-  revision: Type.Integer({ description: "Revision of its last change: its ETag" }),
+  revision: Type.Integer({ description: "Revision of its last change" }),
+  etag: Type.Optional(
+    Type.String({
+      description:
+        "For If-Match and the conditions of a transaction: it never matches again once the config was changed or the tenant restored. Absent in dry runs and watches",
+    }),
+  ),
   createdAt: Time,
   updatedAt: Time,
   latestVersion: Type.Integer({ minimum: 0, description: "0: none yet" }),
@@ -781,10 +787,21 @@ export const TransactionRequest = request("Transaction", {
       Type.Object(
         {
           ...target,
-          revision: Type.Optional(Positive),
+          etag: Type.Optional(
+            Type.String({
+              maxLength: 64,
+              description: "The config's, as it came, with its quotes",
+            }),
+          ),
+          revision: Type.Optional(
+            Type.Integer({
+              minimum: 1,
+              description: "The config's; refused once the tenant was restored or recovered",
+            }),
+          ),
           absent: Type.Optional(Type.Literal(true)),
         },
-        { ...closed, description: "Either revision or absent" },
+        { ...closed, description: "One of etag, revision and absent" },
       ),
       { maxItems: transactionOperationsMax },
     ),

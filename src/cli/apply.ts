@@ -14,6 +14,7 @@ import { isAlias, isMap, isScalar, LineCounter, parseDocument, stringify, visit 
 import { Problem } from "../api/problems.ts";
 import { QuotasSchema } from "../api/schemas.ts";
 import type {
+  ConfigAnswer,
   ConfigDetailAnswer,
   KeyCreate,
   KeyCreated,
@@ -736,7 +737,8 @@ async function planPrune(admin: Admin, { tenant, namespaces }: Manifest): Promis
   );
   const steps: PlanStep[] = [];
   for (const { namespace } of await admin.namespaces(tenant))
-    for (const { name, revision, secret } of await admin.configs({ tenant, namespace })) {
+    for (const config of await admin.configs({ tenant, namespace })) {
+      const { name, secret } = config;
       // Secret configs never stand in manifests, so that one is not named means nothing.
       if (secret || kept.has(`${namespace}/${name}`)) continue;
       const target = { namespace, name };
@@ -746,10 +748,20 @@ async function planPrune(admin: Admin, { tenant, namespaces }: Manifest): Promis
         kind: "config",
         action: "delete",
         operations: [{ op: "config.delete", ...target }],
-        condition: { ...target, revision },
+        condition: conditionOf(config),
       });
     }
   return steps;
+}
+
+/** That it still is as it was read. Servers before level 9 tell no tag. */
+export function conditionOf({
+  namespace,
+  name,
+  etag,
+  revision,
+}: ConfigAnswer): NonNullable<TransactionRequest["if"]>[number] {
+  return { namespace, name, ...(etag === undefined ? { revision } : { etag }) };
 }
 
 interface HeldVersion {
@@ -887,7 +899,7 @@ export function planConfig(
     action: held === null ? "create" : operations.length > 0 ? "update" : "unchanged",
     reasons,
     operations,
-    condition: held === null ? { ...target, absent: true } : { ...target, revision: held.revision },
+    condition: held === null ? { ...target, absent: true } : conditionOf(held),
   };
 }
 

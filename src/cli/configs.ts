@@ -8,7 +8,7 @@ import type { TransactionRequest } from "../api/schemas.ts";
 import { Problem } from "../sdk/admin.ts";
 import type { Admin, ConfigDetailAnswer, ReleaseAnswer, ReleasePut, Where } from "../sdk/admin.ts";
 import { Conflux } from "../sdk/mod.ts";
-import { orNull } from "./apply.ts";
+import { conditionOf, orNull } from "./apply.ts";
 import { bench } from "./bench.ts";
 import type { BenchResult } from "./bench.ts";
 import { typesDocument } from "./gen_types.ts";
@@ -203,7 +203,7 @@ export async function release(context: Context): Promise<void> {
     name,
     { rules, default: options.has("no-default") ? null : chosen, ...messageOf(options) },
     // What is kept of the release in force was just read: it must still be that.
-    { ifMatch: `"${config.revision}"`, ...spreadOf(options) },
+    { ifMatch: config.etag ?? `"${config.revision}"`, ...spreadOf(options) },
   );
   context.show(done, () => releasedText(where, name, done));
 }
@@ -232,9 +232,9 @@ export async function promote(context: Context): Promise<void> {
     if (held?.hash === hash) continue;
     const target = { namespace: where.namespace, name };
     promoted.push(name);
-    conditions.push({ namespace, name, revision: from.revision });
+    conditions.push(conditionOf(from));
     if (to !== null) {
-      conditions.push({ ...target, revision: to.revision });
+      conditions.push(conditionOf(to));
       operations.push({ op: "publish", ...target, content, ...messageOf(options) });
       continue;
     }

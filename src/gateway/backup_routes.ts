@@ -13,7 +13,7 @@ import {
 import { getMeta } from "../machine/queries.ts";
 import { checkTenantName } from "../model/names.ts";
 import { change, changeDirectory, changedAnswer } from "./changes.ts";
-import { invalid, json, revisionTag } from "./http.ts";
+import { invalid, json } from "./http.ts";
 import { route, type Context, type Route } from "./route.ts";
 import { guardReplayedKey, tenantAnswer, tokenFor } from "./tenants.ts";
 import { hashToken } from "./tokens.ts";
@@ -88,7 +88,7 @@ export const backupRoutes: readonly Route[] = [
       return changedAnswer(
         changed,
         { ...tenantAnswer(made), ...(body.adminKey === true && { key }) },
-        { etag: revisionTag(made.revision), location: `/v1/tenants/${tenant}/restore` },
+        { revision: made.revision, location: `/v1/tenants/${tenant}/restore` },
       );
     },
   }),

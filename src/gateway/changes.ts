@@ -6,6 +6,7 @@ import { createHash } from "node:crypto";
 import { Problem } from "../api/problems.ts";
 import { dryRun, spreadMsMax } from "../machine/machine.ts";
 import {
+  tagsLevel,
   watchesLevel,
   type Action,
   type Command,
@@ -21,6 +22,7 @@ import {
   ifNoneMatchAny,
   invalid,
   json,
+  revisionTag,
   type Answer,
   type Call,
 } from "./http.ts";
@@ -39,6 +41,8 @@ export interface Changed<Op extends Action["op"]> {
   /** For the answer: Idempotent-Replay, Conflux-Dry-Run. */
   readonly headers: Record<string, string>;
   readonly revision: number;
+  /** The ETag of what is at this revision now; null: nothing is, after a dry run. */
+  tag(revision: number): string | null;
 }
 
 /**
@@ -88,7 +92,7 @@ export async function change<Op extends Action["op"]>(
     outcome = await attempt("linearizable");
   }
   call.revision = present ?? outcome.revision;
-  return changed<Op>(call, outcome);
+  return changed<Op>(call, context, outcome);
 }
 
 /** Proposes to the directory. @throws Problem */
@@ -107,7 +111,7 @@ export async function changeDirectory<Op extends Action["op"]>(
   if (outcome.ok && !call.dryRun && isSeenAtOnce(action)) {
     await context.service.directoryReached(outcome.revision);
   }
-  return changed<Op>(call, outcome);
+  return changed<Op>(call, context, outcome);
 }
 
 /** Once it is answered no node may act upon what was before. A new tenant is asked for where it is not known yet. */
@@ -143,7 +147,11 @@ function sha256(text: string): string {
   return createHash("sha256").update(text).digest("hex");
 }
 
-function changed<Op extends Action["op"]>(call: Call, outcome: Outcome): Changed<Op> {
+function changed<Op extends Action["op"]>(
+  call: Call,
+  { service }: Context,
+  outcome: Outcome,
+): Changed<Op> {
   if (!outcome.ok) throw refused(outcome);
   const headers: Record<string, string> = {};
   if (outcome.replayed === true) headers["idempotent-replay"] = "true";
@@ -153,6 +161,8 @@ function changed<Op extends Action["op"]>(call: Call, outcome: Outcome): Changed
     created: outcome.created,
     headers,
     revision: outcome.revision,
+    tag: (revision) =>
+      call.dryRun ? null : revisionTag(service.semantics, outcome.epoch, revision),
   };
 }
 
@@ -234,28 +244,37 @@ function idempotencyOf(
 }
 
 /** `If-Match` and `If-None-Match: *` of the request. */
-export function precondition(call: Call): Precondition {
+export function precondition(call: Call, { service }: Context): Precondition {
   const match = ifMatch(call.request);
   const none = ifNoneMatchAny(call.request);
+  // Below the level there are none with an epoch, and who does not know them would judge otherwise.
+  const isKnown = service.semantics >= tagsLevel;
   return {
-    ...(match !== undefined && { ifMatch: match }),
+    ...(match !== undefined && {
+      ifMatch: match === "*" || isKnown ? match : match.filter((tag) => typeof tag === "number"),
+    }),
     ...(none !== undefined && { ifNoneMatch: none }),
   };
 }
 
-/** 201 when something new was made, else 200. A dry run made nothing that a tag or an address could name. */
+/**
+ * 201 when something new was made, else 200. A dry run made nothing that a tag or an address could name.
+ *
+ * @param options.revision of what the answer shows
+ */
 export function changedAnswer(
   of: Changed<Action["op"]>,
   body: unknown,
-  options: { readonly etag?: string; readonly location?: string } = {},
+  options: { readonly revision?: number; readonly location?: string } = {},
 ): Answer {
   const headers = { ...of.headers };
   const isReal = headers[dryRunHeader] === undefined;
+  const etag = options.revision === undefined ? null : of.tag(options.revision);
   if (of.created && isReal && options.location !== undefined)
     headers["location"] = options.location;
   return json(body, {
     status: of.created ? 201 : 200,
     headers,
-    ...(options.etag !== undefined && isReal && { etag: options.etag }),
+    ...(etag !== null && { etag }),
   });
 }

@@ -9,7 +9,8 @@ import { configInfo, type ConfigInfo } from "../machine/results.ts";
 import type { ConfigRow, ReleaseRow, VersionRow } from "../machine/rows.ts";
 import { time } from "./http.ts";
 
-export function configAnswer(info: ConfigInfo): ConfigAnswer {
+/** @param etag null: the answer is of no moment that a tag could name */
+export function configAnswer(info: ConfigInfo, etag: string | null): ConfigAnswer {
   const { rules, release, createdAt, updatedAt, deletedAt, ...rest } = info;
   return {
     ...rest,
@@ -20,12 +21,14 @@ export function configAnswer(info: ConfigInfo): ConfigAnswer {
     createdAt: time(createdAt),
     updatedAt: time(updatedAt),
     deletedAt: time(deletedAt),
+    // Below the level at which tags name the epoch there are nodes that take none in a transaction's conditions.
+    ...(etag?.includes("-") === true && { etag }),
   };
 }
 
-export function configDetail(row: ConfigRow): ConfigDetailAnswer {
+export function configDetail(row: ConfigRow, etag: string | null): ConfigDetailAnswer {
   return {
-    ...configAnswer(configInfo(row)),
+    ...configAnswer(configInfo(row), etag),
     schema: row.schema === null ? null : (JSON.parse(row.schema.text) as unknown),
     rules: row.rules as ConfigDetailAnswer["rules"],
   };

@@ -24,8 +24,8 @@ import {
   VersionsDeleteAnswer,
   type TransactionOperation,
 } from "../api/schemas.ts";
-import type { TenantView } from "../host/ports.ts";
-import type { ConfigAction } from "../machine/command.ts";
+import type { ConfigService, TenantView } from "../host/ports.ts";
+import { tagsLevel, type ConfigAction, type TransactionCondition } from "../machine/command.ts";
 import {
   getConfig,
   getQuotas,
@@ -44,7 +44,16 @@ import { change, changedAnswer, precondition, type Build, type Changed } from ".
 import { buildAction, resultingShape, shapeOf, type Known, type Shape } from "./contents.ts";
 import { unifiedDiff } from "./diff.ts";
 import { authorizeSecrets, openText } from "./secrets.ts";
-import { check, invalid, json, revisionTag, time, type Answer, type Call } from "./http.ts";
+import {
+  check,
+  invalid,
+  json,
+  parsedTag,
+  revisionTag,
+  time,
+  type Answer,
+  type Call,
+} from "./http.ts";
 import {
   contentBodyBytesMax,
   listQuery,
@@ -91,10 +100,10 @@ const metadataRoutes: readonly Route[] = [
       deleted: Type.Optional(Type.Boolean({ description: "Only deleted ones" })),
     },
     responses: { 200: { description: "Configs", schema: listOf(ConfigAnswer) } },
-    read: (view, call, { query }) => {
+    read: (view, call, { query }, { service }) => {
       const { items, next } = listConfigs(view, call.params["namespace"] as string, query);
       return json({
-        items: items.map((row) => configAnswer(configInfo(row))),
+        items: items.map((row) => configAnswer(configInfo(row), configTag(service, view, row))),
         ...(next !== undefined && { next }),
       });
     },
@@ -106,9 +115,10 @@ const metadataRoutes: readonly Route[] = [
     tag: "configs",
     summary: "A config: metadata, schema, latest version and the release in force",
     responses: { 200: { description: "The config", schema: ConfigDetailAnswer } },
-    read: (view, call) => {
+    read: (view, call, _input, { service }) => {
       const row = configOf(view, call);
-      return json(configDetail(row), { etag: revisionTag(row.revision) });
+      const etag = configTag(service, view, row);
+      return json(configDetail(row, etag), { etag });
     },
   }),
   route({
@@ -155,7 +165,7 @@ const versionRoutes: readonly Route[] = [
       const changed = await changeConfig(call, context, { op: "version.create", ...body });
       const { version, config } = changed.result;
       return changedAnswer(changed, versionAnswer(version), {
-        etag: revisionTag(config.revision),
+        revision: config.revision,
         location: versionPath(call, version.version),
       });
     },
@@ -258,12 +268,12 @@ const releaseRoutes: readonly Route[] = [
     tag: "releases",
     summary: "The release in force",
     responses: { 200: { description: "The release", schema: ReleaseAnswer } },
-    read: (view, call) => {
+    read: (view, call, _input, { service }) => {
       const row = configOf(view, call);
       const release = getRelease(view, row.namespace, row.name);
       if (release === null)
         throw new Problem("not-found", `Nothing of ${row.namespace}/${row.name} was released yet`);
-      return json(releaseAnswer(release), { etag: revisionTag(row.revision) });
+      return json(releaseAnswer(release), { etag: configTag(service, view, row) });
     },
   }),
   route({
@@ -282,8 +292,8 @@ const releaseRoutes: readonly Route[] = [
     },
     handle: async (call, { body }, context) => {
       const changed = await changeConfig(call, context, { op: "publish", ...body });
-      return changedAnswer(changed, resultAnswer("publish", changed.result), {
-        etag: revisionTag(changed.result.config.revision),
+      return changedAnswer(changed, resultAnswer("publish", changed.result, changed), {
+        revision: changed.result.config.revision,
         location: versionPath(call, changed.result.version.version),
       });
     },
@@ -330,13 +340,7 @@ const transactionRoute: Route = route({
   responses: { 200: { description: "Done", schema: TransactionAnswer } },
   handle: async (call, { body }, context) => {
     const operations = body.then.map((operation, i) => checkOperation(operation, `/then/${i}`));
-    const conditions = body.if ?? [];
-    conditions.forEach((condition, i) => {
-      if ((condition.revision === undefined) === (condition.absent === undefined))
-        throw invalid(`/if/${i}: Give either revision or absent`, [
-          { pointer: `/if/${i}`, detail: "Give either revision or absent" },
-        ]);
-    });
+    const conditions = (body.if ?? []).map((condition, i) => conditionOf(condition, i, context));
     guardScope(call, [...conditions, ...operations], operations);
     const changed = await change<"transaction">(call, context, async (consistency) => ({
       op: "transaction",
@@ -348,7 +352,7 @@ const transactionRoute: Route = route({
       {
         revision: changed.revision,
         results: changed.result.results.map(({ result }, i) =>
-          resultAnswer((operations[i] as TransactionOperation).op, result as never),
+          resultAnswer((operations[i] as TransactionOperation).op, result as never, changed),
         ),
       },
     );
@@ -378,7 +382,7 @@ function changeConfig<Op extends ConfigOp>(
 ): Promise<Changed<Op>> {
   const { namespace, name } = call.params;
   const whole = { ...operation, namespace, name } as unknown as TransactionOperation;
-  const guard = precondition(call);
+  const guard = precondition(call, context);
   const built = (state: Known): ConfigAction => ({ ...buildAction(whole, state, ""), ...guard });
   const build = (consistency: "stale" | "linearizable"): ConfigAction | Promise<ConfigAction> =>
     needsState(whole)
@@ -559,7 +563,41 @@ async function buildAll(
   return actions;
 }
 
+/** @throws Problem `invalid`, or `precondition-failed` for a tag that nothing here can have */
+function conditionOf(
+  condition: NonNullable<TransactionRequest["if"]>[number],
+  i: number,
+  { service }: Context,
+): TransactionCondition {
+  const { namespace, name, revision, absent, etag } = condition;
+  const refusal = (detail: string): Problem =>
+    invalid(`/if/${i}: ${detail}`, [{ pointer: `/if/${i}`, detail }]);
+  if ([revision, absent, etag].filter((one) => one !== undefined).length !== 1)
+    throw refusal("Give one of etag, revision and absent");
+  if (etag === undefined)
+    return {
+      namespace,
+      name,
+      ...(absent === true ? { absent } : { revision: revision as number }),
+    };
+  const tag = parsedTag(etag);
+  if (tag === null) throw refusal('Give the etag as it came, like "1790000000-7" with its quotes');
+  if (typeof tag === "number") return { namespace, name, revision: tag };
+  // A node that does not know tags would take no heed of this one.
+  if (service.semantics >= tagsLevel) return { namespace, name, tag };
+  const detail = `Read ${namespace}/${name} again: its etag is another`;
+  throw new Problem("precondition-failed", detail, { errors: [{ pointer: `/if/${i}`, detail }] });
+}
+
 // --- reads ---------------------------------------------------------------------------------------------------------------
+
+function configTag(
+  { semantics }: Pick<ConfigService, "semantics">,
+  { epoch }: TenantView,
+  { revision }: ConfigRow,
+): string {
+  return revisionTag(semantics, epoch, revision);
+}
 
 function configOf(view: TenantView, call: Call): ConfigRow {
   const { namespace, name } = call.params as { namespace: string; name: string };
@@ -623,8 +661,8 @@ function configChanged(
   changed: Changed<"config.put" | "config.delete" | "config.undelete">,
 ): Answer {
   const { config } = changed.result;
-  return changedAnswer(changed, configAnswer(config), {
-    etag: revisionTag(config.revision),
+  return changedAnswer(changed, configAnswer(config, changed.tag(config.revision)), {
+    revision: config.revision,
     location: call.target.split("?", 1)[0] as string,
   });
 }
@@ -632,13 +670,14 @@ function configChanged(
 /** A release replaces the one before: 200, although it is a new one. */
 function released(changed: Changed<"release.put" | "rollback">): Answer {
   return changedAnswer({ ...changed, created: false }, releaseAnswer(changed.result.release), {
-    etag: revisionTag(changed.result.config.revision),
+    revision: changed.result.config.revision,
   });
 }
 
 function resultAnswer<Op extends TransactionOperation["op"]>(
   op: Op,
   result: ResultOf<Op>,
+  { tag }: Pick<Changed<Op>, "tag">,
 ): unknown {
   const any = result as Partial<ResultOf<"publish">> &
     Partial<ResultOf<"namespace.put">> &
@@ -660,7 +699,9 @@ function resultAnswer<Op extends TransactionOperation["op"]>(
       const row = any.namespace as NonNullable<typeof any.namespace>;
       return { ...row, createdAt: time(row.createdAt) };
     }
-    default:
-      return configAnswer(any.config as ConfigInfo);
+    default: {
+      const config = any.config as ConfigInfo;
+      return configAnswer(config, tag(config.revision));
+    }
   }
 }

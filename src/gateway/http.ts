@@ -7,6 +7,8 @@
 import type { Static, TObject, TSchema } from "@sinclair/typebox";
 import { TypeCompiler, type TypeCheck } from "@sinclair/typebox/compiler";
 import { Problem, problems, type ProblemBody, type ProblemDetailError } from "../api/problems.ts";
+import { tagsLevel } from "../machine/command.ts";
+import { tagOf } from "../machine/draft.ts";
 import type { KeyKind } from "../machine/rows.ts";
 import { memberCount, parseJsonText, repeatedName } from "../model/json.ts";
 import { escapePointer, shown } from "../model/names.ts";
@@ -558,23 +560,30 @@ function fromText(text: string, schema: TSchema): unknown {
 
 // --- preconditions --------------------------------------------------------------------------------------------------------
 
-/** The strong ETag of something that changes with a revision. */
-export function revisionTag(revision: number): string {
-  return `"${revision}"`;
+/**
+ * The strong ETag of something that changes with a revision. Without the epoch as long as there may be nodes that do not
+ * know tags which name it.
+ *
+ * @param level of the cluster
+ */
+export function revisionTag(level: number, epoch: number, revision: number): string {
+  return level < tagsLevel ? `"${revision}"` : `"${tagOf(epoch, revision)}"`;
 }
 
-/** `If-Match` of a change: the revisions named, which may be none when the tags are not ours. Undefined: not given. */
-export function ifMatch(request: Request): readonly number[] | "*" | undefined {
+/** The inverse of `revisionTag`: `<epoch>-<revision>`, a revision alone, or null for what is no tag of ours. */
+export function parsedTag(tag: string): string | number | null {
+  // Strong comparison (RFC 9110 §8.8.3.2): a weak tag never matches.
+  const match = /^"(?:(\d{1,15})-)?(\d{1,15})"$/.exec(tag);
+  if (match === null) return null;
+  return match[1] === undefined ? Number(match[2]) : `${match[1]}-${match[2]}`;
+}
+
+/** `If-Match` of a change: the tags named, which may be none when they are not ours. Undefined: not given. */
+export function ifMatch(request: Request): readonly (string | number)[] | "*" | undefined {
   const header = request.headers.get("if-match");
   if (header === null) return undefined;
   if (header.trim() === "*") return "*";
-  const revisions: number[] = [];
-  for (const tag of header.split(",")) {
-    // Strong comparison (RFC 9110 §8.8.3.2): a weak tag never matches.
-    const match = /^\s*"(\d{1,15})"\s*$/.exec(tag);
-    if (match !== null) revisions.push(Number(match[1]));
-  }
-  return revisions;
+  return header.split(",").flatMap((tag) => parsedTag(tag.trim()) ?? []);
 }
 
 /** `If-None-Match` of a change: only `*`, create only. */

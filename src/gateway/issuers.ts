@@ -29,7 +29,7 @@ import type { ClaimSource, IssuerRow } from "../machine/rows.ts";
 import { isName } from "../model/names.ts";
 import { unauthorized } from "./auth.ts";
 import { changeDirectory, changedAnswer, precondition } from "./changes.ts";
-import { invalid, json, revisionTag, time, type Call, type Principal } from "./http.ts";
+import { invalid, json, time, type Call, type Principal } from "./http.ts";
 import type { Peers } from "./peers.ts";
 import { listLimitDefault, listQuery, route, type Route } from "./route.ts";
 import { hashToken } from "./tokens.ts";
@@ -330,11 +330,11 @@ export const issuerRoutes: readonly Route[] = [
       const changed = await changeDirectory<"issuer.put">(call, context, {
         op: "issuer.put",
         issuer,
-        ...precondition(call),
+        ...precondition(call, context),
       });
       const row = changed.result.issuer;
       return changedAnswer(changed, issuerAnswer(row), {
-        etag: revisionTag(row.revision),
+        revision: row.revision,
         location: `/v1/issuers/${name}`,
       });
     },
@@ -365,9 +365,9 @@ export const issuerRoutes: readonly Route[] = [
     responses: { 200: { description: "The issuer", schema: IssuerAnswer } },
     handle: async (call, _input, { peers }) => {
       const name = nameOf(call);
-      const row = await peers.systemRow<IssuerRow>(issuerKey(name), "linearizable");
+      const { row, etag } = await peers.taggedRow<IssuerRow>(issuerKey(name));
       if (row === undefined) throw new Problem("not-found", `There is no issuer ${name}`);
-      return json(issuerAnswer(row), { etag: revisionTag(row.revision) });
+      return json(issuerAnswer(row), { etag });
     },
   }),
   route({
@@ -382,7 +382,7 @@ export const issuerRoutes: readonly Route[] = [
       const changed = await changeDirectory<"issuer.delete">(call, context, {
         op: "issuer.delete",
         name: nameOf(call),
-        ...precondition(call),
+        ...precondition(call, context),
       });
       return changedAnswer(changed, changed.result);
     },

@@ -8,9 +8,11 @@
 import { NotHere, Problem, problems, type ProblemCode } from "../api/problems.ts";
 import type { ConfigService, TenantView } from "../host/ports.ts";
 import type { Command, Outcome } from "../machine/command.ts";
+import { metaKey } from "../machine/keys.ts";
 import { dryRun } from "../machine/machine.ts";
+import type { TenantMeta } from "../machine/rows.ts";
 import { systemTenant } from "../model/names.ts";
-import type { Answer, Call, RequestInfo } from "./http.ts";
+import { revisionTag, type Answer, type Call, type RequestInfo } from "./http.ts";
 
 export interface RowRange {
   readonly gte: string;
@@ -89,6 +91,18 @@ export class Peers {
       return this.#service.read(systemTenant, { consistency }, (view) => view.get<T>(key));
     const value = await this.#ask(nodes, { kind: "row", key, consistency }, true);
     return value === null ? undefined : (value as T);
+  }
+
+  /** Linearizable; with the ETag of the row, which is empty when there is none. */
+  async taggedRow<T extends { readonly revision: number }>(
+    key: string,
+  ): Promise<{ readonly row: T | undefined; readonly etag: string }> {
+    // First: an epoch that ended before the row was read matches nothing.
+    const meta = await this.systemRow<TenantMeta>(metaKey, "stale");
+    const row = await this.systemRow<T>(key, "linearizable");
+    const { semantics } = this.#service;
+    const etag = row === undefined ? "" : revisionTag(semantics, meta?.epoch ?? 0, row.revision);
+    return { row, etag };
   }
 
   /** Linearizable. */

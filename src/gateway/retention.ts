@@ -3,6 +3,8 @@
  * that it is done once; a successor goes on with what is left.
  */
 import type { ConfigService } from "../host/ports.ts";
+import { tagsLevel } from "../machine/command.ts";
+import { tagOf } from "../machine/draft.ts";
 import { under } from "../machine/keys.ts";
 import type { TenantRow } from "../machine/rows.ts";
 import { systemTenant } from "../model/names.ts";
@@ -19,22 +21,24 @@ export async function purgeExpired(
   if (service.locateNow(systemTenant)?.local !== true) return [];
   if ((await service.group(systemTenant)).leader !== service.node) return [];
   const expired = await service.read(systemTenant, { consistency: "linearizable" }, (view) => {
-    const found: TenantRow[] = [];
+    const found: { readonly tenant: string; readonly tag: string | number }[] = [];
     for (const [, row] of view.range<TenantRow>(under("ten"))) {
       if (row.deletedAt === null || row.deletedAt + retentionMs > nowMs) continue;
-      found.push(row);
+      const { tenant, revision } = row;
+      const isKnown = service.semantics >= tagsLevel;
+      found.push({ tenant, tag: isKnown ? tagOf(view.epoch, revision) : revision });
       if (found.length === purgesAtOnce) break;
     }
     return found;
   });
   const purged: string[] = [];
-  for (const { tenant, revision } of expired) {
+  for (const { tenant, tag } of expired) {
     const outcome = await service.propose(systemTenant, {
       at: nowMs,
       actor: { kind: "system", keyId: "retention" },
       semantics: service.semantics,
       // Undeleted in this moment, it stays.
-      action: { op: "directory.delete", tenant, purge: true, ifMatch: [revision] },
+      action: { op: "directory.delete", tenant, purge: true, ifMatch: [tag] },
     });
     if (outcome.ok) purged.push(tenant);
   }

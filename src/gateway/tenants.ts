@@ -102,7 +102,7 @@ const directoryRoutes: readonly Route[] = [
           ...tenantAnswer(tenant),
           key: { id: keyId, kind: "admin", ...(!call.dryRun && { token }) },
         },
-        { etag: revisionTag(tenant.revision), location: `/v1/tenants/${tenant.tenant}` },
+        { revision: tenant.revision, location: `/v1/tenants/${tenant.tenant}` },
       );
     },
   }),
@@ -158,8 +158,8 @@ const directoryRoutes: readonly Route[] = [
     byDirectory: true,
     responses: { 200: { description: "The tenant", schema: TenantAnswer } },
     handle: async (call, _input, context) => {
-      const row = await tenantRow(call, context);
-      return json(tenantAnswer(tenantInfo(row)), { etag: revisionTag(row.revision) });
+      const { row, etag } = await tenantRow(call, context);
+      return json(tenantAnswer(tenantInfo(row)), { etag });
     },
   }),
   route({
@@ -183,16 +183,16 @@ const directoryRoutes: readonly Route[] = [
         tenant: call.params["tenant"] as string,
         ...(body.description !== undefined && { description: body.description }),
         ...(body.quotas !== undefined && { quotaChanges: body.quotas }),
-        ...precondition(call),
+        ...precondition(call, context),
       });
       if (moves !== null) {
         const moved = await changeDirectory<"directory.move">(call, context, moves);
         return changedAnswer(moved, tenantAnswer(moved.result.tenant), {
-          etag: revisionTag(moved.result.tenant.revision),
+          revision: moved.result.tenant.revision,
         });
       }
       const { tenant } = changed.result;
-      return changedAnswer(changed, tenantAnswer(tenant), { etag: revisionTag(tenant.revision) });
+      return changedAnswer(changed, tenantAnswer(tenant), { revision: tenant.revision });
     },
   }),
   route({
@@ -210,7 +210,7 @@ const directoryRoutes: readonly Route[] = [
         op: "directory.delete",
         tenant: call.params["tenant"] as string,
         purge: query.purge ?? false,
-        ...precondition(call),
+        ...precondition(call, context),
       });
       return changedAnswer(changed, tenantAnswer(changed.result.tenant));
     },
@@ -229,7 +229,7 @@ const directoryRoutes: readonly Route[] = [
         tenant: call.params["tenant"] as string,
       });
       const { tenant } = changed.result;
-      return changedAnswer(changed, tenantAnswer(tenant), { etag: revisionTag(tenant.revision) });
+      return changedAnswer(changed, tenantAnswer(tenant), { revision: tenant.revision });
     },
   }),
 ];
@@ -378,11 +378,12 @@ const namespaceRoutes: readonly Route[] = [
     tag: "namespaces",
     summary: "A namespace's options",
     responses: { 200: { description: "The namespace", schema: NamespaceAnswer } },
-    read: (view, call) => {
+    read: (view, call, _input, { service }) => {
       const row = getNamespace(view, call.params["namespace"] as string);
       if (row === null)
         throw new Problem("not-found", `There is no namespace ${call.params["namespace"]}`);
-      return json(namespaceAnswer(row), { etag: revisionTag(row.revision) });
+      const etag = revisionTag(service.semantics, view.epoch, row.revision);
+      return json(namespaceAnswer(row), { etag });
     },
   }),
   route({
@@ -409,11 +410,11 @@ const namespaceRoutes: readonly Route[] = [
         op: "namespace.put",
         namespace: call.params["namespace"] as string,
         ...body,
-        ...precondition(call),
+        ...precondition(call, context),
       });
       const row = changed.result.namespace;
       return changedAnswer(changed, namespaceAnswer(row), {
-        etag: revisionTag(row.revision),
+        revision: row.revision,
         location: `/v1/tenants/${call.params["tenant"]}/namespaces/${row.namespace}`,
       });
     },
@@ -532,11 +533,14 @@ export const tenantRoutes: readonly Route[] = [
 
 // --- tenants -------------------------------------------------------------------------------------------------------------
 
-async function tenantRow(call: Call, { peers }: Context): Promise<TenantRow> {
+async function tenantRow(
+  call: Call,
+  { peers }: Context,
+): Promise<{ readonly row: TenantRow; readonly etag: string }> {
   const tenant = call.params["tenant"] as string;
-  const row = await peers.systemRow<TenantRow>(tenantKey(tenant), "linearizable");
+  const { row, etag } = await peers.taggedRow<TenantRow>(tenantKey(tenant));
   if (row === undefined) throw new Problem("not-found", `There is no tenant ${tenant}`);
-  return row;
+  return { row, etag };
 }
 
 /** Other replicas are added or taken away by the group's leader; that it is asked for is what is answered. */
@@ -547,7 +551,7 @@ async function resizing(
 ): Promise<ActionOf<"directory.move">> {
   if (call.principal?.kind !== "root")
     throw new Problem("forbidden", "Only root keys may change how many replicas a tenant has");
-  const { tenant, placement } = await tenantRow(call, context);
+  const { tenant, placement } = (await tenantRow(call, context)).row;
   const present = placement.replicas.filter((replica) => !isLeaving(replica));
   const keep = present.map(({ node }) => node);
   const nodes = context.service.place(tenant, replicas, keep);

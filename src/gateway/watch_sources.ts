@@ -105,7 +105,7 @@ class TenantSource implements Source {
       if (namespaces !== null && !namespaces.includes(row.namespace)) continue;
       const text = content && bytes < snapshotBytesMax ? this.#latestText(view, row) : null;
       bytes += text?.length ?? 0;
-      configs.push({ ...configDetail(row), ...(text !== null && { content: text }) });
+      configs.push({ ...configDetail(row, null), ...(text !== null && { content: text }) });
     }
     return frame("sync", view, { revision: view.revision, reason, configs });
   }

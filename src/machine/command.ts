@@ -41,6 +41,7 @@ export interface Envelope {
    * 5: a node that is removed takes the root keys along that only it had.
    * 6: nothing is placed on a node that leaves, or has left. 7: while a tenant moves, the directory remembers who had a
    * vote before. 8: a commit says over how long its watchers are told, and quotas and usage know the bytes of watches.
+   * 9: entity tags name the epoch, and a state that did not begin as its tenant did says so.
    */
   readonly semantics?: number;
   /** Watchers are told of what it changes within this time, each at its own moment; absent: all at once. */
@@ -49,9 +50,11 @@ export interface Envelope {
 }
 
 /** What commands that are made now say. */
-export const semanticsNow = 8;
+export const semanticsNow = 9;
 /** From which on replicas know `Envelope.spreadMs`, the quota `watchBytesPerSecond`, and what `usage.record` says of watches. */
 export const watchesLevel = 8;
+/** From which on replicas know entity tags that name the epoch, in `Precondition.ifMatch` and in conditions. */
+export const tagsLevel = 9;
 /** Of clusters whose directory says nothing: the one at which it began to. */
 export const levelFirst = 6;
 
@@ -66,9 +69,13 @@ export interface Content {
   readonly secret?: { readonly version: number };
 }
 
-/** HTTP's preconditions, judged where the change is applied. `ifMatch`: revisions of the ETag, or "*" for any existing. */
+/** HTTP's preconditions, judged where the change is applied. */
 export interface Precondition {
-  readonly ifMatch?: readonly number[] | "*";
+  /**
+   * "*" for any existing; else entity tags, one of which must hold: `<epoch>-<revision>`, or, as they were below
+   * `tagsLevel`, the revision alone, which holds only in the history that the tenant began with.
+   */
+  readonly ifMatch?: readonly (string | number)[] | "*";
   /** Create only. */
   readonly ifNoneMatch?: "*";
 }
@@ -128,8 +135,10 @@ export type ConfigAction =
 export interface TransactionCondition {
   readonly namespace: string;
   readonly name: string;
-  /** The config's revision must be this … */
+  /** The config's revision must be this, in the history that the tenant began with … */
   readonly revision?: number;
+  /** … or its entity tag, `<epoch>-<revision>` … */
+  readonly tag?: string;
   /** … or it must not exist. */
   readonly absent?: boolean;
 }
@@ -364,6 +373,8 @@ export type Outcome =
       readonly ok: true;
       /** The tenant's revision after this command. */
       readonly revision: number;
+      /** Of the state that it was applied to. */
+      readonly epoch: number;
       /**
        * True when the command made something new: a config, version, release, namespace, key, tenant or node. False for
        * changed metadata and deletions, and when nothing changed (content equal to the latest version). Whether anything

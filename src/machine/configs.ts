@@ -122,7 +122,7 @@ function existing(
   const row = liveOf(draft, action);
   if (row === undefined)
     refuse("not-found", `Create the config first: there is no ${action.namespace}/${action.name}`);
-  guardPrecondition(action, row);
+  guardPrecondition(draft, action, row);
   return row;
 }
 
@@ -479,7 +479,7 @@ function rollback(draft: Draft, action: Of<"rollback">, by: string): Done<"rollb
 
 function putConfig(draft: Draft, action: Of<"config.put">, by: string): Done<"config.put"> {
   const row = liveOf(draft, action);
-  guardPrecondition(action, row);
+  guardPrecondition(draft, action, row);
   return row === undefined ? createConfig(draft, action, by) : changeConfig(draft, action, row);
 }
 
@@ -602,7 +602,7 @@ function undeleteConfig(draft: Draft, action: Of<"config.undelete">): Done<"conf
       "not-found",
       `Create the config anew: no deleted ${action.namespace}/${action.name} is kept`,
     );
-  guardPrecondition(action, before);
+  guardPrecondition(draft, action, before);
   if (before.deletedAt === null) return { created: false, result: { config: configInfo(before) } };
   guardConfigsQuota(draft);
   draft.delete(deletedKey(before.revision, before.namespace, before.name));
@@ -629,7 +629,7 @@ function purgeConfig(draft: Draft, row: ConfigRow): void {
 function putNamespace(draft: Draft, action: Of<"namespace.put">): Done<"namespace.put"> {
   const { namespace } = action;
   const before = draft.get<NamespaceRow>(namespaceKey(namespace));
-  guardPrecondition(action, before);
+  guardPrecondition(draft, action, before);
   const base = action.extends === undefined ? (before?.extends ?? null) : action.extends;
   const protects = action.protected ?? before?.protected ?? false;
   if (before !== undefined && before.extends === base && before.protected === protects)

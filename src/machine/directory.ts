@@ -321,7 +321,7 @@ function newEpoch(draft: Draft, restored: number): number {
 
 function updateTenant(draft: Draft, action: Of<"directory.update">): Done<"directory.update"> {
   const before = liveTenantOf(draft, action.tenant);
-  guardPrecondition(action, before);
+  guardPrecondition(draft, action, before);
   const description = action.description ?? before.description;
   const quotas = mergedQuotas(action.quotas ?? before.quotas, action.quotaChanges);
   const row =
@@ -345,7 +345,7 @@ function mergedQuotas(quotas: Quotas, changes: QuotaChanges | undefined): Quotas
 
 function deleteTenant(draft: Draft, action: Of<"directory.delete">): Done<"directory.delete"> {
   const before = tenantOf(draft, action.tenant);
-  guardPrecondition(action, before);
+  guardPrecondition(draft, action, before);
   if (action.purge) {
     draft.delete(tenantKey(before.tenant));
     draft.delete(groupKey(before.group));
@@ -699,7 +699,7 @@ function putIssuer(draft: Draft, action: Of<"issuer.put">): Done<"issuer.put"> {
   const { issuer } = action;
   if (!isName(issuer.name)) refuse("invalid", "Name the issuer within the grammar of names");
   const before = draft.get<IssuerRow>(issuerKey(issuer.name));
-  guardPrecondition(action, before);
+  guardPrecondition(draft, action, before);
   let others = 0;
   for (const [, row] of draft.range<IssuerRow>(under("iss"))) {
     if (row.name === issuer.name) continue;
@@ -723,7 +723,7 @@ function deleteIssuer(draft: Draft, action: Of<"issuer.delete">): Done<"issuer.d
   const { name } = action;
   const before = isName(name) ? draft.get<IssuerRow>(issuerKey(name)) : undefined;
   if (before === undefined) refuse("not-found", "Name an issuer that exists: there is none so");
-  guardPrecondition(action, before);
+  guardPrecondition(draft, action, before);
   draft.delete(issuerKey(name));
   draft.change({ type: "issuer", namespace: "", name });
   return { created: false, result: { name } };

@@ -3,6 +3,7 @@
  * that is refused is dropped with its draft, so nothing of it can remain.
  */
 import { assert } from "../lib/assert.ts";
+import { tagsLevel } from "./command.ts";
 import type { Actor, Command, Precondition, RejectCode } from "./command.ts";
 import { metaKey, namespaceKey } from "./keys.ts";
 import { defaultQuotas } from "./rows.ts";
@@ -32,8 +33,22 @@ export function refuse(code: RejectCode, detail: string): never {
   throw new Refusal(code, detail);
 }
 
+/**
+ * The entity tag of what changes with a revision. Revisions are counted anew from where a restore or a recovery goes on,
+ * so that only with the epoch they name one change and no other.
+ */
+export function tagOf(epoch: number, revision: number): string {
+  return `${epoch}-${revision}`;
+}
+
+/** From here on the revisions that clients know may be of other changes than those of this state. */
+export function leaveFirstHistory(draft: Draft): void {
+  if (draft.semantics >= tagsLevel) draft.meta.isContinued = true;
+}
+
 /** RFC 9110 §13.1: judged against what the change would replace. */
 export function guardPrecondition(
+  draft: Draft,
   condition: Precondition,
   row: { readonly revision: number } | undefined,
 ): void {
@@ -42,8 +57,9 @@ export function guardPrecondition(
     refuse("precondition-failed", `Leave it as it is: it exists since revision ${row.revision}`);
   if (ifMatch === undefined) return;
   if (row === undefined) refuse("precondition-failed", "Create it without If-Match: there is none");
-  if (ifMatch !== "*" && !ifMatch.includes(row.revision))
-    refuse("precondition-failed", `Read it again: it is at revision ${row.revision}`);
+  if (ifMatch === "*" || ifMatch.includes(tagOf(draft.meta.epoch, row.revision))) return;
+  if (draft.meta.isContinued !== true && ifMatch.includes(row.revision)) return;
+  refuse("precondition-failed", `Read it again: it is at revision ${row.revision}`);
 }
 
 export const emptyMeta: TenantMeta = {

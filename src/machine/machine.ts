@@ -28,7 +28,7 @@ import type {
 } from "./command.ts";
 import { applyConfigAction, isConfigAction } from "./configs.ts";
 import { applySystemAction, isSystemAction } from "./directory.ts";
-import { Draft, emptyMeta, refuse, Refusal } from "./draft.ts";
+import { Draft, emptyMeta, refuse, Refusal, tagOf } from "./draft.ts";
 import {
   auditKey,
   configKey,
@@ -124,7 +124,7 @@ function judge(draft: Draft, command: Command): Applied {
     draft.meta.at = draft.at;
     draft.flush();
   }
-  return { outcome: { ok: true, revision, created, result }, commit };
+  return { outcome: { ok: true, revision, epoch: draft.meta.epoch, created, result }, commit };
 }
 
 // --- who may do what -----------------------------------------------------------------------------------------------------
@@ -290,19 +290,29 @@ function placed<T>(list: "if" | "then", index: number, run: () => T): T {
 }
 
 function guardCondition(draft: Draft, condition: TransactionCondition): void {
-  const { namespace, name, revision, absent } = condition;
+  const { namespace, name, revision, tag, absent } = condition;
   if (!isName(namespace) || !isName(name))
     refuse("invalid", "Name namespace and config within their grammar");
   const row = draft.get<ConfigRow>(configKey(namespace, name));
   const live = row === undefined || row.deletedAt !== null ? undefined : row;
   if (absent === true && live !== undefined)
     refuse("precondition-failed", `Read ${namespace}/${name} again: it exists`);
-  if (revision !== undefined && live?.revision !== revision)
+  if (revision === undefined && tag === undefined) return;
+  if (live === undefined)
+    refuse("precondition-failed", `Read ${namespace}/${name} again: it does not exist`);
+  const { epoch, isContinued } = draft.meta;
+  const isOther =
+    (tag !== undefined && tag !== tagOf(epoch, live.revision)) ||
+    (revision !== undefined && revision !== live.revision);
+  if (isOther)
     refuse(
       "precondition-failed",
-      live === undefined
-        ? `Read ${namespace}/${name} again: it does not exist`
-        : `Read ${namespace}/${name} again: it is at revision ${live.revision}`,
+      `Read ${namespace}/${name} again: it is at revision ${live.revision}`,
+    );
+  if (revision !== undefined && isContinued === true)
+    refuse(
+      "precondition-failed",
+      `Read ${namespace}/${name} again and give its etag: the tenant was restored or recovered, and a revision of before may be of another change`,
     );
 }
 
@@ -582,7 +592,8 @@ function firstOutcome(
       `Use a new idempotency key for a new request: this one was used at revision ${row.revision}`,
     );
   const { revision, created, result } = row;
-  return { ok: true, revision, created, result, replayed: true };
+  // A restored answer is of this history: what was changed since has a later revision.
+  return { ok: true, revision, epoch: draft.meta.epoch, created, result, replayed: true };
 }
 
 function isExpired(draft: Draft, row: IdempotencyRow): boolean {

@@ -4,7 +4,7 @@
  * of the replica that goes on, so what was done is in history and audit like any other change.
  */
 import type { RecoveredSystem, RecoveredTenant, SystemAction, TenantAction } from "./command.ts";
-import { refuse } from "./draft.ts";
+import { leaveFirstHistory, refuse } from "./draft.ts";
 import type { Draft } from "./draft.ts";
 import { moveKey, nodeKey, regrowKey, systemKey, tenantKey, under } from "./keys.ts";
 import type { ResultOf } from "./results.ts";
@@ -19,6 +19,7 @@ function beginEpoch(draft: Draft, epoch: number): string {
   if (!Number.isSafeInteger(epoch) || epoch < 0) refuse("invalid", "Give the epoch as a time");
   const { epoch: before, revision } = draft.meta;
   draft.meta.epoch = Math.max(epoch, before + 1);
+  leaveFirstHistory(draft);
   return `${before}-${revision}`;
 }
 

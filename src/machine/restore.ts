@@ -9,7 +9,7 @@
 import { checkKeyId, isName } from "../model/names.ts";
 import type { Action } from "./command.ts";
 import { checkRestoredMeta, isSha256, restoredMeta } from "./directory.ts";
-import { refuse } from "./draft.ts";
+import { leaveFirstHistory, refuse } from "./draft.ts";
 import type { Draft } from "./draft.ts";
 import { padded } from "./keys.ts";
 import type { ResultOf } from "./results.ts";
@@ -35,6 +35,7 @@ export function beginRestore(
   Object.assign(draft.meta, restoredMeta(meta));
   // Time does not go back within a tenant, also not by way of another cluster.
   draft.at = Math.max(draft.at, draft.meta.at);
+  leaveFirstHistory(draft);
   draft.meta.restore = { source, part: 0, rows: 0, last: "", counts: noCounts, keys };
   draft.isTouched = true;
 }

@@ -110,6 +110,8 @@ export interface TenantMeta {
   readonly revision: number;
   /** Changes on restore, so that a cursor of another history is told apart. */
   readonly epoch: number;
+  /** It went on from a backup or a survivor: revisions known from before may be of other changes. Absent: not that is known. */
+  readonly isContinued?: true;
   /** Oldest revision still in the history. */
   readonly historyFrom: number;
   /** Time of the last command that was kept, milliseconds; never goes back. */

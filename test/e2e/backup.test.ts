@@ -7,7 +7,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { startCluster } from "../../infra/cluster.mjs";
-import { ask, conflux, frames, inParallel, persist, type Answer } from "./api.ts";
+import { ask, conflux, frames, inParallel, persist, type Answer, type Ask } from "./api.ts";
 
 type Cluster = Awaited<ReturnType<typeof startCluster>>;
 
@@ -138,8 +138,11 @@ describe("a backup of a cluster under load", () => {
         expect(left.body).toBe(newest);
       for (const path of [`${N}/configs/fill7`, `${N}/configs/left/history?limit=1000`]) {
         const [before, after] = await Promise.all([persist(urls, path, { token }), get(0, path)]);
-        if (!path.includes("history")) expect(after.body).toEqual(before.body);
-        else {
+        if (!path.includes("history")) {
+          // It is the same, but not of the same history.
+          expect({ ...after.body, etag: before.body.etag }).toEqual(before.body);
+          expect(after.body.etag).not.toBe(before.body.etag);
+        } else {
           const releases = after.body.items as { release: number }[];
           expect(releases.length).toBeGreaterThan(0);
           for (const release of releases) expect(before.body.items).toContainEqual(release);
@@ -176,5 +179,95 @@ describe("a backup of a cluster under load", () => {
         .state as string;
     await again();
     expect(await again()).toBe("unchanged");
+  }, 120_000);
+
+  test("given back in place, no tag of before it matches what came after it", async () => {
+    const urls = from.nodes.map(({ url }) => url);
+    const token = from.rootToken;
+    const tenant = "over";
+    const T = `/v1/tenants/${tenant}`;
+    const N = `${T}/namespaces/app`;
+    const call = (path: string, options: Ask = {}): Promise<Answer> =>
+      persist(urls, path, { token, ...options });
+    const change = async (method: string, path: string, body: unknown): Promise<void> => {
+      const answer = await call(path, { method, body });
+      expect([path, Math.floor(answer.status / 100)]).toEqual([path, 2]);
+    };
+    const made = await call("/v1/tenants", { body: { id: tenant, replicas: 3 } });
+    expect(made.status).toBe(201);
+    await change("PUT", `${N}/configs/one`, { format: "text", content: "0" });
+    const backup = path.join(folder, "over");
+    await command(urls[0] as string, token, "backup", "--to", backup, tenant);
+
+    // The same changes twice, with contents of their own: at the same revisions, with a restore in between.
+    const live = async (life: string): Promise<void> => {
+      await change("PUT", N, { protected: true });
+      await change("PUT", `${N}/configs/two`, { format: "text", content: life });
+      for (const n of [1, 2])
+        await change("POST", `${N}/configs/one/publish`, { content: life + n });
+    };
+    const tagged = [N, `${N}/configs/one`, `${N}/configs/two`, `${N}/configs/one/release`];
+    const seen = async (): Promise<{ tags: string[]; revisions: number[] }> => {
+      const answers = await Promise.all(tagged.map((one) => call(one)));
+      return {
+        tags: answers.map(({ headers }) => headers.get("etag") as string),
+        revisions: answers.map(({ body }) => body.revision as number),
+      };
+    };
+    await live("before");
+    const before = await seen();
+    const value = (await call(`${N}/values/two`)).headers.get("etag") as string;
+    await command(urls[1] as string, token, "restore", "--from", backup, "--replace", tenant);
+    // Its own first revision came with the restore.
+    const restored = (await call(`${N}/configs/one`)).body;
+    expect(before.tags).not.toContain(restored.etag);
+    await live("after");
+    const after = await seen();
+    const both = before.revisions.filter((revision) => after.revisions.includes(revision));
+    expect(both.length, `${before.revisions} and ${after.revisions}`).toBeGreaterThan(0);
+
+    const then = [{ op: "config.put", namespace: "app", name: "one", description: "lost" }];
+    const changes = (tag: string): Promise<Answer>[] => {
+      const headers = { "if-match": tag };
+      return [
+        call(N, { method: "PUT", headers, body: { protected: false } }),
+        call(`${N}/configs/one`, { method: "PUT", headers, body: { description: "lost" } }),
+        call(`${N}/configs/one/publish`, { headers, body: { content: "lost" } }),
+        call(`${N}/configs/two/versions`, { headers, body: { content: "lost" } }),
+        call(`${N}/configs/one/release`, {
+          method: "PUT",
+          headers,
+          body: { rules: [], default: 1 },
+        }),
+        call(`${N}/configs/one/rollback`, { method: "POST", headers }),
+        call(`${N}/configs/two`, { method: "DELETE", headers }),
+        call(`${T}/transactions`, {
+          body: { if: [{ namespace: "app", name: "one", etag: tag }], then },
+        }),
+      ];
+    };
+    const bare = [...before.revisions, ...after.revisions].map((revision) => `"${revision}"`);
+    for (const tag of new Set([...before.tags, ...bare])) {
+      for (const answer of await Promise.all(changes(tag)))
+        expect([tag, answer.status, answer.body.code]).toEqual([tag, 412, "precondition-failed"]);
+      const headers = { "if-none-match": tag };
+      for (const answer of await Promise.all(tagged.map((one) => call(one, { headers }))))
+        expect([tag, answer.status]).toEqual([tag, 200]);
+    }
+    const headers = { "if-none-match": value };
+    expect((await call(`${N}/values/two`, { headers })).body).toBe("after");
+    for (const revision of both) {
+      const condition = { namespace: "app", name: "one", revision };
+      const answer = await call(`${T}/transactions`, { body: { if: [condition], then } });
+      expect([revision, answer.status]).toEqual([revision, 412]);
+    }
+    expect((await seen()).tags).toEqual(after.tags);
+    for (const [i, one] of tagged.slice(0, 3).entries()) {
+      const same = await call(one, { headers: { "if-none-match": after.tags[i] as string } });
+      expect(same.status).toBe(304);
+    }
+    const kept = { "if-match": after.tags[1] as string };
+    const held = await call(`${N}/configs/one/publish`, { headers: kept, body: { content: "x" } });
+    expect(held.status).toBe(201);
   }, 120_000);
 });

@@ -253,8 +253,9 @@ describe("restore", () => {
       "/namespaces/app/values",
     ]) {
       const bodyOf = async (tenant: string): Promise<object> => {
-        const { body } = await h.call("GET", `/v1/tenants/${tenant}${path}`);
-        // That of the whole tenant is one further.
+        const { text } = await h.call("GET", `/v1/tenants/${tenant}${path}`);
+        // That of the whole tenant is one further, and tags are of a history of their own.
+        const body = JSON.parse(text.replaceAll(/"etag":"\\"\d+-/g, '"etag":"\\"'));
         const { revision: _revision, ...rest } = body as { revision?: number };
         return rest;
       };

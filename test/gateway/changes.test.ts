@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { tagsLevel } from "../../src/machine/command.ts";
 import { Harness, type Options } from "./harness.ts";
 
 const h = new Harness();
@@ -148,6 +149,78 @@ describe("preconditions", () => {
     expect(any.status).toBe(201);
     const none = await call("PUT", `${N}/configs/missing`, { headers, body: {} });
     expect(none.status).toBe(412);
+  });
+
+  test("a tag names the epoch, and bodies carry it for the conditions of transactions", async () => {
+    const path = `${N}/configs/tagged`;
+    const made = await call("PUT", path, { body: { content: 1 } });
+    const { epoch } = (await call("GET", "/v1/tenants/acme/usage")).body;
+    const tag = `"${epoch}-${made.body.revision}"`;
+    const read = await call("GET", path);
+    const { items } = (await call("GET", `${N}/configs?prefix=tagged`)).body;
+    for (const one of [made.headers.get("etag"), made.body.etag, read.body.etag, items[0].etag])
+      expect(one).toBe(tag);
+    expect(read.headers.get("etag")).toBe(tag);
+    const target = { namespace: "app", name: "tagged" };
+    const run = (condition: object) =>
+      call("POST", "/v1/tenants/acme/transactions", {
+        body: {
+          if: [{ ...target, ...condition }],
+          then: [{ op: "config.put", ...target, description: String(Math.random()) }],
+        },
+      });
+    const other = `"${epoch - 1}-${made.body.revision}"`;
+    const refused = await run({ etag: other });
+    expect([refused.status, refused.body.code]).toEqual([412, "precondition-failed"]);
+    expect(refused.body.errors[0].pointer).toBe("/if/0");
+    for (const condition of [
+      { etag: `${epoch}-3` },
+      { etag: tag, revision: 3 },
+      { etag: `W/${tag}` },
+    ])
+      expect((await run(condition)).status).toBe(400);
+    const done = await run({ etag: tag });
+    expect(done.status).toBe(200);
+    expect(done.body.results[0].etag).toBe(`"${epoch}-${done.body.revision}"`);
+    expect((await run({ etag: tag })).status).toBe(412);
+    // As older clients know it: the revision alone, in a tenant that was never restored.
+    const bare = { "if-match": `"${done.body.revision}"` };
+    expect((await call("PUT", path, { headers: bare, body: { description: "d" } })).status).toBe(
+      200,
+    );
+    for (const match of [other, `"0${epoch}-${done.body.revision}"`]) {
+      const stale = { "if-match": match };
+      expect((await call("PUT", path, { headers: stale, body: {} })).status).toBe(412);
+    }
+  });
+
+  test("below the level of such tags they are as they were, and one of them never holds", async () => {
+    const older = new Harness();
+    const token = await older.tenant("acme");
+    Object.assign(older.cluster.service("n1"), { semantics: tagsLevel - 1 });
+    const path = `${N}/configs/old`;
+    const made = await older.call("PUT", path, { token, body: { content: 1 } });
+    const { revision: at } = made.body;
+    expect([made.headers.get("etag"), made.body.etag]).toEqual([`"${at}"`, undefined]);
+    const read = await older.call("GET", path, { token });
+    expect([read.headers.get("etag"), read.body.etag]).toEqual([`"${at}"`, undefined]);
+    const { epoch } = (await older.call("GET", "/v1/tenants/acme/usage", { token })).body;
+    const put = (match: string) =>
+      older.call("PUT", path, {
+        token,
+        headers: { "if-match": match },
+        body: { description: "d" },
+      });
+    expect((await put(`"${epoch}-${at}"`)).status).toBe(412);
+    const target = { namespace: "app", name: "old" };
+    const body = {
+      if: [{ ...target, etag: `"${epoch}-${at}"` }],
+      then: [{ op: "config.delete", ...target }],
+    };
+    const refused = await older.call("POST", "/v1/tenants/acme/transactions", { token, body });
+    expect([refused.status, refused.body.code]).toEqual([412, "precondition-failed"]);
+    expect((await put(`"${at}"`)).status).toBe(200);
+    older.close();
   });
 
   test("If-None-Match: * only creates", async () => {

@@ -26,7 +26,7 @@ describe("configs", () => {
       release: 1,
       default: 1,
     });
-    expect(created.headers.get("etag")).toBe(`"${created.body.revision}"`);
+    expect(created.headers.get("etag")).toBe(`"1-${created.body.revision}"`);
     expect(created.headers.get("location")).toBe(`${N}/configs/limits`);
     const value = await call("GET", `${N}/values/limits`);
     expect(value.body).toEqual({ rps: 10 });

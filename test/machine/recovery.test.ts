@@ -99,6 +99,16 @@ describe("directory.recover", () => {
     expect(machine.audits("directory.recover")).toEqual(["_system", "n2", "acme"]);
   });
 
+  test("leaves nothing of the directory that a tag from before could match", () => {
+    const machine = directory();
+    const { revision } = queries.getTenant(machine.state, "other") as TenantRow;
+    machine.do(recovery);
+    const update = { op: "directory.update", tenant: "other", description: "mine" } as const;
+    for (const ifMatch of [[revision], [`50-${revision}`]])
+      expect(() => machine.do({ ...update, ifMatch })).toThrow("precondition-failed");
+    machine.do({ ...update, ifMatch: [`1000000-${revision}`] });
+  });
+
   test("forgets nodes that are gone, with the root tokens that only they had", () => {
     const machine = directory();
     machine.do(recovery);

@@ -1,12 +1,12 @@
 /** A tenant from its backup: every row, in bounded parts, once; nothing else meanwhile; a history of its own. */
 import { describe, expect, test } from "vitest";
 import type { Action, Command, Outcome, RejectCode } from "../../src/machine/command.ts";
-import { semanticsNow } from "../../src/machine/command.ts";
+import { semanticsNow, tagsLevel } from "../../src/machine/command.ts";
 import { apply } from "../../src/machine/machine.ts";
 import { getMeta } from "../../src/machine/queries.ts";
 import { restoredMeta } from "../../src/machine/directory.ts";
 import { isRestorable } from "../../src/machine/restore.ts";
-import type { AuditRow, TenantMeta, TenantRow } from "../../src/machine/rows.ts";
+import type { AuditRow, ConfigRow, TenantMeta, TenantRow } from "../../src/machine/rows.ts";
 import { MemoryState } from "./memory_state.ts";
 
 type Row = readonly [key: string, row: unknown];
@@ -164,6 +164,54 @@ describe("a restore", () => {
     group.ok({ op: "restore.finish", rows: from.rows.length });
     expect(group.state.get("key/new")).toMatchObject({ kind: "admin", hash });
     expect(group.meta.keys).toBe(3);
+  });
+
+  test("leaves nothing that a tag or a revision from before could match", () => {
+    const from = tenant();
+    const target = { namespace: "app", name: "a" } as const;
+    const put = { op: "config.put", ...target, description: "mine" } as const;
+    const { revision } = from.state.get<ConfigRow>("cfg/app/a") as ConfigRow;
+    const { epoch } = from.meta;
+    const then = [{ op: "config.put", ...target, description: "mine" }] as const;
+    const guarded = (condition: object): Action => ({
+      op: "transaction",
+      if: [{ ...target, ...condition }],
+      then,
+    });
+    const group = begun(from);
+    send(group, from.rows, 10);
+    group.ok({ op: "restore.finish", rows: from.rows.length });
+    // It is as it was, at the revision that it was at, and the revision is that of no other change yet.
+    expect(group.state.get("cfg/app/a")).toEqual(from.state.get("cfg/app/a"));
+    for (const ifMatch of [
+      [revision],
+      [`${epoch}-${revision}`],
+      [`${epoch}-${revision}`, revision],
+    ])
+      group.no("precondition-failed", { ...put, ifMatch });
+    group.no("precondition-failed", guarded({ tag: `${epoch}-${revision}` }));
+    expect(group.no("precondition-failed", guarded({ revision }))).toContain("give its etag");
+    expect(group.no("precondition-failed", guarded({ revision: revision + 1 }))).toContain("is at");
+    const now = group.meta.epoch;
+    const done = group.ok({ ...put, ifMatch: [1, `${now}-${revision}`] });
+    expect(done.epoch).toBe(now);
+    group.no("precondition-failed", { ...put, ifMatch: [`${now}-${revision}`] });
+    group.ok(guarded({ tag: `${now}-${done.revision}` }));
+    // Where nothing was restored a revision alone still does.
+    from.ok({ ...put, ifMatch: [revision] });
+    from.ok(guarded({ revision: from.meta.revision }));
+  });
+
+  test("begun below the level of tags takes revisions as before", () => {
+    const from = tenant();
+    const group = new Group();
+    const init = { op: "tenant.init", tenant: "acme", quotas: {}, keys: [], epoch: 9 } as const;
+    group.ok({ ...init, restore: restoreOf(from) }, { semantics: tagsLevel - 1 });
+    send(group, from.rows, 10);
+    group.ok({ op: "restore.finish", rows: from.rows.length }, { semantics: tagsLevel - 1 });
+    const { revision } = from.state.get<ConfigRow>("cfg/app/a") as ConfigRow;
+    const put = { op: "config.put", namespace: "app", name: "a", description: "mine" } as const;
+    group.ok({ ...put, ifMatch: [revision] }, { semantics: tagsLevel - 1 });
   });
 
   test("takes nothing else until it is done", () => {
