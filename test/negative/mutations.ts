@@ -2246,8 +2246,10 @@ const ofMachine: readonly Mutation[] = [
     rule: "M01",
     breaks: "A transaction is done although its condition does not hold",
     file: "src/machine/machine.ts",
-    find: `  if (revision !== undefined && live?.revision !== revision)`,
-    replace: `  if (revision !== undefined && live === null)`,
+    find: `  if (isOther)
+    refuse(`,
+    replace: `  if (isOther && isContinued === true)
+    refuse(`,
     killers: [machine],
   },
   {
