@@ -68,12 +68,18 @@ export interface Timing {
   /** Until the server asks for another one by `retry:`. */
   readonly backoffBaseMs: number;
   readonly backoffCapMs: number;
-  /** A connection that held this long makes the next wait short again. */
+  /**
+   * A connection that was alive this long makes the next wait short again. No less than the longest wait: so a server
+   * that takes and drops connections is asked no more often than one that is gone, and a proxy that cuts each stream
+   * after a while costs a moment each time.
+   */
   readonly healthyMs: number;
   /** A stream that shows no byte in this time is swallowed by something. */
   readonly firstBytesMs: number;
   /** No byte for this long: the connection is dead. 2.5 bookmark intervals. */
   readonly idleMs: number;
+  /** How often that is looked at: who slept meanwhile finds the connection dead so soon after it woke. */
+  readonly lookMs: number;
   /** How long one long poll is held by the server. */
   readonly pollWaitMs: number;
   /** How long to poll before the stream is tried again. */
@@ -90,9 +96,10 @@ export interface Timing {
 export const defaultTiming: Timing = {
   backoffBaseMs: 100,
   backoffCapMs: 10_000,
-  healthyMs: 60_000,
+  healthyMs: 10_000,
   firstBytesMs: 3_000,
   idleMs: 37_500,
+  lookMs: 5_000,
   pollWaitMs: 30_000,
   pollingMs: 300_000,
   refusedMs: 60_000,
@@ -215,6 +222,10 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
   #problem: Error | null = null;
   #attempt = 0;
   #heardAt: number | null = null;
+  /** The same by the wall clock: the other one may stand still while the machine sleeps. */
+  #heardWallMs = 0;
+  /** For how long the last stream had signs of life. */
+  #aliveMs = 0;
   /** Until when to poll instead of streaming; 0 = stream. */
   #pollUntil = 0;
   /** Evidence that streams are swallowed here: 2 is enough. */
@@ -370,7 +381,7 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
       cursor: this.#snapshot.cursor,
       via: this.#pollUntil === 0 ? "stream" : "poll",
       url: this.#url,
-      silentMs: this.#heardAt === null ? null : Math.round(performance.now() - this.#heardAt),
+      silentMs: this.#silentMs(),
       problem: this.#problem,
     };
   }
@@ -537,19 +548,23 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
     const { signal } = this.#stop;
     while (!signal.aborted) {
       const from = performance.now();
-      let waitMs: number | null = null;
+      this.#aliveMs = 0;
+      let failure: { readonly error: unknown } | null = null;
+      let isToldToComeBack = false;
       try {
-        const isToldToComeBack = await (this.#pollUntil === 0 ? this.#stream() : this.#poll());
-        // One that is sent away as soon as it came is not let to do so in a tight loop.
-        const { baseMs } = this.#backoff;
-        if (isToldToComeBack)
-          waitMs = this.#backoff.soon(performance.now() - from < baseMs ? baseMs : 0);
+        isToldToComeBack = await (this.#pollUntil === 0 ? this.#stream() : this.#poll());
       } catch (error) {
-        if (signal.aborted) break;
-        waitMs = this.#failed(error);
+        failure = { error };
       }
       if (signal.aborted) break;
-      if (performance.now() - from >= this.#timing.healthyMs) this.#backoff.reset();
+      // First: it is the wait after this connection that is to be short.
+      if (this.#aliveMs >= this.#timing.healthyMs) this.#backoff.reset();
+      let waitMs: number | null = null;
+      // One that is sent away as soon as it came is not let to do so in a tight loop.
+      const { baseMs } = this.#backoff;
+      if (failure !== null) waitMs = this.#failed(failure.error);
+      else if (isToldToComeBack)
+        waitMs = this.#backoff.soon(performance.now() - from < baseMs ? baseMs : 0);
       if (this.#state === "live") this.#setState("reconnecting");
       this.#attempt += 1;
       await sleep(waitMs ?? this.#backoff.next(), signal);
@@ -597,7 +612,8 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
   async #stream(): Promise<boolean> {
     let opened = false;
     let frames = 0;
-    const wire = new Wire(this.#stop.signal);
+    let aliveFrom: number | null = null;
+    const wire = new Wire(this.#stop.signal, this.#timing.lookMs);
     try {
       wire.expectWithin(this.#timing.firstBytesMs);
       const response = await this.#ask("watch", "text/event-stream", wire);
@@ -609,7 +625,8 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
         const { done, value } = await wire.race(reader.read());
         if (done) return false;
         wire.expectWithin(this.#timing.idleMs);
-        this.#heardAt = performance.now();
+        this.#heard();
+        aliveFrom ??= performance.now();
         // A resumed stream may have nothing to say before its first bookmark: the server took the cursor, that is enough.
         if (this.#snapshot.live && !this.#resync) this.#connected();
         for (const event of parser.push(value)) {
@@ -627,13 +644,16 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
     } finally {
       wire.close();
       if (frames > 0) this.#swallowed = 0;
+      // How long it took to be found dead is no health.
+      const aliveTo = wire.lapsed ? (this.#heardAt ?? 0) : performance.now();
+      if (aliveFrom !== null) this.#aliveMs = aliveTo - aliveFrom;
     }
   }
 
   /** Polls until it is time to try the stream again, or goodbye. Each answer holds the frames since the cursor. */
   async #poll(): Promise<true> {
     while (performance.now() < this.#pollUntil && !this.#stop.signal.aborted) {
-      const wire = new Wire(this.#stop.signal);
+      const wire = new Wire(this.#stop.signal, this.#timing.lookMs);
       const from = performance.now();
       let news = 0;
       try {
@@ -642,7 +662,7 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
         const response = await this.#ask(`watch?${wait}`, "application/json", wire);
         this.#snapshot.restart();
         const body = await wire.race(response.text());
-        this.#heardAt = performance.now();
+        this.#heard();
         for (const frame of framesOf(parsed(body))) {
           if (frame.event !== "bookmark") news += 1;
           if (!(await this.#take(frame, wire))) return true;
@@ -894,9 +914,20 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
   }
 
   #staleMs(): number | null {
-    if (this.#origin === "live" && this.#heardAt !== null)
-      return Math.round(performance.now() - this.#heardAt);
+    if (this.#origin === "live" && this.#heardAt !== null) return this.#silentMs();
     return this.#knownAt === null ? null : Math.max(0, Date.now() - this.#knownAt);
+  }
+
+  #heard(): void {
+    this.#heardAt = performance.now();
+    this.#heardWallMs = Date.now();
+  }
+
+  /** By the clock that says more: one stands still over a sleep, the other may be set back. */
+  #silentMs(): number | null {
+    if (this.#heardAt === null) return null;
+    const [awakeMs, wallMs] = [performance.now() - this.#heardAt, Date.now() - this.#heardWallMs];
+    return Math.round(Math.max(awakeMs, wallMs));
   }
 
   #report(error: unknown): void {
@@ -944,17 +975,24 @@ class Silence extends Unreachable {
   }
 }
 
-/** One connection's lifetime: ends with the client, by its watchdog, or when closed. */
+/**
+ * One connection's lifetime: ends with the client, by its watchdog, or when closed. Timers stand still while a machine
+ * sleeps, and what it was connected to is gone when it wakes: so the watchdog looks at the wall clock too, every few seconds.
+ */
 class Wire {
   readonly #abort = new AbortController();
   readonly #parent: AbortSignal;
   readonly #onParent = (): void => this.#abort.abort();
   readonly #waiting = new Set<(error: Error) => void>();
+  readonly #lookMs: number;
   #timer: ReturnType<typeof setTimeout> | undefined;
+  #dueAt = 0;
+  #dueWallMs = 0;
   lapsed = false;
 
-  constructor(parent: AbortSignal) {
+  constructor(parent: AbortSignal, lookMs: number) {
     this.#parent = parent;
+    this.#lookMs = lookMs;
     this.signal.addEventListener("abort", () => {
       for (const reject of this.#waiting) reject(new Error("Connection is closed"));
     });
@@ -968,11 +1006,18 @@ class Wire {
 
   /** Arms the watchdog anew. */
   expectWithin(ms: number): void {
+    this.#dueAt = performance.now() + ms;
+    this.#dueWallMs = Date.now() + ms;
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => {
+    this.#look();
+  }
+
+  #look(): void {
+    const leftMs = Math.min(this.#dueAt - performance.now(), this.#dueWallMs - Date.now());
+    if (leftMs <= 0) {
       this.lapsed = true;
       this.#abort.abort();
-    }, ms);
+    } else this.#timer = setTimeout(() => this.#look(), Math.min(leftMs, this.#lookMs));
   }
 
   /**

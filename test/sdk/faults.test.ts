@@ -194,6 +194,53 @@ describe("the stream", () => {
     expect(peer.requests[1]?.headers["last-event-id"]).toBe("1-1");
   });
 
+  test("of a machine that slept is left soon after it woke, and until then is as old as the sleep was long", async () => {
+    const sleptMs = 8 * 3_600_000;
+    const dateNow = Date.now;
+    onTestFinished(() => {
+      Date.now = dateNow;
+    });
+    await using peer = await Peer.start((socket, _, number) => {
+      if (number === 1) socket.write(streamHead + sync("1-1", { a: "1" }));
+      else socket.write(streamHead + commit("1-2", { a: "2" }));
+    });
+    const conflux = client(peer.url, { timing: { ...timing, idleMs: 60_000, lookMs: 20 } });
+    await conflux.ready();
+    // The monotonic clock and all timers stood still meanwhile: nothing else says that time has passed.
+    Date.now = () => dateNow() + sleptMs;
+    expect(conflux.getEntry("a").staleMs).toBeGreaterThanOrEqual(sleptMs);
+    expect(conflux.status.silentMs).toBeGreaterThanOrEqual(sleptMs);
+    await until(() => conflux.get("a") === 2);
+    expect(conflux.getEntry("a").staleMs).toBeLessThan(sleptMs);
+    expect(peer.requests[1]?.headers["last-event-id"]).toBe("1-1");
+    // Set back it says nothing: what is heard is as old as the other clock says.
+    Date.now = () => dateNow() - sleptMs;
+    expect(conflux.status.silentMs).toBeGreaterThanOrEqual(0);
+  });
+
+  test("that was alive as long as the longest wait is followed by a short one, however many failed before it", async () => {
+    const random = Math.random;
+    onTestFinished(() => {
+      Math.random = random;
+    });
+    let chance = 0;
+    Math.random = () => chance;
+    await using peer = await Peer.start((socket, _, number) => {
+      if (number <= 30) {
+        socket.destroy();
+        return;
+      }
+      socket.write(streamHead + sync("1-1", { a: String(number) }));
+      if (number > 31) return;
+      chance = 0.9;
+      // Nothing but the sync is heard of it: a proxy cuts it before the first bookmark.
+      setTimeout(() => socket.destroy(), 60);
+    });
+    const patient = { ...timing, backoffCapMs: 1_000_000_000, healthyMs: 40, idleMs: 10_000 };
+    const conflux = client(peer.url, { timing: patient, onError: () => {} });
+    await until(() => conflux.get("a") === 32);
+  });
+
   test("with bytes (comments, bookmarks) is alive", async () => {
     await using peer = await Peer.start((socket) => {
       socket.write(streamHead + sync("1-1", { a: "1" }));
