@@ -978,6 +978,10 @@ export const ClusterStatusAnswer = answer("ClusterStatus", {
     }),
     { description: "Whom this node lost since its start, oldest first; `until` null: still" },
   ),
+  clockAheadMs: Type.Integer({
+    description:
+      "How far this node's wall clock is ahead of the middle of all that it hears; behind: below 0. Beyond 10 s it goes by the middle",
+  }),
   level: orNull(
     Type.Integer({ description: "Commands up to this level are used: all nodes must know it" }),
   ),

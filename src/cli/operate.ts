@@ -440,6 +440,7 @@ export async function cluster(context: Context): Promise<void> {
         ["ready", status.ready ? "yes" : "no"],
         ["transport", `${status.transport}, ${status.connected ? "connected" : "disconnected"}`],
         ["level", status.level ?? "not known yet"],
+        ["clock", clockShown(status.clockAheadMs)],
         ["tenants", status.tenants],
         ["replicas here", `${status.replicas.warm} warm, ${status.replicas.leaders} leaders`],
       ]),
@@ -756,6 +757,11 @@ export async function journal(context: Context): Promise<number> {
     return parts.join("\n\n");
   });
   return report.damaged ? 2 : 0;
+}
+
+function clockShown(aheadMs: number): string {
+  if (aheadMs === 0) return "as the others'";
+  return `${Math.abs(aheadMs)} ms ${aheadMs > 0 ? "ahead of" : "behind"} the others'`;
 }
 
 function span(first: number | null, last: number | null): string | null {

@@ -190,7 +190,7 @@ function commandOf(call: Call, action: Action, { secrets, service }: Context): C
     );
   const idempotency = call.dryRun ? null : idempotencyOf(call, hasSecret(action) ? secrets : null);
   return {
-    at: Date.now(),
+    at: service.nowMs(),
     actor: {
       kind: principal.kind,
       keyId: principal.keyId,

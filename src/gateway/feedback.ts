@@ -18,6 +18,8 @@ interface Entry {
   /** Null: applied. */
   readonly reason: string | null;
   readonly at: number;
+  /** The same on the monotonic clock: what it is forgotten by. */
+  readonly toldMs: number;
 }
 
 export class Feedback {
@@ -50,12 +52,12 @@ export class Feedback {
   }
 
   /** What instances told of a config, each the last. */
-  of(tenant: string, config: string, nowMs: number): FeedbackItem[] {
+  of(tenant: string, config: string, nowMs = performance.now()): FeedbackItem[] {
     const entries = this.#tenants.get(tenant);
     const items: FeedbackItem[] = [];
     const prefix = `${config} `;
-    for (const [key, { version, reason, at }] of entries ?? []) {
-      if (at < nowMs - keptMs) {
+    for (const [key, { version, reason, at, toldMs }] of entries ?? []) {
+      if (toldMs < nowMs - keptMs) {
         entries?.delete(key);
         this.#count--;
       } else if (key.startsWith(prefix))

@@ -33,13 +33,14 @@ export const feedbackRoutes: readonly Route[] = [
           });
       }
       const tenant = await historyOf(call, service);
-      const at = Date.now();
+      const at = service.nowMs();
       if (!call.dryRun)
         for (const { name, version, state, reason = "" } of body.values)
           feedback.add(tenant, `${namespace}/${name}`, body.instance, {
             version,
             reason: state === "applied" ? null : reason,
             at,
+            toldMs: performance.now(),
           });
       return { status: 204, headers: {}, body: null };
     },
@@ -64,7 +65,7 @@ export const feedbackRoutes: readonly Route[] = [
     handle: async (call, { query }, context) => {
       const { tenant, namespace, name } = call.params as Record<string, string>;
       const told = await historyOf(call, context.service);
-      const here = context.feedback.of(told, `${namespace}/${name}`, Date.now());
+      const here = context.feedback.of(told, `${namespace}/${name}`);
       if (query.local === true) return json({ ...summaryOf(here), items: here, missing: [] });
       const { items, missing } = await fromOthers(call, context, tenant as string);
       return json({ ...summaryOf([...here, ...items]), missing });

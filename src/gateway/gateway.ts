@@ -55,7 +55,7 @@ import { notHereAnswer, Peers } from "./peers.ts";
 import type { Context, Input, Route } from "./route.ts";
 import { secretRoutes } from "./secret_routes.ts";
 import { Secrets, type SecretKey } from "./secrets.ts";
-import { purgeExpired } from "./retention.ts";
+import { purgeExpired, SteadyClock } from "./retention.ts";
 import { tenantRoutes } from "./tenants.ts";
 import { webStream, type OpenStream } from "./streams.ts";
 import { base62 } from "./tokens.ts";
@@ -206,16 +206,21 @@ class Door {
       routes,
       metrics: () => this.#metrics.text(this.#context, this.#requests, this.#limits.watches),
     };
-    this.#issuers = new Issuers(peers);
+    this.#issuers = new Issuers(peers, () => service.nowMs());
     this.#every(settings.usageMs ?? usageMsDefault, "gateway.usage_failed", () =>
       this.recordUsage(),
     );
     const { retentionMs } = settings;
-    if (retentionMs !== undefined)
+    if (retentionMs !== undefined) {
+      const clock = new SteadyClock(service.nowMs(), performance.now());
       this.#every(retentionCheckMs, "gateway.retention_failed", async () => {
-        const tenants = await purgeExpired(service, retentionMs, Date.now());
+        const now = service.nowMs();
+        if (!clock.isSteady(now, performance.now()))
+          return log.warn({ now }, "gateway.purge_put_off");
+        const tenants = await purgeExpired(service, retentionMs, now);
         if (tenants.length > 0) log.info({ tenants }, "gateway.tenants_purged");
       });
+    }
     this.#app = this.#router();
   }
 
@@ -531,7 +536,7 @@ class Door {
       return await this.#service.read(
         tenant,
         { consistency: "stale", evenDeleted: true },
-        (view) => principalIn(view, credential, Date.now()) !== null,
+        (view) => principalIn(view, credential, this.#service.nowMs()) !== null,
       );
     } catch {
       return false;
@@ -662,7 +667,7 @@ class Door {
     view: TenantView,
     credential: Credential,
   ): NonNullable<Call["principal"]> {
-    const now = Date.now();
+    const now = this.#service.nowMs();
     const isStream = credential.kind === "stream";
     if (credential.kind === "tenant" || isStream)
       call.principal = principalIn(view, credential, now);

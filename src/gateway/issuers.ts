@@ -58,19 +58,23 @@ interface Verified {
 
 interface KeySource {
   readonly revision: number;
+  /** Of the wall clock on the monotonic one, when it was made. */
+  readonly wallOrigin: number;
   readonly get: JWTVerifyGetKey;
 }
 
 export class Issuers {
   readonly #peers: Peers;
+  readonly #nowMs: () => number;
   readonly #verified = new Map<string, Verified>();
   readonly #sources = new Map<string, KeySource>();
   /** As they were when they were listed last: where to look first. */
   #known: readonly IssuerRow[] = [];
   #listing: Promise<readonly IssuerRow[]> | null = null;
 
-  constructor(peers: Peers) {
+  constructor(peers: Peers, nowMs: () => number) {
     this.#peers = peers;
+    this.#nowMs = nowMs;
   }
 
   /** What the token allows for the tenant. @throws Problem `unauthorized`, `forbidden`, `issuer-unavailable` */
@@ -91,7 +95,7 @@ export class Issuers {
     const known = this.#verified.get(token);
     if (known !== undefined) {
       const row = await this.#peers.systemRow<IssuerRow>(issuerKey(known.issuer), "stale");
-      if (row?.revision === known.revision && known.expiresAt > Date.now())
+      if (row?.revision === known.revision && known.expiresAt > this.#nowMs())
         return { row, ...known };
       this.#verified.delete(token);
     }
@@ -137,6 +141,7 @@ export class Issuers {
         algorithms: [...row.algorithms],
         clockTolerance: row.clockSkewSeconds,
         requiredClaims: ["exp", "sub"],
+        currentDate: new Date(this.#nowMs()),
       });
       return payload;
     } catch (error) {
@@ -154,9 +159,12 @@ export class Issuers {
 
   #keysOf(row: IssuerRow): JWTVerifyGetKey {
     let source = this.#sources.get(row.name);
-    if (source === undefined || source.revision !== row.revision) {
+    const wallOrigin = Date.now() - performance.now();
+    // Its ages are by the wall clock: keys that were read before it was set back would count for as much longer.
+    const isSet = source !== undefined && Math.abs(source.wallOrigin - wallOrigin) > keysCooldownMs;
+    if (source === undefined || source.revision !== row.revision || isSet) {
       if (this.#sources.size >= issuersMax) this.#sources.clear();
-      source = { revision: row.revision, get: keySource(row) };
+      source = { revision: row.revision, wallOrigin, get: keySource(row) };
       this.#sources.set(row.name, source);
     }
     return source.get;
@@ -188,16 +196,16 @@ function keySource(row: IssuerRow): JWTVerifyGetKey {
         try {
           return await fetchBounded(url);
         } catch (error) {
-          failedAt = Date.now();
+          failedAt = performance.now();
           throw unavailable(row.name, error);
         }
       },
     });
   };
   return async (header, token) => {
-    if (Date.now() - failedAt < failurePauseMs) throw unavailable(row.name, null);
+    if (performance.now() - failedAt < failurePauseMs) throw unavailable(row.name, null);
     remote ??= open().catch((error: unknown) => {
-      failedAt = Date.now();
+      failedAt = performance.now();
       remote = null;
       throw unavailable(row.name, error);
     });

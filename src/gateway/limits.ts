@@ -23,27 +23,26 @@ const toldBytesMin = 1024 * 1024;
 /** Tenants told of at the same time. */
 const recordsAtOnce = 16;
 
-/** Says what it is in the words of draft-ietf-httpapi-ratelimit-headers-11. */
+/** Says what it is in the words of draft-ietf-httpapi-ratelimit-headers-11. Its time is monotonic. */
 class Bucket {
   readonly name: string;
   rate: number;
   #tokens: number;
-  #atMs: number;
+  #atMs = performance.now();
 
-  constructor(name: string, rate: number, nowMs: number) {
+  constructor(name: string, rate: number) {
     this.name = name;
     this.rate = rate;
     this.#tokens = this.capacity;
-    this.#atMs = nowMs;
   }
 
   get capacity(): number {
     return this.rate * burstSeconds;
   }
 
-  refill(nowMs: number): void {
-    // The wall clock may go back; then nothing was gained.
-    const gained = (Math.max(0, nowMs - this.#atMs) * this.rate) / 1_000;
+  refill(): void {
+    const nowMs = performance.now();
+    const gained = ((nowMs - this.#atMs) * this.rate) / 1_000;
     this.#tokens = Math.min(this.capacity, this.#tokens + gained);
     this.#atMs = nowMs;
   }
@@ -121,10 +120,10 @@ export class Bandwidth {
     this.#totals = totals;
   }
 
-  limit(bytesPerSecond: number, nowMs: number): void {
+  limit(bytesPerSecond: number): void {
     if (bytesPerSecond === (this.#bucket?.rate ?? defaultQuotas.watchBytesPerSecond)) return;
-    this.#bucket?.refill(nowMs);
-    this.#bucket = adjusted(this.#bucket, "watchBytes", bytesPerSecond, nowMs);
+    this.#bucket?.refill();
+    this.#bucket = adjusted(this.#bucket, "watchBytes", bytesPerSecond);
     if (this.#timer !== null) clearTimeout(this.#timer);
     this.#timer = null;
     this.#later();
@@ -133,7 +132,7 @@ export class Bandwidth {
   /** Whether anything may be sent now. */
   get isOpen(): boolean {
     if (this.#bucket === null) return true;
-    this.#bucket.refill(Date.now());
+    this.#bucket.refill();
     return !this.#bucket.isEmpty;
   }
 
@@ -251,25 +250,25 @@ class TenantLimits {
   }
 
   /** Settings change live: a bucket keeps what it holds, and fills at the new rate. */
-  follow(view: TenantView, nowMs: number): void {
+  follow(view: TenantView): void {
     if (view.revision === this.revision && view.epoch === this.epoch) return;
     this.revision = view.revision;
     this.epoch = view.epoch;
     this.quotas = getQuotas(view);
-    this.requests = adjusted(this.requests, "requests", this.quotas.requestsPerSecond, nowMs);
-    this.writes = adjusted(this.writes, "writes", this.quotas.writesPerSecond, nowMs);
-    this.bandwidth.limit(this.quotas.watchBytesPerSecond, nowMs);
+    this.requests = adjusted(this.requests, "requests", this.quotas.requestsPerSecond);
+    this.writes = adjusted(this.writes, "writes", this.quotas.writesPerSecond);
+    this.bandwidth.limit(this.quotas.watchBytesPerSecond);
     const rate = this.quotas.requestsPerSecondPerKey;
     if (rate >= defaultQuotas.requestsPerSecondPerKey) this.keys.clear();
     for (const bucket of this.keys.values()) bucket.rate = rate;
   }
 
-  key(id: string, nowMs: number): Bucket | null {
+  key(id: string): Bucket | null {
     const rate = this.quotas.requestsPerSecondPerKey;
     if (rate >= defaultQuotas.requestsPerSecondPerKey) return null;
     let bucket = this.keys.get(id);
     if (bucket === undefined) {
-      bucket = new Bucket("key", rate, nowMs);
+      bucket = new Bucket("key", rate);
       this.keys.set(id, bucket);
     }
     return bucket;
@@ -280,10 +279,9 @@ function adjusted(
   before: Bucket | null,
   name: "requests" | "writes" | "watchBytes",
   rate: number,
-  nowMs: number,
 ): Bucket | null {
   if (rate >= defaultQuotas[`${name}PerSecond`]) return null;
-  if (before === null) return new Bucket(name, rate, nowMs);
+  if (before === null) return new Bucket(name, rate);
   before.rate = rate;
   return before;
 }
@@ -299,27 +297,22 @@ export class Limits {
 
   /**
    * Counts the request of a known key, and takes what it costs. Root keys are counted and never limited.
+   * @param at when it came, wall clock: what is told of the key's last use
    * @throws Problem `too-many-requests`
    */
-  admit(
-    view: TenantView,
-    call: Call,
-    principal: Principal,
-    isChange: boolean,
-    nowMs: number,
-  ): void {
+  admit(view: TenantView, call: Call, principal: Principal, isChange: boolean, at: number): void {
     const limits = this.#of(view.tenant);
     limits.asked++;
     if (principal.kind === "root") return;
     if (!limits.usedKeys.has(principal.keyId) && limits.usedKeys.size < usageKeysMax)
-      limits.usedKeys.set(principal.keyId, nowMs);
-    limits.follow(view, nowMs);
-    const key = limits.key(principal.keyId, nowMs);
+      limits.usedKeys.set(principal.keyId, at);
+    limits.follow(view);
+    const key = limits.key(principal.keyId);
     if (limits.requests === null && limits.writes === null && key === null) return;
     const buckets = [limits.requests, isChange ? limits.writes : null, key].filter(
       (bucket) => bucket !== null,
     );
-    for (const bucket of buckets) bucket.refill(nowMs);
+    for (const bucket of buckets) bucket.refill();
     const empty = buckets.find((bucket) => bucket.isEmpty);
     // All or nothing: what is refused by one takes nothing of the others.
     if (empty === undefined) for (const bucket of buckets) bucket.take();
@@ -344,7 +337,7 @@ export class Limits {
   /** The same, bounded as this state says. */
   bandwidthIn(view: TenantView): Bandwidth {
     const limits = this.#of(view.tenant);
-    limits.follow(view, Date.now());
+    limits.follow(view);
     return limits.bandwidth;
   }
 
@@ -385,7 +378,7 @@ export class Limits {
     for (const id of limits.keys.keys()) if (!usedKeys.has(id)) limits.keys.delete(id);
     try {
       await this.#service.propose(tenant, {
-        at: Date.now(),
+        at: this.#service.nowMs(),
         actor: { kind: "system", keyId: this.#service.node },
         semantics: this.#service.semantics,
         action: {

@@ -93,6 +93,11 @@ export class Metrics {
       "Nodes this node hears, itself among them",
       (s) => s.nodes.filter((node) => node.alive || node.self).length,
     );
+    gauge(
+      "conflux_clock_ahead_seconds",
+      "How far the wall clock here is ahead of the middle of all nodes; beyond 10 either way the middle counts",
+      (s) => s.clockAheadMs / 1_000,
+    );
     gauge("conflux_tenants", "Tenants in the directory", (s) => s.tenants);
     gauge("conflux_replicas_warm", "Replicas in memory here", (s) => s.replicas.warm);
     gauge("conflux_replicas_leading", "Groups led from here", (s) => s.replicas.leaders);

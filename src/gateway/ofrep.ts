@@ -86,11 +86,11 @@ export const ofrepRoutes: readonly Route[] = [
       304: { description: "As If-None-Match says: the same for this context" },
       ...failures,
     },
-    read: (view, call, input, { sets }) => {
+    read: (view, call, input, { sets, service }) => {
       const context = contextOf(input.body);
       const namespace = call.params["namespace"] as string;
       const set = sets.of(view, namespace);
-      return evaluateAll(view, call, set, context, Date.now());
+      return evaluateAll(view, call, set, context, service.nowMs());
     },
   }),
   route({
@@ -109,7 +109,7 @@ export const ofrepRoutes: readonly Route[] = [
       404: { description: "There is no such flag", schema: OfrepFailure },
       ...failures,
     },
-    read: (view, call, input, { sets }) => {
+    read: (view, call, input, { sets, service }) => {
       const context = contextOf(input.body);
       const key = call.params["flag"] as string;
       const set = sets.of(view, call.params["namespace"] as string);
@@ -121,7 +121,7 @@ export const ofrepRoutes: readonly Route[] = [
           "There is no such flag, or nothing is released for this context",
         );
       const { content, rule } = chosen;
-      const resolution = withFlagCall(context, Date.now(), (one) =>
+      const resolution = withFlagCall(context, service.nowMs(), (one) =>
         content.resolve(one, member, rule),
       );
       return {

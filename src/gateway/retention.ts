@@ -11,6 +11,30 @@ import { systemTenant } from "../model/names.ts";
 
 /** The rest waits for the next time. */
 const purgesAtOnce = 100;
+/** By so much the wall clock may have gained on the monotonic one between two looks. */
+const gainMsMax = 60_000;
+
+/**
+ * What is purged is gone, so a wall clock that was just put forward is not taken at its word: only when it has gone on
+ * steadily since the look before. Who wakes after a long sleep, or was set right, purges at the second look.
+ */
+export class SteadyClock {
+  #wallMs: number;
+  #monotonicMs: number;
+
+  constructor(wallMs: number, monotonicMs: number) {
+    this.#wallMs = wallMs;
+    this.#monotonicMs = monotonicMs;
+  }
+
+  /** Whether it did since the last call. */
+  isSteady(wallMs: number, monotonicMs: number): boolean {
+    const gainedMs = wallMs - this.#wallMs - (monotonicMs - this.#monotonicMs);
+    this.#wallMs = wallMs;
+    this.#monotonicMs = monotonicMs;
+    return gainedMs <= gainMsMax;
+  }
+}
 
 /** @returns the tenants that were purged */
 export async function purgeExpired(

@@ -261,7 +261,9 @@ const keyRoutes: readonly Route[] = [
           kind: body.kind,
           hash: hashToken(token),
           ...(body.namespaces !== undefined && { namespaces: body.namespaces }),
-          ...(body.expiresAt !== undefined && { expiresAt: expiry(body.expiresAt) }),
+          ...(body.expiresAt !== undefined && {
+            expiresAt: expiry(body.expiresAt, context.service.nowMs()),
+          }),
           ...(body.description !== undefined && { description: body.description }),
           ...(body.scopes !== undefined && { scopes: body.scopes }),
         },
@@ -662,12 +664,12 @@ function reaches(call: Call, row: KeyRow): boolean {
   return row.namespaces?.every((namespace) => covers(principal, namespace)) ?? false;
 }
 
-function expiry(text: string): number {
+function expiry(text: string, nowMs: number): number {
   const at = parseTime(text);
   const detail =
     at === null
       ? "Give an RFC 3339 time such as 2030-01-31T12:00:00Z"
-      : at <= Date.now()
+      : at <= nowMs
         ? "Give a time in the future"
         : null;
   if (at === null || detail !== null)

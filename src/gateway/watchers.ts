@@ -58,7 +58,10 @@ export interface Watcher {
   readonly isBehind: boolean;
   /** Where within the time of a publish that is spread it is told: 0 at once, 1 last; below 1. */
   readonly phase: number;
-  /** After `bookmarkMs` without a word says that it is at its cursor still: it would else think the connection broken. */
+  /**
+   * After `bookmarkMs` without a word says that it is at its cursor still: it would else think the connection broken.
+   * Monotonic, like that of `tick`.
+   */
   reassure(nowMs: number): void;
   /** Once a second. */
   tick(nowMs: number): void;
@@ -125,7 +128,7 @@ export class StreamWatcher implements Watcher, Pushing, Held {
     this.phase = options.phase;
     this.told = options.told;
     this.#hooks = hooks;
-    this.#quietSince = Date.now();
+    this.#quietSince = performance.now();
     this.#endsAt = this.#quietSince + options.settings.ageMs * (0.8 + Math.random() * 0.4);
     options.bandwidth.open++;
     this.stream = options.openStream(this);
@@ -212,14 +215,14 @@ export class StreamWatcher implements Watcher, Pushing, Held {
   }
 
   #lag(): void {
-    if (this.#stuckSince === 0 && !this.#reads) this.#stuckSince = Date.now();
+    if (this.#stuckSince === 0 && !this.#reads) this.#stuckSince = performance.now();
     this.#isLagging = true;
     this.#queue = [];
     this.#queueBytes = 0;
   }
 
   #add(frame: Frame): void {
-    if (this.#stuckSince === 0 && !this.#reads) this.#stuckSince = Date.now();
+    if (this.#stuckSince === 0 && !this.#reads) this.#stuckSince = performance.now();
     this.#queue.push(frame);
     this.#queueBytes += frame.bytes.length;
   }

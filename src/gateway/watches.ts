@@ -93,17 +93,19 @@ class Feed {
   readonly source: Source;
   readonly broadcast = new Broadcast();
   readonly #limits: Limits;
+  readonly #nowMs: () => number;
   epoch = 0;
   revision = 0;
   isEnded = false;
   unsubscribe: () => void = () => {};
-  lastFrameAt = Date.now();
-  emptySince = Date.now();
+  lastFrameAt = performance.now();
+  emptySince = performance.now();
   /** Made for one watcher, good for all that come with it; kept until the next tick. */
   #snapshots = new Map<string, Frame>();
 
-  constructor(key: string, filter: Filter, secrets: Secrets, limits: Limits) {
+  constructor(key: string, filter: Filter, secrets: Secrets, limits: Limits, nowMs: () => number) {
     this.key = key;
+    this.#nowMs = nowMs;
     this.filter = filter;
     this.#limits = limits;
     this.source = sourceOf(filter, secrets);
@@ -198,7 +200,7 @@ class Feed {
   }
 
   #send(made: Frame): void {
-    this.lastFrameAt = Date.now();
+    this.lastFrameAt = performance.now();
     this.broadcast.send(made);
   }
 
@@ -211,18 +213,19 @@ class Feed {
         if (credential.kind !== "tenant" && credential.kind !== "stream") continue;
         if (principal.keyId !== change.name) continue;
         // One that was rotated has an end now.
-        const now = principalIn(view, credential, Date.now());
+        const now = principalIn(view, credential, this.#nowMs());
         if (now === null) watcher.end("unauthorized");
         else watcher.principal = now;
       }
     }
   }
 
-  tick(nowMs: number, settings: WatchSettings): void {
+  /** @param nowMs monotonic; `wallMs` is what the ends of keys are held against */
+  tick(nowMs: number, wallMs: number, settings: WatchSettings): void {
     this.#snapshots.clear();
     for (const watcher of this.watchers) {
       const { expiresAt } = watcher.principal;
-      if (expiresAt !== null && expiresAt <= nowMs) watcher.end("unauthorized");
+      if (expiresAt !== null && expiresAt <= wallMs) watcher.end("unauthorized");
       else watcher.tick(nowMs);
       // By the clock of each: what all others were told just now says nothing to it.
       if (watcher.isBehind || this.broadcast.holdsBack(watcher)) watcher.reassure(nowMs);
@@ -430,7 +433,7 @@ export class Watches {
         if (!isNewest && isAhead(since, view))
           throw new Problem("not-caught-up", "This node is behind the cursor", { retryAfter: 1 });
         call.revision = view.revision;
-        recheck(view, watcher, access, filter);
+        recheck(view, watcher, access, filter, this.#service.nowMs());
         const watchersMax = getQuotas(view).watchers;
         if ((this.#countOfTenant.get(filter.tenant) ?? 0) > watchersMax)
           throw new Problem(
@@ -478,7 +481,7 @@ export class Watches {
 
   #leave(feed: Feed, watcher: Watcher): void {
     feed.broadcast.leave(watcher);
-    if (feed.watchers.size === 0) feed.emptySince = Date.now();
+    if (feed.watchers.size === 0) feed.emptySince = performance.now();
   }
 
   #feed(filter: Filter): Promise<Feed> {
@@ -497,7 +500,7 @@ export class Watches {
 
   async #openFeed(key: string, filter: Filter): Promise<Feed> {
     this.#followDirectory();
-    const feed = new Feed(key, filter, this.#secrets, this.#limits);
+    const feed = new Feed(key, filter, this.#secrets, this.#limits, () => this.#service.nowMs());
     feed.unsubscribe = await this.#service.watch(filter.tenant, (view) => feed.begin(view), {
       commit: (event, view) =>
         // Another history: cursors of the old one get a sync when they come back.
@@ -557,13 +560,14 @@ export class Watches {
   }
 
   #tick(): void {
-    const now = Date.now();
+    const now = performance.now();
+    const wallMs = this.#service.nowMs();
     for (const feed of this.#open) {
       if (feed.watchers.size === 0 && now - feed.emptySince > this.#settings.lingerMs) {
         this.#endFeed(feed, "moved");
         continue;
       }
-      feed.tick(now, this.#settings);
+      feed.tick(now, wallMs, this.#settings);
     }
     for (const relay of this.#relays.values()) relay.tick(now);
   }
@@ -656,7 +660,7 @@ export class Watches {
 
   async #relayOn(call: Call, relay: Relay): Promise<void> {
     const tenant = call.params["tenant"] as string;
-    let heardAt = Date.now();
+    let heardAt = performance.now();
     while (!relay.isEnded) {
       try {
         const place = await this.#service.locate(tenant);
@@ -668,7 +672,7 @@ export class Watches {
           const waitMs = status === 429 ? 1_000 * Number(headers["retry-after"]) : Number.NaN;
           if (waitMs <= relayGiveUpMs) {
             // Its polls count as requests; who watches here made one.
-            heardAt = Date.now();
+            heardAt = performance.now();
             relay.isHeld = true;
             await Promise.race([relay.ended, pause(waitMs)]);
             continue;
@@ -679,7 +683,7 @@ export class Watches {
             return this.#endRelay(relay, status === 429 || isOfCursor ? "moved" : "unauthorized");
           throw new Problem("no-quorum", "The other node cannot watch it now");
         }
-        heardAt = Date.now();
+        heardAt = performance.now();
         relay.isHeld = false;
         for (const relayed of polled.frames)
           if (relayed.event !== "goodbye") relay.send(relayed);
@@ -689,7 +693,7 @@ export class Watches {
         // The tenant was deleted: waiting does not help.
         if (error instanceof Problem && error.status < 500)
           return this.#endRelay(relay, "unauthorized");
-        if (Date.now() - heardAt > relayGiveUpMs) {
+        if (performance.now() - heardAt > relayGiveUpMs) {
           this.#failed(error);
           return this.#endRelay(relay, "moved");
         }
@@ -813,10 +817,16 @@ function pause(ms: number): Promise<void> {
 }
 
 /** The key may have gone between its check and this moment, from which on its end is heard of. */
-function recheck(view: TenantView, watcher: Watcher, access: Access, filter: Filter): void {
+function recheck(
+  view: TenantView,
+  watcher: Watcher,
+  access: Access,
+  filter: Filter,
+  nowMs: number,
+): void {
   const { credential } = watcher;
   if (credential.kind !== "tenant" && credential.kind !== "stream") return;
-  const principal = principalIn(view, credential, Date.now());
+  const principal = principalIn(view, credential, nowMs);
   if (principal === null) throw unauthorized();
   authorize(access, principal, filter.namespace ?? undefined);
 }

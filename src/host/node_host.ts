@@ -88,6 +88,7 @@ import { clusterStatus } from "./status.ts";
 import { TenantSettings } from "./tenant_settings.ts";
 import { Turns } from "./turns.ts";
 import { levelsHere, Versions, type Levels, type NodeNews } from "./versions.ts";
+import { WallTime } from "./wall_time.ts";
 import { WatchHub } from "./watch_hub.ts";
 
 /** Rejections of the machine are problems of the API; this fails to compile when one is missing there. */
@@ -193,6 +194,9 @@ export class NodeHost implements ConfigService {
   readonly #turns: Turns;
   readonly #outboxes: Outboxes;
   readonly #rpc: Rpc;
+  readonly #time: WallTime;
+  /** A later start of this node is known to others. */
+  #isOutnumbered = false;
   readonly #snapshots: SnapshotExchange;
   readonly #checkpoints: Checkpoints;
   readonly #elections: Elections;
@@ -251,6 +255,10 @@ export class NodeHost implements ConfigService {
       down: (peer: string) => this.#nodeDown(peer),
     };
     const liveness = new Liveness(node, now, events, boot);
+    this.#time = new WallTime(clock, (aheadMs, follows) => {
+      if (follows) this.#log.warn({ aheadMs }, "clock.wrong");
+      else this.#log.info({ aheadMs }, "clock.right");
+    });
     const rpc = new Rpc(
       boot,
       (peer, item, call) => this.#outboxes.queueRpc(peer, item, call),
@@ -381,7 +389,7 @@ export class NodeHost implements ConfigService {
     });
 
     this.#schedules = new Schedules(
-      { clock, directory, liveness },
+      { time: this.#time, directory, liveness },
       {
         ...hooks,
         pass: (replica, deadline, done) => {
@@ -865,7 +873,26 @@ export class NodeHost implements ConfigService {
   #takeHeartbeat(from: string, boot: number, heartbeat: Heartbeat | null): void {
     if (heartbeat === null || boot < this.liveness.bootOf(from)) return;
     this.#leases.heard(from, boot, heartbeat);
+    this.#time.heard(from, heartbeat.sent.wallMs);
+    this.#heardOfSelf(from, heartbeat.echo?.boot ?? 0);
     if (heartbeat.news !== null) this.#versions.heard(from, heartbeat.news);
+  }
+
+  /** Starts are numbered upwards: of one that is numbered lower nobody takes anything, and it would wait without a word. */
+  #heardOfSelf(from: string, boot: number): void {
+    if (boot <= this.#options.boot || this.#isOutnumbered) return;
+    this.#isOutnumbered = true;
+    const action =
+      "End the other process of this name, if there is one; else the disk was emptied while the clock was behind: set the clock, and start with an empty disk once more";
+    this.#log.error(
+      { peer: from, boot: this.#options.boot, laterBoot: boot, action },
+      "node.outnumbered",
+    );
+  }
+
+  /** Milliseconds since 1970, by this node's wall clock unless most others say that it is wrong. */
+  nowMs(): number {
+    return this.#time.nowMs();
   }
 
   /** What this node says of itself. */
@@ -932,7 +959,9 @@ export class NodeHost implements ConfigService {
     if (this.directory.nodes().length === 0) return;
     for (const peer of this.liveness.peers) {
       if (this.liveness.supports(peer) || this.#options.peers.includes(peer)) continue;
-      if (this.directory.node(peer) === undefined) this.liveness.forget(peer);
+      if (this.directory.node(peer) !== undefined) continue;
+      this.liveness.forget(peer);
+      this.#time.forget(peer);
     }
   }
 
@@ -960,7 +989,7 @@ export class NodeHost implements ConfigService {
 
   /** What the group's leader proposes by itself. */
   #systemCommand(action: Command["action"]): Uint8Array {
-    const at = this.#clock.wallMs();
+    const at = this.nowMs();
     const actor = { kind: "system", keyId: "system" } as const;
     const command: Command = { at, actor, semantics: this.semantics, action };
     return encoder.encode(JSON.stringify(command));
@@ -1151,7 +1180,7 @@ export class NodeHost implements ConfigService {
 
   /** A change of the directory by this node itself. */
   #proposeSystem(action: SystemAction, timeoutMs: number, done: Done<Outcome>): void {
-    const at = this.#clock.wallMs();
+    const at = this.nowMs();
     const actor = { kind: "system", keyId: this.node } as const;
     const command: Command = { at, actor, semantics: this.semantics, action };
     this.requests.propose(SYSTEM_TENANT, command, timeoutMs, done);
@@ -1323,6 +1352,7 @@ export class NodeHost implements ConfigService {
       liveness: this.liveness,
       versions: this.#versions,
       admission: this.requests.admission,
+      clockAheadMs: this.#time.aheadMs,
       given: this.#balance.given,
       cold: this.#cold,
       replicas: this.#replicas,

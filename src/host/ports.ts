@@ -11,7 +11,7 @@ import type { ReplicaId } from "../raft/types.ts";
 export interface Clock {
   /** Milliseconds from an arbitrary origin; never goes back, never jumps with the wall clock. */
   monotonicMs(): number;
-  /** Milliseconds since 1970 for people to read; consensus never depends on it. */
+  /** Milliseconds since 1970 for people to read, and to be compared (wall_time.ts); consensus never depends on it. */
   wallMs(): number;
   /** Runs once what has already arrived was handled: the end of this turn of the event loop. */
   defer(run: () => void): void;
@@ -361,6 +361,8 @@ export interface ClusterStatus {
     readonly until: number | null;
     readonly reason: "silent" | "restarted";
   }[];
+  /** How far this node's wall clock is ahead of the middle of all that it hears, ms; behind: below 0 (wall_time.ts). */
+  readonly clockAheadMs: number;
   /** Commands up to this level are proposed; null while this node does not know. */
   readonly level: number | null;
   /** `given`: leaderships that this node gave away since its start, so that nodes lead alike. */
@@ -407,6 +409,8 @@ export interface ConfigService {
   /** The newest meaning of commands that every node of the cluster knows: what those made now say. */
   readonly semantics: number;
   readonly ready: boolean;
+  /** Milliseconds since 1970, by this node's wall clock unless most others say that it is wrong. May go back. */
+  nowMs(): number;
   /** Whether this node holds a replica of the tenant; else which nodes do, best first. Unknown tenant: `null`; a deleted one is where it was. */
   locate(
     tenant: string,

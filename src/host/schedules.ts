@@ -5,8 +5,8 @@
  */
 import type { Directory } from "./directory.ts";
 import type { Liveness } from "./liveness.ts";
-import type { Clock } from "./ports.ts";
 import type { Replica } from "./replica.ts";
+import type { WallTime } from "./wall_time.ts";
 
 /** Groups that are woken or proposed to per round. */
 const GROUPS_PER_ROUND = 64;
@@ -26,7 +26,7 @@ interface Entry {
 }
 
 export interface SchedulesParts {
-  readonly clock: Clock;
+  readonly time: Pick<WallTime, "nowMs">;
   readonly directory: Directory;
   readonly liveness: Liveness;
 }
@@ -75,12 +75,12 @@ export class Schedules {
 
   /** Whether the next time comes within so many ms. */
   isDueWithin(ms: number): boolean {
-    return this.#earliest <= this.#parts.clock.wallMs() + ms;
+    return this.#earliest <= this.#parts.time.nowMs() + ms;
   }
 
   /** The group's entry when its time has come. */
   overdue(group: number): Entry | null {
-    const wallMs = this.#parts.clock.wallMs();
+    const wallMs = this.#parts.time.nowMs();
     if (wallMs < this.#earliest) return null;
     const entry = this.#entries.get(group);
     return entry !== undefined && entry.dueAt <= wallMs ? entry : null;
@@ -112,7 +112,7 @@ export class Schedules {
   }
 
   *#due(): Iterable<readonly [group: number, entry: Entry]> {
-    const wallMs = this.#parts.clock.wallMs();
+    const wallMs = this.#parts.time.nowMs();
     if (wallMs < this.#earliest) return;
     let earliest = Number.POSITIVE_INFINITY;
     for (const [group, entry] of this.#entries) {

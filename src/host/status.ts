@@ -43,6 +43,7 @@ export interface StatusParts {
   readonly liveness: Liveness;
   readonly versions: Versions;
   readonly admission: ClusterStatus["admission"];
+  readonly clockAheadMs: number;
   /** Leaderships given away. */
   readonly given: number;
   readonly cold: ColdReplicas;
@@ -77,6 +78,7 @@ export function clusterStatus(options: StatusOptions, parts: StatusParts): Clust
       const wall = (at: number): number => Math.round(clock.wallMs() - (now - at));
       return { ...rest, from: wall(from), until: until === null ? null : wall(until) };
     }),
+    clockAheadMs: parts.clockAheadMs,
     level: versions.level,
     replicas: { warm: replicas.size, leaders, given: parts.given },
     admission: parts.admission,

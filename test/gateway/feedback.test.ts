@@ -104,7 +104,7 @@ describe("apply feedback", () => {
 
 test("what is kept is bounded by age and by number, the oldest goes first", () => {
   const feedback = new Feedback();
-  const entry = (at: number) => ({ version: 1, reason: null, at });
+  const entry = (toldMs: number) => ({ version: 1, reason: null, at: 0, toldMs });
   feedback.add("acme", "app/a", "old", entry(0));
   feedback.add("acme", "app/a", "young", entry(1_000_000));
   expect(feedback.of("acme", "app/a", 1_000_001).map((item) => item.instance)).toEqual(["young"]);
@@ -115,7 +115,7 @@ test("what is kept is bounded by age and by number, the oldest goes first", () =
 
 test("tenants that fill a node make room for those that told less", () => {
   const feedback = new Feedback();
-  const entry = { version: 1, reason: null, at: 0 };
+  const entry = { version: 1, reason: null, at: 0, toldMs: 0 };
   for (let i = 0; i < perNodeMax; i++)
     feedback.add(`t${i % (perNodeMax / perTenantMax)}`, "app/a", `i${i}`, entry);
   feedback.add("acme", "app/a", "first", entry);

@@ -320,6 +320,7 @@ export class SoloService implements ConfigService {
         leaders: 1,
       })),
       absences: [{ node: "n9", from: 1_000, until: 3_500, reason: "silent" }],
+      clockAheadMs: 0,
       level: this.semantics,
       replicas: {
         warm: this.#cluster.tenants.size,
@@ -333,6 +334,10 @@ export class SoloService implements ConfigService {
       quarantine: [],
       tenants: this.#cluster.system.get<TenantMeta>("meta")?.tenants ?? 0,
     };
+  }
+
+  nowMs(): number {
+    return Date.now();
   }
 
   place(_tenant: string, replicas: number | undefined): readonly string[] {

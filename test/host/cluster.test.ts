@@ -665,6 +665,20 @@ describe("a rule whose time comes", () => {
     expect(commits.map((one) => one.at(-1))).toEqual(["6 schedule later", "6 schedule later"]);
   });
 
+  test.each([-3_600_000, 3_600_000])(
+    "begins in time although its leader's wall clock was set by %d ms",
+    async (byMs) => {
+      const cluster = await ready();
+      await scheduled(cluster, 20_000);
+      const commits = cluster.world.nodes.map(seen);
+      (cluster.leader("acme") as SimNode).wallOffset = byMs;
+      await cluster.pass(19_000 - cluster.world.now);
+      expect(commits).toEqual([[], [], []]);
+      await cluster.until("told", () => commits.every((one) => one.length > 0), 2_000);
+      expect(new Set(commits.map((one) => one.join()))).toEqual(new Set(["6 schedule later"]));
+    },
+  );
+
   test("wakes a group that sleeps, and a read never gets the value of before", async () => {
     const cluster = await ready({ tuning: { sleepAfterMs: 500 } });
     await scheduled(cluster, 30_000);

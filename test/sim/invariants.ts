@@ -28,6 +28,8 @@ interface Seen {
   ledLastTerm: number;
   /** Where its configuration was compared with the others'. */
   confAt: number;
+  /** Its tenant's time, as it was seen last. */
+  time: number;
   /** Its log as it was checked last. */
   first: number;
   stored: number;
@@ -198,6 +200,16 @@ export const invariants: readonly Invariant[] = [
     },
   },
   {
+    name: "a tenant's time never goes back",
+    source: "src/machine/machine.ts; wall clocks here jump by an hour",
+    check(seen, _facts, violated) {
+      const time = seen.replica.view.get<{ at: number }>("meta")?.at ?? 0;
+      if (time < seen.time)
+        violated(`${seen.name}: from ${seen.time} to ${time} at ${seen.replica.raft.appliedIndex}`);
+      seen.time = time;
+    },
+  },
+  {
     name: "purged ≤ snapshot ≤ applied ≤ committed ≤ last",
     source: "openraft's invariants, after Vanlightly's TLA+",
     check({ replica, name }, _facts, violated) {
@@ -314,6 +326,7 @@ export class Invariants {
             ledLast: 0,
             ledLastTerm: 0,
             confAt: -1,
+            time: 0,
             first: -1,
             stored: -1,
             last: -1,
