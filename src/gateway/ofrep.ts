@@ -1,8 +1,8 @@
 /**
  * OpenFeature's remote evaluation protocol (OFREP 0.3) and flagd's flag set, over the configs of a namespace.
  *
- * Two layers decide: the release rules choose the version of each config, with the texts of the evaluation context as
- * labels; a config of format `flag` then evaluates its own targeting with the whole context. Every other released config
+ * Two layers decide: the release rules choose the version of each config, with what can be labels of the evaluation
+ * context; a config of format `flag` then evaluates its own targeting with the whole context. Every other released config
  * is a flag too, whose value is its content.
  *
  * What clients rely on: errors in OFREP's own form; an ETag that covers the flags, the whole context and the address of
@@ -22,6 +22,7 @@ import {
   type FlagContext,
   type Resolution,
 } from "../model/flags.ts";
+import { contextLabels } from "../model/evaluate.ts";
 import { murmur3Text } from "../model/murmur3.ts";
 import type { Labels } from "../model/release.ts";
 import { loneSurrogateAt } from "../model/utf8.ts";
@@ -114,7 +115,7 @@ export const ofrepRoutes: readonly Route[] = [
       const key = call.params["flag"] as string;
       const set = sets.of(view, call.params["namespace"] as string);
       const member = set.find(key);
-      const chosen = member?.choose(view, labelsIn(set, context)) ?? null;
+      const chosen = member?.choose(view, contextLabels(context, set.labelNames)) ?? null;
       if (member === null || chosen === null)
         throw new Problem(
           "not-found",
@@ -166,16 +167,6 @@ export const ofrepRoutes: readonly Route[] = [
 
 function contextOf(given: unknown): FlagContext {
   return (given as { context?: FlagContext } | undefined)?.context ?? {};
-}
-
-/** Texts in the context are labels, as far as rules look at them. */
-function labelsIn(set: NamespaceSet, context: FlagContext): Labels {
-  const labels: Record<string, string> = {};
-  for (const name of set.labelNames) {
-    const value = Object.hasOwn(context, name) ? context[name] : undefined;
-    if (typeof value === "string") labels[name] = value;
-  }
-  return labels;
 }
 
 /** Of a set: what is the same for everybody is encoded once and together; so is what is decided alike. */
@@ -343,7 +334,7 @@ function evaluateAll(
 ): Answer {
   const { tenant, namespace } = call.params as { tenant: string; namespace: string };
   const plan = planOf(view, set);
-  const labels = labelsIn(set, context);
+  const labels = contextLabels(context, set.labelNames);
   const { address, closing } = endOf(view, call, nowMs);
   const evaluate = (): string =>
     withFlagCall(context, nowMs, (one) => evaluations(view, plan, labels, one)) + closing;

@@ -45,6 +45,24 @@ function labelOf(labels: Labels, name: string): string | undefined {
   return Object.hasOwn(labels, name) ? labels[name] : undefined;
 }
 
+/**
+ * The labels in an OpenFeature evaluation context: its texts, and numbers and booleans as JSON writes them.
+ * @param names of the attributes that rules look at; what is null, a list or an object is no label
+ */
+export function contextLabels(
+  context: Readonly<Record<string, unknown>>,
+  names: readonly string[],
+): Labels {
+  const labels: Record<string, string> = Object.create(null) as Record<string, string>;
+  for (const name of names) {
+    const value = Object.hasOwn(context, name) ? context[name] : undefined;
+    if (typeof value === "string") labels[name] = value;
+    else if (typeof value === "boolean" || Number.isFinite(value))
+      labels[name] = JSON.stringify(value);
+  }
+  return labels;
+}
+
 function labelsHold(rule: ReleaseRule, labels: Labels): boolean {
   for (const name of Object.keys(rule.match))
     if (!labelHolds(rule.match[name] as LabelMatch, labelOf(labels, name))) return false;

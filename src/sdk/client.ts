@@ -119,6 +119,11 @@ export interface Entry<T = unknown> {
   readonly version: number | null;
   readonly hash: string | null;
   readonly format: ContentFormat | null;
+  /**
+   * Id of the release rule that gave this version, null when none of its rules did. Absent where there are no rules, or
+   * they are not known here: only a `ConfluxServer` has them.
+   */
+  readonly rule?: string | null;
   readonly source: Source;
   /** Milliseconds since a server last said that this is so; null: never, as far as is known. */
   readonly staleMs: number | null;
@@ -897,9 +902,11 @@ export class Conflux<T extends ConfigTypes = Record<string, unknown>> {
     const { revision } = this.#snapshot;
     const found = good === null ? null : find(good.read);
     if (good !== null && found !== null) {
+      const { value, rule } = found;
       const { version, hash, format } = { ...good.held, ...found };
       const [source, staleMs] = [this.#origin, this.#staleMs()];
-      return { name, value: found.value, version, hash, format, source, staleMs, revision };
+      const entry = { name, value, version, hash, format, source, staleMs, revision };
+      return rule === undefined ? entry : { ...entry, rule };
     }
     return {
       name,
@@ -946,6 +953,7 @@ export interface ValueFound {
   readonly version?: number;
   readonly hash?: string;
   readonly format?: ContentFormat;
+  readonly rule?: string | null;
 }
 
 /** A content with what was read from it. */

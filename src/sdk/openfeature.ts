@@ -9,7 +9,9 @@
  * The types here have the shape that `@openfeature/server-sdk` and `@openfeature/web-sdk` ask for, so that neither has
  * to be installed for the other.
  */
+import { contextLabels } from "../model/evaluate.ts";
 import { Flag, withFlagCall, type FlagContext, type FlagDefinition } from "../model/flags.ts";
+import { isAsParsed } from "../model/json.ts";
 import { checkLabelName, checkLabelValue } from "../model/names.ts";
 import type { Labels } from "../model/release.ts";
 import { Conflux } from "./client.ts";
@@ -138,13 +140,16 @@ function evaluated<T>(
   entry: Entry,
   context: FlagContext,
 ): FlagDetails<T> {
-  const { value, version, format } = entry;
+  const { value, version, format, rule } = entry;
   if (version === null)
     return value === undefined
       ? failed(otherwise, "FLAG_NOT_FOUND", `There is no flag ${key}`)
       : fitting(key, type, otherwise, { value, reason: "DEFAULT" });
-  if (format !== "flag")
-    return fitting(key, type, otherwise, { value, reason: "STATIC", variant: `v${version}` });
+  if (format !== "flag") {
+    const reason = rule === undefined ? "STATIC" : rule === null ? "DEFAULT" : "TARGETING_MATCH";
+    const variant = value === null ? {} : { variant: `v${version}` };
+    return fitting(key, type, otherwise, { value, reason, ...variant });
+  }
   const definition = value as FlagDefinition;
   let flag = flags.get(definition);
   if (flag === undefined) {
@@ -184,15 +189,18 @@ function failed<T>(value: T, errorCode: string, errorMessage: string): FlagDetai
   return { value, reason: "ERROR", errorCode: errorCode as never, errorMessage };
 }
 
-/** Texts of the context that can be labels. */
-function labelsIn(context: FlagContext, names: readonly string[]): Labels {
-  const labels: Record<string, string> = {};
-  for (const name of names) {
-    const value = Object.hasOwn(context, name) ? context[name] : undefined;
-    if (typeof value !== "string") continue;
-    if (checkLabelName(name) === null && checkLabelValue(value) === null) labels[name] = value;
-  }
-  return labels;
+/** What a server would be sent of it: a Date as its text, nothing that is undefined. Then both give the same. */
+function asSent(context: FlagContext): FlagContext {
+  return isAsParsed(context) ? context : (JSON.parse(JSON.stringify(context)) as FlagContext);
+}
+
+/** Labels that can travel in an address. */
+function sentLabels(context: FlagContext, names: readonly string[]): Labels {
+  return Object.fromEntries(
+    Object.entries(contextLabels(context, names)).filter(
+      ([name, value]) => checkLabelName(name) === null && checkLabelValue(value) === null,
+    ),
+  );
 }
 
 // --- on a server -------------------------------------------------------------------------------------------------------------
@@ -202,8 +210,8 @@ interface WithRules {
 }
 
 /**
- * For `@openfeature/server-sdk`. With a `ConfluxServer` the texts of each evaluation context are labels for the release
- * rules too; with a `Conflux` the labels that it was made with choose the versions for everybody.
+ * For `@openfeature/server-sdk`. With a `ConfluxServer` the texts, numbers and booleans of each evaluation context
+ * are labels for the release rules too; with a `Conflux` the labels that it was made with choose the versions for everybody.
  */
 export class ConfluxServerProvider {
   readonly metadata = { name: "conflux-server" };
@@ -250,10 +258,12 @@ export class ConfluxServerProvider {
     return this.#resolve(key, "object", otherwise, context);
   }
 
-  #resolve<T>(key: string, type: FlagType, otherwise: T, context: FlagContext) {
+  #resolve<T>(key: string, type: FlagType, otherwise: T, given: FlagContext) {
+    const context = asSent(given);
     const client = this.#client as Conflux & Partial<WithRules>;
     const entry =
-      client.evaluateEntry?.(key, labelsIn(context, Object.keys(context))) ?? client.getEntry(key);
+      client.evaluateEntry?.(key, contextLabels(context, Object.keys(context))) ??
+      client.getEntry(key);
     return Promise.resolve(evaluated(key, type, otherwise, entry, context));
   }
 }
@@ -287,7 +297,7 @@ export class ConfluxWebProvider {
   }
 
   async initialize(context: FlagContext = {}): Promise<void> {
-    const connection = this.#connect(labelsIn(context, this.#labelNames));
+    const connection = this.#connect(sentLabels(asSent(context), this.#labelNames));
     this.#connection = connection;
     try {
       await untilReady(connection.client, this.#timeoutMs);
@@ -298,7 +308,7 @@ export class ConfluxWebProvider {
 
   /** Only other labels need other values; until these are here the ones before are served. */
   async onContextChange(_before: FlagContext, context: FlagContext): Promise<void> {
-    const labels = labelsIn(context, this.#labelNames);
+    const labels = sentLabels(asSent(context), this.#labelNames);
     const before = this.#connection;
     if (before === null || sameLabels(before.labels, labels)) return;
     const connection = this.#connect(labels);
@@ -344,7 +354,7 @@ export class ConfluxWebProvider {
   #resolve<T>(key: string, type: FlagType, otherwise: T, context: FlagContext): FlagDetails<T> {
     const connection = this.#connection?.before ?? this.#connection;
     if (connection === null) return failed(otherwise, "GENERAL", "The provider is closed");
-    return evaluated(key, type, otherwise, connection.client.getEntry(key), context);
+    return evaluated(key, type, otherwise, connection.client.getEntry(key), asSent(context));
   }
 }
 

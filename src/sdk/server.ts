@@ -76,7 +76,9 @@ export class ConfluxServer<T extends ConfigTypes = Record<string, unknown>> exte
   }
 
   #found(release: Release, labels: Labels): ValueFound | null {
-    const { version } = evaluate(release, labels, release.judgedAt);
-    return version === null ? null : (release.found.get(version) ?? null);
+    const { version, rule } = evaluate(release, labels, release.judgedAt);
+    const found = version === null ? undefined : release.found.get(version);
+    if (found === undefined) return null;
+    return release.rules.length === 0 ? found : { ...found, rule };
   }
 }

@@ -5,7 +5,9 @@ import {
   type Provider as ServerProvider,
 } from "@openfeature/server-sdk";
 import { OpenFeature as Web, ProviderEvents, ProviderStatus } from "@openfeature/web-sdk";
+import * as fc from "fast-check";
 import { afterEach, describe, expect, onTestFinished, test } from "vitest";
+import type { ReleaseRule } from "../../src/model/release.ts";
 import { Conflux } from "../../src/sdk/mod.ts";
 import { ConfluxServerProvider, ConfluxWebProvider } from "../../src/sdk/openfeature.ts";
 import { ConfluxServer } from "../../src/sdk/server.ts";
@@ -87,6 +89,78 @@ describe("on a server", () => {
       value: "hello",
       variant: "v1",
     });
+  });
+
+  test("gives what the platform gives by OFREP, whatever the context", async () => {
+    const at = await served();
+    const rules: readonly ReleaseRule[] = [
+      { id: "grown", match: { age: { gte: 18 } }, version: 2 },
+      { id: "beta", match: { beta: "true" }, version: 2 },
+      { id: "long", match: { plan: { prefix: "xx" } }, version: 1 },
+      { id: "odd", match: { constructor: { exists: true } }, version: 2 },
+      { id: "half", match: {}, rollout: { percentage: 50, by: "user" }, version: 2 },
+    ];
+    const second = { checkout: { ...checkout, defaultVariant: "on" }, limits: null, motd: "bye" };
+    for (const [name, content] of Object.entries(second)) {
+      await at.harness.call("POST", `${N}/configs/${name}/versions`, { body: { content } });
+      const body = { rules, default: name === "motd" ? null : 1 };
+      await at.harness.call("PUT", `${N}/configs/${name}/release`, { body });
+    }
+    await at.harness.call("PUT", `${N}/configs/plain`, { body: { content: { a: [1] } } });
+    const client = await connect(at);
+    const types = ["Boolean", "Object", "String", "Object", "Object"] as const;
+    const keys = ["checkout", "limits", "motd", "plain", "none"];
+    const attribute = fc.oneof(
+      fc.constantFrom<unknown>(
+        null,
+        undefined,
+        true,
+        false,
+        0,
+        -0,
+        18,
+        17.5,
+        1e21,
+        NaN,
+        new Date(0),
+      ),
+      fc.constantFrom<unknown>("pro", "true", "18", "", "x".repeat(2_000), ["18"], {
+        a: undefined,
+      }),
+      fc.integer(),
+      fc.string({ unit: "grapheme" }),
+    );
+    const names = ["age", "beta", "plan", "user", "constructor"];
+    const context = fc.record(Object.fromEntries(names.map((name) => [name, attribute])), {
+      requiredKeys: [],
+      noNullPrototype: true,
+    });
+    await fc.assert(
+      fc.asyncProperty(context, async (given) => {
+        for (const [i, key] of keys.entries()) {
+          const nobody = { nobody: true } as never;
+          const here = await client[`get${types[i] as "Object"}Details`](
+            key,
+            nobody,
+            given as never,
+          );
+          const { status, body } = await at.harness.call(
+            "POST",
+            `${N}/ofrep/v1/evaluate/flags/${key}`,
+            { body: { context: given } },
+          );
+          const { value = nobody, reason = "ERROR", variant, errorCode } = body;
+          expect([key, here.value, here.reason, here.variant, here.errorCode]).toEqual([
+            key,
+            status === 200 ? value : nobody,
+            reason,
+            variant,
+            errorCode,
+          ]);
+        }
+      }),
+      { numRuns: 150 },
+    );
   });
 
   test("gives the default of the code, and says why", async () => {
