@@ -455,7 +455,14 @@ class Door {
 
   /** Adds what every answer carries, and builds the Response. */
   #respond(answer: Answer, call: Call, isLate: boolean): Response {
-    const { headers } = answer;
+    const { shared } = answer;
+    if (shared !== undefined && isOrdinary(call)) {
+      shared.set("x-request-id", call.requestId);
+      shared.set("conflux-revision", String(call.revision));
+      const body = bodyInit(answer.body, isLate ? this.#openStream : null);
+      return new Response(body, { status: answer.status, headers: shared });
+    }
+    const headers = shared === undefined ? answer.headers : { ...answer.headers };
     headers["x-request-id"] = call.requestId;
     if (call.revision !== null) headers["conflux-revision"] ??= String(call.revision);
     if (call.rateLimit !== null) {
@@ -743,18 +750,16 @@ class Door {
     };
     const minRevision = minRevisionOf(call.request);
     const isStale = input.query["consistency"] === "stale";
-    const view = isStale && minRevision === undefined ? this.#service.viewNow(tenant) : null;
+    const consistency = isStale ? "stale" : "linearizable";
+    const view = minRevision === undefined ? this.#service.viewNow(tenant, { consistency }) : null;
     if (view !== null) {
       const answer = attempt(view);
-      if (!(answer instanceof Failed)) return answer;
       // It may have been made a moment ago through another node.
-      if (!answer.isUnauthorized) throw answer.error;
-      return this.#service.read(tenant, { consistency: "linearizable" }, attempt).then(succeeded);
+      if (isStale && answer instanceof Failed && answer.isUnauthorized)
+        return this.#service.read(tenant, { consistency: "linearizable" }, attempt).then(succeeded);
+      return succeeded(answer);
     }
-    const options: ReadOptions = {
-      consistency: isStale ? "stale" : "linearizable",
-      ...(minRevision !== undefined && { minRevision }),
-    };
+    const options: ReadOptions = { consistency, ...(minRevision !== undefined && { minRevision }) };
     const answered = this.#readAs(route, tenant, options, attempt);
     if (!isStale) return answered.then(succeeded);
     return answered.then((answer) =>
@@ -888,6 +893,17 @@ const exposedHeaders = [
   "Retry-After",
   "X-Request-Id",
 ].join(", ");
+
+/** A read whose answer carries nothing beside what every answer does. */
+function isOrdinary({ request, head, rateLimit }: Call): boolean {
+  const { headers } = request;
+  return (
+    !head &&
+    rateLimit === null &&
+    headers.get("origin") === null &&
+    headers.get("if-none-match") === null
+  );
+}
 
 /** Keys travel in headers that a page must hold itself, never in cookies: so any page may ask. */
 function allowOrigin(headers: Record<string, string>): void {

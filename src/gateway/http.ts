@@ -62,6 +62,8 @@ export interface Call {
 export interface Answer {
   readonly status: number;
   readonly headers: Record<string, string>;
+  /** These headers as an object that many answers use; then `headers` must stay as they are. */
+  readonly shared?: Headers;
   readonly body: string | Uint8Array<ArrayBuffer> | ReadableStream<Uint8Array> | null;
 }
 

@@ -64,6 +64,8 @@ export const valueRoutes: readonly Route[] = [
       if (query.explain === true)
         return explainAnswer(view, namespace, name, labels, call.principal);
       const config = effectiveConfig(view, namespace, name);
+      const known = config === null ? undefined : plainAnswers.get(config);
+      if (known !== undefined) return known;
       const value = config === null ? null : effectiveOf(view, config, labels);
       const text = value === null ? null : secretText(view, secrets, config, value, call);
       if (value === null || text === null)
@@ -81,7 +83,10 @@ export const valueRoutes: readonly Route[] = [
         "conflux-version": String(value.version),
       };
       if (value.rule !== null) headers["conflux-rule"] = value.rule;
-      return { status: 200, headers, body: text };
+      if (config === null || !isPlain(config, text)) return { status: 200, headers, body: text };
+      const answer = { status: 200, headers, shared: new Headers(headers), body: text };
+      plainAnswers.set(config, answer);
+      return answer;
     },
   }),
   route({
@@ -119,6 +124,15 @@ export const valueRoutes: readonly Route[] = [
     },
   }),
 ];
+
+/** Of configs whose value is the same for everybody: as long as the row is the same object, nothing of it has changed. */
+const plainAnswers = new WeakMap<ConfigRow, Answer>();
+/** Longer ones are not kept in memory for it. */
+const plainLengthMax = 4_096;
+
+function isPlain({ rules, secret }: ConfigRow, text: string): boolean {
+  return rules.length === 0 && secret !== true && text.length <= plainLengthMax;
+}
 
 interface Encoded {
   /** Equal for equal values. */

@@ -65,6 +65,7 @@ import type {
   Replacement,
   TenantSnapshot,
   TenantView,
+  ViewOptions,
   Transport,
   WatchListener,
 } from "./ports.ts";
@@ -1201,7 +1202,7 @@ export class NodeHost implements ConfigService {
     });
   }
 
-  viewNow(tenant: string, options?: Pick<ReadOptions, "evenUnborn">): TenantView | null {
+  viewNow(tenant: string, options?: ViewOptions): TenantView | null {
     return this.requests.viewNow(tenant, options);
   }
 

@@ -273,6 +273,9 @@ export interface ReadOptions {
   readonly evenUnborn?: boolean;
 }
 
+/** What can be read without waiting: stale unless told. */
+export type ViewOptions = Partial<Pick<ReadOptions, "consistency" | "evenUnborn">>;
+
 /** A tenant's applied state, as of one revision, valid during one synchronous call. */
 export interface TenantView extends StateView {
   readonly tenant: string;
@@ -419,8 +422,11 @@ export interface ConfigService {
   >;
   /** Same without waiting, from what this node knows; undefined when it must be asked of the directory. */
   locateNow(tenant: string): { readonly local: boolean } | undefined;
-  /** The state as this node knows it, like a stale read without waiting; null when `read` must be asked. Valid for this turn. */
-  viewNow(tenant: string, options?: Pick<ReadOptions, "evenUnborn">): TenantView | null;
+  /**
+   * The state as this node knows it, like a stale read without waiting, or a linearizable one where it is led here under a
+   * lease; null when `read` must be asked. Valid for this turn.
+   */
+  viewNow(tenant: string, options?: ViewOptions): TenantView | null;
   /** Replicates and applies; forwards to the leader if that is elsewhere. `timeoutMs` over → `outcome-unknown`. */
   propose(tenant: string, command: Command, timeoutMs?: number): Promise<Outcome>;
   /** Runs `query` synchronously on this node's replica once the consistency asked for holds. */

@@ -13,7 +13,14 @@ import { isLeaving, wasSettled, type TenantMeta, type TenantRow } from "../machi
 import { Admission, type Refusal } from "./admission.ts";
 import { SYSTEM_GROUP, SYSTEM_TENANT, type Directory } from "./directory.ts";
 import type { Liveness } from "./liveness.ts";
-import type { AdmissionStatus, Clock, DiskSpace, ReadOptions, TenantView } from "./ports.ts";
+import type {
+  AdmissionStatus,
+  Clock,
+  DiskSpace,
+  ReadOptions,
+  TenantView,
+  ViewOptions,
+} from "./ports.ts";
 import type { ProposalResult, ReadResult, Replica } from "./replica.ts";
 import { encodeJson, Method, type Rpc } from "./rpc.ts";
 import type { Schedules } from "./schedules.ts";
@@ -433,11 +440,23 @@ export class Requests {
     this.find(tenant, deadline, found, options.evenDeleted);
   }
 
-  viewNow(tenant: string, options: Pick<ReadOptions, "evenUnborn"> = {}): TenantView | null {
+  viewNow(tenant: string, options: ViewOptions = {}): TenantView | null {
+    if (options.consistency === "linearizable") return this.#ledNow(tenant);
     const view = this.#replicaNow(tenant)?.view;
     if (view === undefined && options.evenUnborn === true) return this.#unbornNow(tenant);
     // `read` tells that it is being restored.
     return view?.get<TenantMeta>("meta")?.restore === undefined ? (view ?? null) : null;
+  }
+
+  /** What `read` would find at once: the moment of the question is this one. */
+  #ledNow(tenant: string): TenantView | null {
+    const row = this.#directory.tenant(tenant);
+    if (row === undefined || row.deletedAt !== null || !this.#isServedHere(row)) return null;
+    const replica = this.#hooks.present(row.group);
+    if (replica?.readableNow !== true || this.#parts.schedules.overdue(row.group) !== null)
+      return null;
+    replica.usedAt = this.#clock.monotonicMs();
+    return isRestoring(replica, {}) ? null : replica.view;
   }
 
   #unbornNow(tenant: string): TenantView | null {

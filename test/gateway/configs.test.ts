@@ -319,6 +319,44 @@ describe("values", () => {
     expect([answer.status, answer.body.values]).toEqual([200, {}]);
   });
 
+  test("an answer that many get carries what is its own, and nothing of the ones before", async () => {
+    const path = `${N}/values/limits`;
+    const names = ["etag", "content-type", "cache-control", "conflux-version"];
+    const first = await call("GET", path);
+    const known = names.map((name) => first.headers.get(name));
+    const foreign = await call("GET", path, {
+      headers: { origin: "https://a.example", "x-request-id": "mine" },
+    });
+    expect(foreign.headers.get("access-control-allow-origin")).toBe("*");
+    expect(foreign.headers.get("x-request-id")).toBe("mine");
+    await put("beside", { content: 1 });
+    const later = await call("GET", path);
+    expect(later.text).toBe(first.text);
+    expect(names.map((name) => later.headers.get(name))).toEqual(known);
+    expect(later.headers.get("access-control-allow-origin")).toBe(null);
+    expect([first, foreign, later].map(({ headers }) => headers.get("x-request-id"))).toEqual([
+      expect.stringMatching(/^[0-9A-Za-z]+$/),
+      "mine",
+      expect.stringMatching(/^[0-9A-Za-z]+$/),
+    ]);
+    expect(later.headers.get("x-request-id")).not.toBe(first.headers.get("x-request-id"));
+    expect(Number(later.headers.get("conflux-revision"))).toBeGreaterThan(
+      Number(first.headers.get("conflux-revision")),
+    );
+    await publish("limits", { rps: 4711 });
+    const changed = await call("GET", path);
+    expect(changed.body).toEqual({ rps: 4711 });
+    expect(changed.headers.get("etag")).not.toBe(first.headers.get("etag"));
+    const matched = await call("GET", path, {
+      headers: { "if-none-match": changed.headers.get("etag") as string },
+    });
+    expect([matched.status, matched.text]).toEqual([304, ""]);
+    await call("DELETE", `${N}/configs/limits`);
+    expect((await call("GET", path)).status).toBe(404);
+    await call("POST", `${N}/configs/limits/undelete`);
+    expect((await call("GET", path)).body).toEqual({ rps: 4711 });
+  });
+
   test("HEAD gives the headers of GET and no body", async () => {
     const get = await call("GET", `${N}/values/limits`);
     const head = await call("HEAD", `${N}/values/limits`);

@@ -74,8 +74,10 @@ describe("problems", () => {
     const service = h.cluster.service("n1");
     const read = service.read.bind(service);
     service.read = () => Promise.reject(new Error("secret detail of the disk"));
+    service.leads = false;
     const answer = await call("GET", `${N}/configs/cfg`, { token: admin });
     service.read = read;
+    service.leads = true;
     expect([answer.status, answer.body.code]).toEqual([500, "internal"]);
     expect(answer.text).not.toContain("secret");
     const line = h.logged.find((one) => one.event === "gateway.request_failed");
@@ -437,6 +439,7 @@ describe("limits", () => {
     const busy = new Harness({ settings: { requestsMax: 2 } });
     await busy.tenant("acme");
     const service = busy.cluster.service("n1");
+    service.leads = false;
     const read = service.read.bind(service);
     let release: () => void = () => {};
     const gate = new Promise<void>((resolve) => (release = resolve));

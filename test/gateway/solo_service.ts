@@ -12,6 +12,7 @@ import type {
   Replacement,
   TenantSnapshot,
   TenantView,
+  ViewOptions,
   WatchListener,
 } from "../../src/host/ports.ts";
 import { semanticsNow, type Command, type Outcome } from "../../src/machine/command.ts";
@@ -191,6 +192,8 @@ export class SoloService implements ConfigService {
   /** It is there again as soon as somebody asks where it is. */
   comesBack = false;
   readonly #left = new Set<string>();
+  /** What it holds can be read without asking other nodes. */
+  leads = true;
   /** Answers `exchange` as if the node were gone. */
   isDown = false;
   readonly exchanges: { node: string; bytes: number }[] = [];
@@ -239,8 +242,9 @@ export class SoloService implements ConfigService {
     return this.#local(tenant).apply(command);
   }
 
-  viewNow(tenant: string): TenantView | null {
+  viewNow(tenant: string, { consistency = "stale" }: ViewOptions = {}): TenantView | null {
     if (this.locateNow(tenant)?.local !== true) return null;
+    if (consistency === "linearizable" && (!this.leads || tenant === this.leaving)) return null;
     const row = this.#cluster.row(tenant);
     if (row !== undefined && row.deletedAt !== null) return null;
     const state = this.#cluster.state(tenant);

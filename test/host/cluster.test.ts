@@ -653,6 +653,23 @@ describe("a rule whose time comes", () => {
     expect(new Set(commits.map((one) => one.join()))).toEqual(new Set(["6 schedule later"]));
   });
 
+  test("that is late is not passed over by a read that needs no waiting", async () => {
+    const cluster = await ready();
+    await scheduled(cluster, 20_000);
+    const leader = cluster.leader("acme") as SimNode;
+    const now = () => leader.host?.viewNow("acme", { consistency: "linearizable" }) ?? null;
+    const revision = now()?.revision;
+    expect(revision).toBeDefined();
+    await cluster.pass(19_900 - cluster.world.now);
+    let late = 0;
+    await cluster.until("told", () => {
+      const view = now();
+      if (view === null) late += 1;
+      return view !== null && view.revision !== revision;
+    });
+    expect(late).toBeGreaterThan(0);
+  });
+
   test("begins although its leader is gone", async () => {
     const cluster = await ready();
     await scheduled(cluster, 20_000);

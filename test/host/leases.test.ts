@@ -8,6 +8,7 @@ import {
 import { Leases } from "../../src/host/leases.ts";
 import { Liveness, SUPPORT_MS } from "../../src/host/liveness.ts";
 import type { Clock } from "../../src/host/ports.ts";
+import type { SimNode } from "../sim/world.ts";
 import { Cluster } from "./cluster.ts";
 import { beginning, ScriptedNode } from "./scripted_node.ts";
 
@@ -200,5 +201,22 @@ describe("a linearizable read", () => {
         if (error === null) answered += 1;
       });
     expect([answered, sent]).toEqual([100, 0]);
+  });
+
+  test("needs no waiting only where the tenant is led under a lease", async () => {
+    const now = (node: SimNode) => node.host?.viewNow("acme", { consistency: "linearizable" });
+    const cluster = new Cluster();
+    await cluster.ready();
+    await cluster.create("acme");
+    await cluster.pass(1_000);
+    const leader = cluster.leader("acme") as SimNode;
+    expect(cluster.world.nodes.filter((node) => now(node) != null)).toEqual([leader]);
+    expect(now(leader)).toBe(leader.host?.viewNow("acme"));
+    expect(leader.host?.viewNow("none", { consistency: "linearizable" })).toBe(null);
+    // Nobody vouches for it any more.
+    for (const node of cluster.world.nodes) if (node !== leader) cluster.world.crash(node);
+    await cluster.pass(SUPPORT_MS);
+    expect(now(leader)).toBe(null);
+    expect(leader.host?.viewNow("acme")).not.toBe(null);
   });
 });
