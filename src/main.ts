@@ -101,9 +101,8 @@ function readSecretKeysOf(settings: Settings): readonly SecretKey[] {
 }
 
 /** The operator's token: given, or kept beside the data from the first start on. */
-function rootToken(settings: Settings): { token: string; where: string } {
-  if (settings.rootToken !== null)
-    return { token: settings.rootToken, where: "CONFLUX_ROOT_TOKEN" };
+function rootToken(settings: Settings): { readonly token: string; readonly file: string | null } {
+  if (settings.rootToken !== null) return { token: settings.rootToken, file: null };
   const file = join(settings.data, "root-token");
   if (!existsSync(file)) {
     // Whole or not at all: an end half-way must not leave a file that nobody can log in with.
@@ -117,7 +116,7 @@ function rootToken(settings: Settings): { token: string; where: string } {
     throw new DataDirectoryError(
       `${file} holds no root token: remove it to have one made, or set CONFLUX_ROOT_TOKEN`,
     );
-  return { token, where: file };
+  return { token, file };
 }
 
 /** What the settings' files say of how to log in to NATS, and whom to trust there. */
@@ -340,8 +339,13 @@ async function main(args: readonly string[]): Promise<void> {
   await untilDone(() => change({ op: "rootKey.put", node, keyId, hash: hashToken(root.token) }));
   host.registered = true;
   process.stdout.write(
-    `Conflux ${programVersion} (${runtime.name} ${runtime.version}) listens on ${server.url} · root token in ${root.where}\n`,
+    `Conflux ${programVersion} (${runtime.name} ${runtime.version}) listens on ${server.url} · root token in ${root.file ?? "CONFLUX_ROOT_TOKEN"}\n`,
   );
+  // Whoever started it by hand may not know what comes next.
+  if (process.stdout.isTTY && root.file !== null)
+    process.stdout.write(
+      `Try: curl -H "Authorization: Bearer $(cat ${root.file})" ${server.url}/v1/tenants\n`,
+    );
   log.info({ url: server.url, runtime: runtime.name, pid: process.pid }, "node.ready");
   if (settings.rehearsal > 0)
     rehearsed = rehearse({

@@ -59,6 +59,8 @@ export interface Command {
   /** How many words may follow. */
   readonly words: readonly [min: number, max: number];
   readonly options: OptionSpecs;
+  /** Shown as they are, below what they are about. */
+  readonly examples?: string;
   readonly run: (context: Context) => Promise<number | void>;
 }
 

@@ -64,7 +64,8 @@ import {
 
 // --- commands ----------------------------------------------------------------------------------------------------------------
 
-const commands: readonly Command[] = [
+/** All of them. */
+export const commands: readonly Command[] = [
   {
     name: "start",
     summary: "Run a node",
@@ -180,6 +181,8 @@ const commands: readonly Command[] = [
       },
       secret: { type: "boolean", help: "Create it as a secret, sealed for good (with --format)" },
     },
+    examples: `conflux publish limits -n prod --format json --content '{"max": 100}'
+conflux publish limits -n prod -f limits.json -m 'for the launch' --no-release`,
     run: publish,
   },
   {
@@ -196,6 +199,15 @@ const commands: readonly Command[] = [
       rules: { type: "string", value: "FILE", help: "Rules as YAML or JSON; - reads stdin" },
       "no-rules": { type: "boolean", help: "Take all rules away" },
     },
+    examples: `conflux release limits -n prod --rules - <<'END'
+- { id: beta, match: { ring: [canary, staff] }, version: 2 }
+- { id: tenth, match: {}, rollout: { percentage: 10, by: user }, version: 2 }
+- { id: launch, match: { plan: { not: free } }, from: '2030-01-31T12:00:00Z', version: 2 }
+END
+
+The first rule that matches wins. What is said of a label is a text, a list of texts, or some of not, prefix,
+suffix, exists, semver, gt, gte, lt, lte. Who is in a rollout stays in when its percentage grows. Pause one by
+percentage 0: a rule that is taken away and written anew later holds others.`,
     run: release,
   },
   {
@@ -234,6 +246,8 @@ const commands: readonly Command[] = [
       ...labelOption,
       explain: { type: "boolean", help: "Rule by rule, why" },
     },
+    examples: `conflux eval limits -n prod --label plan=pro --label user=u1 --explain
+conflux eval -n prod`,
     run: evaluate,
   },
   {
@@ -268,6 +282,8 @@ const commands: readonly Command[] = [
       since: { type: "string", value: "CURSOR", help: "Go on from here (default: now)" },
       count: { type: "string", value: "N", help: "End after so many" },
     },
+    examples: `conflux watch -n prod                          # every change of the namespace
+conflux watch limits -n prod --label plan=pro  # what such a client gets, each time that changes`,
     run: watch,
   },
   {
@@ -296,6 +312,11 @@ const commands: readonly Command[] = [
       },
       description: { type: "string", value: "TEXT", help: "What it is for" },
     },
+    examples: `conflux keys create --kind client --only prod --description 'the shop, in browsers'
+conflux keys rotate 0zGAFbegNm6lo --overlap 86400
+
+admin may do everything in the tenant, write change configs, read see configs with their rules,
+client get effective values and flags.`,
     run: keys,
   },
   {
@@ -326,6 +347,7 @@ const commands: readonly Command[] = [
       protect: { type: "boolean", help: "Refuse deletes in it" },
       unprotect: { type: "boolean", help: "Allow them" },
     },
+    examples: `conflux namespaces set prod --extends base --protect`,
     run: namespaces,
   },
   {
@@ -347,6 +369,8 @@ const commands: readonly Command[] = [
       purge: { type: "boolean", help: "Delete for good, with all data" },
       data: { type: "string", value: "DIR", help: "Data directory of a stopped node (compact)" },
     },
+    examples: `conflux tenants create acme --replicas 3 --quota configs=500
+conflux tenants delete acme   # undelete takes it back`,
     run: tenants,
   },
   {
@@ -451,9 +475,10 @@ function usage(): string {
   ].join("\n");
 }
 
-function commandHelp({ name, summary, usage, options }: Command): string {
+function commandHelp({ name, summary, usage, options, examples }: Command): string {
   const specs = optionHelp({ ...options, ...commonOptions });
-  return `Usage: conflux ${name} ${usage}\n${summary}.\n\n${specs}`;
+  const shown = examples === undefined ? "" : `\n\nFor example:\n${examples}`;
+  return `Usage: conflux ${name} ${usage}\n${summary}.\n\n${specs}${shown}`;
 }
 
 /** @returns the exit code */

@@ -19,10 +19,10 @@ function distance(a: string, b: string): number {
   return above[b.length] as number;
 }
 
-/** Null when nothing is near. */
+/** Null when nothing is near: of a short word most of the letters must be right. */
 export function nearest(word: string, allowed: readonly string[]): string | null {
   let best: string | null = null;
-  let bestDistance = Math.max(2, Math.floor(word.length / 3)) + 1;
+  let bestDistance = Math.max(word.length > 3 ? 2 : 1, Math.floor(word.length / 3)) + 1;
   for (const one of allowed) {
     const beginsSo = word.length >= 2 && one.startsWith(word);
     const d = beginsSo ? 1 : distance(word, one);

@@ -1,8 +1,12 @@
 import { describe, expect, test } from "vitest";
+import { parse } from "yaml";
 import { optionHelp, parseOptions, UsageError } from "../../src/cli/arguments.ts";
 import type { OptionSpecs } from "../../src/cli/arguments.ts";
+import { commonOptions } from "../../src/cli/command.ts";
+import { commands } from "../../src/cli/conflux.ts";
 import { nearest } from "../../src/lib/nearest.ts";
 import { errorText, table } from "../../src/cli/output.ts";
+import { validateRules } from "../../src/model/rules.ts";
 import { ServerProblem, Unreachable } from "../../src/sdk/admin.ts";
 
 const specs = {
@@ -11,6 +15,25 @@ const specs = {
   explain: { type: "boolean", help: "Why" },
   to: { type: "string", help: "Which" },
 } as const satisfies OptionSpecs;
+
+test("every example in the help of a command is one that it takes", () => {
+  let count = 0;
+  for (const { name, examples = "", options, words } of commands) {
+    for (const [, line = ""] of examples.matchAll(/^conflux (.+)$/gm)) {
+      const argv = [...line.replace(/ +# .*$|<<.*$/, "").matchAll(/'([^']*)'|(\S+)/g)];
+      const [first, ...others] = argv.map(([, quoted, plain]) => quoted ?? plain ?? "");
+      expect(first).toBe(name);
+      const { positionals } = parseOptions(others, { ...options, ...commonOptions });
+      expect(positionals.length).toBeGreaterThanOrEqual(words[0]);
+      expect(positionals.length).toBeLessThanOrEqual(words[1]);
+      count += 1;
+    }
+    // Rules are read as the command reads them.
+    for (const [, rules = ""] of examples.matchAll(/<<'END'\n([\s\S]*?)^END$/gm))
+      expect(validateRules(parse(rules))).toEqual([]);
+  }
+  expect(count).toBeGreaterThan(10);
+});
 
 describe("parseOptions()", () => {
   test("takes long, short, inline and repeated options around words", () => {
@@ -63,7 +86,7 @@ test("nearest() finds what was meant, and nothing where nothing is near", () => 
   expect(nearest("gte", words)).toBe("get");
   expect(nearest("desc", words)).toBe("describe");
   expect(nearest("rolback", words)).toBe("rollback");
-  expect(nearest("xyzxyz", words)).toBeNull();
+  for (const other of ["xyzxyz", "dev", "x"]) expect(nearest(other, words)).toBeNull();
 });
 
 test("table() aligns, and nothing in a cell reaches the terminal as a control", () => {
