@@ -10,7 +10,7 @@ import { Problem, problems, type ProblemBody, type ProblemDetailError } from "..
 import { tagsLevel } from "../machine/command.ts";
 import { tagOf } from "../machine/draft.ts";
 import type { KeyKind } from "../machine/rows.ts";
-import { memberCount, parseJsonText, repeatedName } from "../model/json.ts";
+import { memberCount, parseJsonText, repeatedName, scanJson } from "../model/json.ts";
 import { escapePointer, shown } from "../model/names.ts";
 import type { OpenStream } from "./streams.ts";
 
@@ -310,7 +310,10 @@ export function parseJson(bytes: Uint8Array): unknown {
   try {
     value = parseJsonText(text);
   } catch (error) {
-    throw new Problem("malformed-json", `The body is not JSON: ${positionOf(error)}`, {
+    // In our words: those of engines differ, and some of them quote the body.
+    const { detail, line, column } = scanJson(text) ?? { detail: "", line: 1, column: 1 };
+    const place = `line ${line}, column ${column}`;
+    throw new Problem("malformed-json", `The body is not JSON: ${detail} (${place})`, {
       cause: error,
     });
   }
@@ -325,14 +328,6 @@ function givenTwice(text: string): Problem {
   return invalid(`Give each name once in its object: ${shown(pointer)} comes twice`, [
     { pointer, detail: "Given more than once" },
   ]);
-}
-
-/** Where the parser stopped, without the excerpt of the body that engines put into their messages. */
-function positionOf(error: unknown): string {
-  const position = /position (\d+)/.exec(error instanceof Error ? error.message : "");
-  return position === null
-    ? "it breaks off or has a wrong sign"
-    : `wrong sign at position ${position[1]}`;
 }
 
 interface Survey {

@@ -213,6 +213,20 @@ describe("bodies", () => {
     expect([answer.status, answer.body.code]).toEqual([400, "malformed-json"]);
   });
 
+  test.each([
+    ['{"content": 1,}', "Give a name in double quotes, or close the object (line 1, column 15)"],
+    ['{"content":\n 01}', "line 2, column 3"],
+    [
+      '{"content": NaN}',
+      "Give an object, array, string in double quotes, number, true, false or null",
+    ],
+    ['{"content": "', "Close the string: its end is missing (line 1, column 13)"],
+  ])("%j is told what is wrong and where, alike on every runtime", async (raw, detail) => {
+    const answer = await call("PUT", `${N}/configs/bad`, { raw });
+    expect([answer.status, answer.body.code]).toEqual([400, "malformed-json"]);
+    expect(answer.body.detail).toContain(detail);
+  });
+
   test("the text of a body is never told back", async () => {
     const answer = await call("PUT", `${N}/configs/bad`, { raw: '{"content": my-secret }' });
     expect(answer.text).not.toContain("my-secret");
