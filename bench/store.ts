@@ -28,11 +28,12 @@ import { Prng } from "../src/lib/prng.ts";
 import type { Command } from "../src/machine/command.ts";
 import { useDigest } from "../src/model/content.ts";
 import { holdMallocThreshold } from "../src/runtime/memory.ts";
-import { openJournalDisk } from "../src/store/disk.ts";
 import { LmdbEnvironments } from "../src/store/environments.ts";
-import { NodeJournal } from "../src/store/journal.ts";
+import type { NodeJournal } from "../src/store/journal.ts";
 import { recordBytes } from "../src/store/journal_format.ts";
 import { command, namespace } from "../test/crash/stack.ts";
+import { openJournalIn } from "../test/store/open_journal.ts";
+import { longestBlock } from "./block.ts";
 import { printRows, writeReport, type Row } from "./report.ts";
 import { publication, spreadWrites } from "./spread.ts";
 
@@ -86,9 +87,8 @@ function perSecond(value: number): string {
   return `${Math.round(value / 1000)}k/s`;
 }
 
-function openJournal(name: string): NodeJournal {
-  return new NodeJournal({
-    disk: openJournalDisk(join(directory, name)),
+function openJournal(name: string): ReturnType<typeof openJournalIn> {
+  return openJournalIn(join(directory, name), {
     salt: 1,
     onFatal: (error) => {
       throw error;
@@ -182,7 +182,7 @@ async function throughput(): Promise<void> {
   const payload = new Uint8Array(payloadBytes).fill(7);
   const records = Array.from({ length: groups }, (_, n) => ({ group: n + 1, payload }));
   const bytes = new Uint8Array(turnBytes).fill(7);
-  const journal = openJournal("throughput");
+  const { journal } = await openJournal("throughput");
   let turns = 0;
   const turn = (): Promise<void> =>
     new Promise((resolve) => {
@@ -222,7 +222,7 @@ async function throughput(): Promise<void> {
 async function latency(): Promise<void> {
   const payload = new Uint8Array(payloadBytes).fill(7);
   const bytes = new Uint8Array(recordBytes(payloadBytes)).fill(7);
-  const journal = openJournal("latency");
+  const { journal } = await openJournal("latency");
   const append = (): Promise<void> =>
     new Promise((resolve) => void journal.append([{ group: 1, payload }], resolve));
   const raw = new Raw("raw-lone", { sync: "fdatasync", allocated: 0 });
@@ -247,21 +247,23 @@ function both(times: number[]): string {
 }
 
 async function replay(): Promise<void> {
-  const journal = openJournal("replay");
+  const { journal } = await openJournal("replay");
   const payload = new Uint8Array(payloadBytes).fill(7);
   const records = Array.from({ length: 10_000 }, (_, n) => ({ group: (n % groups) + 1, payload }));
   while (journal.status.bytes < replayBytes)
     await new Promise<void>((resolve) => void journal.append(records, resolve));
   const { bytes } = journal.status;
   await journal.close();
+  const held = longestBlock();
   const start = performance.now();
-  const again = openJournal("replay");
-  const recovery = again.recovery();
+  const { journal: again, recovery } = await openJournal("replay");
   const took = performance.now() - start;
+  const blockMs = held();
   const count = [...recovery.groups.values()].reduce((sum, list) => sum + list.length, 0);
   row(
     `journal opened with ${Math.round(bytes / 1024 / 1024)} MiB, ${count} records`,
     `${(took / 1000).toFixed(2)} s`,
+    `the thread held for ${blockMs.toFixed(0)} ms at most`,
   );
   await again.close();
 }
@@ -271,17 +273,17 @@ async function replay(): Promise<void> {
  * journal, environments, turns and checkpoints; no directory, no requests, no heartbeats, no ticks.
  */
 class ManyTenants {
-  readonly journal = openJournal("spread");
+  readonly journal: NodeJournal;
   readonly #environments = new LmdbEnvironments({ data: join(directory, "spread-env") });
   readonly #replicas = new Map<number, Replica>();
   readonly #checkpoints: Checkpoints;
   readonly #turns: Turns;
   readonly #pulse: NodeJS.Timeout;
 
-  constructor(count: number) {
+  constructor(journal: NodeJournal, count: number) {
+    this.journal = journal;
     const cold = { records: () => [], dropIfUnknown: () => undefined } as unknown as ColdReplicas;
     const present = (group: number): Replica | null => this.#replicas.get(group) ?? null;
-    const { journal } = this;
     this.#checkpoints = new Checkpoints(journal, cold, checkpointTuningDefaults, {
       present,
       wake: present,
@@ -416,7 +418,7 @@ async function spread(): Promise<void> {
     fs.copyFileSync(join(data, "tenants", sample, "data.mdb"), join(place, "data.mdb"));
   }
   execFileSync("sync");
-  const tenants = new ManyTenants(tenantsCount);
+  const tenants = new ManyTenants((await openJournal("spread")).journal, tenantsCount);
   await tenants.elected();
   const everywhere = async (action: (tenant: string) => Command["action"]): Promise<void> => {
     for (let from = 1; from <= tenantsCount; from += 1_000)

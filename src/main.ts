@@ -205,11 +205,15 @@ async function main(args: readonly string[]): Promise<void> {
   const environments = new LmdbEnvironments({ data: directory.path, begin });
   directory.watch(fatal);
   const { cluster, node } = settings;
+  let isStarting = true;
   // Anybody may ask: where it was looked for, and why that failed, is for the log.
-  let lack: string | null =
-    settings.nats === null
+  const lacks = (): string | null => {
+    if (!isStarting) return null;
+    if (journal.opening !== null) return `This node is starting: ${readSoFar(journal.opening)}`;
+    return nats === null || nats.connected
       ? "This node is starting"
       : "This node cannot reach NATS and goes on trying: start nats-server, or correct CONFLUX_NATS; the node's log says where it tried, and what happened";
+  };
   let reason: string | null = null;
   const nats =
     settings.nats === null
@@ -268,7 +272,7 @@ async function main(args: readonly string[]): Promise<void> {
         retentionMs: settings.tenantRetention * DAY_MS,
       }),
       secretKeys,
-      lacks: () => lack,
+      lacks,
     },
   });
   // Before there is anything to serve: who looks after the process learns that it lives, and what it waits for.
@@ -301,7 +305,10 @@ async function main(args: readonly string[]): Promise<void> {
   };
 
   const notice = setInterval(() => {
-    log.warn({ lack, servers: nats?.servers, reason }, "node.waiting_for_nats");
+    const { opening } = journal;
+    if (opening !== null) log.info(opening, "journal.reading");
+    if (nats !== null && !nats.connected)
+      log.warn({ lack: lacks(), servers: nats.servers, reason }, "node.waiting_for_nats");
   }, WAITING_NOTICE_MS);
   try {
     await host.start();
@@ -311,7 +318,7 @@ async function main(args: readonly string[]): Promise<void> {
   } finally {
     clearInterval(notice);
   }
-  lack = null;
+  isStarting = false;
   await whenReady(host, log, settings);
   const change = async (action: Action): Promise<void> => {
     const outcome = await host.propose(SYSTEM_TENANT, {
@@ -359,6 +366,11 @@ async function main(args: readonly string[]): Promise<void> {
       log[error === null ? "debug" : "warn"](fields, "node.rehearsed");
     });
   if (settings.tenants !== null) await applyTenants(settings.tenants, gateway, root.token);
+}
+
+/** For people: how far the reading of the journal is. */
+function readSoFar({ segments, of }: NonNullable<NodeJournal["opening"]>): string {
+  return `${segments} of ${of} segments of its journal are read`;
 }
 
 /** Waits for the system group; says every few seconds what it is waiting for. */

@@ -409,7 +409,8 @@ class StoppedNode {
     try {
       const stored = environment.meta();
       if (stored !== null && metaFromBytes(stored).incarnation === incarnation) return;
-      const sequence = this.#journal.groups.get(SYSTEM_GROUP)?.at(-1)?.sequence ?? 0;
+      let sequence = 0;
+      for (const record of this.#journal.groups.get(SYSTEM_GROUP) ?? []) ({ sequence } = record);
       const meta = learnerMeta(
         incarnation,
         named.replica,

@@ -23,9 +23,9 @@ import type {
   LostRecords,
   Quarantine,
   QuarantinedReplica,
+  RecoveredRecords,
   Remains,
 } from "./ports.ts";
-import type { RecoveredRecord } from "./recovery.ts";
 import { metaFromBytes, type Replica } from "./replica.ts";
 
 /** Environments that are nobody's are looked for at most this often, and only when there may be some. */
@@ -57,7 +57,7 @@ export interface ColdReplicasHooks {
 /** A replica's beginning. */
 export interface ColdReplica {
   readonly environment: Environment;
-  readonly records: readonly RecoveredRecord[];
+  readonly records: RecoveredRecords;
   /** Why it must neither vote nor answer; null when nothing is known to be gone. */
   readonly damage: string | null;
 }
@@ -66,17 +66,15 @@ export class ColdReplicas {
   readonly #options: ColdReplicasOptions;
   readonly #directory: Directory;
   readonly #hooks: ColdReplicasHooks;
-  /** Nothing was on the disk when this node started. */
-  readonly isNew: boolean;
-  /** Which replica of the directory was on the disk then. */
-  readonly storedSystem: ReplicaId | null;
+  #isNew = false;
+  #storedSystem: ReplicaId | null = null;
   /** Journal records found at start, until their replica is opened. */
-  readonly #records = new Map<number, readonly RecoveredRecord[]>();
+  readonly #records = new Map<number, RecoveredRecords>();
   readonly #damaged = new Map<number, QuarantinedReplica>();
   /** The newest of the records that are gone without the name of their group. */
-  readonly #lost: LostRecords | null;
+  #lost: LostRecords | null = null;
   /** Those that were there when that was found, and may have lost something; null: any may. */
-  readonly #mayLack: ReadonlySet<string> | null;
+  #mayLack: ReadonlySet<string> | null = null;
   /** Why groups could not be opened; until the next start, or another place, nothing of them runs here. */
   readonly #unreadable = new Map<number, string>();
   /** Groups that could not be kept out, and pin the journal until the next start. */
@@ -89,7 +87,7 @@ export class ColdReplicas {
    * The directory here is no older than what this node ever knew: asked of its leader in this life, or nothing was ever
    * known. Until then a replica that is not on the disk may be one that was removed, and must not begin anew.
    */
-  #directoryIsCurrent: boolean;
+  #directoryIsCurrent = false;
   #isAsking = false;
   /** Groups about which the directory's leader is being asked. */
   readonly #asked = new Set<number>();
@@ -106,15 +104,18 @@ export class ColdReplicas {
     this.#options = options;
     this.#directory = directory;
     this.#hooks = hooks;
-    const recovery = options.journal.recovery();
+  }
+
+  /** With what was found in the journal; before that nothing may be opened. */
+  begin(recovery: JournalRecovery): void {
     for (const [group, records] of recovery.groups) this.#records.set(group, records);
-    const names = options.environments.names();
-    this.isNew = recovery.groups.size === 0 && !names.some((name) => replicaNamed(name) !== null);
+    const names = this.#options.environments.names();
+    this.#isNew = recovery.groups.size === 0 && !names.some((name) => replicaNamed(name) !== null);
     // A loss of power may leave the journal what a new environment's name was not yet kept for.
-    this.storedSystem =
+    this.#storedSystem =
       newestOf(names.filter((name) => replicaNamed(name)?.group === SYSTEM_GROUP)) ??
       creationIn(this.records(SYSTEM_GROUP));
-    this.#directoryIsCurrent = this.isNew;
+    this.#directoryIsCurrent = this.#isNew;
     this.#lost = this.#quarantine(recovery);
     this.#mayLack =
       this.#lost?.environments === undefined ? null : new Set(this.#lost.environments);
@@ -144,6 +145,16 @@ export class ColdReplicas {
     return lost;
   }
 
+  /** Nothing was on the disk when this node started. */
+  get isNew(): boolean {
+    return this.#isNew;
+  }
+
+  /** Which replica of the directory was on the disk then. */
+  get storedSystem(): ReplicaId | null {
+    return this.#storedSystem;
+  }
+
   // --- what is there -----------------------------------------------------------------------------------------------------
 
   /** Groups that the journal holds, then those that are damaged; one may be both. */
@@ -152,7 +163,7 @@ export class ColdReplicas {
     yield* this.#damaged.keys();
   }
 
-  records(group: number): readonly RecoveredRecord[] {
+  records(group: number): RecoveredRecords {
     return this.#records.get(group) ?? [];
   }
 
@@ -528,13 +539,13 @@ export function replicaNamed(
 // --- records of the journal ------------------------------------------------------------------------------------------------
 
 /** They do not begin with the replica's first one. */
-function isTail(records: readonly RecoveredRecord[]): boolean {
-  const first = records[0];
-  return first !== undefined && parseRecord(first.payload).kind !== "create";
+function isTail(records: RecoveredRecords): boolean {
+  for (const { payload } of records) return parseRecord(payload).kind !== "create";
+  return false;
 }
 
 /** Which replica they began; null when they do not say. */
-function creationIn(records: readonly RecoveredRecord[]): ReplicaId | null {
+function creationIn(records: RecoveredRecords): ReplicaId | null {
   let id: ReplicaId | null = null;
   for (const { payload } of records) {
     const parsed = parseRecord(payload);
@@ -544,9 +555,10 @@ function creationIn(records: readonly RecoveredRecord[]): ReplicaId | null {
 }
 
 /** They still have the beginning of this replica. */
-function beginsIn(records: readonly RecoveredRecord[], id: ReplicaId): boolean {
-  return records.some(({ payload }) => {
+function beginsIn(records: RecoveredRecords, id: ReplicaId): boolean {
+  for (const { payload } of records) {
     const parsed = parseRecord(payload);
-    return parsed.kind === "create" && parsed.meta.replica === id;
-  });
+    if (parsed.kind === "create" && parsed.meta.replica === id) return true;
+  }
+  return false;
 }

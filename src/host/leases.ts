@@ -21,7 +21,7 @@ export interface LeaseOptions {
   readonly clockDriftMax: number | null;
   readonly boot: number;
   /** Nothing of an earlier life is on the disk. */
-  readonly isNew: boolean;
+  readonly isNew: () => boolean;
   readonly clock: Clock;
   readonly liveness: Liveness;
 }
@@ -117,7 +117,7 @@ export class Leases {
         const node = this.#leaseMs === 0 ? undefined : nodeOf(id);
         return node === undefined ? 0 : this.#held(node);
       },
-      mayBeBound: () => !isNew && clock.monotonicMs() < this.#barredUntilMs,
+      mayBeBound: () => !isNew() && clock.monotonicMs() < this.#barredUntilMs,
     };
   }
 

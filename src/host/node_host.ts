@@ -58,6 +58,7 @@ import type {
   Environments,
   GroupStatus,
   Journal,
+  JournalRecovery,
   Lane,
   Log,
   Quarantine,
@@ -216,6 +217,8 @@ export class NodeHost implements ConfigService {
   #entry: Entry | null = null;
   #identity: SystemIdentity | null = null;
   readonly #pulse: Pulse;
+  /** What the journal holds is known; before that everybody else is taken for not heard. */
+  #isOpen = false;
   #stopping = false;
 
   // What a pulse did when.
@@ -319,8 +322,7 @@ export class NodeHost implements ConfigService {
       confirmed: (group) => this.#checkpoints.queue(group),
     });
     this.#cold = cold;
-    const { isNew } = cold;
-    const leases = new Leases({ clockDriftMax, boot, isNew, clock, liveness });
+    const leases = new Leases({ clockDriftMax, boot, isNew: () => cold.isNew, clock, liveness });
     this.#leases = leases;
     const { diskId, log } = options;
     const sleepers = this.#sleepers;
@@ -515,7 +517,11 @@ export class NodeHost implements ConfigService {
   async start(): Promise<void> {
     for (const peer of this.#options.peers) this.liveness.add(peer);
     const { transport, clock } = this.#options;
-    await transport.start((from, boot, lane, bytes) => this.#onFrame(from, boot, lane, bytes));
+    await Promise.all([
+      this.#openJournal(),
+      transport.start((from, boot, lane, bytes) => this.#onFrame(from, boot, lane, bytes)),
+    ]);
+    if (this.#stopping) throw new Problem("not-ready", "This node is stopping");
     this.#identity = this.#storedIdentity();
     if (this.#identity === null) {
       const { node, peers } = this.#options;
@@ -528,6 +534,17 @@ export class NodeHost implements ConfigService {
     // What the journal still holds is brought up one replica at a time, so that its space becomes free; and what is damaged
     // is said at once.
     for (const group of this.#cold.groups()) this.#checkpoints.queue(group);
+  }
+
+  async #openJournal(): Promise<void> {
+    const found = await new Promise<JournalRecovery>((resolve, reject) => {
+      this.#options.journal.open((error, recovery) => {
+        if (recovery === null) reject(error ?? new Error("The journal said nothing"));
+        else resolve(recovery);
+      });
+    });
+    this.#cold.begin(found);
+    this.#isOpen = true;
   }
 
   /** Who this node is in the group of `_system`: by what is on its disk, or by its name where that is beyond doubt. */
@@ -749,6 +766,7 @@ export class NodeHost implements ConfigService {
   // --- frames ----------------------------------------------------------------------------------------------------------
 
   #onFrame(from: string, boot: number, lane: Lane, bytes: Uint8Array): void {
+    if (!this.#isOpen) return;
     // Calls are answered to the end: what is asked of the leader here goes elsewhere then, and is not begun.
     if (this.#stopping && lane === "snapshot") return;
     try {

@@ -40,12 +40,19 @@ export interface JournalRecord {
 /** Position of a record in the order of all appends of this node; grows by one per record, also over restarts. */
 export type JournalSequence = number;
 
+export interface RecoveredRecord {
+  readonly sequence: JournalSequence;
+  readonly payload: Uint8Array;
+}
+
+/** In the order they were appended. */
+export interface RecoveredRecords extends Iterable<RecoveredRecord> {
+  readonly length: number;
+}
+
 export interface JournalRecovery {
-  /** Records not yet released, per group, in the order they were appended. */
-  readonly groups: ReadonlyMap<
-    number,
-    readonly { sequence: JournalSequence; payload: Uint8Array }[]
-  >;
+  /** Records not yet released, per group. */
+  readonly groups: ReadonlyMap<number, RecoveredRecords>;
   /** Groups with a damaged record in the middle of the journal: they must neither vote nor answer. */
   readonly damaged: ReadonlyMap<number, string>;
   /**
@@ -62,8 +69,13 @@ export interface JournalRecovery {
 }
 
 export interface Journal {
-  /** What was found at opening. Dropped by the host once every group in it was read. */
-  recovery(): JournalRecovery;
+  /**
+   * Reads what is there, a piece at a time beside whatever else the process does. Before anything else, once: until `done`
+   * nothing can be asked but `status` and `close`.
+   * @param done with what was found, which is dropped by the host once every group in it was read; or with an error, when the
+   * directory cannot be used or the journal is closed meanwhile
+   */
+  open(done: (error: Error | null, found: JournalRecovery | null) => void): void;
   /**
    * Appends one turn's records of all groups: one write, durable when `done` is called, in order of the calls. Records
    * are copied before this returns. An error of the disk is fatal to the process and reported by `onFatal`.
@@ -75,10 +87,7 @@ export interface Journal {
   /** `release` of all that was appended of this group so far, what was damaged of it included: its replica is gone. */
   forget(group: number): void;
   /** What is on the disk of this group after `sequence`, read from there: for one that is set aside while the node runs. */
-  records(
-    group: number,
-    sequence: JournalSequence,
-  ): readonly { readonly sequence: JournalSequence; readonly payload: Uint8Array }[];
+  records(group: number, sequence: JournalSequence): readonly RecoveredRecord[];
   /** Groups whose unreleased records keep the oldest segments from being dropped, oldest first. */
   pinning(segmentsMax: number): readonly number[];
   readonly status: {
@@ -102,7 +111,7 @@ export interface QuarantinedReplica {
 
 /** What the journal still has of one. */
 export interface Remains extends QuarantinedReplica {
-  readonly records: readonly { readonly sequence: JournalSequence; readonly payload: Uint8Array }[];
+  readonly records: Iterable<RecoveredRecord>;
 }
 
 /** Records up to `to` are gone, and whose they were is not known. */

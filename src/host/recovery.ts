@@ -21,17 +21,12 @@ import { ChangeKind, EntryKind, NONE, type ConfState, type Entry } from "../raft
 import { parseRecord } from "./codec.ts";
 import { SYSTEM_GROUP, SYSTEM_TENANT } from "./directory.ts";
 import { GroupLog, type ReplicaMeta } from "./group_log.ts";
-import type { Environment, EnvironmentChange } from "./ports.ts";
+import type { Environment, EnvironmentChange, RecoveredRecord } from "./ports.ts";
 import { metaFromBytes, metaToBytes } from "./replica.ts";
 import { TenantState } from "./tenant_state.ts";
 
 const NO_BYTES = new Uint8Array(0);
 const decoder = new TextDecoder();
-
-export interface RecoveredRecord {
-  readonly sequence: number;
-  readonly payload: Uint8Array;
-}
 
 /** What an environment and the journal's records of the same group make together. */
 export interface RecoveredLog {
@@ -47,7 +42,7 @@ export interface RecoveredLog {
 export function recoverLog(
   environment: Environment,
   identity: ReplicaMeta,
-  records: readonly RecoveredRecord[],
+  records: Iterable<RecoveredRecord>,
 ): RecoveredLog {
   const stored = environment.meta();
   let meta = stored === null ? null : metaFromBytes(stored);

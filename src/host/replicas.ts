@@ -13,8 +13,8 @@ import { freshMeta, type ReplicaMeta } from "./group_log.ts";
 import type { Leases } from "./leases.ts";
 import type { Liveness } from "./liveness.ts";
 import { replicaOn } from "./membership.ts";
-import type { Clock, Environment, Log } from "./ports.ts";
-import { recoverLog, type RecoveredRecord } from "./recovery.ts";
+import type { Clock, Environment, Log, RecoveredRecords } from "./ports.ts";
+import { recoverLog } from "./recovery.ts";
 import { Replica, type ReplicaHooks } from "./replica.ts";
 import type { Sleepers } from "./sleepers.ts";
 import type { Versions } from "./versions.ts";
@@ -190,7 +190,7 @@ export class Replicas {
     identity: ReplicaMeta,
     environment: Environment,
     /** Null: they cannot be trusted. */
-    records: readonly RecoveredRecord[] | null,
+    records: RecoveredRecords | null,
   ): Replica {
     const { prng, liveness, leases, sleepers, versions } = this.#parts;
     const isStored = environment.meta() !== null;

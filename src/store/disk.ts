@@ -11,6 +11,7 @@ import { join } from "node:path";
 import type { DiskDone, JournalDisk, JournalFile } from "./journal.ts";
 
 const growthBytes = 1024 * 1024;
+const readBytesMax = 1024 * 1024;
 
 export interface JournalDiskHooks {
   /** A file takes more of the disk. */
@@ -30,14 +31,17 @@ export function openJournalDisk(directory: string, hooks: JournalDiskHooks = {})
       // Not as a Buffer: its slice() would be a view where everybody else's is a copy.
       return new Uint8Array(buffer, byteOffset, byteLength);
     },
-    truncate(name, size) {
-      const descriptor = fs.openSync(join(directory, name), "r+");
-      try {
-        fs.ftruncateSync(descriptor, size);
-        fs.fsyncSync(descriptor);
-      } finally {
-        fs.closeSync(descriptor);
-      }
+    load: (name, loaded) => loadFile(join(directory, name), begin, loaded),
+    defer: (run) => void setImmediate(run),
+    truncate(name, size, truncated) {
+      const done = ended(begin(), truncated);
+      fs.open(join(directory, name), "r+", (error, descriptor) => {
+        if (error) return done(error);
+        fs.ftruncate(descriptor, size, (truncateError) => {
+          if (truncateError) return closed(descriptor, truncateError, done);
+          fs.fsync(descriptor, (syncError) => closed(descriptor, syncError ?? null, done));
+        });
+      });
     },
     create(name, done) {
       const { O_CREAT, O_EXCL, O_WRONLY, O_DSYNC } = fs.constants;
@@ -61,6 +65,41 @@ export function openJournalDisk(directory: string, hooks: JournalDiskHooks = {})
   };
 }
 
+/** In pieces, so that also a runtime that reads on its main thread is never held up for long. */
+function loadFile(
+  path: string,
+  begin: () => () => void,
+  loaded: (error: Error | null, bytes: Uint8Array | null) => void,
+): void {
+  fs.open(path, "r", (openError, descriptor) => {
+    if (openError) return loaded(openError, null);
+    const finish = (error: Error | null, bytes: Uint8Array | null): void =>
+      closed(descriptor, error, (closeError) => loaded(closeError, closeError ? null : bytes));
+    fs.fstat(descriptor, (statError, stats) => {
+      if (statError) return finish(statError, null);
+      const bytes = new Uint8Array(stats.size);
+      const readFrom = (at: number): void => {
+        const length = Math.min(readBytesMax, bytes.byteLength - at);
+        if (length === 0) return finish(null, bytes);
+        const end = begin();
+        fs.read(descriptor, bytes, at, length, at, (error, count) => {
+          end();
+          if (error) finish(error, null);
+          // Shorter than it said it was: what is missing is missing.
+          else if (count === 0) finish(null, bytes.subarray(0, at));
+          else readFrom(at + count);
+        });
+      };
+      readFrom(0);
+    });
+  });
+}
+
+/** Closes it whatever happened; what went wrong before counts more than that. */
+function closed(descriptor: number, error: Error | null, done: DiskDone): void {
+  fs.close(descriptor, (closeError) => done(error ?? closeError ?? null));
+}
+
 /** `syncDirectorySync`, of which only the sync itself takes time: this thread is not held up by that. */
 export function syncDirectory(directory: string, done: (error: Error | null) => void): void {
   let descriptor: number;
@@ -70,10 +109,7 @@ export function syncDirectory(directory: string, done: (error: Error | null) => 
     queueMicrotask(() => done(error as Error));
     return;
   }
-  fs.fsync(descriptor, (error) => {
-    fs.closeSync(descriptor);
-    done(error ?? null);
-  });
+  fs.fsync(descriptor, (error) => closed(descriptor, error ?? null, done));
 }
 
 /** Makes a name that was created, renamed or removed in this directory durable. */

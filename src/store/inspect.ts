@@ -9,7 +9,7 @@ import { join } from "node:path";
 import type { LostRecords, QuarantinedReplica } from "../host/ports.ts";
 import { readJournal } from "./journal.ts";
 import type { JournalFinding } from "./journal.ts";
-import { recordKinds, segmentNumber } from "./journal_format.ts";
+import { recordKinds, recordsIn, segmentNumber } from "./journal_format.ts";
 import { readQuarantine } from "./quarantine.ts";
 
 const groupsShownMax = 20;
@@ -85,10 +85,14 @@ export function inspectJournal(directory: string): JournalReport {
     },
   };
   // From the newest to the oldest, as a node reads them.
-  const read = readJournal(disk, ({ name, fileBytes, read: segment }) => {
+  const read = readJournal(disk, ({ name, bytes, read: segment }) => {
     const groups = new Set<number>();
-    const records = segment?.records ?? [];
-    for (const { kind, group, sequence, payloadBytes } of records) {
+    let firstSequence: number | null = null;
+    let lastSequence: number | null = null;
+    for (const record of segment === null ? [] : recordsIn(bytes, segment)) {
+      const { kind, group, sequence, payloadBytes } = record;
+      firstSequence ??= sequence;
+      lastSequence = sequence;
       if (kind !== recordKinds.data) continue;
       groups.add(group);
       const count = counts.get(group) ?? { records: 0, bytes: 0, first: sequence, last: sequence };
@@ -101,12 +105,12 @@ export function inspectJournal(directory: string): JournalReport {
     segments.push({
       file: name,
       state: unreadable.has(name) ? "unreadable" : segment === null ? "unused" : "intact",
-      fileBytes,
+      fileBytes: bytes.byteLength,
       usedBytes: segment?.end ?? 0,
-      records: records.length,
+      records: segment?.records.length ?? 0,
       groups: groups.size,
-      firstSequence: records[0]?.sequence ?? null,
-      lastSequence: records.at(-1)?.sequence ?? null,
+      firstSequence,
+      lastSequence,
     });
   });
   const environments = environmentNames(journal);

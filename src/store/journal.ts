@@ -14,7 +14,14 @@
  * Layout: journal_format.ts. Why so: DESIGN.md.
  */
 import { Problem } from "../api/problems.ts";
-import type { Journal, JournalRecord, JournalRecovery, JournalSequence } from "../host/ports.ts";
+import type {
+  Journal,
+  JournalRecord,
+  JournalRecovery,
+  JournalSequence,
+  RecoveredRecord,
+  RecoveredRecords,
+} from "../host/ports.ts";
 import { assert } from "../lib/assert.ts";
 import {
   assertGroup,
@@ -23,18 +30,21 @@ import {
   encodeSegmentHeader,
   hasRecordBytes,
   payloadOf,
-  payloadStart,
   readSegment,
   readSegmentHeader,
+  recordAt,
   recordBytes,
   recordHeaderBytes,
   recordKinds,
+  recordsIn,
   sealRecord,
   segmentHeaderBytes,
   segmentName,
   segmentNumber,
+  SegmentReader,
+  viewOf,
 } from "./journal_format.ts";
-import type { Damage, ReadRecord, ReadSegment } from "./journal_format.ts";
+import type { Damage, ReadSegment } from "./journal_format.ts";
 
 // --- port --------------------------------------------------------------------------------------------------------
 
@@ -48,15 +58,17 @@ export interface JournalFile {
   close(done: DiskDone): void;
 }
 
-/**
- * One flat directory. The synchronous calls are made only while opening, and `read` for a group that is set aside. Reads return zeros or less for space that was
- * never written.
- */
+/** One flat directory. Reads return zeros or less for space that was never written. */
 export interface JournalDisk {
   list(): readonly string[];
+  /** Holds the thread: for a group that is set aside while the node runs. */
   read(name: string): Uint8Array;
-  /** Durable when it returns. */
-  truncate(name: string, size: number): void;
+  /** The whole file, read beside whatever else the process does. The bytes are the caller's. */
+  load(name: string, done: (error: Error | null, bytes: Uint8Array | null) => void): void;
+  /** Runs once what else has arrived was handled. */
+  defer(run: () => void): void;
+  /** Durable when `done` is called. */
+  truncate(name: string, size: number, done: DiskDone): void;
   /** Fails when the name exists. */
   create(name: string, done: (error: Error | null, file: JournalFile | null) => void): void;
   remove(name: string, done: DiskDone): void;
@@ -79,6 +91,8 @@ export const journalDefaults = {
 const liveGroupsMax = 128 * 1024;
 /** One note of released groups is kept small, so that it rides on an ordinary write. */
 const releasesPerWriteMax = 4096;
+/** So many records are gone through before others have their turn. */
+const recordsPerStep = 4096;
 const writeBufferBytesMin = 64 * 1024;
 /** Buffers up to this are kept for the next write. */
 const writeBufferKeptMax = 2 * 1024 * 1024;
@@ -116,6 +130,8 @@ export interface NodeJournalRecovery extends JournalRecovery {
   readonly lost: readonly LostRange[];
 }
 
+type Opened = (error: Error | null, found: NodeJournalRecovery | null) => void;
+
 export class JournalStoppedError extends Error {
   override readonly name = "JournalStoppedError";
 }
@@ -150,7 +166,7 @@ export class NodeJournal implements Journal {
   readonly pendingBytesMax: number;
 
   /** Of the next segment. */
-  #number: number;
+  #number = 1;
   /** Oldest first; the last one is being written once `#file` is open. */
   readonly #segments: Segment[] = [];
   #file: JournalFile | null = null;
@@ -165,9 +181,10 @@ export class NodeJournal implements Journal {
   #removing = false;
   /** Released and not yet noted in the journal. */
   #releases = new Map<number, JournalSequence>();
-  #recovery: NodeJournalRecovery | null;
+  #opening: Opening | null = null;
+  #isOpen = false;
   /** What is live is known, and may be listed at the start of a segment: not while this opening has yet to say what is lost. */
-  #isLiveKnown: boolean;
+  #isLiveKnown = false;
   #stopped: Error | null = null;
   #closing: { resolve: () => void; reject: (error: Error) => void } | null = null;
   #closed: Promise<void> | null = null;
@@ -175,7 +192,6 @@ export class NodeJournal implements Journal {
   #appends = 0;
   #syncs = 0;
 
-  /** Reads what is there, cuts a torn end, and begins a new segment. Throws when the directory cannot be used. */
   constructor(options: JournalOptions) {
     this.#disk = options.disk;
     this.#onFatal = options.onFatal;
@@ -188,35 +204,55 @@ export class NodeJournal implements Journal {
       this.pendingBytesMax / recordHeaderBytes <= sequencesPerOpening / 2,
       "More records could be pending than sequences are left out between two openings",
     );
+  }
 
-    const replayed = readJournal(this.#disk);
-    if (replayed.torn !== null) this.#disk.truncate(replayed.torn.name, replayed.torn.at);
+  /**
+   * Reads what is there, cuts a torn end, and begins a new segment. Of what is handed over, payloads of one segment share a
+   * buffer: copy what is kept for long.
+   */
+  open(done: Opened): void {
+    assert(this.#opening === null && !this.#isOpen, "The journal was opened already");
+    assert(this.#closed === null, "The journal was closed");
+    const opening = new Opening(this.#disk, (error, replayed) => {
+      if (error !== null || replayed === null) return this.#cannotOpen(error, done);
+      const { torn } = replayed;
+      if (torn === null) return this.#opened(replayed, done);
+      this.#disk.truncate(torn.name, torn.at, (truncateError) => {
+        if (truncateError === null) this.#opened(replayed, done);
+        else this.#cannotOpen(truncateError, done);
+      });
+    });
+    this.#opening = opening;
+    opening.begin();
+  }
+
+  #cannotOpen(error: Error | null, done: Opened): void {
+    this.#opening = null;
+    this.#stopped = error ?? new Error("The journal was not read");
+    this.#closing?.resolve();
+    this.#closing = null;
+    done(this.#stopped, null);
+  }
+
+  #opened(replayed: ReadJournal, done: Opened): void {
+    this.#opening = null;
+    this.#isOpen = true;
     this.#segments.push(...replayed.segments);
     this.#nextSequence =
       (Math.floor(replayed.sequenceMax / sequencesPerOpening) + 1) * sequencesPerOpening;
-    this.#recovery = replayed.recovery;
     this.#isLiveKnown = replayed.isWhole;
     // The name of a segment whose creation was cut short is taken again.
     this.#number = replayed.numberNext;
     this.#busy = true;
     this.#removeFiles(replayed.unused, () => this.#startSegment());
-  }
-
-  /**
-   * Handed over once, so that the records do not stay in memory after the host read them. Payloads of one segment share
-   * a buffer: copy what is kept for long.
-   */
-  recovery(): NodeJournalRecovery {
-    const recovery = this.#recovery;
-    assert(recovery !== null, "The journal's recovery was taken already");
-    this.#recovery = null;
-    return recovery;
+    done(null, replayed.recovery);
   }
 
   append(records: readonly JournalRecord[], done: () => void): JournalSequence {
     if (this.#stopped !== null)
       throw new JournalStoppedError("Journal is stopped", { cause: this.#stopped });
     if (this.#closed !== null) throw new JournalStoppedError("Journal is closed");
+    assert(this.#isOpen, "Appended to a journal that is not open");
     let bytes = 0;
     for (const record of records) {
       assertGroup(record.group);
@@ -266,10 +302,12 @@ export class NodeJournal implements Journal {
       const name = segmentName(number);
       const bytes = this.#disk.read(name);
       // A write that is under way looks torn, and nothing in it was acknowledged.
-      for (const record of readSegment(bytes, name, number === this.#number - 1).records)
-        if (record.group === group && record.kind === recordKinds.data)
-          if (record.sequence > sequence)
-            found.push({ sequence: record.sequence, payload: payloadOf(bytes, record).slice() });
+      const read = readSegment(bytes, name, number === this.#number - 1);
+      for (const record of recordsIn(bytes, read)) {
+        if (record.group !== group || record.kind !== recordKinds.data) continue;
+        if (record.sequence <= sequence) continue;
+        found.push({ sequence: record.sequence, payload: payloadOf(bytes, record).slice() });
+      }
     }
     return found;
   }
@@ -289,6 +327,11 @@ export class NodeJournal implements Journal {
     return this.#pendingBytes;
   }
 
+  /** How many segments were read of those that were there; null: it is open, or was not asked to. */
+  get opening(): { readonly segments: number; readonly of: number } | null {
+    return this.#opening?.progress ?? null;
+  }
+
   get status(): Journal["status"] & { readonly pendingBytes: number } {
     return {
       segments: this.#segments.length,
@@ -304,6 +347,7 @@ export class NodeJournal implements Journal {
     this.#closed ??= new Promise((resolve, reject) => {
       this.#closing = { resolve, reject };
       if (this.#stopped !== null) this.#fail(this.#stopped);
+      else if (this.#opening !== null) this.#opening.stop();
       else this.#turn();
     });
     return this.#closed;
@@ -528,22 +572,40 @@ export class NodeJournal implements Journal {
 
 // --- opening -----------------------------------------------------------------------------------------------------
 
-/** The view is made when it is read: making a million at once kept Node's collector busy for seconds. */
-class RecoveredRecord {
-  readonly sequence: JournalSequence;
-  readonly #bytes: Uint8Array;
-  readonly #start: number;
-  readonly #length: number;
+/** Bytes of a segment, or of what is left of one. */
+interface Arena {
+  readonly bytes: Uint8Array;
+  readonly view: DataView;
+}
 
-  constructor(sequence: JournalSequence, bytes: Uint8Array, start: number, length: number) {
-    this.sequence = sequence;
-    this.#bytes = bytes;
-    this.#start = start;
-    this.#length = length;
+const arenaBytesMax = 2 ** 32;
+
+/**
+ * Places of one group's records, found from the newest to the oldest. Eight bytes for each: a million objects kept the
+ * collector busy for seconds. A record is made of its place each time that one goes through them.
+ */
+class GroupRecords implements RecoveredRecords {
+  /** Those that hold records of the group, in the order in which they were found. */
+  readonly #arenas: Arena[] = [];
+  /** Which arena, times 2^32, and where in it. */
+  readonly #places: number[] = [];
+
+  add(arena: Arena, at: number): void {
+    if (this.#arenas.at(-1) !== arena) this.#arenas.push(arena);
+    this.#places.push((this.#arenas.length - 1) * arenaBytesMax + at);
   }
 
-  get payload(): Uint8Array {
-    return this.#bytes.subarray(this.#start, this.#start + this.#length);
+  get length(): number {
+    return this.#places.length;
+  }
+
+  *[Symbol.iterator](): Generator<RecoveredRecord> {
+    for (let n = this.#places.length - 1; n >= 0; n--) {
+      const place = this.#places[n] as number;
+      const { bytes, view } = this.#arenas[Math.floor(place / arenaBytesMax)] as Arena;
+      const record = recordAt(view, place % arenaBytesMax);
+      yield { sequence: record.sequence, payload: payloadOf(bytes, record) };
+    }
   }
 }
 
@@ -575,7 +637,7 @@ export interface JournalFinding {
 /** What of a segment is of interest beside its records' fate. */
 export interface SeenSegment {
   readonly name: string;
-  readonly fileBytes: number;
+  readonly bytes: Uint8Array;
   /** Null: its creation was cut short, nothing was ever in it. */
   readonly read: ReadSegment | null;
 }
@@ -594,23 +656,130 @@ export interface ReadJournal {
   readonly findings: readonly JournalFinding[];
 }
 
-/**
- * Reads the directory and changes nothing. From the newest segment to the oldest and backwards within each, since the
- * note that releases a record always stands behind it: what is released is never copied, and one segment at a time is in
- * memory.
- */
+/** Reads the directory at once, and changes nothing. */
 export function readJournal(
   disk: Pick<JournalDisk, "list" | "read">,
   seen: (segment: SeenSegment) => void = () => undefined,
 ): ReadJournal {
-  const numbers = disk
-    .list()
+  const reading = replay(segmentNumbers(disk.list()), seen);
+  for (let step = reading.next(); ;) {
+    if (step.done === true) return step.value;
+    step = reading.next(step.value === null ? null : disk.read(step.value));
+  }
+}
+
+/** The same while the process does other things: while one segment is gone through, the next one is read. */
+class Opening {
+  readonly #disk: JournalDisk;
+  readonly #done: (error: Error | null, read: ReadJournal | null) => void;
+  /** Newest first. */
+  #names: readonly string[] = [];
+  #reading: ReturnType<typeof replay> | null = null;
+  /** How many were asked of the disk: at most one that nobody waits for yet. */
+  #asked = 0;
+  #taken = 0;
+  /** The one that was read ahead. */
+  #ahead: Uint8Array | null = null;
+  #waiting = false;
+  #ended = false;
+
+  constructor(disk: JournalDisk, done: (error: Error | null, read: ReadJournal | null) => void) {
+    this.#disk = disk;
+    this.#done = done;
+  }
+
+  get progress(): { readonly segments: number; readonly of: number } {
+    return { segments: this.#taken, of: this.#names.length };
+  }
+
+  begin(): void {
+    this.#disk.defer(() => {
+      this.#within(() => {
+        const numbers = segmentNumbers(this.#disk.list());
+        this.#names = numbers.map(segmentName).reverse();
+        this.#reading = replay(numbers);
+        this.#go(null);
+      });
+    });
+  }
+
+  /** Ends it where it is, as if it had failed. */
+  stop(): void {
+    this.#end(new JournalStoppedError("Journal is closed"), null);
+  }
+
+  /** One step; the next one comes when others had their turn, or the disk gave what it needs. */
+  #go(bytes: Uint8Array | null): void {
+    if (this.#ended || this.#reading === null) return;
+    const { done, value } = this.#reading.next(bytes);
+    if (done === true) return this.#end(null, value);
+    if (value === null) return this.#disk.defer(() => this.#within(() => this.#go(null)));
+    this.#waiting = true;
+    if (this.#asked === this.#taken) this.#load();
+    else this.#take();
+  }
+
+  #load(): void {
+    const name = this.#names[this.#asked];
+    if (name === undefined) return;
+    this.#asked += 1;
+    this.#disk.load(name, (error, bytes) => {
+      this.#within(() => {
+        if (error !== null) throw error;
+        this.#ahead = bytes;
+        this.#take();
+      });
+    });
+  }
+
+  #take(): void {
+    const bytes = this.#ahead;
+    if (bytes === null || !this.#waiting) return;
+    this.#ahead = null;
+    this.#waiting = false;
+    this.#taken += 1;
+    this.#load();
+    this.#go(bytes);
+  }
+
+  #within(run: () => void): void {
+    if (this.#ended) return;
+    try {
+      run();
+    } catch (error) {
+      this.#end(error as Error, null);
+    }
+  }
+
+  #end(error: Error | null, read: ReadJournal | null): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    this.#done(error, read);
+  }
+}
+
+/** Ascending. */
+function segmentNumbers(names: readonly string[]): readonly number[] {
+  return names
     .map(segmentNumber)
     .filter((number) => number !== undefined)
     .sort((a, b) => a - b);
+}
+
+/**
+ * From the newest segment to the oldest and backwards within each, since the note that releases a record always stands
+ * behind it: what is released is never copied, and one segment at a time is in memory beside what is kept.
+ *
+ * Gives the name of a segment where it needs the bytes of that, one after the other, and null where it has worked for some
+ * milliseconds and others may have their turn.
+ */
+function* replay(
+  numbers: readonly number[],
+  seen: (segment: SeenSegment) => void = () => undefined,
+): Generator<string | null, ReadJournal, Uint8Array | null> {
   const unused: string[] = [];
   const segments: Segment[] = [];
-  const groups = new Map<number, RecoveredRecord[]>();
+  const groups = new Map<number, GroupRecords>();
   const released = new Map<number, JournalSequence>();
   const damaged = new Map<number, string>();
   const lost: LostRange[] = [];
@@ -628,20 +797,29 @@ export function readJournal(
 
   for (const number of numbers.toReversed()) {
     const name = segmentName(number);
-    const bytes = disk.read(name);
+    const bytes = yield name;
+    assert(bytes !== null, "A segment that is asked for is given");
     const last = newer === null;
     if (last && readSegmentHeader(bytes, name) === null && !hasRecordBytes(bytes)) {
       unused.push(name);
-      seen({ name, fileBytes: bytes.byteLength, read: null });
+      seen({ name, bytes, read: null });
       continue;
     }
-    const read = readSegment(bytes, name, last);
-    seen({ name, fileBytes: bytes.byteLength, read });
+    const reader = new SegmentReader(bytes, name, last);
+    while (!reader.advance()) yield null;
+    const read = reader.result();
+    yield null;
+    const view = viewOf(bytes);
+    seen({ name, bytes, read });
     if (read.header !== null && read.header.number !== number)
       throw new Error(
         `Cannot read journal: file ${name} says it is segment ${read.header.number}; undo the renaming`,
       );
-    const final = read.records.at(-1)?.sequence ?? (read.header?.firstSequence ?? 1) - 1;
+    const sequenceAt = (n: number): JournalSequence | undefined => {
+      const at = read.records.at(n);
+      return at === undefined ? undefined : recordAt(view, at).sequence;
+    };
+    const final = sequenceAt(-1) ?? (read.header?.firstSequence ?? 1) - 1;
     const found = (
       kind: JournalFinding["kind"],
       place: { at: number; end: number } | null,
@@ -702,33 +880,41 @@ export function readJournal(
       gone("end-missing", null, { from: final + 1, to: behind - 1, where });
     }
 
-    const kept: ReadRecord[] = [];
+    const firstRead = sequenceAt(0);
+    // Those that are kept gather at the end of the list of all, in their order.
+    const { records } = read;
+    let keptFrom = records.length;
     let keptBytes = 0;
-    for (const record of read.records.toReversed()) {
-      const { kind, group, sequence, payloadBytes } = record;
+    for (let n = records.length - 1; n >= 0; n--) {
+      const at = records[n] as number;
+      const { kind, group, sequence, payloadBytes } = recordAt(view, at);
       if (kind === recordKinds.release) {
-        for (const [of, upTo] of decodePairs(payloadOf(bytes, record)))
+        for (const [of, upTo] of decodePairs(payloadOf(bytes, { at, payloadBytes })))
           if ((released.get(of) ?? 0) < upTo) released.set(of, upTo);
       } else if ((released.get(group) ?? 0) < sequence) {
         if ((live.get(group) ?? 0) < sequence) live.set(group, sequence);
-        kept.push(record);
-        keptBytes += payloadBytes;
+        records[--keptFrom] = at;
+        keptBytes += recordBytes(payloadBytes);
       }
+      if (n % recordsPerStep === 0) yield null;
     }
     // A segment of which little is left does not stay in memory for that little.
-    const arena = keptBytes * 2 < bytes.byteLength ? new Uint8Array(keptBytes) : bytes;
+    const isCopied = keptBytes * 2 < bytes.byteLength;
+    const left = isCopied ? new Uint8Array(keptBytes) : bytes;
+    const arena: Arena = isCopied ? { bytes: left, view: viewOf(left) } : { bytes, view };
     let used = 0;
-    for (const record of kept) {
-      let start = payloadStart(record);
-      if (arena !== bytes) {
-        arena.set(payloadOf(bytes, record), used);
-        start = used;
-        used += record.payloadBytes;
+    for (let n = records.length - 1; n >= keptFrom; n--) {
+      let at = records[n] as number;
+      const { group, payloadBytes } = recordAt(view, at);
+      if (isCopied) {
+        left.set(bytes.subarray(at, at + recordBytes(payloadBytes)), used);
+        at = used;
+        used += recordBytes(payloadBytes);
       }
-      const recovered = new RecoveredRecord(record.sequence, arena, start, record.payloadBytes);
-      const list = groups.get(record.group);
-      if (list === undefined) groups.set(record.group, [recovered]);
-      else list.push(recovered);
+      let list = groups.get(group);
+      if (list === undefined) groups.set(group, (list = new GroupRecords()));
+      list.add(arena, at);
+      if (n % recordsPerStep === 0) yield null;
     }
     for (const place of read.damage) {
       const where = `${name}, bytes ${place.at} to ${place.end}`;
@@ -757,7 +943,7 @@ export function readJournal(
     segments.push({ number, bytes: read.end, start: segmentHeaderBytes, live });
     newer = {
       number,
-      firstSequence: read.header?.firstSequence ?? read.records[0]?.sequence ?? behind,
+      firstSequence: read.header?.firstSequence ?? firstRead ?? behind,
       previousEnd: read.header?.previousEnd ?? 0,
       live: read.live,
     };
@@ -773,7 +959,6 @@ export function readJournal(
           group,
           `Journal records ${from} to ${to}, of unknown groups, are gone: ${where}`,
         );
-  for (const list of groups.values()) list.reverse();
   return {
     segments: segments.reverse(),
     torn,

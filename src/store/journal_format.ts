@@ -37,6 +37,11 @@ export type RecordKind = (typeof recordKinds)[keyof typeof recordKinds];
 const magic = Uint8Array.from("cfxjrnl\n", (char) => char.charCodeAt(0));
 /** The unit a disk writes whole or not at all. Larger real ones only make larger holes. */
 const sectorBytes = 512;
+/** A step of a reading ends with so many records, or as soon as it has passed so many bytes: some milliseconds. */
+const stepRecords = 4096;
+const stepBytes = 1024 * 1024;
+/** Room for the places of so many, to begin with. */
+const recordsAtFirst = 1024;
 const twoTo32 = 0x1_0000_0000;
 
 export function segmentName(number: number): string {
@@ -114,7 +119,7 @@ export function encodePairs(
 export function* decodePairs(
   payload: Uint8Array,
 ): Generator<readonly [group: number, sequence: number]> {
-  const view = new DataView(payload.buffer, payload.byteOffset, payload.byteLength);
+  const view = viewOf(payload);
   for (let at = 0; at + 16 <= payload.byteLength; at += 16)
     yield [getUint64(view, at), getUint64(view, at + 8)];
 }
@@ -129,14 +134,57 @@ export interface ReadRecord {
   readonly payloadBytes: number;
 }
 
-export function payloadStart(record: ReadRecord): number {
-  return record.at + recordHeaderBytes;
+export function viewOf(bytes: Uint8Array): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
+/** What the header of a record that was found whole says. */
+export function recordAt(view: DataView, at: number): ReadRecord {
+  return {
+    at,
+    kind: kindOf(view, at),
+    group: groupOf(view, at),
+    sequence: sequenceOf(view, at),
+    payloadBytes: payloadBytesOf(view, at),
+  };
+}
+
+/** All of a segment, in order. */
+export function* recordsIn(
+  bytes: Uint8Array,
+  { records }: Pick<ReadSegment, "records">,
+): Generator<ReadRecord> {
+  const view = viewOf(bytes);
+  for (const at of records) yield recordAt(view, at);
+}
+
+export function payloadStart({ at }: Pick<ReadRecord, "at">): number {
+  return at + recordHeaderBytes;
 }
 
 /** A view into the segment's bytes. */
-export function payloadOf(bytes: Uint8Array, record: ReadRecord): Uint8Array {
+export function payloadOf(
+  bytes: Uint8Array,
+  record: Pick<ReadRecord, "at" | "payloadBytes">,
+): Uint8Array {
   const start = payloadStart(record);
   return bytes.subarray(start, start + record.payloadBytes);
+}
+
+function kindOf(view: DataView, at: number): RecordKind {
+  return view.getUint8(at + 31) as RecordKind;
+}
+
+function groupOf(view: DataView, at: number): number {
+  return view.getUint32(at + 24, true) + (view.getUint32(at + 28, true) & 0xff_ff_ff) * twoTo32;
+}
+
+function sequenceOf(view: DataView, at: number): number {
+  return getUint64(view, at + 16);
+}
+
+function payloadBytesOf(view: DataView, at: number): number {
+  return view.getUint32(at + 4, true);
 }
 
 /** A place that does not verify. */
@@ -157,8 +205,8 @@ export interface Damage {
 export interface ReadSegment {
   /** Null when the header does not verify; records are found without it. */
   readonly header: SegmentHeader | null;
-  /** Without the list of live groups. */
-  readonly records: readonly ReadRecord[];
+  /** Where the records begin, ascending; without the list of live groups. See `recordAt`. */
+  readonly records: Uint32Array;
   /** Groups with unreleased records in segments before, and the newest of them; null when that is not said. */
   readonly live: ReadonlyMap<number, number> | null;
   readonly damage: readonly Damage[];
@@ -175,85 +223,139 @@ export class NewerFormatError extends Error {
 
 /** @param last whether a write may have been cut here, that is: no later segment exists */
 export function readSegment(bytes: Uint8Array, name: string, last: boolean): ReadSegment {
-  const header = readSegmentHeader(bytes, name);
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  const records: ReadRecord[] = [];
-  const damage: Damage[] = [];
-  const written = lengthWithoutZeros(bytes);
-  const salt = header === null ? guessSalt(bytes, view) : header.salt;
+  const reader = new SegmentReader(bytes, name, last);
+  while (!reader.advance());
+  return reader.result();
+}
 
-  let position = segmentHeaderBytes;
-  let sequence = header === null ? -1 : header.firstSequence - 1;
-  let lastWrite = segmentHeaderBytes;
-  let live: ReadonlyMap<number, number> | null = null;
-  const list = readRecordHeader(bytes, view, position, sequence - 1, salt);
-  if (list?.kind === recordKinds.live) {
-    const start = position + recordHeaderBytes;
-    const payloadEnd = start + list.payloadBytes;
+/** Reads a segment a step at a time, so that whoever has an event loop can give it back in between. */
+export class SegmentReader {
+  readonly #bytes: Uint8Array;
+  readonly #view: DataView;
+  readonly #last: boolean;
+  readonly #header: SegmentHeader | null;
+  readonly #written: number;
+  readonly #salt: number;
+  readonly #damage: Damage[] = [];
+  #live: ReadonlyMap<number, number> | null = null;
+  #records = new Uint32Array(recordsAtFirst);
+  #count = 0;
+  #position = segmentHeaderBytes;
+  #sequence: number;
+  #lastWrite = segmentHeaderBytes;
+
+  constructor(bytes: Uint8Array, name: string, last: boolean) {
+    this.#bytes = bytes;
+    this.#view = viewOf(bytes);
+    this.#last = last;
+    this.#header = readSegmentHeader(bytes, name);
+    this.#written = lengthWithoutZeros(bytes);
+    this.#salt = this.#header === null ? guessSalt(bytes, this.#view) : this.#header.salt;
+    this.#sequence = this.#header === null ? -1 : this.#header.firstSequence - 1;
+    this.#readList();
+  }
+
+  #readList(): void {
+    const bytes = this.#bytes;
+    const position = this.#position;
+    if (!isRecordHeader(bytes, this.#view, position, this.#sequence - 1, this.#salt)) return;
+    const list = recordAt(this.#view, position);
+    if (list.kind !== recordKinds.live) return;
     const end = position + recordBytes(list.payloadBytes);
-    if (payloadEnd <= bytes.byteLength && crc32(bytes, start, payloadEnd) === list.payloadCrc)
-      live = new Map(decodePairs(bytes.subarray(start, payloadEnd)));
+    if (hasPayload(bytes, this.#view, position))
+      this.#live = new Map(decodePairs(payloadOf(bytes, list)));
     else
-      damage.push({
+      this.#damage.push({
         at: position,
         end,
         record: { group: 0, sequence: list.sequence, kind: list.kind },
         after: list.sequence,
         before: list.sequence + 1,
       });
-    sequence = list.sequence;
-    position = end;
-  }
-  while (position < written) {
-    const found = readRecordHeader(bytes, view, position, sequence, salt);
-    if (found === null) {
-      let next = position + 8;
-      while (next < written && readRecordHeader(bytes, view, next, sequence, salt) === null)
-        next += 8;
-      const follower = next < written ? readRecordHeader(bytes, view, next, sequence, salt) : null;
-      const end = follower === null ? written : next;
-      const before = follower === null ? null : follower.sequence;
-      damage.push({ at: position, end, record: null, after: sequence, before });
-      position = follower === null ? align8(written) : next;
-      continue;
-    }
-    const start = position + recordHeaderBytes;
-    const payloadEnd = start + found.payloadBytes;
-    const end = position + recordBytes(found.payloadBytes);
-    const { kind, group } = found;
-    lastWrite = Math.max(lastWrite, position - found.offsetInWrite);
-    if (payloadEnd <= bytes.byteLength && crc32(bytes, start, payloadEnd) === found.payloadCrc)
-      records.push({
-        at: position,
-        kind,
-        group,
-        sequence: found.sequence,
-        payloadBytes: found.payloadBytes,
-      });
-    else
-      damage.push({
-        at: position,
-        end,
-        record: { group, sequence: found.sequence, kind },
-        after: found.sequence - 1,
-        before: found.sequence + 1,
-      });
-    sequence = found.sequence;
-    position = end;
+    this.#sequence = list.sequence;
+    this.#position = end;
   }
 
-  const end = Math.min(position, Math.max(bytes.byteLength, segmentHeaderBytes));
-  if (!last) return { header, records, live, damage, end, torn: null };
-  const cut = damage.find((place) => place.at >= lastWrite && looksUnwritten(bytes, place));
-  if (cut === undefined) return { header, records, live, damage, end, torn: null };
-  return {
-    header,
-    records: records.filter((record) => record.at < cut.at),
-    live,
-    damage: damage.filter((place) => place.at < cut.at),
-    end: cut.at,
-    torn: { at: cut.at, bytes: written - cut.at },
-  };
+  /** Reads on, at most `stepRecords` records or `stepBytes`. @returns whether all was read */
+  advance(): boolean {
+    const bytes = this.#bytes;
+    const view = this.#view;
+    const written = this.#written;
+    const salt = this.#salt;
+    let position = this.#position;
+    let sequence = this.#sequence;
+    let lastWrite = this.#lastWrite;
+    const until = Math.min(written, position + stepBytes);
+    const countMax = this.#count + stepRecords;
+    while (position < until && this.#count < countMax) {
+      if (!isRecordHeader(bytes, view, position, sequence, salt)) {
+        const next = this.#nextHeader(position + 8, sequence);
+        const before = next < written ? sequenceOf(view, next) : null;
+        const end = before === null ? written : next;
+        this.#damage.push({ at: position, end, record: null, after: sequence, before });
+        position = before === null ? align8(written) : next;
+        continue;
+      }
+      lastWrite = Math.max(lastWrite, position - view.getUint32(position + 12, true));
+      sequence = sequenceOf(view, position);
+      const end = position + recordBytes(payloadBytesOf(view, position));
+      if (hasPayload(bytes, view, position)) this.#push(position);
+      else
+        this.#damage.push({
+          at: position,
+          end,
+          record: { group: groupOf(view, position), sequence, kind: kindOf(view, position) },
+          after: sequence - 1,
+          before: sequence + 1,
+        });
+      position = end;
+    }
+    this.#position = position;
+    this.#sequence = sequence;
+    this.#lastWrite = lastWrite;
+    return position >= written;
+  }
+
+  /** Behind damage; `written` where none follows. */
+  #nextHeader(from: number, sequence: number): number {
+    let next = from;
+    while (
+      next < this.#written &&
+      !isRecordHeader(this.#bytes, this.#view, next, sequence, this.#salt)
+    )
+      next += 8;
+    return Math.min(next, this.#written);
+  }
+
+  #push(position: number): void {
+    if (this.#count === this.#records.length) {
+      const grown = new Uint32Array(this.#count * 2);
+      grown.set(this.#records);
+      this.#records = grown;
+    }
+    this.#records[this.#count++] = position;
+  }
+
+  result(): ReadSegment {
+    const bytes = this.#bytes;
+    const header = this.#header;
+    const live = this.#live;
+    const damage = this.#damage;
+    const lastWrite = this.#lastWrite;
+    const records = this.#records.subarray(0, this.#count);
+    const end = Math.min(this.#position, Math.max(bytes.byteLength, segmentHeaderBytes));
+    if (!this.#last) return { header, records, live, damage, end, torn: null };
+    const cut = damage.find((place) => place.at >= lastWrite && looksUnwritten(bytes, place));
+    if (cut === undefined) return { header, records, live, damage, end, torn: null };
+    return {
+      header,
+      records: records.filter((at) => at < cut.at),
+      live,
+      damage: damage.filter((place) => place.at < cut.at),
+      end: cut.at,
+      torn: { at: cut.at, bytes: this.#written - cut.at },
+    };
+  }
 }
 
 /** Whether anything but allocated space follows the segment's header. */
@@ -286,43 +388,33 @@ function guessSalt(bytes: Uint8Array, view: DataView): number {
   return (view.getUint32(at, true) ^ crc32Table(bytes, at + 4, at + recordHeaderBytes)) >>> 0;
 }
 
-interface RecordHeader {
-  readonly payloadBytes: number;
-  readonly payloadCrc: number;
-  readonly offsetInWrite: number;
-  readonly sequence: number;
-  readonly group: number;
-  readonly kind: RecordKind;
-}
-
-/** Cheap refusals first: looking for the next record after damage tries this at every eighth byte. */
-function readRecordHeader(
+/**
+ * Whether a record's header stands here whole. Cheap refusals first: looking for the next record after damage tries this at
+ * every eighth byte.
+ */
+function isRecordHeader(
   bytes: Uint8Array,
   view: DataView,
   at: number,
   after: number,
   salt: number,
-): RecordHeader | null {
-  if (at + recordHeaderBytes > bytes.byteLength) return null;
+): boolean {
+  if (at + recordHeaderBytes > bytes.byteLength) return false;
   const kind = bytes[at + 31];
   const isList = kind === recordKinds.live && at === segmentHeaderBytes;
-  if (kind !== recordKinds.data && kind !== recordKinds.release && !isList) return null;
-  const payloadBytes = view.getUint32(at + 4, true);
+  if (kind !== recordKinds.data && kind !== recordKinds.release && !isList) return false;
   // A payload that reaches past the end of the file was cut with the file; its header still says whose it was.
   const offsetInWrite = view.getUint32(at + 12, true);
-  if (offsetInWrite % 8 !== 0 || offsetInWrite > at - segmentHeaderBytes) return null;
+  if (offsetInWrite % 8 !== 0 || offsetInWrite > at - segmentHeaderBytes) return false;
   const crc = (crc32Table(bytes, at + 4, at + recordHeaderBytes) ^ salt) >>> 0;
-  if (view.getUint32(at, true) !== crc) return null;
-  const sequence = getUint64(view, at + 16);
-  if (sequence <= after) return null;
-  return {
-    payloadBytes,
-    payloadCrc: view.getUint32(at + 8, true),
-    offsetInWrite,
-    sequence,
-    group: view.getUint32(at + 24, true) + (view.getUint32(at + 28, true) & 0xff_ff_ff) * twoTo32,
-    kind,
-  };
+  return view.getUint32(at, true) === crc && sequenceOf(view, at) > after;
+}
+
+/** Whether the payload of a record whose header is whole is so too. */
+function hasPayload(bytes: Uint8Array, view: DataView, at: number): boolean {
+  const start = at + recordHeaderBytes;
+  const end = start + payloadBytesOf(view, at);
+  return end <= bytes.byteLength && crc32(bytes, start, end) === view.getUint32(at + 8, true);
 }
 
 /**
@@ -345,7 +437,7 @@ function looksUnwritten(bytes: Uint8Array, place: Damage): boolean {
 }
 
 function payloadLength(bytes: Uint8Array, at: number): number {
-  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength).getUint32(at + 4, true);
+  return payloadBytesOf(viewOf(bytes), at);
 }
 
 function isZero(bytes: Uint8Array, start: number, end: number): boolean {

@@ -83,7 +83,7 @@ export class QuarantineDirectory implements Quarantine {
         group,
         replica,
         reason,
-        records: records.map(({ sequence, payload }) => ({
+        records: Array.from(records, ({ sequence, payload }) => ({
           sequence,
           payload: Buffer.from(payload).toString("base64"),
         })),

@@ -6,7 +6,12 @@ import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { startCluster } from "../../infra/cluster.mjs";
-import { payloadStart, readSegment, recordKinds } from "../../src/store/journal_format.ts";
+import {
+  payloadStart,
+  readSegment,
+  recordKinds,
+  recordsIn,
+} from "../../src/store/journal_format.ts";
 import { ask, conflux, eventually, hasItAll, persist, type Answer } from "./api.ts";
 
 type Cluster = Awaited<ReturnType<typeof startCluster>>;
@@ -17,7 +22,7 @@ function rot(dataDir: string, group: number): void {
   const journal = path.join(dataDir, "journal");
   for (const name of readdirSync(journal).sort()) {
     const bytes = readFileSync(path.join(journal, name));
-    const record = readSegment(bytes, name, false).records.find(
+    const record = [...recordsIn(bytes, readSegment(bytes, name, false))].find(
       (one) => one.group === group && one.kind === recordKinds.data,
     );
     if (record === undefined) continue;

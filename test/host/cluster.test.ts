@@ -8,6 +8,7 @@ import { restoredMeta } from "../../src/machine/directory.ts";
 import type { TenantMeta } from "../../src/machine/rows.ts";
 import { MessageType } from "../../src/raft/types.ts";
 import { effective } from "../../src/machine/queries.ts";
+import { JournalStoppedError } from "../../src/store/journal.ts";
 import type { SimNode } from "../sim/world.ts";
 import { Cluster, latest, publish, ready, versions } from "./cluster.ts";
 import { command, createTenant } from "./scripted_node.ts";
@@ -30,6 +31,43 @@ describe("a leader that was frozen longer than an election takes", () => {
     for (const node of cluster.world.nodes) {
       expect(await cluster.read(node, "acme", latest)).toBe("newer");
     }
+  });
+});
+
+describe("a node that still reads its journal", () => {
+  test("says nothing and hears nothing, and then has all that it had", async () => {
+    const cluster = await ready();
+    await cluster.create("acme");
+    await cluster.change(cluster.node(0), "acme", publish("before"));
+    const node = cluster.leader("acme") as SimNode;
+    cluster.world.crash(node);
+    await cluster.until("another leads", () => cluster.leader("acme") !== null);
+    cluster.world.start(node);
+    cluster.world.stallDisk(node, 5_000);
+    const { disk } = node;
+    await cluster.pass(4_000);
+    expect(disk.operations).toContain("read");
+    expect([...(node.host?.replicas() ?? [])]).toEqual([]);
+    expect(node.host?.ready).toBe(false);
+    const others = cluster.world.nodes.filter((other) => other !== node);
+    for (const other of others) expect(other.host?.liveness.supports(node.name)).toBe(false);
+    await cluster.change(others[0] as SimNode, "acme", publish("meanwhile"));
+    await cluster.until("it is ready", () => node.host?.ready === true);
+    expect(await cluster.read(node, "acme", latest)).toBe("meanwhile");
+  });
+
+  test("can be stopped", async () => {
+    const cluster = await ready();
+    const node = cluster.node(0);
+    cluster.world.crash(node);
+    const outcome: unknown[] = [];
+    cluster.world.onStartFailed = (error) => outcome.push(error);
+    cluster.world.start(node);
+    cluster.world.stallDisk(node, 5_000);
+    let stopped = false;
+    void node.host?.stop().then(() => (stopped = true));
+    await cluster.until("it has stopped", () => stopped, 2_000);
+    expect(outcome).toEqual([new JournalStoppedError("Journal is closed")]);
   });
 });
 

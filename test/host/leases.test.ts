@@ -29,7 +29,13 @@ class Node {
       every: () => () => {},
     };
     this.liveness = new Liveness(name, this.now, { up() {}, down() {} }, boot);
-    this.leases = new Leases({ clockDriftMax, boot, isNew: false, clock, liveness: this.liveness });
+    this.leases = new Leases({
+      clockDriftMax,
+      boot,
+      isNew: () => false,
+      clock,
+      liveness: this.liveness,
+    });
   }
 
   hear(from: string, boot: number, beat: Omit<Heartbeat, "news"> | null): void {

@@ -10,7 +10,7 @@ import type { PeerStatus } from "../../src/raft/raft.ts";
 import { emptyConfState } from "../../src/raft/raft.ts";
 import { ChangeKind, type ConfState } from "../../src/raft/types.ts";
 import { readJournal } from "../../src/store/journal.ts";
-import { payloadStart, readSegment } from "../../src/store/journal_format.ts";
+import { payloadStart, readSegment, recordsIn } from "../../src/store/journal_format.ts";
 import type { SimNode } from "../sim/world.ts";
 import { type Cluster, latest, publish, ready, versions } from "./cluster.ts";
 import { MemoryEnvironment } from "./memory_environment.ts";
@@ -478,6 +478,7 @@ describe("a tenant", () => {
     await cluster.create("acme");
     cluster.world.crash(cluster.node(3));
     cluster.world.crash(cluster.node(4));
+    await cluster.until("the directory is led", () => cluster.leader("_system") !== null);
     await move(cluster, "acme", ["n1", "n4", "n5"]);
     await cluster.pass(2_000);
     const before = cluster.leader("acme") as SimNode;
@@ -522,7 +523,8 @@ describe("a damaged replica", () => {
   /** The node comes back, and one bit of what the journal has of the group is another. */
   function rot(node: SimNode, group: number): void {
     for (const name of node.disk.list().toSorted().toReversed()) {
-      const { records } = readSegment(node.disk.read(name), name, false);
+      const bytes = node.disk.read(name);
+      const records = [...recordsIn(bytes, readSegment(bytes, name, false))];
       const record = records.findLast((each) => each.group === group);
       if (record === undefined) continue;
       node.disk.flipBit(name, payloadStart(record) + 1, 0);

@@ -3,7 +3,7 @@ import { describe, expect, test } from "vitest";
 import { semanticsNow } from "../../src/machine/command.ts";
 import type { Tuning } from "../../src/host/node_host.ts";
 import { readJournal } from "../../src/store/journal.ts";
-import { payloadStart, readSegment } from "../../src/store/journal_format.ts";
+import { payloadStart, readSegment, recordsIn } from "../../src/store/journal_format.ts";
 import type { SimNode } from "../sim/world.ts";
 import { Cluster, latest, publish, ready } from "./cluster.ts";
 import { command } from "./scripted_node.ts";
@@ -209,11 +209,20 @@ describe("a node without a directory", () => {
     await cluster.create("acme");
     await cluster.pass(500);
     const node = cluster.node(2);
+    // Its environment knows the tenant, and its journal has more of the directory.
+    cluster
+      .replicas(SYSTEM)
+      .find((each) => each.node === node)
+      ?.replica.checkpoint();
+    await cluster.pass(500);
+    await cluster.create("later", ["n1", "n2"]);
+    await cluster.pass(500);
     cluster.world.crash(node);
     // One bit of what its journal has of the directory.
     const rotten = node.disk.list().find((name) => {
-      const { records } = readSegment(node.disk.read(name), name, false);
-      const record = records.find(({ group }) => group === 1);
+      const bytes = node.disk.read(name);
+      const records = [...recordsIn(bytes, readSegment(bytes, name, false))];
+      const record = records.findLast(({ group }) => group === 1);
       if (record === undefined) return false;
       node.disk.flipBit(name, payloadStart(record) + 1, 0);
       return true;

@@ -155,7 +155,11 @@ export class ScriptedNode {
     });
     host.registered = true;
     this.host = host;
-    await host.start();
+    const started = host.start();
+    // The journal is read, one thing of the disk after the other.
+    const reading = ["read", "turn", "truncate"];
+    while (reading.includes(this.disk.operations[0] ?? "")) this.disk.step(0);
+    await started;
     this.turn();
   }
 

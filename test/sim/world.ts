@@ -284,6 +284,7 @@ export class World {
   onThrown: (error: unknown) => void = (error) => {
     throw error;
   };
+  onStartFailed: (error: unknown) => void = (error) => this.onThrown(error);
   /** Sees everything that leaves a node. */
   onSent: (lane: Lane, bytes: Uint8Array) => void = () => {};
   readonly #agenda = new Agenda();
@@ -516,8 +517,8 @@ export class World {
     // What main does once the node is in the directory; nothing here asks for root keys.
     host.registered = true;
     node.host = host;
-    // `start` awaits nothing but the simulated transport.
-    void host.start();
+    // `start` awaits nothing but the simulated transport and the journal.
+    host.start().catch((error: unknown) => this.onStartFailed(error));
     this.settle();
     this.#pumpDisk(node);
     this.#register(node, host);
@@ -550,7 +551,20 @@ export class World {
     return {
       list: () => disk.list(),
       read: (name) => disk.read(name),
-      truncate: living((name: string, size: number) => disk.truncate(name, size)),
+      load: living((name: string, done: Parameters<JournalDisk["load"]>[1]) =>
+        disk.load(name, (error, bytes) => {
+          // The host awaits that the journal is open.
+          this.settle();
+          done(error, bytes);
+        }),
+      ),
+      defer: living((run: () => void) =>
+        disk.defer(() => {
+          this.settle();
+          run();
+        }),
+      ),
+      truncate: living((...args: Parameters<JournalDisk["truncate"]>) => disk.truncate(...args)),
       create: living((...args: Parameters<JournalDisk["create"]>) => disk.create(...args)),
       remove: living((...args: Parameters<JournalDisk["remove"]>) => disk.remove(...args)),
       syncDirectory: living((...args: Parameters<JournalDisk["syncDirectory"]>) =>

@@ -10,10 +10,9 @@ import * as fs from "node:fs";
 import process from "node:process";
 import { Prng } from "../../src/lib/prng.ts";
 import { openDataDirectory } from "../../src/store/data_dir.ts";
-import { openJournalDisk } from "../../src/store/disk.ts";
 import { LmdbEnvironments } from "../../src/store/environments.ts";
-import { NodeJournal } from "../../src/store/journal.ts";
 import { payloadFor } from "./child_data.ts";
+import { openJournalIn } from "./open_journal.ts";
 
 function say(line: string): void {
   fs.writeSync(1, `${line}\n`);
@@ -30,10 +29,9 @@ async function lock(directory: string): Promise<void> {
   setInterval(() => undefined, 1000);
 }
 
-function journal(directory: string, seed: number): void {
+async function journal(directory: string, seed: number): Promise<void> {
   const prng = new Prng(seed);
-  const opened = new NodeJournal({
-    disk: openJournalDisk(directory),
+  const { journal: opened, recovery } = await openJournalIn(directory, {
     salt: prng.uint32(),
     onFatal: (error) => {
       say(`fatal ${error.message}`);
@@ -41,7 +39,7 @@ function journal(directory: string, seed: number): void {
     },
     segmentBytes: 64 * 1024,
   });
-  say(`ready ${opened.recovery().groups.size}`);
+  say(`ready ${recovery.groups.size}`);
   const step = (): void => {
     const groups = Array.from({ length: prng.between(1, 20) }, () => prng.between(1, 50));
     const records = groups.map((group) => ({ group, payload: payloadFor(group, prng.below(400)) }));
@@ -94,6 +92,6 @@ function environment(directory: string): void {
 
 const [mode, directory, seed] = process.argv.slice(2) as [string, string, string | undefined];
 if (mode === "lock") await lock(directory);
-else if (mode === "journal") journal(directory, Number(seed));
+else if (mode === "journal") await journal(directory, Number(seed));
 else if (mode === "environment") environment(directory);
 else throw new Error(`Unknown mode: ${mode}`);

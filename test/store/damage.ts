@@ -7,7 +7,7 @@ import * as fs from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import process from "node:process";
-import { payloadStart, readSegment } from "../../src/store/journal_format.ts";
+import { payloadStart, readSegment, recordsIn } from "../../src/store/journal_format.ts";
 import { command, namespace, node, openStack } from "../crash/stack.ts";
 
 const base = fs.mkdtempSync(join(tmpdir(), "conflux-damage-"));
@@ -46,7 +46,7 @@ try {
   const [name = ""] = fs.readdirSync(join(copy, "journal")).sort();
   const segment = join(copy, "journal", name);
   const bytes = new Uint8Array(fs.readFileSync(segment));
-  const { records } = readSegment(bytes, name, true);
+  const records = [...recordsIn(bytes, readSegment(bytes, name, true))];
   const record = records[Math.floor(records.length / 2)];
   if (record === undefined) throw new Error("The journal is empty");
   const at = payloadStart(record) + 20;

@@ -3,12 +3,12 @@ import * as fs from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
-import { openJournalDisk } from "../../src/store/disk.ts";
 import { inspectJournal } from "../../src/store/inspect.ts";
 import type { JournalReport } from "../../src/store/inspect.ts";
-import { NodeJournal } from "../../src/store/journal.ts";
+import type { NodeJournal } from "../../src/store/journal.ts";
 import { recordBytes, segmentName } from "../../src/store/journal_format.ts";
 import { QuarantineDirectory } from "../../src/store/quarantine.ts";
+import { openJournalIn } from "./open_journal.ts";
 
 const directories: string[] = [];
 
@@ -16,9 +16,8 @@ afterAll(() => {
   for (const directory of directories) fs.rmSync(directory, { recursive: true, force: true });
 });
 
-function open(directory: string): NodeJournal {
-  return new NodeJournal({
-    disk: openJournalDisk(join(directory, "journal")),
+function open(directory: string): ReturnType<typeof openJournalIn> {
+  return openJournalIn(join(directory, "journal"), {
     salt: 99,
     onFatal: (error) => {
       throw error;
@@ -42,7 +41,7 @@ async function written(): Promise<{ directory: string; first: number }> {
   const directory = fs.mkdtempSync(join(tmpdir(), "conflux-inspect-"));
   directories.push(directory);
   fs.mkdirSync(join(directory, "tenants/acme.2.1"), { recursive: true });
-  const journal = open(directory);
+  const { journal } = await open(directory);
   const first = await append(journal, 1, 1000);
   for (const group of [2, 3, 1, 2, 3, 1, 2, 3]) await append(journal, group, 1000);
   journal.release(1, first);
@@ -149,8 +148,8 @@ describe("inspectJournal()", () => {
     change(directory, 2, 64 + listBytes + 10, 0xff);
     change(directory, 3, 64 + listBytes + 32 + 1, 0xff);
     const report = inspectJournal(directory);
-    const journal = open(directory);
-    const { damaged } = journal.recovery();
+    const { journal, recovery } = await open(directory);
+    const { damaged } = recovery;
     await journal.close();
     expect(damaged.size).toBeGreaterThan(0);
     expect(

@@ -1,8 +1,8 @@
 import { describe, expect, test } from "vitest";
 import { Problem } from "../../src/api/problems.ts";
 import { Prng } from "../../src/lib/prng.ts";
-import { NodeJournal, readJournal } from "../../src/store/journal.ts";
-import type { JournalOptions } from "../../src/store/journal.ts";
+import { JournalStoppedError, NodeJournal, readJournal } from "../../src/store/journal.ts";
+import type { JournalOptions, NodeJournalRecovery } from "../../src/store/journal.ts";
 import { crc32 } from "../../src/store/crc32.ts";
 import {
   formatVersion,
@@ -10,17 +10,12 @@ import {
   segmentHeaderBytes,
   segmentName,
 } from "../../src/store/journal_format.ts";
-import { SimDisk } from "./sim_disk.ts";
+import { openJournalOn, SimDisk } from "./sim_disk.ts";
 
 function open(disk: SimDisk, options: Partial<JournalOptions> = {}) {
   const fatal: Error[] = [];
-  const journal = new NodeJournal({
-    disk,
-    salt: 0x5eed,
-    onFatal: (error) => fatal.push(error),
-    ...options,
-  });
-  return { journal, fatal };
+  const onFatal = (error: Error): void => void fatal.push(error);
+  return { ...openJournalOn(disk, { salt: 0x5eed, onFatal, ...options }), fatal };
 }
 
 function text(value: string): Uint8Array {
@@ -33,14 +28,71 @@ function ascending(numbers: Iterable<number>): number[] {
 
 /** Per group what a new opening finds, as text. */
 function recovered(disk: SimDisk, options: Partial<JournalOptions> = {}) {
-  const { journal } = open(disk, options);
-  const recovery = journal.recovery();
+  const { journal, recovery } = open(disk, options);
   disk.run();
   const groups: Record<number, string[]> = {};
   for (const [group, records] of recovery.groups)
-    groups[group] = records.map(({ payload }) => new TextDecoder().decode(payload));
+    groups[group] = Array.from(records, ({ payload }) => new TextDecoder().decode(payload));
   return { journal, recovery, groups };
 }
+
+describe("open()", () => {
+  /** A disk with some segments of another opening, and a journal over it that was not opened yet. */
+  function unopened() {
+    const disk = new SimDisk({ seed: 1 });
+    const { journal: before } = open(disk, { segmentBytes: 4096 });
+    for (let n = 1; n <= 9; n++) {
+      before.append([{ group: n, payload: new Uint8Array(1000).fill(n) }], () => undefined);
+      disk.run();
+    }
+    disk.crash();
+    const journal = new NodeJournal({ disk, salt: 7, onFatal: () => undefined });
+    const told: (Error | NodeJournalRecovery | null)[] = [];
+    return { disk, journal, told };
+  }
+
+  test("reads a segment ahead, and lets others have their turn in between", () => {
+    const { disk, journal, told } = unopened();
+    const of = disk.list().length;
+    expect(of).toBeGreaterThan(2);
+    journal.open((error, found) => told.push(error ?? found));
+    const seen: string[] = [];
+    while (told.length === 0) {
+      seen.push([...disk.operations].sort().join("+"));
+      expect(journal.opening?.of ?? of).toBe(seen.length === 1 ? 0 : of);
+      disk.step(0);
+    }
+    expect(new Set(seen)).toEqual(new Set(["turn", "read", "read+turn"]));
+    expect(journal.opening).toBeNull();
+    const { groups } = told[0] as NodeJournalRecovery;
+    expect(ascending(groups.keys())).toEqual([1, 2, 3, 4, 5, 6, 7, 8, 9]);
+  });
+
+  test("tells of an error while it reads, and begins nothing", () => {
+    for (let after = 0; after < 3; after++) {
+      const { disk, journal, told } = unopened();
+      const names = disk.list();
+      disk.failNext("read", new Error("EIO"), after);
+      journal.open((error, found) => told.push(error ?? found));
+      disk.run();
+      expect(told).toEqual([new Error("EIO")]);
+      expect(disk.list()).toEqual(names);
+    }
+  });
+
+  test("ends where it is when the journal is closed meanwhile", async () => {
+    for (let steps = 0; steps < 6; steps++) {
+      const { disk, journal, told } = unopened();
+      const names = disk.list();
+      journal.open((error, found) => told.push(error ?? found));
+      for (let step = 0; step < steps; step++) disk.step(0);
+      await journal.close();
+      disk.run();
+      expect(told).toEqual([new JournalStoppedError("Journal is closed")]);
+      expect(disk.list()).toEqual(names);
+    }
+  });
+});
 
 describe("append()", () => {
   test("acknowledges in order and only after the write is durable", () => {
@@ -108,7 +160,8 @@ describe("append()", () => {
     expect(second).toBe(first + 2);
     disk.run();
     const { journal: again, recovery } = recovered(disk);
-    expect(recovery.groups.get(1)?.map(({ sequence }) => sequence)).toEqual([first, second]);
+    const found = [...(recovery.groups.get(1) ?? [])];
+    expect(found.map(({ sequence }) => sequence)).toEqual([first, second]);
     expect(again.append([{ group: 1, payload }], () => undefined)).toBeGreaterThan(second);
   });
 
@@ -239,9 +292,8 @@ describe("segments", () => {
     journal.append([{ group: 1, payload }], () => undefined);
     disk.run();
     const { recovery } = recovered(disk, options);
-    expect(recovery.groups.get(1)?.map((record) => record.payload.byteLength)).toEqual([
-      1000, 100_000, 1000,
-    ]);
+    const found = [...(recovery.groups.get(1) ?? [])];
+    expect(found.map(({ payload: { byteLength } }) => byteLength)).toEqual([1000, 100_000, 1000]);
   });
 
   test("do not pile up over restarts", () => {

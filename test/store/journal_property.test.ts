@@ -4,8 +4,8 @@
  */
 import { describe, expect, test } from "vitest";
 import { Prng } from "../../src/lib/prng.ts";
-import { NodeJournal } from "../../src/store/journal.ts";
-import { SimDisk } from "./sim_disk.ts";
+import type { NodeJournal } from "../../src/store/journal.ts";
+import { openJournalOn, SimDisk } from "./sim_disk.ts";
 
 interface Appended {
   readonly group: number;
@@ -87,22 +87,20 @@ class Model {
     const fatal = (error: Error): void => {
       throw error;
     };
-    const journal = new NodeJournal({
-      disk: this.disk,
+    const { journal, recovery } = openJournalOn(this.disk, {
       salt: this.prng.uint32(),
       onFatal: fatal,
       segmentBytes: 4096,
       writeBytesMax: 2048,
     });
-    const recovery = journal.recovery();
     expect([...recovery.damaged]).toEqual([]);
     expect(recovery.lost).toEqual([]);
 
     const found = [...recovery.groups]
       .flatMap(([group, list]) => {
-        const sequences = list.map(({ sequence }) => sequence);
+        const sequences = Array.from(list, ({ sequence }) => sequence);
         expect(sequences).toEqual([...sequences].sort((a, b) => a - b));
-        return list.map(({ sequence, payload }) => ({ group, sequence, payload }));
+        return Array.from(list, ({ sequence, payload }) => ({ group, sequence, payload }));
       })
       .sort((a, b) => a.sequence - b.sequence);
     const bySequence = new Map(this.records.map((record) => [record.sequence, record]));
@@ -159,8 +157,8 @@ describe("the journal", () => {
     for (let seed = 1; seed <= 400; seed++) {
       const prng = new Prng(seed);
       const disk = new SimDisk({ seed, growthBytes: 4096 });
-      const options = { disk, salt: seed, onFatal: () => undefined, segmentBytes: 8192 };
-      const journal = new NodeJournal(options);
+      const options = { salt: seed, onFatal: () => undefined, segmentBytes: 8192 };
+      const { journal } = openJournalOn(disk, options);
       disk.run();
       const written = new Map<number, { group: number; payload: Uint8Array }>();
       for (let n = 0; n < 30; n++) {
@@ -184,7 +182,7 @@ describe("the journal", () => {
       for (let at = start; at < Math.min(length, start + width); at++)
         disk.flipBit(name, at, prng.below(8));
 
-      const { groups, damaged, lost } = new NodeJournal(options).recovery();
+      const { groups, damaged, lost } = openJournalOn(disk, options).recovery;
       const present = new Set<number>();
       for (const [group, list] of groups)
         for (const { sequence, payload } of list) {

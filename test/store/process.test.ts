@@ -11,10 +11,9 @@ import process from "node:process";
 import { afterAll, describe, expect, test } from "vitest";
 import { Prng } from "../../src/lib/prng.ts";
 import { openDataDirectory } from "../../src/store/data_dir.ts";
-import { openJournalDisk } from "../../src/store/disk.ts";
 import { LmdbEnvironments } from "../../src/store/environments.ts";
-import { NodeJournal } from "../../src/store/journal.ts";
 import { payloadFor } from "./child_data.ts";
+import { openJournalIn } from "./open_journal.ts";
 
 const kills = Number(process.env["CONFLUX_TEST_KILLS"] ?? 30);
 const timeoutMs = 10_000 + kills * 1500;
@@ -108,18 +107,16 @@ describe("the journal under kill -9", () => {
           total += 1;
         }
 
-        const journal = new NodeJournal({
-          disk: openJournalDisk(directory),
+        const { journal, recovery } = await openJournalIn(directory, {
           salt: kill,
           onFatal: (error) => {
             throw error;
           },
         });
-        const recovery = journal.recovery();
         expect(recovery.damaged.size).toBe(0);
         expect(recovery.lost).toEqual([]);
         for (const [group, list] of acknowledged) {
-          const found = recovery.groups.get(group) ?? [];
+          const found = [...(recovery.groups.get(group) ?? [])];
           const sequences = found.map((record) => record.sequence);
           expect(sequences).toEqual([...sequences].sort((a, b) => a - b));
           for (const { payload } of found)

@@ -5,7 +5,14 @@
  * decides the order and the moment of a crash. Deterministic by its seed.
  */
 import { Prng } from "../../src/lib/prng.ts";
-import type { DiskDone, JournalDisk, JournalFile } from "../../src/store/journal.ts";
+import { NodeJournal } from "../../src/store/journal.ts";
+import type {
+  DiskDone,
+  JournalDisk,
+  JournalFile,
+  JournalOptions,
+  NodeJournalRecovery,
+} from "../../src/store/journal.ts";
 
 const sectorBytes = 512;
 
@@ -22,12 +29,28 @@ export type Survival =
   | { readonly kind: "prefix"; readonly bytes: number }
   | { readonly kind: "sectors" };
 
+/** A journal over it that has read what is there; what it began then is pending. */
+export function openJournalOn(
+  disk: SimDisk,
+  options: Omit<JournalOptions, "disk">,
+): { readonly journal: NodeJournal; readonly recovery: NodeJournalRecovery } {
+  const journal = new NodeJournal({ ...options, disk });
+  let outcome: { error: Error | null; found: NodeJournalRecovery | null } | null = null;
+  journal.open((error, found) => {
+    outcome = { error, found };
+  });
+  while (outcome === null && disk.step(0));
+  const { error, found } = outcome as unknown as NonNullable<typeof outcome>;
+  if (found === null) throw error as Error;
+  return { journal, recovery: found };
+}
+
 interface SimFile {
   bytes: Uint8Array;
 }
 
 interface Operation {
-  readonly what: "write" | "create" | "remove" | "sync" | "close";
+  readonly what: "read" | "truncate" | "write" | "create" | "remove" | "sync" | "close" | "turn";
   /** Makes the effect, then tells. Not called when the disk crashes first. */
   readonly complete: () => void;
   /** What is left of it when the disk crashes first. */
@@ -140,9 +163,35 @@ export class SimDisk implements JournalDisk {
     return this.#file(name).bytes.slice();
   }
 
-  truncate(name: string, size: number): void {
-    const file = this.#file(name);
-    file.bytes = file.bytes.slice(0, size);
+  load(name: string, done: (error: Error | null, bytes: Uint8Array | null) => void): void {
+    this.#later({
+      what: "read",
+      complete: () => done(null, this.read(name)),
+      crash: () => undefined,
+      fail: (error) => done(error, null),
+    });
+  }
+
+  defer(run: () => void): void {
+    this.#later({ what: "turn", complete: run, crash: () => undefined, fail: run });
+  }
+
+  truncate(name: string, size: number, done: DiskDone): void {
+    const truncate = (): void => {
+      const file = this.#file(name);
+      file.bytes = file.bytes.slice(0, size);
+    };
+    this.#later({
+      what: "truncate",
+      complete: () => {
+        truncate();
+        done(null);
+      },
+      crash: () => {
+        if (this.#prng.chance(0.5)) truncate();
+      },
+      fail: done,
+    });
   }
 
   create(name: string, done: (error: Error | null, file: JournalFile | null) => void): void {
