@@ -22,6 +22,8 @@ const restorePartRows = 2_000;
 const triesMax = 5;
 /** How often a backup of one tenant is begun. */
 const beginsMax = 3;
+/** How long the server may take to be told that no more is wanted, once somebody wants to leave. */
+const goodbyeMs = 2_000;
 /** How long a tenant that was just made, or replaced, may take to be known everywhere. */
 const beginMsMax = 30_000;
 
@@ -213,15 +215,44 @@ async function tagOf(path: string): Promise<string | null> {
 async function partOf(
   admin: Admin,
   tenant: string,
-  ask: { readonly session?: string; readonly part: number; readonly etag?: string },
+  ask: {
+    readonly session?: string;
+    readonly part: number;
+    readonly etag?: string;
+    readonly signal: AbortSignal;
+  },
 ): ReturnType<Admin["backupPart"]> {
   for (let tries = 1; ; tries++) {
     try {
       return await admin.backupPart(tenant, ask);
     } catch (error) {
-      // The part is still there for a minute: a connection that broke costs no more than itself.
-      if (!(error instanceof Unreachable) || tries === triesMax) throw error;
+      // A later part is still there for a minute: a connection that broke costs no more than itself.
+      const isLast = ask.part === 0 || tries === triesMax || ask.signal.aborted;
+      if (!(error instanceof Unreachable) || isLast) throw error;
     }
+  }
+}
+
+/** The session that a first part begins has no name here before it came: it is waited for, a moment. */
+async function firstPartOf(
+  admin: Admin,
+  tenant: string,
+  etag: string | null,
+  signal: AbortSignal,
+): ReturnType<Admin["backupPart"]> {
+  signal.throwIfAborted();
+  const late = new AbortController();
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const leave = (): void => {
+    timer = setTimeout(() => late.abort(), goodbyeMs);
+  };
+  signal.addEventListener("abort", leave, { once: true });
+  try {
+    const ask = { part: 0, signal: late.signal };
+    return await partOf(admin, tenant, { ...ask, ...(etag !== null && { etag }) });
+  } finally {
+    signal.removeEventListener("abort", leave);
+    clearTimeout(timer);
   }
 }
 
@@ -233,15 +264,18 @@ async function backupOne(
   directory: string,
   tenant: string,
   tell: Tell,
+  signal: AbortSignal,
 ): Promise<BackupState> {
   const etag = await tagOf(fileOf(directory, tenant));
   for (let begins = 1; ; begins++) {
     try {
-      const first = await partOf(admin, tenant, { part: 0, ...(etag !== null && { etag }) });
-      if (first !== null) return await backupFrom(first, admin, directory, tenant, tell);
+      const first = await firstPartOf(admin, tenant, etag, signal);
+      if (first !== null) return await backupFrom(first, admin, directory, tenant, tell, signal);
       const nothing = { epoch: null, revision: null, rows: null, bytes: null };
       return { tenant, state: "unchanged", ...nothing };
     } catch (error) {
+      if (signal.aborted)
+        throw new BackupError("Stopped before it was whole: nothing of it was kept");
       if (!(error instanceof Interrupted)) throw error;
       if (begins === beginsMax) throw error.cause;
       tell(`${tenant}: begun anew`);
@@ -258,18 +292,22 @@ async function backupFrom(
   directory: string,
   tenant: string,
   tell: Tell,
+  signal: AbortSignal,
 ): Promise<BackupState> {
   const path = fileOf(directory, tenant);
   const aside = join(directory, `.${tenant}.part`);
   let answer: Part = first;
   const judging = new Judge();
-  const file = await open(aside, "w", 0o600);
+  let file: FileHandle | null = null;
   try {
+    file = await open(aside, "w", 0o600);
     let rest: Buffer = Buffer.alloc(0);
     for (let part = 0; answer !== null;) {
       const { bytes, session, isLast }: { bytes: Uint8Array; session: string; isLast: boolean } =
         answer;
-      await file.write(bytes);
+      // A disk that is almost full takes less than it was given, and says so only then.
+      for (let at = 0; at < bytes.length;)
+        at += (await file.write(bytes, at, bytes.length - at, null)).bytesWritten;
       rest = Buffer.concat([rest, bytes]);
       for (let at = rest.indexOf(10); at !== -1; at = rest.indexOf(10)) {
         judging.line(rest.subarray(0, at + 1));
@@ -278,7 +316,8 @@ async function backupFrom(
       tell(`${tenant}: ${judging.rows} rows, ${sizeText(judging.bytes)}`);
       if (isLast) break;
       part += 1;
-      answer = await partOf(admin, tenant, { session, part }).catch((cause: unknown) => {
+      signal.throwIfAborted();
+      answer = await partOf(admin, tenant, { session, part, signal }).catch((cause: unknown) => {
         throw new Interrupted("A part cannot be had", { cause });
       });
     }
@@ -289,21 +328,31 @@ async function backupFrom(
     const { epoch, revision } = head;
     return { tenant, state: "taken", epoch, revision, rows: judging.rows, bytes: judging.bytes };
   } catch (error) {
-    await file.close().catch(() => {});
+    await file?.close().catch(() => {});
     await rm(aside, { force: true });
-    throw error;
+    // Else the server keeps the state for it for a minute, and one place fewer for others.
+    if (answer?.isLast !== true)
+      await admin.endBackup(tenant, first.session, AbortSignal.timeout(goodbyeMs)).catch(() => {});
+    const { syscall, message } = error as NodeJS.ErrnoException;
+    if (syscall === undefined) throw error;
+    throw new BackupError(`Cannot write ${aside}: ${message}`, { cause: error });
   }
 }
 
-/** One after the other; what fails does not keep the others from being taken. */
+/**
+ * One after the other; what fails does not keep the others from being taken.
+ *
+ * @param signal nobody waits for it any more: what is not whole is given up, and the server told
+ */
 export async function backup(
   admin: Admin,
   directory: string,
   tenants: readonly string[],
   tell: Tell,
+  signal: AbortSignal = new AbortController().signal,
 ): Promise<BackupState[]> {
   await mkdir(directory, { recursive: true, mode: 0o700 });
-  return each(tenants, (tenant) => backupOne(admin, directory, tenant, tell));
+  return each(tenants, (tenant) => backupOne(admin, directory, tenant, tell, signal), signal);
 }
 
 export async function verify(directory: string, tell: Tell): Promise<BackupState[]> {
@@ -324,9 +373,11 @@ function guardName(head: Head, tenant: string): void {
 async function each(
   tenants: readonly string[],
   run: (tenant: string) => Promise<BackupState>,
+  signal?: AbortSignal,
 ): Promise<BackupState[]> {
   const states: BackupState[] = [];
   for (const tenant of tenants) {
+    if (signal?.aborted === true) break;
     try {
       states.push(await run(tenant));
     } catch (error) {

@@ -67,11 +67,44 @@ export interface Command {
 /** Why it takes longer. */
 export const waiting = new ProgressLine();
 
+/**
+ * Somebody pressed Ctrl-C, or a supervisor wants an end: what is under way ends itself, with the exit code that shells
+ * expect. The second time the process just ends.
+ */
+export class Stop {
+  readonly #told = new AbortController();
+  #code: number | null = null;
+
+  constructor(onStop: () => void = () => {}) {
+    for (const [name, number] of [
+      ["SIGHUP", 1],
+      ["SIGINT", 2],
+      ["SIGTERM", 15],
+    ] as const)
+      process.once(name, () => {
+        this.#code ??= 128 + number;
+        this.#told.abort();
+        onStop();
+      });
+  }
+
+  get signal(): AbortSignal {
+    return this.#told.signal;
+  }
+
+  /** Null: nobody did. */
+  get code(): number | null {
+    return this.#code;
+  }
+}
+
 /** A command line with its environment. */
 export class Context {
   readonly options: Options;
   readonly words: readonly string[];
   readonly format: Format;
+  /** A request failed, and is repeated. */
+  onRetry = ({ message }: Error): void => waiting.show(`Trying again: ${message}`);
 
   constructor(options: Options) {
     this.options = options;
@@ -97,7 +130,7 @@ export class Context {
       return new Admin({
         url,
         unreachableMs: 3_000,
-        onRetry: ({ message }) => waiting.show(`Trying again: ${message}`),
+        onRetry: (error) => this.onRetry(error),
         ...(token !== undefined && { token }),
       });
     } catch (error) {

@@ -1,5 +1,4 @@
 /** Commands for who manages configs and who asks what clients get. */
-import { writeFile } from "node:fs/promises";
 import process from "node:process";
 import { parse as parseYaml } from "yaml";
 import { contentFormats } from "../model/release.ts";
@@ -11,6 +10,7 @@ import { Conflux } from "../sdk/mod.ts";
 import { conditionOf, orNull } from "./apply.ts";
 import { bench } from "./bench.ts";
 import type { BenchResult } from "./bench.ts";
+import { writeWhole } from "./export.ts";
 import { typesDocument } from "./gen_types.ts";
 import type { TypedConfig } from "./gen_types.ts";
 import { UsageError } from "./arguments.ts";
@@ -385,7 +385,7 @@ export async function generate(context: Context): Promise<void> {
   const document = typesDocument(configs, `${where.tenant}/${where.namespace}`);
   const file = options.get("file");
   if (file === undefined) return printContent(document);
-  await writeFile(file, document);
+  await writeWhole(file, document);
   print(`Wrote types of ${configs.length} configs to ${file}`);
 }
 
@@ -410,8 +410,23 @@ export async function watch(context: Context): Promise<void> {
   const stop = new AbortController();
   process.once("SIGINT", () => stop.abort());
   process.once("SIGTERM", () => stop.abort());
+  context.onRetry = tellOnce;
   if (options.has("label") || options.has("values")) await watchValues(context, stop.signal);
   else await watchChanges(context, stop.signal);
+}
+
+let toldLast = "";
+let toldAt = Number.NEGATIVE_INFINITY;
+const toldAgainMs = 60_000;
+
+/** Somebody waits for what does not come: why, when it is another reason than before, and each minute. */
+function tellOnce(error: unknown): void {
+  const message = error instanceof Error ? error.message : String(error);
+  const now = performance.now();
+  if (message === toldLast && now - toldAt < toldAgainMs) return;
+  toldLast = message;
+  toldAt = now;
+  process.stderr.write(`Trying again: ${plainText(message)}\n`);
 }
 
 /** Every change of configs, for people who manage them. */
@@ -458,6 +473,7 @@ async function watchValues(context: Context, signal: AbortSignal): Promise<void>
     labels: options.pairs("label"),
     ...(token !== undefined && { token }),
     ...(context.words[0] !== undefined && { name: context.words[0] }),
+    onError: tellOnce,
   });
   try {
     const changes = conflux.watch({ signal });

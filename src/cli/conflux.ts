@@ -2,7 +2,7 @@
 /**
  * The `conflux` command. A table of commands, each a few lines over the management client; parsing, help, output and
  * errors are the same for all. Exit codes: 0 done, 1 not done, 2 `diff` found differences, `import` left something out or
- * `journal` found damage.
+ * `journal` found damage; 128 and the signal's number: stopped.
  */
 import process from "node:process";
 import { pathToFileURL } from "node:url";
@@ -459,6 +459,21 @@ conflux tenants delete acme   # undelete takes it back`,
   },
 ];
 
+/** Whoever takes no more of what they write wants no more of them. */
+const reading: ReadonlySet<string> = new Set([
+  "audit",
+  "describe",
+  "diff",
+  "eval",
+  "feedback",
+  "gen",
+  "get",
+  "help",
+  "history",
+  "journal",
+  "watch",
+]);
+
 // --- entry ---------------------------------------------------------------------------------------------------------------------
 
 function usage(): string {
@@ -471,7 +486,7 @@ function usage(): string {
     "`conflux COMMAND --help` says more, `conflux --version` which version this is.",
     "Environment: CONFLUX_URL, CONFLUX_TOKEN, CONFLUX_TENANT, CONFLUX_NAMESPACE.",
     "Exit codes: 0 done, 1 not done, 2 `diff` found differences, `import` left something out or",
-    "`journal` found damage.",
+    "`journal` found damage, 130 stopped by Ctrl-C.",
   ].join("\n");
 }
 
@@ -518,16 +533,26 @@ async function main(argv: readonly string[]): Promise<number> {
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1] ?? "").href) {
-  // `conflux watch | head` ends without a word when the reader has gone.
-  process.stdout.on("error", () => process.exit(0));
-  main(process.argv.slice(2)).then(
-    (code) => {
-      process.exitCode = code;
-    },
-    (error: unknown) => {
-      waiting.end();
-      process.stderr.write(`${errorText(error)}\n`);
-      process.exitCode = 1;
-    },
-  );
+  let lost: NodeJS.ErrnoException | null = null;
+  const end = (code: number): void => {
+    const isLost = lost !== null && lost.code !== "EPIPE";
+    if (isLost) process.stderr.write(`error: Cannot write what is to be shown: ${lost?.message}\n`);
+    process.exitCode = isLost ? 1 : code;
+  };
+  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    const isFirst = lost === null;
+    lost ??= error;
+    // What changes something goes on to its end, and to its own exit code. What only reads ends: `conflux watch | head`
+    // without a word, and where a disk is full with one.
+    if (isFirst && reading.has(process.argv[2] ?? "")) {
+      end(Number(process.exitCode ?? 0));
+      process.exit();
+    }
+    if (isFirst && process.exitCode !== undefined) end(Number(process.exitCode));
+  });
+  main(process.argv.slice(2)).then(end, (error: unknown) => {
+    waiting.end();
+    process.stderr.write(`${errorText(error)}\n`);
+    end(1);
+  });
 }

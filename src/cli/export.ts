@@ -3,7 +3,7 @@
  * Versions that no release names, history, audit and secrets of keys stay behind.
  */
 import process from "node:process";
-import { mkdir, writeFile } from "node:fs/promises";
+import { mkdir, rename, rm, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { parse, stringify } from "yaml";
 import type { ConfigDetailAnswer, VersionContentAnswer } from "../api/schemas.ts";
@@ -55,7 +55,19 @@ export async function writeFiles(
   for (const [file, text] of files) {
     const path = join(folder, file);
     await mkdir(dirname(path), { recursive: true });
-    await writeFile(path, text);
+    await writeWhole(path, text);
+  }
+}
+
+/** Under its name there is all of it, or what was there before. @throws Error naming the file */
+export async function writeWhole(path: string, text: string): Promise<void> {
+  const aside = `${path}.part`;
+  try {
+    await writeFile(aside, text, { flush: true });
+    await rename(aside, path);
+  } catch (error) {
+    await rm(aside, { force: true });
+    throw new Error(`Cannot write ${path}: ${(error as Error).message}`, { cause: error });
   }
 }
 

@@ -20,7 +20,7 @@ import {
 } from "./import/import.ts";
 import type { Imported } from "./import/importing.ts";
 import { plainText, ProgressLine, table } from "./output.ts";
-import { keyText } from "./command.ts";
+import { keyText, Stop } from "./command.ts";
 import type { Context } from "./command.ts";
 
 export const folderOption = {
@@ -54,6 +54,15 @@ async function applyAll(
   const applied: Applied[] = [];
   const made: { readonly tenant: string; readonly name: string | null; readonly token: string }[] =
     [];
+  // Tokens are shown once: those of keys that were made must not go with the process.
+  const stop = new Stop(() => {
+    line.end();
+    for (const key of made) process.stderr.write(`${keyText(key)}\n`);
+    process.stderr.write(
+      `error: Stopped: what was applied until now stays, repeat it for the rest\n`,
+    );
+    process.exit(stop.code ?? 1);
+  });
   try {
     for (const manifest of manifests)
       applied.push(

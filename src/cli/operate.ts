@@ -12,7 +12,7 @@ import type { Options, OptionSpecs } from "./arguments.ts";
 import { natsConfigOptions, writeNatsConfig } from "./nats_config.ts";
 import { suggestion } from "../lib/nearest.ts";
 import { fields, plainText, print, printContent, ProgressLine, table } from "./output.ts";
-import { keyText, readText, refuseOthers, verbOf } from "./command.ts";
+import { keyText, readText, refuseOthers, Stop, verbOf } from "./command.ts";
 import type { Context } from "./command.ts";
 
 export const recoverOptions = {
@@ -641,7 +641,10 @@ export async function runBackup(context: Context): Promise<number> {
       : [context.tenant];
   for (const tenant of tenants)
     if (!isTenantName(tenant)) throw new UsageError(`${tenant} is not the name of a tenant`);
-  return showBackups(context, await backup(admin, to, tenants, tell), line);
+  const stop = new Stop();
+  const states = await backup(admin, to, tenants, tell, stop.signal);
+  const code = showBackups(context, states, line);
+  return stop.code ?? code;
 }
 
 export async function runRestore(context: Context): Promise<number> {

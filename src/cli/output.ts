@@ -1,7 +1,7 @@
 /** What the command writes: tables for people, JSON and YAML for programs, progress for terminals, errors for both. */
 import process from "node:process";
 import { stringify } from "yaml";
-import { Problem, ServerProblem, Unreachable } from "../sdk/admin.ts";
+import { Problem, ServerProblem, Unanswered, Unreachable } from "../sdk/admin.ts";
 import { ManifestError } from "./apply.ts";
 import { UsageError } from "./arguments.ts";
 import { ImportError } from "./import/importing.ts";
@@ -71,7 +71,7 @@ export function fields(pairs: readonly (readonly [string, Cell])[]): string {
 
 /** One line on a terminal that is written over; nothing elsewhere. */
 export class ProgressLine {
-  readonly #isOn = process.stderr.isTTY;
+  readonly #isOn = process.stderr.isTTY && process.env["TERM"] !== "dumb";
   #at = 0;
 
   show(text: string): void {
@@ -128,8 +128,10 @@ export function errorText(error: unknown): string {
     if (hint !== undefined) lines.push(`  ${hint}`);
     return lines.join("\n");
   }
+  if (error instanceof Unanswered)
+    return `error: ${plainText(error.message)}\n  The change was sent and may have been made: look at what is there, then repeat it`;
   if (error instanceof Unreachable)
-    return `error: ${plainText(error.message)}\n  Start a node with \`conflux start\`, or say where one is by --url or CONFLUX_URL`;
+    return `error: ${plainText(error.message)}\n  Start a node with \`conflux start\`, or say where one is by --url or CONFLUX_URL (several with commas)`;
   return `error: ${error instanceof Error ? error.message : String(error)}`;
 }
 

@@ -59,12 +59,14 @@ import type { Labels } from "../model/release.ts";
 import {
   Backoff,
   baseUrls,
+  Foreign,
   path,
   problemOf,
   randomId,
   reasonOf,
   ServerProblem,
   sleep,
+  Unanswered,
   Unreachable,
 } from "./http.ts";
 import type { Fetch, Token } from "./http.ts";
@@ -72,7 +74,7 @@ import { EventStreamParser, FrameError, frameOf } from "./watch.ts";
 import type { Frame } from "./watch.ts";
 
 export type * from "../api/schemas.ts";
-export { Problem, ServerProblem, Unreachable };
+export { Problem, ServerProblem, Unanswered, Unreachable };
 export type { Fetch, Frame, Token };
 
 export interface AdminOptions {
@@ -138,6 +140,8 @@ interface Query {
 }
 
 const idleMs = 37_500;
+/** In the words of all runtimes: there was no connection, so nothing was sent. */
+const neverSent = /ECONNREFUSED|ENOTFOUND|EAI_AGAIN|connection refused|dns error|getaddrinfo/i;
 const pageMax = 1_000;
 
 export class Admin {
@@ -432,6 +436,7 @@ export class Admin {
           signal: wire.signal,
           headers: { accept: "text/event-stream" },
         });
+        if (response.headers.get("x-request-id") === null) throw new Foreign(this.#base, response);
         const parser = new EventStreamParser();
         const reader = (response.body as ReadableStream<Uint8Array>).getReader();
         for (;;) {
@@ -451,6 +456,7 @@ export class Admin {
         if (signal.aborted) return;
         if (error instanceof FrameError) throw error;
         if (error instanceof Problem && !problems[error.code].retryable) throw error;
+        this.#options.onRetry?.(error as Error);
       } finally {
         clearTimeout(watchdog);
         signal.removeEventListener("abort", end);
@@ -469,27 +475,31 @@ export class Admin {
    */
   async backupPart(
     tenant: string,
-    { session, part, etag }: { session?: string; part: number; etag?: string },
+    ask: { session?: string; part: number; etag?: string; signal?: AbortSignal },
   ): Promise<{ bytes: Uint8Array; session: string; isLast: boolean } | null> {
+    const { session, part, etag, signal } = ask;
     const target = `${tenantPath(tenant)}/backup`;
     const headers = etag === undefined ? {} : { "if-none-match": etag };
     let response: Response;
     try {
-      response = await this.request("GET", target, { query: { session, part }, headers });
+      const query = { session, part };
+      response = await this.request("GET", target, { query, headers, ...(signal && { signal }) });
     } catch (error) {
       if (error instanceof ServerProblem && error.status === 304) return null;
       throw error;
     }
-    const base = this.#urls[this.#at % this.#urls.length] as string;
-    try {
-      return {
-        bytes: new Uint8Array(await response.arrayBuffer()),
-        session: response.headers.get("conflux-backup-session") ?? "",
-        isLast: response.headers.get("conflux-backup-end") !== null,
-      };
-    } catch (error) {
-      throw new Unreachable(base, reasonOf(error), error);
-    }
+    return {
+      bytes: new Uint8Array(await response.arrayBuffer()),
+      session: response.headers.get("conflux-backup-session") ?? "",
+      isLast: response.headers.get("conflux-backup-end") !== null,
+    };
+  }
+
+  /** No further parts are wanted: the server gives its place to others at once, and not a minute later. */
+  async endBackup(tenant: string, session: string, signal?: AbortSignal): Promise<void> {
+    const target = `${tenantPath(tenant)}/backup`;
+    const query = { session, over: true };
+    await this.request("GET", target, { query, ...(signal && { signal }) });
   }
 
   /** Makes a tenant that takes nothing but the rows of a backup until `finishRestore`. */
@@ -570,19 +580,24 @@ export class Admin {
       readonly query?: Query;
       readonly body?: unknown;
       readonly headers?: Readonly<Record<string, string>>;
+      /** No answer is wanted any more. */
+      readonly signal?: AbortSignal;
     } = {},
   ): Promise<Response> {
     const { requestMs = 15_000, totalMs = 30_000 } = this.#options;
+    const isChange = method !== "GET";
+    let isSent = false;
+    let foreign = 0;
     const backoff = new Backoff(100, 2_000);
     const from = performance.now();
     const { unreachableMs = totalMs } = this.#options;
-    const never = new AbortController().signal;
+    const { signal = new AbortController().signal } = options;
     let told: Problem | null = null;
     for (;;) {
       try {
-        return await this.#once(method, `${target}${queryOf(options.query ?? {})}`, {
+        return await this.#whole(method, `${target}${queryOf(options.query ?? {})}`, {
           method,
-          signal: AbortSignal.timeout(requestMs),
+          signal: AbortSignal.any([AbortSignal.timeout(requestMs), signal]),
           headers: {
             accept: "application/json, application/problem+json, */*;q=0.5",
             ...(options.body === undefined ? {} : { "content-type": "application/json" }),
@@ -591,24 +606,49 @@ export class Admin {
           ...(options.body === undefined ? {} : { body: JSON.stringify(options.body) }),
         });
       } catch (error) {
+        if (signal.aborted) throw error;
+        // It will be no gateway in a moment either; another of the urls may be one.
+        if (error instanceof Foreign && ++foreign >= this.#urls.length) throw error;
         if (error instanceof Problem) {
           if (!problems[error.code].retryable) throw error;
           told = error;
-        }
+        } else if (isChange && !(error instanceof Foreign || neverSent.test(String(error))))
+          isSent = true;
         const floorMs = error instanceof Problem ? (error.retryAfter ?? 0) * 1000 : 0;
         const waitMs = backoff.next(Math.min(floorMs, 10_000));
         const spentMs = performance.now() - from + waitMs;
         // What a node said explains more than that another one is away.
-        if (spentMs > (told === null ? unreachableMs : totalMs)) throw told ?? error;
+        if (spentMs > (told === null ? unreachableMs : totalMs)) {
+          if (told !== null) throw told;
+          throw isSent && error instanceof Unreachable ? new Unanswered(error) : error;
+        }
         this.#options.onRetry?.(error as Error);
         this.#at += 1;
-        await sleep(waitMs, never);
+        await sleep(waitMs, signal);
       }
     }
   }
 
+  get #base(): string {
+    return this.#urls[this.#at % this.#urls.length] as string;
+  }
+
+  /** Read to its end: an answer that breaks off is none. */
+  async #whole(method: string, target: string, init: RequestInit): Promise<Response> {
+    const response = await this.#once(method, target, init);
+    const { status, statusText, headers } = response;
+    // Every answer of a gateway has one. What has none is another's, whatever it says: nothing was done.
+    if (headers.get("x-request-id") === null) throw new Foreign(this.#base, response);
+    try {
+      const bytes = await response.arrayBuffer();
+      return new Response(bytes.byteLength === 0 ? null : bytes, { status, statusText, headers });
+    } catch (error) {
+      throw new Unreachable(this.#base, reasonOf(error), error);
+    }
+  }
+
   async #once(method: string, target: string, init: RequestInit): Promise<Response> {
-    const base = this.#urls[this.#at % this.#urls.length] as string;
+    const base = this.#base;
     const { token } = this.#options;
     const key = typeof token === "function" ? await token() : token;
     let response: Response;
@@ -658,8 +698,7 @@ export class Admin {
     try {
       return (text === "" ? null : JSON.parse(text)) as T;
     } catch {
-      const base = this.#urls[this.#at % this.#urls.length] as string;
-      throw new Unreachable(base, "what answers there is not a Conflux gateway (no JSON)");
+      throw new Foreign(this.#base, response);
     }
   }
 

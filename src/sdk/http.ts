@@ -54,6 +54,22 @@ export class Unreachable extends Error {
   }
 }
 
+/** Something answers there that is no gateway: a proxy's page, or another service. */
+export class Foreign extends Unreachable {
+  constructor(url: string, { status, headers }: Pick<Response, "status" | "headers">) {
+    const type = headers.get("content-type") ?? "nothing of a type";
+    super(url, `what answers there is not a Conflux gateway (HTTP ${status}, ${type})`);
+  }
+}
+
+/** A change was sent and nobody said what became of it: it may or may not have happened. */
+export class Unanswered extends Unreachable {
+  constructor({ url, message, cause }: Unreachable) {
+    super(url, "", cause);
+    this.message = message;
+  }
+}
+
 /** Runtimes wrap the true reason of a failed fetch ("fetch failed") in causes; the innermost says most. */
 export function reasonOf(error: unknown): string {
   let inner: unknown = error;
@@ -63,8 +79,10 @@ export function reasonOf(error: unknown): string {
     inner = cause;
   }
   if (!(inner instanceof Error)) return String(inner);
+  if (inner.name === "TimeoutError") return "no answer in time";
   const code = (inner as { code?: unknown }).code;
-  if (inner.message !== "") return inner.message;
+  // Bun's advice to programmers is none to whoever reads this.
+  if (inner.message !== "") return inner.message.replace(/ For more information, pass .*$/, "");
   return typeof code === "string" ? code : inner.name;
 }
 
@@ -99,7 +117,7 @@ export async function problemOf(response: Response): Promise<ServerProblem> {
     typeof body.code === "string" && Object.hasOwn(problems, body.code)
       ? body.code
       : codeOfStatus(status);
-  const title = typeof body.title === "string" ? body.title : problems[code].title;
+  const title = typeof body.title === "string" ? body.title : "Not an answer of Conflux";
   const retryAfter = Number(response.headers.get("retry-after") ?? "x");
   return new ServerProblem(
     code,
