@@ -9,15 +9,14 @@ import { SortedMap } from "../lib/sorted_map.ts";
 import { isRecordKey, padded } from "../machine/keys.ts";
 import type { Range } from "./ports.ts";
 
-/** Never changed: a snapshot shares them with the overlay that goes on. */
 export interface Cell {
-  /** `deleted` hides the row of the environment. */
-  readonly row: unknown;
+  /** `deleted` hides the row of the environment. Changed only by the overlay that is active: a snapshot of it has its own. */
+  row: unknown;
   /** Neither the environment nor the overlay below has it. */
-  readonly isAdded: boolean;
+  isAdded: boolean;
 }
 export const deleted = Symbol("deleted");
-export const deletion: Cell = { row: deleted, isAdded: false };
+export const deletion: Readonly<Cell> = { row: deleted, isAdded: false };
 
 /** Keys are printable ASCII. */
 export const everything = { gte: "", lt: "\x7f" } as const;
@@ -29,6 +28,8 @@ export class Overlay {
   readonly #cells: SortedMap<Cell>;
   /** By what stands before the number in their keys, in order. */
   readonly #runs: Run[];
+  /** Some cell has the key of a record. */
+  #hasRecordCells = false;
 
   constructor(cells = new SortedMap<Cell>(), runs: Run[] = []) {
     this.#cells = cells;
@@ -54,13 +55,15 @@ export class Overlay {
     return this.#cells.get(key) ?? this.record(key);
   }
 
-  set(key: string, cell: Cell): void {
-    this.#cells.set(key, cell);
+  /** @returns whether there was none under this key */
+  set(key: string, cell: Cell): boolean {
+    if (isRecordKey(key)) this.#hasRecordCells = true;
+    return this.#cells.set(key, cell);
   }
 
-  /** @returns its text; null: it is no record, or does not come after the last one, and has to be a cell */
+  /** @returns its text; null: it is no record, or may not be a new one after the last, and has to be a cell */
   addRecord(key: string, row: unknown): string | null {
-    if (!isRecordKey(key)) return null;
+    if (!isRecordKey(key) || (this.#hasRecordCells && this.#cells.has(key))) return null;
     const n = numberOf(key);
     let run = this.#runOf(key);
     if (run === undefined) {
@@ -77,9 +80,10 @@ export class Overlay {
 
   /** Of what was added here. */
   delete(key: string): void {
-    this.#cells.delete(key);
+    const isCell = this.#cells.delete(key);
+    if (isCell && !this.#hasRecordCells) return;
     // Records go from the oldest on; of another one the environment is told in vain.
-    if (this.#runOf(key)?.dropFirst(numberOf(key)) === false) this.#cells.set(key, deletion);
+    if (this.#runOf(key)?.dropFirst(numberOf(key)) === false) this.set(key, deletion);
   }
 
   range(range: Range): Iterable<Waiting> {
@@ -103,10 +107,12 @@ export class Overlay {
 
   /** A copy of its own, as of now. */
   clone(): Overlay {
-    return new Overlay(
-      this.#cells.clone(),
+    const copy = new Overlay(
+      this.#cells.clone(({ row, isAdded }) => ({ row, isAdded })),
       this.#runs.map((run) => run.clone()),
     );
+    copy.#hasRecordCells = this.#hasRecordCells;
+    return copy;
   }
 
   #runOf(key: string): Run | undefined {

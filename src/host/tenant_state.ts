@@ -71,21 +71,31 @@ export class TenantState implements StateTransaction {
   put(key: string, row: unknown): void {
     assert(row !== undefined, "a row cannot be undefined");
     const replaced = this.#active.find(key);
-    this.#set(key, { row, isAdded: isAdded(replaced) }, replaced);
+    if (replaced === undefined || replaced === deletion || typeof replaced === "string")
+      return this.#set(key, { row, isAdded: isAdded(replaced) }, replaced);
+    // Most puts are of what was put before, and changing the cell spares another look for its place.
+    this.overlayBytes -= bytesOf(replaced);
+    replaced.row = row;
+    this.overlayBytes += bytesOf(replaced);
+    if (key === metaKey) this.#meta = row;
   }
 
   /** `put` of a row that does not exist: deleted again before a checkpoint, it costs the environment nothing. */
   add(key: string, row: unknown): void {
     assert(row !== undefined, "a row cannot be undefined");
-    const replaced = this.#active.find(key);
     // A deletion in an overlay may hide a row of the environment.
-    if (replaced !== undefined)
-      return this.#set(key, { row, isAdded: isAdded(replaced) }, replaced);
-    if (this.#frozen?.find(key) !== undefined)
-      return this.#set(key, { row, isAdded: false }, undefined);
-    const text = this.#active.addRecord(key, row);
-    if (text === null) this.#set(key, { row, isAdded: true }, undefined);
-    else this.overlayBytes += bytesOf(text);
+    const isHidden = this.#frozen !== null && this.#frozen.find(key) !== undefined;
+    const text = isHidden ? null : this.#active.addRecord(key, row);
+    if (text !== null) {
+      this.overlayBytes += bytesOf(text);
+      return;
+    }
+    const cell: Cell = { row, isAdded: !isHidden };
+    this.overlayBytes += bytesOf(cell);
+    if (key === metaKey) this.#meta = row;
+    if (this.#active.set(key, cell)) return;
+    this.overlayBytes -= bytesOf(deletion);
+    cell.isAdded = false;
   }
 
   delete(key: string): void {

@@ -45,9 +45,12 @@ export class SortedMap<V> {
     return true;
   }
 
-  /** Its place in the order stays until the next time the family is put in order; ranges pass over it. */
-  delete(key: string): void {
-    this.#rows.delete(key);
+  /**
+   * Its place in the order stays until the next time the family is put in order; ranges pass over it.
+   * @returns whether there was one
+   */
+  delete(key: string): boolean {
+    return this.#rows.delete(key);
   }
 
   /** Ascending over gte ≤ key < lt, or descending. Keys set meanwhile may or may not come. */
@@ -77,10 +80,10 @@ export class SortedMap<V> {
     }
   }
 
-  /** A copy of its own, as of now. */
-  clone(): SortedMap<V> {
+  /** A copy of its own, as of now. @param copied what it has in place of each value */
+  clone(copied: (value: V) => V = (value) => value): SortedMap<V> {
     const copy = new SortedMap<V>();
-    for (const [key, value] of this.#rows) copy.set(key, value);
+    for (const [key, value] of this.#rows) copy.set(key, copied(value));
     return copy;
   }
 

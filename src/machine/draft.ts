@@ -119,6 +119,7 @@ export class Draft implements StateView {
   readonly #rows: DraftRow[] = [];
   /** The same by key, once there are many. */
   #byKey: Map<string, DraftRow> | null = null;
+  #deleted = 0;
 
   constructor(
     base: StateTransaction,
@@ -145,16 +146,19 @@ export class Draft implements StateView {
 
   put(key: string, row: unknown): void {
     assert(row !== undefined, "a row is never undefined: that would delete it");
-    this.#set(key, row, false);
+    this.#set(key, row);
   }
 
   /** Of a row that does not exist: numbers are not given twice. One that this command deleted is put like any other. */
   add(key: string, row: unknown): void {
-    this.#set(key, row, true);
+    const deleted = this.#deleted === 0 ? undefined : this.#own(key);
+    if (deleted === undefined) this.#addOwn({ key, row, isAdded: true });
+    else deleted.row = row;
   }
 
   delete(key: string): void {
-    this.#set(key, undefined, false);
+    this.#deleted += 1;
+    this.#set(key, undefined);
   }
 
   #own(key: string): DraftRow | undefined {
@@ -163,9 +167,9 @@ export class Draft implements StateView {
     return undefined;
   }
 
-  #set(key: string, row: unknown, isAdded: boolean): void {
+  #set(key: string, row: unknown): void {
     const own = this.#own(key);
-    if (own === undefined) this.#addOwn({ key, row, isAdded });
+    if (own === undefined) this.#addOwn({ key, row, isAdded: false });
     else own.row = row;
   }
 
