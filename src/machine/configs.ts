@@ -336,7 +336,10 @@ interface Released {
   readonly release: ReleaseRow;
 }
 
-/** @param released the version that is the default */
+/**
+ * @param released the version that is the default
+ * @param next a copy of the row that this command may change
+ */
 function addRelease(
   draft: Draft,
   row: ConfigRow,
@@ -344,6 +347,7 @@ function addRelease(
   released: VersionRow | undefined = content.default === null
     ? undefined
     : versionOf(draft, row, content.default),
+  next: Writable<ConfigRow> = revised(draft, row),
 ): Released {
   const { namespace, name } = row;
   const release: ReleaseRow = {
@@ -372,7 +376,6 @@ function addRelease(
   for (const { version } of row.rules) pruneAlso(version);
   const { rules } = release;
   const { judgedAt, dueAt } = judgment(draft, row, rules);
-  const next = revised(draft, row);
   next.release = release.release;
   next.rules = rules;
   next.default = release.default;
@@ -439,6 +442,7 @@ function publish(draft: Draft, action: Of<"publish">, by: string): Done<"publish
     row,
     { rules: row.rules, default: version.version, message, by, rollbackOf: null },
     version,
+    row === before ? revised(draft, row) : row,
   );
   return {
     created: true,
