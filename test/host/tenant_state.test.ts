@@ -109,6 +109,7 @@ describe("TenantState", () => {
         expect([...state.range({ gte, lt, reverse: true })]).toEqual(expected.toReversed());
         const whole = [...model].sort(([a], [b]) => (a < b ? -1 : 1));
         const snapshot = state.snapshot();
+        for (const name of names) state.put(name, -1);
         state.put("z", 0);
         state.add(historyKey(1_000), 0);
         expect([...snapshot.rows()]).toEqual(whole.map(([name, n]) => [name, String(n)]));
