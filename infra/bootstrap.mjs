@@ -170,11 +170,11 @@ export async function ensureRuntimes(wanted) {
 }
 
 /**
- * What a runtime is told by its environment before it begins. Bun's allocator looks every 100 ms for holes in pages in use
- * that could go back to the system, a quarter of all that an idle node does. Twice a second is enough; less often more is held.
- * The other one src/runtime/memory.ts would see to itself, for which Node begins again once everything is loaded.
+ * What runtimes are told by their environment before they begin: see docs/adr/0017. A node would see to it itself
+ * (src/runtime/environment.ts), for which it begins again once everything is loaded.
  */
 export const runtimeEnv = {
+  BUN_JSC_thresholdForFTLOptimizeAfterWarmUp: "400000",
   MIMALLOC_PURGE_HOLES_MIN_INTERVAL: "500",
   MALLOC_MMAP_THRESHOLD_: "262144",
 };

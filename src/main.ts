@@ -19,6 +19,7 @@ import type { Clock, Transport } from "./host/ports.ts";
 import { programVersion } from "./lib/version.ts";
 import type { Action } from "./machine/command.ts";
 import { rehearse } from "./rehearsal.ts";
+import { completeEnvironment } from "./runtime/environment.ts";
 import { collectGarbage, holdMallocThreshold } from "./runtime/memory.ts";
 import { useDigest } from "./model/content.ts";
 import { runtime } from "./runtime/runtime.ts";
@@ -150,6 +151,7 @@ async function main(args: readonly string[]): Promise<void> {
     return;
   }
   useDigest((text) => hash("sha256", text, "hex"));
+  completeEnvironment();
   await holdMallocThreshold();
   const onBulkStored = await collectGarbage();
   const settings = readSettings({

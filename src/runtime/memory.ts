@@ -6,7 +6,7 @@
  * on every environment costs 2 MiB of heap for good (measured: 1,000 environments closed and opened again 2,300 MB
  * resident; with the threshold held, 3 MB more than the first time). A threshold that is set is not raised.
  *
- * Bun and Deno can call mallopt(3); Node cannot, and replaces itself by the same process with the variable that says it.
+ * Bun and Deno can call mallopt(3); Node cannot, and has to be told by its environment (environment.ts).
  */
 import process from "node:process";
 import { bun, deno } from "./runtime.ts";
@@ -50,21 +50,10 @@ export async function holdMallocThreshold(): Promise<void> {
         mallopt: { parameters: ["i32", "i32"], result: "i32" },
       });
       symbols.mallopt(parameter, thresholdBytes);
-    } else {
-      replaceNode();
     }
   } catch {
     // Another C library, whose threshold does not move, or no right to ask: memory is the only price.
   }
-}
-
-function replaceNode(): void {
-  const node = process as { execve?(file: string, args: string[], env: object): never };
-  const args = [process.execPath, "--disable-warning=ExperimentalWarning", ...process.execArgv];
-  node.execve?.(process.execPath, [...args, ...process.argv.slice(1)], {
-    ...process.env,
-    [variable]: String(thresholdBytes),
-  });
 }
 
 // --- what a burst left behind ---------------------------------------------------------------------------------------------

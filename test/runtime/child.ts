@@ -2,12 +2,14 @@
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { completeEnvironment } from "../../src/runtime/environment.ts";
 import { holdMallocThreshold } from "../../src/runtime/memory.ts";
 import { LmdbEnvironments } from "../../src/store/environments.ts";
 
 const ENVIRONMENTS = 100;
 const ROUNDS = 4;
 
+completeEnvironment();
 await holdMallocThreshold();
 const data = mkdtempSync(join(tmpdir(), "conflux-memory-"));
 const environments = new LmdbEnvironments({ data });
