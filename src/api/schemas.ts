@@ -113,7 +113,7 @@ const quotaMeanings = {
   auditDays: "Days that an audit record is kept at most",
   watchers: "Watches open at once, on each node",
   watchBytesPerSecond:
-    "Sent to all watches together, on each node that holds the tenant, with bursts of 5 s; beyond it streams are told later, and the latest of each at once",
+    "Sent to all watches together, on each node that clients watch at, with bursts of 5 s (what feeds the watches of a node without a replica counts once where it comes from, too); beyond it streams are told later, and the latest of each at once",
   requestsPerSecond: "Of all keys together, on each node, with bursts of 5 s",
   writesPerSecond: "Changes among them",
   requestsPerSecondPerKey: "Of each key by itself",

@@ -2,7 +2,8 @@
  * How much a tenant and each of its keys may ask of this node, and how much they did.
  *
  * Token buckets: each holds what a few seconds may take, and fills at the rate of the quota. They are this node's own, so
- * a tenant that is served by several nodes gets its rates on each. What is counted is told to the tenant's replicated
+ * a tenant that is served by several nodes gets its rates on each. Requests are admitted where they are answered, which
+ * is at a replica, so gateways add none; watches are limited by the node that sends to the client. What is counted is told to the tenant's replicated
  * state once in a while, in one command, so that it outlives leaders and nodes.
  *
  * What must stay true: a request without limits costs two lookups and no promise; everything kept here is bounded by the
@@ -332,6 +333,13 @@ export class Limits {
   /** Of the tenant's watches here. Whoever counts one into it gets the same one until that is counted out. */
   bandwidth(tenant: string): Bandwidth {
     return this.#of(tenant).bandwidth;
+  }
+
+  /** The same, bounded as the directory says: of a tenant whose state is elsewhere. */
+  bandwidthBy(tenant: string, { watchBytesPerSecond }: Required<Quotas>): Bandwidth {
+    const { bandwidth } = this.#of(tenant);
+    bandwidth.limit(watchBytesPerSecond);
+    return bandwidth;
   }
 
   /** The same, bounded as this state says. */

@@ -272,13 +272,17 @@ export class StreamWatcher implements Watcher, Pushing, Held {
     }
   }
 
-  /** What makes up for all that was left out. Called within a read of the state it leads to. */
-  catchUp(frame: Frame): void {
-    if (this.#isClosed) return;
+  /**
+   * What makes up for all that was left out, at least one frame. Called within a read of the state it leads to, or in the
+   * turn in which nothing newer was sent here.
+   */
+  catchUp(frames: readonly Frame[]): void {
+    const last = frames.at(-1);
+    if (this.#isClosed || last === undefined) return;
     this.#isLagging = false;
-    this.epoch = frame.epoch;
-    this.revision = frame.revision;
-    this.#give([frame]);
+    this.epoch = last.epoch;
+    this.revision = last.revision;
+    this.#give(frames);
   }
 
   reassure(nowMs: number): void {

@@ -13,7 +13,7 @@ import type { CommitEvent, ConfigService, TenantView } from "../host/ports.ts";
 import { watchesLevel } from "../machine/command.ts";
 import { rootKeyKey, tenantKey } from "../machine/keys.ts";
 import { getQuotas } from "../machine/queries.ts";
-import type { StoredChange, TenantRow } from "../machine/rows.ts";
+import { defaultQuotas, type Quotas, type StoredChange, type TenantRow } from "../machine/rows.ts";
 import { systemTenant } from "../model/names.ts";
 import type { Access } from "./access.ts";
 import { authorize, credentialOf, principalIn, unauthorized, type Credential } from "./auth.ts";
@@ -29,7 +29,7 @@ import {
 } from "./http.ts";
 import type { Peers } from "./peers.ts";
 import type { Secrets } from "./secrets.ts";
-import { Bandwidth, type Limits } from "./limits.ts";
+import type { Bandwidth, Limits } from "./limits.ts";
 import type { OpenStream } from "./streams.ts";
 import {
   Broadcast,
@@ -80,6 +80,8 @@ const turnMsMin = 1_000;
 const relayWaitMs = 10_000;
 const relayGiveUpMs = 30_000;
 const relayRetryMs = 200;
+/** Answers that are kept for those who were left out, of one relay. */
+const missedMax = 16;
 /** How often one that joins may find its relay ahead of it again. */
 const relayJoinPollsMax = 10;
 
@@ -269,8 +271,6 @@ export class Watches {
   readonly #feeds = new Map<string, Promise<Feed>>();
   readonly #open = new Set<Feed>();
   readonly #relays = new Map<string, Relay>();
-  /** Of all that is relayed: the nodes that hold a tenant limit what its relays get, and count it. */
-  readonly #relayed: Bandwidth;
   readonly #timer: { unref?: () => void };
   #directory: Promise<() => void> | null = null;
   #isClosed = false;
@@ -286,7 +286,6 @@ export class Watches {
     this.#failed = options.failed;
     this.#openStream = options.openStream;
     this.#limits = options.limits;
-    this.#relayed = new Bandwidth(this.#limits.watches);
     this.#timer = setInterval(() => this.#tick(), Math.min(tickMs, this.#settings.bookmarkMs));
     this.#timer.unref?.();
   }
@@ -331,7 +330,7 @@ export class Watches {
         if (of === null || of.isEnded) return lagging.end("moved");
         if (of.isEvery) return lagging.end("slow");
         await this.#service.read(filter.tenant, { consistency: "stale" }, (view) =>
-          lagging.catchUp(of.latest(view, lagging.told)),
+          lagging.catchUp([of.latest(view, lagging.told)]),
         );
       },
       closed: (closing) => {
@@ -434,12 +433,7 @@ export class Watches {
           throw new Problem("not-caught-up", "This node is behind the cursor", { retryAfter: 1 });
         call.revision = view.revision;
         recheck(view, watcher, access, filter, this.#service.nowMs());
-        const watchersMax = getQuotas(view).watchers;
-        if ((this.#countOfTenant.get(filter.tenant) ?? 0) > watchersMax)
-          throw new Problem(
-            "quota-exceeded",
-            `Close watches that are not needed: the tenant may have ${watchersMax} open on each node`,
-          );
+        this.#guardWatchers(filter.tenant, getQuotas(view).watchers);
         feed.join(watcher, view, since);
         return true;
       };
@@ -541,6 +535,9 @@ export class Watches {
     for (const change of event.changes) {
       if (change.type === "tenant") {
         const row = view.get<TenantRow>(tenantKey(change.name));
+        for (const relay of this.#relays.values())
+          if (relay.tenant === change.name)
+            this.#limits.bandwidthBy(change.name, this.#quotasOf(change.name));
         if (row !== undefined && row.deletedAt === null) continue;
         for (const feed of this.#open)
           if (feed.filter.tenant === change.name) this.#endFeed(feed, "tenant-deleted");
@@ -587,7 +584,12 @@ export class Watches {
     if (first.frames === null) return first.answer;
     if (call.head) return streamAnswer(null);
     const tenant = call.params["tenant"] as string;
-    this.#admit(tenant);
+    const every = call.query.get("history") === "every";
+    const bandwidth = this.#limits.bandwidthBy(tenant, this.#quotasOf(tenant));
+    if (every && !bandwidth.isFree && sizeOf(first.frames) > waitingBytesMax)
+      throw sentEnough(bandwidth);
+    this.#admitRelayed(tenant);
+    this.#followDirectory();
     let relay: Relay | null = null;
     const path = call.target.split("?", 1)[0] as string;
     const options = {
@@ -595,15 +597,19 @@ export class Watches {
       credential: { kind: "broken" as const },
       phase: phaseOf(call),
       told: null,
-      every: true,
+      every,
       flags: path.endsWith("/events"),
-      bandwidth: this.#relayed,
+      bandwidth,
       settings: this.#settings,
       openStream: this.#openStream,
     };
     const watcher = new StreamWatcher(options, {
-      // What it missed is not kept here: it comes back for it with its cursor.
-      resync: async (lagging) => lagging.end("slow"),
+      resync: async (lagging) => {
+        const of = relay;
+        if (of === null || of.isEnded) return lagging.end("moved");
+        if (every) return lagging.end("slow");
+        await this.#catchUpRelayed(call, of, lagging);
+      },
       closed: (closing) => {
         this.#dismiss(tenant);
         if (relay !== null) this.#leaveRelay(relay, closing);
@@ -641,8 +647,61 @@ export class Watches {
     return streamAnswer(watcher.stream);
   }
 
+  /** What it missed is not kept here: it is told what a poll from its cursor says, as far as the relay is or further. */
+  async #catchUpRelayed(call: Call, relay: Relay, lagging: StreamWatcher): Promise<void> {
+    const frames: Frame[] = [];
+    let cursor = lagging.told;
+    for (let polls = 0; polls < relayJoinPollsMax && !relay.isEnded; polls++) {
+      const missed = relay.missed.get(cursor ?? "") ?? (await this.#missedBy(call, relay, cursor));
+      if (missed === null) return lagging.end("moved");
+      frames.push(...missed.frames);
+      ({ cursor } = missed);
+      const at = parseCursor(cursor ?? "");
+      // From here to the relay's next frame nothing fits in between.
+      if (at !== null && !relay.isAheadOf(at)) return lagging.catchUp(frames);
+    }
+    lagging.end("moved");
+  }
+
+  /** By a poll whose answer is good for all that were told as much, until there is news; null: it says that they end. */
+  async #missedBy(call: Call, relay: Relay, cursor: string | null): Promise<Missed | null> {
+    const place = await this.#service.locate(call.params["tenant"] as string);
+    if (place === null || place.local) return null;
+    const polled = await this.#relayPoll(call, place.nodes, cursor, 0);
+    if (polled.frames === null || polled.frames.some((one) => one.event === "goodbye")) return null;
+    const missed = { frames: polled.frames, cursor: polled.cursor ?? cursor };
+    // Without a cursor it is asked from where the caller began, which is each one's own.
+    if (cursor !== null && relay.missed.size < missedMax) relay.missed.set(cursor, missed);
+    return missed;
+  }
+
+  /** Of a tenant whose state is elsewhere; the directory is here. */
+  #quotasOf(tenant: string): Required<Quotas> {
+    const row = this.#service.viewNow(systemTenant)?.get<TenantRow>(tenantKey(tenant));
+    return { ...defaultQuotas, ...row?.quotas };
+  }
+
+  #admitRelayed(tenant: string): void {
+    this.#admit(tenant);
+    try {
+      this.#guardWatchers(tenant, this.#quotasOf(tenant).watchers);
+    } catch (error) {
+      this.#dismiss(tenant);
+      throw error;
+    }
+  }
+
+  /** @throws Problem `quota-exceeded`; the new one is counted already */
+  #guardWatchers(tenant: string, watchersMax: number): void {
+    if ((this.#countOfTenant.get(tenant) ?? 0) > watchersMax)
+      throw new Problem(
+        "quota-exceeded",
+        `Close watches that are not needed: the tenant may have ${watchersMax} open on each node`,
+      );
+  }
+
   #openRelay(key: string, call: Call, cursor: string | null): Relay {
-    const relay = new Relay(key, cursor);
+    const relay = new Relay(key, call.params["tenant"] as string, cursor);
     this.#relays.set(key, relay);
     void this.#relayOn(call, relay);
     return relay;
@@ -741,10 +800,19 @@ export class Watches {
   }
 }
 
+interface Missed {
+  readonly frames: readonly Frame[];
+  /** Where they end. */
+  readonly cursor: string | null;
+}
+
 /** A feed whose frames come from another node. */
 class Relay {
   readonly key: string;
+  readonly tenant: string;
   readonly broadcast = new Broadcast();
+  /** By what they were told: what its watchers missed that were left out, until it sends more. */
+  readonly missed = new Map<string, Missed>();
   readonly ended: Promise<void>;
   isEnded = false;
   /** The other node answers, and not with frames: it was asked too often, or the tenant sent what it may be. */
@@ -753,8 +821,9 @@ class Relay {
   cursor: string | null;
   #end: () => void = () => {};
 
-  constructor(key: string, cursor: string | null) {
+  constructor(key: string, tenant: string, cursor: string | null) {
     this.key = key;
+    this.tenant = tenant;
     this.cursor = cursor;
     this.ended = new Promise((resolve) => (this.#end = resolve));
   }
@@ -774,11 +843,13 @@ class Relay {
   tick(nowMs: number): void {
     for (const watcher of this.watchers) {
       watcher.tick(nowMs);
-      if (this.isHeld || this.broadcast.holdsBack(watcher)) watcher.reassure(nowMs);
+      if (this.isHeld || watcher.isBehind || this.broadcast.holdsBack(watcher))
+        watcher.reassure(nowMs);
     }
   }
 
   send(relayed: Frame): void {
+    this.missed.clear();
     this.cursor = relayed.id ?? this.cursor;
     this.broadcast.send(relayed);
   }

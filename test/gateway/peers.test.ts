@@ -392,6 +392,66 @@ describe("relayed watches", () => {
     await reader.cancel();
   });
 
+  test("are held to what the tenant may be sent by the node that sends it, and miss nothing", async () => {
+    const h = await setup();
+    h.cluster.service("n4").knowsDirectory = true;
+    const quotas = async (of: object): Promise<void> => {
+      await h.call("PATCH", T, { body: { quotas: of } });
+      await h.call("GET", `${T}/usage`);
+    };
+    const metric = async (name: string): Promise<number> => {
+      const { text } = await h.call("GET", "/metrics", { ...at("n4"), token: null });
+      return Number(new RegExp(`^${name} (\\S+)$`, "m").exec(text)?.[1]);
+    };
+    await h.call("PUT", `${N}/configs/a`, { body: { content: 0 } });
+    const { token } = await h.key("acme", "client");
+    const readers: FrameReader[] = [];
+    for (let n = 0; n < 30; n++) readers.push(await subscribe(h, `${N}/watch`, token));
+    for (const reader of readers) expect((await reader.next())?.event).toBe("sync");
+    // One of each frame for the relay is little, thirty of it for its watchers are too many.
+    await quotas({ watchBytesPerSecond: 1_500 });
+    const last = 12;
+    const told = readers.map(async (reader) => {
+      const versions: number[] = [];
+      while (versions.at(-1) !== last)
+        for (const change of ((await reader.nextNews()) as Frame).data.changes)
+          versions.push(change.version as number);
+      return versions;
+    });
+    for (let version = 2; version <= last; version++) await publish(h, version);
+    while ((await metric("conflux_watches_held")) < 20)
+      await new Promise((resolve) => setTimeout(resolve, 5));
+    const late = await subscribe(h, `${N}/watch`, token);
+    await quotas({ watchBytesPerSecond: null });
+    for (const versions of await Promise.all(told)) {
+      expect(versions).toEqual(versions.toSorted((a, b) => a - b));
+      expect(new Set(versions).size).toBe(versions.length);
+    }
+    expect((await late.nextNews())?.data.values).toMatchObject({ a: { version: last } });
+    await publish(h, last + 1);
+    for (const reader of [...readers, late])
+      expect((await reader.nextNews())?.data.changes).toMatchObject([{ version: last + 1 }]);
+    expect(await metric("conflux_watches_held")).toBe(0);
+    for (const reader of [...readers, late]) await reader.cancel();
+  });
+
+  test("count among those that the tenant may have open", async () => {
+    const h = await setup();
+    h.cluster.service("n4").knowsDirectory = true;
+    const { token } = await h.key("acme", "client");
+    await h.call("PATCH", T, { body: { quotas: { watchers: 2 } } });
+    const readers = [
+      await subscribe(h, `${N}/watch`, token),
+      await subscribe(h, `${N}/watch`, token),
+    ];
+    const third = await h.call("GET", `${N}/watch`, { ...at("n4"), token });
+    expect(third.body.code).toBe("quota-exceeded");
+    expect(h.gateway("n4").status().watchers).toBe(2);
+    for (const reader of readers) await reader.cancel();
+    const again = await subscribe(h, `${N}/watch`, token);
+    await again.cancel();
+  });
+
   test("end with the tenant", async () => {
     const h = await setup();
     const { token } = await h.key("acme", "client");

@@ -207,8 +207,12 @@ export class SoloService implements ConfigService {
     this.#cluster = cluster;
   }
 
+  /** As every node of a real cluster does; else the first one has it alone. */
+  knowsDirectory = false;
+
   #holders(tenant: string): readonly string[] | null {
-    if (tenant === "_system") return [this.#cluster.nodes[0] as string];
+    if (tenant === "_system")
+      return [this.knowsDirectory ? this.node : (this.#cluster.nodes[0] as string)];
     const row = this.#cluster.row(tenant);
     if (row === undefined) return null;
     const nodes = row.placement.replicas.map((replica) => replica.node);
