@@ -794,113 +794,161 @@ export function planConfig(
   /** Of `held`, oldest first. */
   versions: readonly HeldVersion[],
 ): PlanStep {
-  const { name, format, description, tags, schema, variants, release } = config;
-  // Of versions with the same content, the newest.
-  const numbers = new Map(versions.map(({ hash, version }) => [hash, version]));
-  const hashes = new Map(versions.map(({ hash, version }) => [version, hash]));
-  // The schema that such a version is not held against is put after it; what was there before is taken off meanwhile.
-  const older = [...variants].filter(
-    ([, one]) => one.beforeSchema === true && !numbers.has(one.hash),
-  );
-  const finalSchema: unknown = schema === undefined ? (held?.schema ?? null) : schema;
-  const isLate = older.length > 0 && finalSchema !== null;
-  const target = { namespace, name };
-  const operations: TransactionOperation[] = [];
-  const reasons: string[] = [];
+  return new ConfigPlan(namespace, config, held, versions).step();
+}
 
-  if (held === null) {
-    operations.push({
-      op: "config.put",
-      ...target,
+type ConfigPut = TransactionOperation & { readonly op: "config.put" };
+type ManifestRelease = NonNullable<ManifestConfig["release"]>;
+
+/** Gathers the operations on one config, in the order in which they are to be done, and why each is. */
+class ConfigPlan {
+  readonly #config: ManifestConfig;
+  readonly #held: ConfigDetailAnswer | null;
+  readonly #target: { readonly namespace: string; readonly name: string };
+  /** By content; of versions with the same one, the newest. Those to be made are among them once they are planned. */
+  readonly #numbers: Map<string, number>;
+  readonly #hashes: ReadonlyMap<number, string>;
+  /** Variants to be made that are not held against the schema: it is put after them, and what was there is off meanwhile. */
+  readonly #older: readonly (readonly [string, Variant])[];
+  readonly #finalSchema: unknown;
+  readonly #isSchemaLate: boolean;
+  readonly #operations: TransactionOperation[] = [];
+  readonly #reasons: string[] = [];
+
+  constructor(
+    namespace: string,
+    config: ManifestConfig,
+    held: ConfigDetailAnswer | null,
+    versions: readonly HeldVersion[],
+  ) {
+    this.#config = config;
+    this.#held = held;
+    this.#target = { namespace, name: config.name };
+    this.#numbers = new Map(versions.map(({ hash, version }) => [hash, version]));
+    this.#hashes = new Map(versions.map(({ hash, version }) => [version, hash]));
+    this.#older = [...config.variants].filter(
+      ([, one]) => one.beforeSchema === true && !this.#numbers.has(one.hash),
+    );
+    this.#finalSchema = config.schema === undefined ? (held?.schema ?? null) : config.schema;
+    this.#isSchemaLate = this.#older.length > 0 && this.#finalSchema !== null;
+  }
+
+  step(): PlanStep {
+    const held = this.#held;
+    if (held === null) this.#create();
+    else this.#changeMetadata(held);
+    this.#makeVersions();
+    const { release } = this.#config;
+    if (release !== undefined) this.#release(release);
+    return {
+      kind: "config",
+      ...this.#target,
+      newDefault: this.#newDefault(),
+      action: held === null ? "create" : this.#operations.length > 0 ? "update" : "unchanged",
+      reasons: this.#reasons,
+      operations: this.#operations,
+      condition: held === null ? { ...this.#target, absent: true } : conditionOf(held),
+    };
+  }
+
+  #put(fields: Omit<ConfigPut, "op" | "namespace" | "name">): void {
+    this.#operations.push({ op: "config.put", ...this.#target, ...fields });
+  }
+
+  #create(): void {
+    const { format, description, tags, schema } = this.#config;
+    this.#put({
       format,
       ...(description !== undefined && { description }),
       ...(tags !== undefined && { tags }),
-      ...(schema !== undefined && schema !== null && !isLate && { schema }),
+      ...(schema !== undefined && schema !== null && !this.#isSchemaLate && { schema }),
     });
-  } else {
+  }
+
+  #changeMetadata(held: ConfigDetailAnswer): void {
+    const { format, description, tags, schema } = this.#config;
     const changed: string[] = [];
     if (format !== held.format) changed.push("format");
     if (description !== undefined && description !== held.description) changed.push("description");
     if (tags !== undefined && !isDeepStrictEqual(tags, { ...held.tags })) changed.push("tags");
     if (schema !== undefined && !isDeepStrictEqual(schema, held.schema ?? null))
       changed.push("schema");
-    if (changed.length > 0 || isLate) {
-      operations.push({
-        op: "config.put",
-        ...target,
-        ...(changed.includes("format") && { format }),
-        ...(changed.includes("description") && { description }),
-        ...(changed.includes("tags") && { tags }),
-        ...(isLate ? { schema: null } : changed.includes("schema") && { schema }),
+    if (changed.length === 0 && !this.#isSchemaLate) return;
+    this.#put({
+      ...(changed.includes("format") && { format }),
+      ...(changed.includes("description") && { description }),
+      ...(changed.includes("tags") && { tags }),
+      ...(this.#isSchemaLate ? { schema: null } : changed.includes("schema") && { schema }),
+    });
+    this.#reasons.push(...changed);
+  }
+
+  #makeVersions(): void {
+    this.#makeEach(this.#older);
+    if (this.#isSchemaLate) this.#put({ schema: this.#finalSchema });
+    // Those that are made already are passed by.
+    this.#makeEach([...this.#config.variants]);
+  }
+
+  #makeEach(variants: readonly (readonly [string, Variant])[]): void {
+    for (const [variant, { content, hash, message }] of variants) {
+      if (this.#numbers.has(hash)) continue;
+      // Known beforehand: the next one, as long as the condition holds.
+      const made = this.#operations.filter(({ op }) => op === "version.create").length;
+      this.#numbers.set(hash, (this.#held?.latestVersion ?? 0) + made + 1);
+      this.#operations.push({
+        op: "version.create",
+        ...this.#target,
+        content,
+        ...(message !== undefined && { message }),
       });
-      reasons.push(...changed);
+      const isOnly = this.#config.variants.size === 1;
+      if (this.#held !== null) this.#reasons.push(isOnly ? "content" : `content of ${variant}`);
     }
   }
 
-  // Numbers of versions that do not exist yet are known beforehand: the next ones, as long as the condition holds.
-  let next = (held?.latestVersion ?? 0) + 1;
-  const inOrder = [...older, ...[...variants].filter((entry) => !older.includes(entry))];
-  for (const [i, [variant, { content, hash, message }]] of inOrder.entries()) {
-    if (i === older.length && isLate)
-      operations.push({ op: "config.put", ...target, schema: finalSchema });
-    if (numbers.has(hash)) continue;
-    numbers.set(hash, next);
-    operations.push({
-      op: "version.create",
-      ...target,
-      content,
-      ...(message !== undefined && { message }),
-    });
-    if (held !== null) reasons.push(variants.size === 1 ? "content" : `content of ${variant}`);
-    next += 1;
-  }
-
-  if (isLate && older.length === inOrder.length)
-    operations.push({ op: "config.put", ...target, schema: finalSchema });
-
-  if (release !== undefined) {
-    /** `present`: named so far; it stays when it has that content. */
-    const numberOf = (variant: string, present: number | null | undefined): number => {
-      const { hash } = variants.get(variant) as Variant;
-      const isSame = typeof present === "number" && hashes.get(present) === hash;
-      return isSame ? present : (numbers.get(hash) as number);
-    };
-    const presentOf = (id: string): number | undefined =>
-      held?.rules.find((rule) => rule.id === id)?.version;
+  #release(release: ManifestRelease): void {
+    const held = this.#held;
     const wanted = {
       rules:
         release.rules === null
           ? (held?.rules ?? [])
-          : release.rules.map((rule) =>
-              ruleWith(rule, numberOf(rule.variant, presentOf(rule.id)), held),
-            ),
-      default: release.default === null ? null : numberOf(release.default, held?.default),
+          : release.rules.map((rule) => {
+              const present = held?.rules.find(({ id }) => id === rule.id)?.version;
+              return ruleWith(rule, this.#numberOf(rule.variant, present), held);
+            }),
+      default: release.default === null ? null : this.#numberOf(release.default, held?.default),
     };
     const isNew = held === null || held.release === null;
     const newRules = isNew || !isDeepStrictEqual(plain(wanted.rules), plain(held.rules));
     const newDefault = isNew || wanted.default !== held.default;
-    if (newRules || newDefault) {
-      operations.push({ op: "release.put", ...target, ...wanted } as TransactionOperation);
-      if (!isNew && newRules) reasons.push("rules");
-      if (!isNew && newDefault && reasons.length === 0) reasons.push("default");
-      if (held !== null && isNew) reasons.push("release");
-    }
+    if (!newRules && !newDefault) return;
+    this.#operations.push({
+      op: "release.put",
+      ...this.#target,
+      ...wanted,
+    } as TransactionOperation);
+    if (!isNew && newRules) this.#reasons.push("rules");
+    if (!isNew && newDefault && this.#reasons.length === 0) this.#reasons.push("default");
+    if (held !== null && isNew) this.#reasons.push("release");
   }
-  const after =
-    release?.default === undefined || release.default === null
-      ? undefined
-      : variants.get(release.default);
-  const before = held?.default ?? null;
-  const isOther = after !== undefined && before !== null && hashes.get(before) !== after.hash;
-  return {
-    kind: "config",
-    ...target,
-    newDefault: isOther ? { content: after.content, instead: before } : null,
-    action: held === null ? "create" : operations.length > 0 ? "update" : "unchanged",
-    reasons,
-    operations,
-    condition: held === null ? { ...target, absent: true } : conditionOf(held),
-  };
+
+  /** @param present named so far; it stays when it has that content */
+  #numberOf(variant: string, present: number | null | undefined): number {
+    const { hash } = this.#config.variants.get(variant) as Variant;
+    const isSame = typeof present === "number" && this.#hashes.get(present) === hash;
+    return isSame ? present : (this.#numbers.get(hash) as number);
+  }
+
+  #newDefault(): PlanStep["newDefault"] {
+    const { release, variants } = this.#config;
+    const named = release?.default ?? null;
+    const after = named === null ? undefined : variants.get(named);
+    const before = this.#held?.default ?? null;
+    const isOther =
+      after !== undefined && before !== null && this.#hashes.get(before) !== after.hash;
+    return isOther ? { content: after.content, instead: before } : null;
+  }
 }
 
 /** A manifest's rule as the API has it. What the server fixed when it first saw the rule stays as it is. */
