@@ -2,7 +2,6 @@
  * One simulated life of a cluster, decided by its seed: a safety phase under faults, then everything heals and liveness
  * is demanded — the cluster must converge, serve, and still have every acknowledged write.
  */
-import type { Tuning } from "../../src/host/node_host.ts";
 import type { Log } from "../../src/host/ports.ts";
 import type { Replica } from "../../src/host/replica.ts";
 import { semanticsNow, type Command, type Outcome } from "../../src/machine/command.ts";
@@ -22,7 +21,8 @@ import {
 import { Prng } from "../../src/lib/prng.ts";
 import { checkHistory, type RegisterOperation } from "./history.ts";
 import { Invariants } from "./invariants.ts";
-import { calm, World, type SimNode, type Weather } from "./world.ts";
+import { drawSwarm, Nemesis, type Swarm } from "./nemesis.ts";
+import { calm, World, type SimNode } from "./world.ts";
 
 export interface RunOptions {
   readonly seed: number;
@@ -48,94 +48,6 @@ export interface RunResult {
   readonly violations: readonly string[];
 }
 
-interface Swarm {
-  readonly nodes: number;
-  readonly tenants: number;
-  readonly configs: number;
-  readonly clients: number;
-  readonly environmentsMax: number;
-  readonly stormMs: number;
-  readonly weather: Weather;
-  readonly crashEveryMs: number;
-  readonly cutEveryMs: number;
-  readonly freezeEveryMs: number;
-  readonly diskFaultEveryMs: number;
-  readonly churnEveryMs: number;
-  /** Tenants get other nodes, more or fewer of them. */
-  readonly moveEveryMs: number;
-  /** One node comes back with an empty disk, once. */
-  readonly wipes: boolean;
-  readonly drainEveryMs: number;
-  /** Nodes that join while it storms. */
-  readonly spares: number;
-  readonly clockSkew: boolean;
-  /** One bit of one node's journal rots at one of its crashes. */
-  readonly rot: boolean;
-  readonly singleVoter: boolean;
-  readonly segmentBytes: number;
-  readonly tuning: Omit<Tuning, "replaceAfterMs" | "balanceAfterMs">;
-  readonly replaceAfterMs: number;
-  readonly balanceAfterMs: number;
-}
-
-/** The seed draws what kind of run it is, so that a thousand seeds are a thousand kinds (swarm testing). */
-function drawSwarm(prng: Prng, stormMs: number): Swarm {
-  const rough = prng.chance(0.6);
-  const swarm = {
-    nodes: prng.chance(0.85) ? 3 : 5,
-    tenants: prng.between(1, 3),
-    configs: prng.between(1, 2),
-    clients: prng.between(1, 5),
-    environmentsMax: prng.pick([19, 22, 1_000]),
-    stormMs,
-    weather: {
-      drop: rough ? prng.pick([0, 0.01, 0.05, 0.2]) : 0,
-      duplicate: rough ? prng.pick([0, 0.02, 0.1]) : 0,
-      delay: prng.pick([[0.1, 1] as const, [0.5, 20] as const, [1, 200] as const]),
-      late: rough ? prng.pick([0, 0.01]) : 0,
-      lateMs: prng.pick([2_000, 20_000, 120_000]),
-      disk: prng.pick([[0.05, 0.4] as const, [0.2, 5] as const, [1, 60] as const]),
-    },
-    crashEveryMs: prng.pick([0, 2_000, 5_000]),
-    cutEveryMs: prng.pick([0, 1_500, 4_000]),
-    freezeEveryMs: prng.pick([0, 0, 4_000]),
-    diskFaultEveryMs: prng.pick([0, 0, 3_000]),
-    churnEveryMs: prng.pick([0, 0, 2_500]),
-    clockSkew: prng.chance(0.3),
-    rot: prng.chance(0.1),
-    singleVoter: prng.chance(0.15),
-    segmentBytes: prng.pick([4_096, 16_384, 262_144]),
-    tuning: {
-      checkpointBytes: prng.pick([500, 5_000, 4_000_000]),
-      restoreCheckpointBytes: 500,
-      journalSegments: prng.pick([1, 2, 4]),
-      // Where segments are small that is reached.
-      journalSegmentsMax: 8,
-      logKeptEntries: prng.pick([0, 3, 20, 1_000]),
-      logKeptBytes: prng.pick([0, 2_000, 1_000_000]),
-      logKeptBytesForLagging: prng.pick([0, 5_000, 1_000_000]),
-      snapshotPartBytes: prng.pick([1, 300, 100_000]),
-      sleepAfterMs: prng.pick([300, 2_000, 600_000]),
-    },
-    // Drawn last, so that the seeds of before kept their kind.
-    replaceAfterMs: prng.pick([2_500, 20_000, 300_000]),
-    wipes: prng.chance(0.3),
-    drainEveryMs: prng.pick([0, 0, 4_000]),
-    spares: prng.pick([0, 0, 0, 1, 2]),
-    moveEveryMs: prng.pick([0, 700, 2_000, 5_000]),
-    balanceAfterMs: prng.pick([200, 2_000, 10_000]),
-  };
-  // Where none sleep for want of use they sleep for want of room.
-  const awakeMax = swarm.tuning.sleepAfterMs === 600_000 ? 3 : swarm.environmentsMax - 16;
-  const awakeLimit = swarm.environmentsMax;
-  const directoryCheckpointBytes = swarm.tuning.checkpointBytes / 4;
-  const tuning = { ...swarm.tuning, directoryCheckpointBytes, awakeMax, awakeLimit };
-  return { ...swarm, tuning };
-}
-
-/** Those who leave are looked for this often. */
-const SEE_OFF_MS = 20;
-
 interface Acknowledged {
   readonly tenant: string;
   readonly name: string;
@@ -144,482 +56,367 @@ interface Acknowledged {
   readonly revision: number;
 }
 
-export async function runSeed(options: RunOptions): Promise<RunResult> {
-  const prng = new Prng(options.seed);
-  const swarm = drawSwarm(prng.fork(), options.stormMs ?? 12_000);
-  // A generator of its own: what earlier seeds drew stays as it was.
-  const scarcity = new Prng(options.seed + 0x5eed);
-  const scarceEveryMs = scarcity.pick([0, 0, 0, 1_500]);
-  const parting = new Prng(options.seed + 0x1ea4e);
-  const leaveEveryMs = parting.pick([0, 3_000]);
-  const violations: string[] = [];
-  const invariants = new Invariants((violation) => violations.push(violation));
-  let elections = 0;
-  let rotten: string | null = null;
-  const log = (node: string): Log => ({
-    debug(fields, message) {
-      if (message !== "replica.leader_changed") return;
-      const { group, term, role } = fields as { group: number; term: number; role: string };
-      if (role !== "leader") return;
-      elections += 1;
-      invariants.leader(group, term, node);
-    },
-    info() {},
-    warn(fields, message) {
-      if (message === "frame.malformed")
-        violations.push(`malformed frame: ${String((fields as { err: unknown }).err)}`);
-    },
-    error(fields, message) {
-      // What rotted is found and the replica stopped, as it must be.
-      if (message === "replica.journal_damaged" && rotten === node) return;
-      const { err } = fields as { err?: Error };
-      violations.push(`${message}: ${err?.stack ?? JSON.stringify(fields)}`);
-    },
-  });
-  const world = new World({
-    seed: prng.uint32(),
-    nodes: swarm.nodes,
-    spares: swarm.spares,
-    environmentsMax: swarm.environmentsMax,
-    clockSkew: swarm.clockSkew,
-    segmentBytes: swarm.segmentBytes,
-    tuning: {
-      ...swarm.tuning,
-      replaceAfterMs: swarm.replaceAfterMs,
-      balanceAfterMs: swarm.balanceAfterMs,
-    },
-    log,
-  });
-  world.trace = options.trace ?? null;
-  invariants.world = world;
-  world.onThrown = (error) =>
-    violations.push(`thrown: ${error instanceof Error ? error.stack : String(error)}`);
-  world.onSent = (lane, bytes) => invariants.sent(lane, bytes);
-  let crashes = 0;
-  let moves = 0;
-  const nemesis = prng.fork();
-  /** Nodes whose disk was told to fail: they are right to end. */
-  const faulty = new Set<string>();
-  /** Nodes that left and do not come back. */
-  const gone = new Set<SimNode>();
-  let departures = 0;
-  const restart = (node: SimNode): void => {
-    if (node.host === null && !gone.has(node)) world.start(node);
-  };
+export function runSeed(options: RunOptions): Promise<RunResult> {
+  return new Run(options).toEnd();
+}
 
-  const initial = world.nodes.slice(0, swarm.nodes);
-  for (const node of initial) world.start(node);
+const system: Command["actor"] = { kind: "system", keyId: "sim" };
+
+class Run {
+  readonly #seed: number;
+  readonly #prng: Prng;
+  readonly #swarm: Swarm;
+  readonly #world: World;
+  readonly #nemesis: Nemesis;
+  readonly #invariants: Invariants;
+  readonly #violations: string[] = [];
+  readonly #initial: readonly SimNode[];
+  readonly #tenants: readonly string[];
+  readonly #configs: readonly string[];
   /** Revision of each config when it was made. */
-  const created = new Map<string, number>();
-  const tenants = Array.from({ length: swarm.tenants }, (_, index) => `t${index + 1}`);
-  const configs = Array.from({ length: swarm.configs }, (_, index) => `c${index + 1}`);
-  const check = (): boolean => {
-    const ended = world.reap();
-    invariants.step();
-    if (ended !== null) {
-      if (!faulty.delete(ended.name))
-        violations.push(`${ended.name} ended without a fault of its disk`);
-      crashes += 1;
-      world.after(nemesis.between(10, 2_000), () => restart(ended));
-    }
-    return violations.length > 0;
-  };
+  readonly #created = new Map<string, number>();
+  readonly #history: RegisterOperation[] = [];
+  readonly #acknowledged: Acknowledged[] = [];
+  readonly #refused: { readonly key: string; readonly text: string }[] = [];
+  #operations = 0;
+  #elections = 0;
 
-  // --- preparation, in calm weather ------------------------------------------------------------------------------------
-  const system: Command["actor"] = { kind: "system", keyId: "sim" };
-  const proposal = (action: Command["action"]): Command => ({
-    at: 1_700_000_000_000 + Math.floor(world.now),
-    actor: system,
-    semantics: semanticsNow,
-    action,
-  });
-  const change = async (tenant: string, action: Command["action"]): Promise<Outcome | null> => {
+  constructor({ seed, stormMs = 12_000, trace }: RunOptions) {
+    this.#seed = seed;
+    this.#prng = new Prng(seed);
+    const swarm = drawSwarm(this.#prng.fork(), stormMs);
+    this.#swarm = swarm;
+    this.#invariants = new Invariants((violation) => this.#violations.push(violation));
+    const { nodes, spares, environmentsMax, clockSkew, segmentBytes } = swarm;
+    const { replaceAfterMs, balanceAfterMs } = swarm;
+    const world = new World({
+      seed: this.#prng.uint32(),
+      nodes,
+      spares,
+      environmentsMax,
+      clockSkew,
+      segmentBytes,
+      tuning: { ...swarm.tuning, replaceAfterMs, balanceAfterMs },
+      log: (node) => this.#logOf(node),
+    });
+    world.trace = trace ?? null;
+    world.onThrown = (error) =>
+      this.#violations.push(`thrown: ${error instanceof Error ? error.stack : String(error)}`);
+    world.onSent = (lane, bytes) => this.#invariants.sent(lane, bytes);
+    this.#world = world;
+    this.#invariants.world = world;
+    this.#initial = world.nodes.slice(0, nodes);
+    this.#tenants = Array.from({ length: swarm.tenants }, (_, index) => `t${index + 1}`);
+    this.#configs = Array.from({ length: swarm.configs }, (_, index) => `c${index + 1}`);
+    this.#nemesis = new Nemesis({
+      seed,
+      world,
+      swarm,
+      tenants: this.#tenants,
+      proposal: (action) => this.#proposal(action),
+      draw: this.#prng.fork(),
+    });
+  }
+
+  async toEnd(): Promise<RunResult> {
+    await this.#prepare();
+    const followers = await this.#storm();
+    await this.#heal();
+    await this.#judge(followers);
+    const { events, now, traceHash } = this.#world;
+    const { crashes, moves, departures } = this.#nemesis;
+    return {
+      seed: this.#seed,
+      events,
+      virtualMs: Math.round(now),
+      traceHash,
+      operations: this.#operations,
+      acknowledged: this.#acknowledged.length,
+      crashes,
+      elections: this.#elections,
+      moves,
+      departures,
+      violations: this.#violations,
+    };
+  }
+
+  get #isGood(): boolean {
+    return this.#violations.length === 0;
+  }
+
+  #logOf(node: string): Log {
+    return {
+      debug: (fields, message) => {
+        if (message !== "replica.leader_changed") return;
+        const { group, term, role } = fields as { group: number; term: number; role: string };
+        if (role !== "leader") return;
+        this.#elections += 1;
+        this.#invariants.leader(group, term, node);
+      },
+      info() {},
+      warn: (fields, message) => {
+        if (message === "frame.malformed")
+          this.#violations.push(`malformed frame: ${String((fields as { err: unknown }).err)}`);
+      },
+      error: (fields, message) => {
+        // What rotted is found and the replica stopped, as it must be.
+        if (message === "replica.journal_damaged" && this.#nemesis.rotten === node) return;
+        const { err } = fields as { err?: Error };
+        this.#violations.push(`${message}: ${err?.stack ?? JSON.stringify(fields)}`);
+      },
+    };
+  }
+
+  /** After each event. @returns whether the run is over: something is broken */
+  #check(): boolean {
+    const ended = this.#world.reap();
+    this.#invariants.step();
+    if (ended !== null && !this.#nemesis.ended(ended))
+      this.#violations.push(`${ended.name} ended without a fault of its disk`);
+    return !this.#isGood;
+  }
+
+  #proposal(action: Command["action"]): Command {
+    return {
+      at: 1_700_000_000_000 + Math.floor(this.#world.now),
+      actor: system,
+      semantics: semanticsNow,
+      action,
+    };
+  }
+
+  /** Repeated until it is answered; null: it never was. */
+  async #change(tenant: string, action: Command["action"]): Promise<Outcome | null> {
     for (let attempt = 0; attempt < 20; attempt++) {
       let answer: Outcome | null = null;
       let ended = false;
-      const node = prng.pick(world.alive);
-      node.host?.requests.propose(tenant, proposal(action), 5_000, (error, outcome) => {
+      const node = this.#prng.pick(this.#world.alive);
+      node.host?.requests.propose(tenant, this.#proposal(action), 5_000, (error, outcome) => {
         ended = true;
         if (error === null) answer = outcome ?? null;
       });
-      await world.run(world.now + 6_000, () => ended || check());
-      if (answer !== null || violations.length > 0) return answer;
+      await this.#world.run(this.#world.now + 6_000, () => ended || this.#check());
+      if (answer !== null || !this.#isGood) return answer;
     }
     return null;
-  };
-  await world.run(
-    world.now + 20_000,
-    () => check() || initial.every((node) => node.host?.ready === true),
-  );
-  if (!initial.every((node) => node.host?.ready === true) && violations.length === 0) {
-    violations.push("the cluster did not become ready in calm weather");
   }
-  for (const [index, tenant] of tenants.entries()) {
-    if (violations.length > 0) break;
-    const nodes = swarm.singleVoter && index === 0 ? 1 : prng.pick([3, swarm.nodes]);
-    const outcome = await change("_system", {
+
+  // --- preparation, in calm weather ------------------------------------------------------------------------------------
+
+  async #prepare(): Promise<void> {
+    for (const node of this.#initial) this.#world.start(node);
+    const isReady = (): boolean => this.#initial.every((node) => node.host?.ready === true);
+    await this.#world.run(this.#world.now + 20_000, () => this.#check() || isReady());
+    if (!isReady() && this.#isGood)
+      this.#violations.push("the cluster did not become ready in calm weather");
+    for (const [index, tenant] of this.#tenants.entries()) {
+      if (!this.#isGood) break;
+      await this.#makeTenant(tenant, this.#swarm.singleVoter && index === 0);
+    }
+  }
+
+  async #makeTenant(tenant: string, isSingleVoter: boolean): Promise<void> {
+    const nodes = isSingleVoter ? 1 : this.#prng.pick([3, this.#swarm.nodes]);
+    const outcome = await this.#change("_system", {
       op: "directory.create",
       tenant,
       quotas: {},
-      nodes: initial.slice(0, nodes).map((node) => node.name),
+      nodes: this.#initial.slice(0, nodes).map((node) => node.name),
       adminKey: { id: `k${tenant}`, kind: "admin", hash: "0".repeat(64) },
     });
-    if (outcome?.ok !== true && outcome?.code !== "already-exists") {
-      violations.push(`tenant ${tenant} could not be created: ${JSON.stringify(outcome)}`);
-    }
-    for (const name of configs) {
-      const made = await change(tenant, {
-        op: "config.put",
-        namespace: "default",
-        name,
-        format: "text",
-      });
-      if (made?.ok === true) created.set(`${tenant}/${name}`, made.revision);
-      else violations.push(`config ${tenant}/${name}: ${JSON.stringify(made)}`);
+    if (outcome?.ok !== true && outcome?.code !== "already-exists")
+      this.#violations.push(`tenant ${tenant} could not be created: ${JSON.stringify(outcome)}`);
+    for (const name of this.#configs) {
+      const action = { op: "config.put", namespace: "default", name, format: "text" } as const;
+      const made = await this.#change(tenant, action);
+      if (made?.ok === true) this.#created.set(`${tenant}/${name}`, made.revision);
+      else this.#violations.push(`config ${tenant}/${name}: ${JSON.stringify(made)}`);
     }
   }
 
   // --- storm ---------------------------------------------------------------------------------------------------------
-  const history: RegisterOperation[] = [];
-  const acknowledged: Acknowledged[] = [];
-  const refused: { readonly key: string; readonly text: string }[] = [];
-  let operations = 0;
-  let storming = true;
-  const holders = (tenant: string): SimNode[] =>
-    world.alive.filter((node) => node.host?.locateNow(tenant)?.local === true);
 
-  const client = (id: number, draw: Prng): void => {
-    const next = (): void => {
-      if (storming) world.after(draw.between(1, 150), act);
-    };
-    const act = (): void => {
-      if (!storming) return;
-      const tenant = draw.pick(tenants);
-      const name = draw.pick(configs);
-      const at = draw.chance(0.5) ? world.alive : holders(tenant);
-      if (at.length === 0) return next();
-      const node = draw.pick(at);
-      const { life } = node;
-      const key = `${tenant}/${name}`;
-      operations += 1;
-      const operation: RegisterOperation = {
-        client: id,
-        key,
-        call: world.now,
-        end: null,
-        op: null,
-      };
-      // A process that dies answers nobody: the operation stays open, its outcome unknown.
-      const live = (): boolean => node.life === life;
-      if (draw.chance(0.55) || node.host?.locateNow(tenant)?.local !== true) {
-        const text = `${tenant} v${id}.${operations}`;
-        operation.op = { kind: "publish", value: text, revision: null };
-        history.push(operation);
-        const command: Command = {
-          ...proposal({
-            op: "publish",
-            namespace: "default",
-            name,
-            content: { text, hash: `sha256:${text}`, bytes: text.length },
-            schemaHash: null,
-          }),
-          // What nodes do by themselves is taken without room too.
-          ...(scarceEveryMs > 0 && { actor: { kind: "admin", keyId: `k${tenant}` } }),
-          ...(draw.chance(0.5) ? { idempotency: { key: text, fingerprint: text } } : {}),
-        };
-        node.host?.requests.propose(tenant, command, draw.pick([500, 3_000]), (error, outcome) => {
-          if (!live()) return;
-          if (error === null && outcome?.ok === true) {
-            operation.end = world.now;
-            operation.op = { kind: "publish", value: text, revision: outcome.revision };
-            const { version } = outcome.result as { version: { version: number } };
-            acknowledged.push({
-              tenant,
-              name,
-              text,
-              version: version.version,
-              revision: outcome.revision,
-            });
-          } else if (error !== null && error.code !== "outcome-unknown") {
-            // Certainly not done: the checker must not be allowed to place it.
-            operation.op = null;
-            refused.push({ key, text });
-          }
-          next();
-        });
-        return;
-      }
-      node.host?.requests.read(
-        tenant,
-        { consistency: "linearizable", timeoutMs: draw.pick([300, 2_000]) },
-        (error, view) => {
-          if (!live()) return;
-          if (error === null && view !== undefined) {
-            const config = getConfig(view, "default", name);
-            const version = config?.latestVersion ?? 0;
-            const value =
-              version === 0 || config === null ? null : getText(view, "default", name, version);
-            operation.end = world.now;
-            operation.op = { kind: "read", value, revision: config?.revision ?? 0 };
-            history.push(operation);
-          }
-          next();
-        },
-      );
-    };
-    next();
-  };
-  for (let id = 1; id <= swarm.clients; id++) client(id, prng.fork());
-
-  // --- watchers ------------------------------------------------------------------------------------------------------
-  const followers = tenants.map(
-    (tenant) => new Follower(world, tenant, prng.fork(), (text) => violations.push(text)),
-  );
-  for (const follower of followers) follower.follow();
-
-  world.weather = swarm.weather;
-  const every = (ms: number, act: () => void): void => {
-    if (ms === 0) return;
-    const again = (): void => {
-      if (!storming) return;
-      act();
-      world.after(nemesis.between(ms / 2, (ms * 3) / 2), again);
-    };
-    world.after(nemesis.between(ms / 2, ms), again);
-  };
-  every(swarm.crashEveryMs, () => {
-    // Sometimes more than a minority: nothing may be lost, it may only stand still.
-    const down = nemesis.chance(0.15) ? swarm.nodes : 1;
-    for (let count = 0; count < down; count++) {
-      const node = nemesis.pick(world.nodes);
-      if (node.host === null) continue;
-      world.crash(node);
-      crashes += 1;
-      if (swarm.rot && (rotten === null || rotten === node.name) && world.flipBit(node)) {
-        rotten = node.name;
-      }
-      world.after(nemesis.between(10, 3_000), () => restart(node));
-    }
-  });
-  every(swarm.cutEveryMs, () => {
-    world.heal();
-    if (nemesis.chance(0.3)) return;
-    const victim = nemesis.pick(world.nodes);
-    const oneWay = nemesis.chance(0.3);
-    for (const other of world.nodes) {
-      if (other === victim || nemesis.chance(0.2)) continue;
-      world.cut(victim, other);
-      if (!oneWay) world.cut(other, victim);
-    }
-  });
-  every(swarm.diskFaultEveryMs, () => {
-    const node = nemesis.pick(world.nodes);
-    if (node.host === null) return;
-    if (nemesis.chance(0.5)) {
-      world.stallDisk(node, nemesis.between(100, 4_000));
-    } else {
-      faulty.add(node.name);
-      world.failDisk(node);
-    }
-  });
-  if (swarm.clockSkew) {
-    every(3_000, () => {
-      nemesis.pick(world.nodes).wallOffset = nemesis.between(-3_600_000, 3_600_000);
-    });
-  }
-  // What a wiped disk was the only one to have would be lost, and with rot elsewhere that can be more.
-  const wipes = swarm.wipes && !swarm.rot && !swarm.singleVoter;
-  // Where few nodes are left, `_system` has one vote only.
-  const leaves = leaveEveryMs > 0 && !wipes && !swarm.rot;
-  /** Initial nodes that may come back with nothing: were they a majority, they could begin anew. */
-  let returnable = Math.ceil(swarm.nodes / 2) - 1;
-  /** Tenants that come and go beside the others. */
-  let passing = 0;
-  every(swarm.churnEveryMs, () => {
-    const name = `e${++passing}`;
-    const at = (): SimNode | null => (world.alive.length === 0 ? null : nemesis.pick(world.alive));
-    const tell = (tenant: string, action: Command["action"], then: () => void): void => {
-      at()?.host?.requests.propose(tenant, proposal(action), 2_000, (error) => {
-        if (error === null && storming) world.after(nemesis.between(1, 400), then);
-      });
-    };
-    const nodes = world.nodes.slice(0, nemesis.pick(wipes ? [3] : [1, 3])).map((node) => node.name);
-    const adminKey = { id: `k${name}`, kind: "admin" as const, hash: "0".repeat(64) };
-    tell("_system", { op: "directory.create", tenant: name, quotas: {}, nodes, adminKey }, () => {
-      tell(name, { op: "config.put", namespace: "default", name: "c", format: "text" }, () => {
-        tell("_system", { op: "directory.delete", tenant: name, purge: true }, () => {});
-      });
-    });
-  });
-  if (scarceEveryMs > 0)
-    every(scarceEveryMs, () => {
-      scarcity.pick(world.nodes).room.level = scarcity.pick(["free", "low", "out"]);
-    });
-  every(swarm.moveEveryMs, () => {
-    const node = world.alive.length === 0 ? null : nemesis.pick(world.alive);
-    const tenant = nemesis.pick(tenants);
-    const row = node?.host?.directory.tenant(tenant);
-    if (row === undefined) return;
-    // What is only on the node whose journal rots is gone with it.
-    const isFragile = swarm.rot || wipes;
-    const sizes = isFragile ? [3, swarm.nodes] : [1, 2, 3, 3, swarm.nodes];
-    if (isFragile && row.placement.replicas.length === 1) return;
-    const nodes = shuffled(world.nodes, nemesis)
-      .map(({ name }) => name)
-      .slice(0, nemesis.pick(sizes));
-    const generation = row.placement.generation ?? 0;
-    const action = { op: "directory.move", tenant, nodes, generation } as const;
-    node?.host?.requests.propose("_system", proposal(action), 2_000, (error, outcome) => {
-      if (error === null && outcome?.ok === true) moves += 1;
-    });
-  });
-  if (wipes) {
-    world.after(nemesis.between(1_000, swarm.stormMs), () => {
-      const node = nemesis.pick(initial);
-      if (!storming) return;
-      if (node.host !== null) world.crash(node);
-      world.wipe(node);
-      world.after(nemesis.between(10, 3_000), () => restart(node));
-    });
-  }
-  every(swarm.drainEveryMs, () => {
-    const phase = nemesis.pick(["draining", "active"] as const);
-    const { name } = nemesis.pick(world.nodes);
-    const at = world.alive.length === 0 ? null : nemesis.pick(world.alive);
-    const action = { op: "node.phase", node: name, phase } as const;
-    at?.host?.requests.propose("_system", proposal(action), 2_000, () => {});
-  });
-  // Told to leave; when the directory knows a node no more, its process ends that very moment and its disk is thrown away.
-  const leaving = new Map<SimNode, number>();
-  every(leaves ? leaveEveryMs : 0, () => {
-    const node = parting.pick(world.nodes);
-    // Who joins later has only the initial nodes' names to go by: one of them stays.
-    const rest = initial.filter((one) => one !== node && !leaving.has(one) && !gone.has(one));
-    if (rest.length === 0) return;
-    const at = world.alive.length === 0 ? undefined : parting.pick(world.alive).host;
-    const revision = at?.directory.revision ?? null;
-    if (at == null || revision === null || at.directory.node(node.name) === undefined) return;
-    // Also when nobody answers it may have been done.
-    leaving.set(node, revision);
-    const action = { op: "node.phase", node: node.name, phase: "leaving" } as const;
-    at.requests.propose("_system", proposal(action), 2_000, () => {});
-  });
-  const hasLeft = (node: SimNode, toldAt: number): boolean =>
-    world.alive.some(
-      ({ name, host }) =>
-        name !== node.name &&
-        host !== null &&
-        (host.directory.revision ?? 0) > toldAt &&
-        host.directory.node(node.name) === undefined,
+  async #storm(): Promise<readonly Follower[]> {
+    this.#nemesis.isStorming = true;
+    for (let id = 1; id <= this.#swarm.clients; id++) this.#actSoon(id, this.#prng.fork());
+    const followers = this.#tenants.map(
+      (tenant) =>
+        new Follower(this.#world, tenant, this.#prng.fork(), (text) => this.#violations.push(text)),
     );
-  const seeOff = (): void => {
-    for (const [node, toldAt] of leaving) {
-      if (!hasLeft(node, toldAt)) continue;
-      leaving.delete(node);
-      departures += 1;
-      if (node.host !== null) world.crash(node);
-      world.wipe(node);
-      // Another machine of that name may come.
-      const returns = parting.chance(0.5) && (!initial.includes(node) || returnable-- > 0);
-      if (!returns) gone.add(node);
-      else world.after(parting.between(10, 3_000), () => restart(node));
-    }
-    world.after(SEE_OFF_MS, seeOff);
-  };
-  if (leaves) seeOff();
-  for (const spare of world.nodes.slice(swarm.nodes)) {
-    world.after(nemesis.between(100, swarm.stormMs), () => restart(spare));
+    for (const follower of followers) follower.follow();
+    this.#nemesis.unleash();
+    if (this.#isGood)
+      await this.#world.run(this.#world.now + this.#swarm.stormMs, () => this.#check());
+    return followers;
   }
-  every(swarm.freezeEveryMs, () => {
-    world.freeze(nemesis.pick(world.nodes), nemesis.between(100, 4_000));
-  });
-  if (violations.length === 0) await world.run(world.now + swarm.stormMs, check);
+
+  /** A client does one thing after the other, as long as it storms. */
+  #actSoon(client: number, draw: Prng): void {
+    if (this.#nemesis.isStorming)
+      this.#world.after(draw.between(1, 150), () => this.#act(client, draw));
+  }
+
+  #act(client: number, draw: Prng): void {
+    if (!this.#nemesis.isStorming) return;
+    const tenant = draw.pick(this.#tenants);
+    const name = draw.pick(this.#configs);
+    const { alive } = this.#world;
+    const hasIt = (node: SimNode): boolean => node.host?.locateNow(tenant)?.local === true;
+    const at = draw.chance(0.5) ? alive : alive.filter(hasIt);
+    if (at.length === 0) return this.#actSoon(client, draw);
+    const node = draw.pick(at);
+    this.#operations += 1;
+    const operation: RegisterOperation = {
+      client,
+      key: `${tenant}/${name}`,
+      call: this.#world.now,
+      end: null,
+      op: null,
+    };
+    const target = { tenant, name, node, operation, draw };
+    if (draw.chance(0.55) || !hasIt(node)) this.#publish(target);
+    else this.#read(target);
+  }
+
+  #publish({ tenant, name, node, operation, draw }: Attempt): void {
+    const { client, key } = operation;
+    const { life } = node;
+    const text = `${tenant} v${client}.${this.#operations}`;
+    operation.op = { kind: "publish", value: text, revision: null };
+    this.#history.push(operation);
+    const command: Command = {
+      ...this.#proposal(publishOf(name, text)),
+      // What nodes do by themselves is taken without room too.
+      ...(this.#nemesis.isScarce && { actor: { kind: "admin", keyId: `k${tenant}` } }),
+      ...(draw.chance(0.5) ? { idempotency: { key: text, fingerprint: text } } : {}),
+    };
+    node.host?.requests.propose(tenant, command, draw.pick([500, 3_000]), (error, outcome) => {
+      // A process that dies answers nobody: the operation stays open, its outcome unknown.
+      if (node.life !== life) return;
+      if (error === null && outcome?.ok === true) {
+        const { revision } = outcome;
+        operation.end = this.#world.now;
+        operation.op = { kind: "publish", value: text, revision };
+        const { version } = (outcome.result as { version: { version: number } }).version;
+        this.#acknowledged.push({ tenant, name, text, version, revision });
+      } else if (error !== null && error.code !== "outcome-unknown") {
+        // Certainly not done: the checker must not be allowed to place it.
+        operation.op = null;
+        this.#refused.push({ key, text });
+      }
+      this.#actSoon(client, draw);
+    });
+  }
+
+  #read({ tenant, name, node, operation, draw }: Attempt): void {
+    const { life } = node;
+    node.host?.requests.read(
+      tenant,
+      { consistency: "linearizable", timeoutMs: draw.pick([300, 2_000]) },
+      (error, view) => {
+        if (node.life !== life) return;
+        if (error === null && view !== undefined) {
+          const config = getConfig(view, "default", name);
+          const version = config?.latestVersion ?? 0;
+          const value =
+            version === 0 || config === null ? null : getText(view, "default", name, version);
+          operation.end = this.#world.now;
+          operation.op = { kind: "read", value, revision: config?.revision ?? 0 };
+          this.#history.push(operation);
+        }
+        this.#actSoon(operation.client, draw);
+      },
+    );
+  }
 
   // --- healing: from here on it must work --------------------------------------------------------------------------------
-  storming = false;
-  world.weather = calm;
-  world.heal();
-  for (const node of world.nodes) node.room.level = "free";
-  if (violations.length === 0) {
-    for (const node of world.nodes) restart(node);
-    // Frames held back by the storm may still arrive for minutes.
-    await world.run(world.now + 15_000, check);
-  }
-  for (const tenant of tenants) {
-    // An only voter on the node whose journal rotted stays stopped until it is restored; that is what it owes.
-    if (rotten === "n1" && swarm.singleVoter && tenant === tenants[0]) continue;
-    for (const name of configs) {
-      if (violations.length > 0) break;
-      const text = `final ${tenant} ${name}`;
-      const content = { text, hash: `sha256:${text}`, bytes: text.length };
-      const outcome = await change(tenant, {
-        op: "publish",
-        namespace: "default",
-        name,
-        content,
-        schemaHash: null,
-      });
-      if (outcome?.ok !== true)
-        violations.push(
-          `${tenant}/${name} cannot be written after healing: ${JSON.stringify(outcome)} ${describe(world)}`,
-        );
+
+  async #heal(): Promise<void> {
+    const world = this.#world;
+    this.#nemesis.isStorming = false;
+    world.weather = calm;
+    world.heal();
+    for (const node of world.nodes) node.room.level = "free";
+    if (this.#isGood) {
+      for (const node of world.nodes) this.#nemesis.restart(node);
+      // Frames held back by the storm may still arrive for minutes.
+      await world.run(world.now + 15_000, () => this.#check());
     }
-  }
-  // Whose directory rotted knows of nothing until it is restored.
-  const seeing = world.alive.filter(({ name }) => name !== rotten);
-  const damaged = world.nodes.find(({ name }) => name === rotten);
-  const waits = (row: TenantRow): boolean => waitsFor(damaged, row);
-  // Of a move that waits, those that its group's leader does not count any more were left behind already.
-  const isLeft = (replica: Replica, on: SimNode): boolean => {
-    const row = seeing[0]?.host?.directory.tenant(replica.tenant);
-    const waitsForRepair = row !== undefined && waits(row);
-    if (!waitsForRepair && !(on === damaged && isStopped(on, "_system"))) return false;
-    const leader = [...replicasOf(world, replica.tenant)].find(({ raft }) => raft.isLeader);
-    return leader === undefined || ![...leader.voters()].some(([id]) => id === replica.id);
-  };
-  if (violations.length === 0) {
-    const misplaced = (): string | null => placed(seeing, waits);
-    const settled = (): boolean => converged(world, isLeft) && misplaced() === null;
-    await world.run(world.now + 60_000, () => check() || settled());
-    if (violations.length === 0 && !settled()) {
-      violations.push(
-        `replicas did not converge after healing: ${misplaced() ?? ""} ${describe(world)}`,
-      );
-    }
-  }
-  if (violations.length === 0) {
-    invariants.final(isLeft);
-    for (const follower of followers) follower.judge(isLeft);
-    violations.push(...judgeVersions(world, tenants, configs));
-    for (const ack of acknowledged) {
-      for (const replica of replicasOf(world, ack.tenant, isLeft)) {
-        const kept = getText(replica.view, "default", ack.name, ack.version);
-        if (kept !== ack.text) {
-          violations.push(
-            `acknowledged write is lost: ${ack.tenant}/${ack.name} version ${ack.version} should be "${ack.text}", is ${JSON.stringify(kept)}`,
+    for (const tenant of this.#tenants) {
+      // An only voter on the node whose journal rotted stays stopped until it is restored; that is what it owes.
+      const hasRotted = this.#nemesis.rotten === "n1" && tenant === this.#tenants[0];
+      if (hasRotted && this.#swarm.singleVoter) continue;
+      for (const name of this.#configs) {
+        if (!this.#isGood) break;
+        const outcome = await this.#change(tenant, publishOf(name, `final ${tenant} ${name}`));
+        if (outcome?.ok !== true)
+          this.#violations.push(
+            `${tenant}/${name} cannot be written after healing: ${JSON.stringify(outcome)} ${describe(world)}`,
           );
-        }
       }
     }
-    const published = publishedIn(world, tenants, configs);
-    for (const { key, text } of refused)
-      if (published.get(key)?.has(text) === true)
-        violations.push(`a refused change was not made: ${key} has "${text}"`);
-    violations.push(...checkHistory(history, created, published));
   }
-  return {
-    seed: options.seed,
-    events: world.events,
-    virtualMs: Math.round(world.now),
-    traceHash: world.traceHash,
-    operations,
-    acknowledged: acknowledged.length,
-    crashes,
-    elections,
-    moves,
-    departures,
-    violations,
-  };
+
+  async #judge(followers: readonly Follower[]): Promise<void> {
+    const world = this.#world;
+    // Whose directory rotted knows of nothing until it is restored.
+    const { rotten } = this.#nemesis;
+    const seeing = world.alive.filter(({ name }) => name !== rotten);
+    const damaged = world.nodes.find(({ name }) => name === rotten);
+    const waits = (row: TenantRow): boolean => waitsFor(damaged, row);
+    // Of a move that waits, those that its group's leader does not count any more were left behind already.
+    const isLeft = (replica: Replica, on: SimNode): boolean => {
+      const row = seeing[0]?.host?.directory.tenant(replica.tenant);
+      const waitsForRepair = row !== undefined && waits(row);
+      if (!waitsForRepair && !(on === damaged && isStopped(on, "_system"))) return false;
+      const leader = [...replicasOf(world, replica.tenant)].find(({ raft }) => raft.isLeader);
+      return leader === undefined || ![...leader.voters()].some(([id]) => id === replica.id);
+    };
+    if (this.#isGood) {
+      const misplaced = (): string | null => placed(seeing, waits);
+      const settled = (): boolean => converged(world, isLeft) && misplaced() === null;
+      await world.run(world.now + 60_000, () => this.#check() || settled());
+      if (this.#isGood && !settled())
+        this.#violations.push(
+          `replicas did not converge after healing: ${misplaced() ?? ""} ${describe(world)}`,
+        );
+    }
+    if (!this.#isGood) return;
+    this.#invariants.final(isLeft);
+    for (const follower of followers) follower.judge(isLeft);
+    this.#violations.push(...judgeVersions(world, this.#tenants, this.#configs));
+    this.#judgeAcknowledged(isLeft);
+    const published = publishedIn(world, this.#tenants, this.#configs);
+    for (const { key, text } of this.#refused)
+      if (published.get(key)?.has(text) === true)
+        this.#violations.push(`a refused change was not made: ${key} has "${text}"`);
+    this.#violations.push(...checkHistory(this.#history, this.#created, published));
+  }
+
+  #judgeAcknowledged(isLeft: (replica: Replica, on: SimNode) => boolean): void {
+    for (const { tenant, name, version, text } of this.#acknowledged)
+      for (const replica of replicasOf(this.#world, tenant, isLeft)) {
+        const kept = getText(replica.view, "default", name, version);
+        if (kept !== text)
+          this.#violations.push(
+            `acknowledged write is lost: ${tenant}/${name} version ${version} should be "${text}", is ${JSON.stringify(kept)}`,
+          );
+      }
+  }
+}
+
+/** What a client does to one config through one node. */
+interface Attempt {
+  readonly tenant: string;
+  readonly name: string;
+  readonly node: SimNode;
+  readonly operation: RegisterOperation;
+  readonly draw: Prng;
+}
+
+function publishOf(name: string, text: string): Command["action"] {
+  const content = { text, hash: `sha256:${text}`, bytes: text.length };
+  return { op: "publish", namespace: "default", name, content, schemaHash: null };
 }
 
 /** Watches one tenant through any node that has it, resuming after its cursor, as a gateway would. */
@@ -796,11 +593,6 @@ function converged(world: World, isLeft: (replica: Replica, on: SimNode) => bool
     if (applied.size !== 1 || leaders > 1 || (leaders === 0 && awake === size)) return false;
   }
   return true;
-}
-
-function shuffled<T>(items: readonly T[], prng: Prng): T[] {
-  const left = [...items];
-  return items.map(() => left.splice(prng.below(left.length), 1)[0] as T);
 }
 
 /** A move to a node cannot end while its replica, or its directory, is stopped by damage: until somebody repairs it. */
