@@ -41,6 +41,36 @@ async function served(): Promise<Served> {
   return at;
 }
 
+/** Every config gets a second version, and rules over what contexts may hold. */
+async function releaseByOddRules(at: Served): Promise<void> {
+  const rules: readonly ReleaseRule[] = [
+    { id: "grown", match: { age: { gte: 18 } }, version: 2 },
+    { id: "beta", match: { beta: "true" }, version: 2 },
+    { id: "long", match: { plan: { prefix: "xx" } }, version: 1 },
+    { id: "odd", match: { constructor: { exists: true } }, version: 2 },
+    { id: "half", match: {}, rollout: { percentage: 50, by: "user" }, version: 2 },
+  ];
+  const second = { checkout: { ...checkout, defaultVariant: "on" }, limits: null, motd: "bye" };
+  for (const [name, content] of Object.entries(second)) {
+    await at.harness.call("POST", `${N}/configs/${name}/versions`, { body: { content } });
+    const body = { rules, default: name === "motd" ? null : 1 };
+    await at.harness.call("PUT", `${N}/configs/${name}/release`, { body });
+  }
+  await at.harness.call("PUT", `${N}/configs/plain`, { body: { content: { a: [1] } } });
+}
+
+const attribute = fc.oneof(
+  fc.constantFrom<unknown>(null, undefined, true, false, 0, -0, 18, 17.5, 1e21, NaN, new Date(0)),
+  fc.constantFrom<unknown>("pro", "true", "18", "", "x".repeat(2_000), ["18"], { a: undefined }),
+  fc.integer(),
+  fc.string({ unit: "grapheme" }),
+);
+const oddContext = fc.dictionary(
+  fc.constantFrom("age", "beta", "plan", "user", "constructor"),
+  attribute,
+  { noNullPrototype: true },
+);
+
 async function publish(at: Served, name: string, content: unknown): Promise<void> {
   const answer = await at.harness.call("POST", `${N}/configs/${name}/publish`, {
     body: { content },
@@ -93,70 +123,35 @@ describe("on a server", () => {
 
   test("gives what the platform gives by OFREP, whatever the context", async () => {
     const at = await served();
-    const rules: readonly ReleaseRule[] = [
-      { id: "grown", match: { age: { gte: 18 } }, version: 2 },
-      { id: "beta", match: { beta: "true" }, version: 2 },
-      { id: "long", match: { plan: { prefix: "xx" } }, version: 1 },
-      { id: "odd", match: { constructor: { exists: true } }, version: 2 },
-      { id: "half", match: {}, rollout: { percentage: 50, by: "user" }, version: 2 },
-    ];
-    const second = { checkout: { ...checkout, defaultVariant: "on" }, limits: null, motd: "bye" };
-    for (const [name, content] of Object.entries(second)) {
-      await at.harness.call("POST", `${N}/configs/${name}/versions`, { body: { content } });
-      const body = { rules, default: name === "motd" ? null : 1 };
-      await at.harness.call("PUT", `${N}/configs/${name}/release`, { body });
-    }
-    await at.harness.call("PUT", `${N}/configs/plain`, { body: { content: { a: [1] } } });
+    await releaseByOddRules(at);
     const client = await connect(at);
-    const types = ["Boolean", "Object", "String", "Object", "Object"] as const;
-    const keys = ["checkout", "limits", "motd", "plain", "none"];
-    const attribute = fc.oneof(
-      fc.constantFrom<unknown>(
-        null,
-        undefined,
-        true,
-        false,
-        0,
-        -0,
-        18,
-        17.5,
-        1e21,
-        NaN,
-        new Date(0),
-      ),
-      fc.constantFrom<unknown>("pro", "true", "18", "", "x".repeat(2_000), ["18"], {
-        a: undefined,
-      }),
-      fc.integer(),
-      fc.string({ unit: "grapheme" }),
-    );
-    const names = ["age", "beta", "plan", "user", "constructor"];
-    const context = fc.record(Object.fromEntries(names.map((name) => [name, attribute])), {
-      requiredKeys: [],
-      noNullPrototype: true,
-    });
+    const nobody = { nobody: true } as never;
+    const here = async (key: string, type: "Object", context: object) => {
+      const { value, reason, variant, errorCode } = await client[`get${type}Details`](
+        key,
+        nobody,
+        context as never,
+      );
+      return { value, reason, variant, errorCode };
+    };
+    const there = async (key: string, context: object) => {
+      const path = `${N}/ofrep/v1/evaluate/flags/${key}`;
+      const { status, body } = await at.harness.call("POST", path, { body: { context } });
+      const { value = nobody, reason = "ERROR", variant, errorCode } = body;
+      return { value: status === 200 ? value : nobody, reason, variant, errorCode };
+    };
+    const types = {
+      checkout: "Boolean",
+      limits: "Object",
+      motd: "String",
+      plain: "Object",
+      none: "Object",
+    };
     await fc.assert(
-      fc.asyncProperty(context, async (given) => {
-        for (const [i, key] of keys.entries()) {
-          const nobody = { nobody: true } as never;
-          const here = await client[`get${types[i] as "Object"}Details`](
-            key,
-            nobody,
-            given as never,
-          );
-          const { status, body } = await at.harness.call(
-            "POST",
-            `${N}/ofrep/v1/evaluate/flags/${key}`,
-            { body: { context: given } },
-          );
-          const { value = nobody, reason = "ERROR", variant, errorCode } = body;
-          expect([key, here.value, here.reason, here.variant, here.errorCode]).toEqual([
-            key,
-            status === 200 ? value : nobody,
-            reason,
-            variant,
-            errorCode,
-          ]);
+      fc.asyncProperty(oddContext, async (context) => {
+        for (const [key, type] of Object.entries(types)) {
+          const expected = await there(key, context);
+          expect([key, await here(key, type as "Object", context)]).toEqual([key, expected]);
         }
       }),
       { numRuns: 150 },
