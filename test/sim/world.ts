@@ -564,7 +564,13 @@ export class World {
           run();
         }),
       ),
-      truncate: living((...args: Parameters<JournalDisk["truncate"]>) => disk.truncate(...args)),
+      truncate: living((name: string, size: number, done: Parameters<JournalDisk["truncate"]>[2]) =>
+        disk.truncate(name, size, (error) => {
+          // As above: else the host of a process that is gone would go on (seed 771400107).
+          this.settle();
+          done(error);
+        }),
+      ),
       create: living((...args: Parameters<JournalDisk["create"]>) => disk.create(...args)),
       remove: living((...args: Parameters<JournalDisk["remove"]>) => disk.remove(...args)),
       syncDirectory: living((...args: Parameters<JournalDisk["syncDirectory"]>) =>
