@@ -12,6 +12,7 @@ import type { DiskDone, JournalDisk, JournalFile } from "./journal.ts";
 
 const growthBytes = 1024 * 1024;
 const readBytesMax = 1024 * 1024;
+const descriptorWaitMs = 50;
 
 export interface JournalDiskHooks {
   /** A file takes more of the disk. */
@@ -106,10 +107,19 @@ export function syncDirectory(directory: string, done: (error: Error | null) => 
   try {
     descriptor = fs.openSync(directory, "r");
   } catch (error) {
-    queueMicrotask(() => done(error as Error));
+    // Nothing was asked of the disk yet: sockets have all descriptors just now, and some will be closed. Who asked counts
+    // it as a write that has not ended.
+    if (isOutOfDescriptors(error))
+      setTimeout(() => syncDirectory(directory, done), descriptorWaitMs);
+    else queueMicrotask(() => done(error as Error));
     return;
   }
   fs.fsync(descriptor, (error) => closed(descriptor, error ?? null, done));
+}
+
+function isOutOfDescriptors(error: unknown): boolean {
+  const { code } = error as NodeJS.ErrnoException;
+  return code === "EMFILE" || code === "ENFILE";
 }
 
 /** Makes a name that was created, renamed or removed in this directory durable. */
