@@ -79,6 +79,8 @@ class Rehearsal {
   readonly #endAt: number;
   readonly #directory: string;
   #hosts: readonly NodeHost[] = [];
+  /** The gateway's: between two lives the one that was stopped, which its timers may ask. */
+  #first: NodeHost | null = null;
   #gateway: Gateway | null = null;
   #boot = 0;
   #skippedMs = 0;
@@ -141,6 +143,7 @@ class Rehearsal {
     this.#boot += 1;
     const network = new LoopbackNetwork();
     this.#hosts = names.map((node, seed) => this.#host(node, seed, network));
+    this.#first = this.#hosts[0] ?? null;
     this.#skippedMs += skipMs;
     for (const host of this.#hosts) await host.start();
     const [first] = this.#hosts as [NodeHost];
@@ -153,11 +156,11 @@ class Rehearsal {
     });
   }
 
-  /** The first host as it is now: making a gateway costs more than a start. */
+  /** The first host as it is now, or was last: making a gateway costs more than a start. */
   #service(): ConfigService {
     return new Proxy({} as ConfigService, {
       get: (_none, key: keyof ConfigService) => {
-        const first = this.#hosts[0] as ConfigService;
+        const first = this.#first as ConfigService;
         const value: unknown = first[key];
         return typeof value === "function" ? (value.bind(first) as unknown) : value;
       },
