@@ -182,18 +182,30 @@ function buildContent(
   if (typeof input === "string") guardBytes(utf8Length(input), known, pointer);
   const prepared = prepareContent(shape.format, input);
   const { text, errors } = prepared;
+  const told = (all: readonly ContentError[]): readonly ContentError[] =>
+    shape.secret ? all.slice(0, 1).map(withoutWords) : all;
   if (errors.length > 0)
-    throw invalidContent(`The content is not valid ${shape.format}`, errors, pointer);
+    throw invalidContent(`The content is not valid ${shape.format}`, told(errors), pointer);
   const bytes = utf8Length(text);
   guardBytes(bytes, known, pointer);
   if (shape.schema !== null) {
     const broken = validateAgainst(shape.schema.text, prepared.value);
     if (broken.length > 0)
-      throw invalidContent("The content does not fit the config's schema", broken, pointer);
+      throw invalidContent("The content does not fit the config's schema", told(broken), pointer);
   }
   return shape.secret
     ? sealed(shape, of, known, { text, bytes, pointer })
     : { text, hash: contentHash(text), bytes };
+}
+
+/** Pointers and reasons name what stands there, and errors end up in the logs of whoever asked. */
+function withoutWords({ line, column }: ContentError): ContentError {
+  return {
+    pointer: "",
+    detail: "What is wrong is not told of a secret",
+    ...(line !== undefined && { line }),
+    ...(column !== undefined && { column }),
+  };
 }
 
 function sealed(

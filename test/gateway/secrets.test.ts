@@ -72,6 +72,30 @@ describe("a secret", () => {
     expect(Object.keys(some.body.values)).toEqual(["open"]);
   });
 
+  test("is not quoted where it is refused, neither by a parser nor by a pointer", async () => {
+    const mark = "Zq81f3";
+    const schema = {
+      type: "object",
+      additionalProperties: false,
+      properties: { a: { enum: [1] } },
+    };
+    const path = `${N}/configs/strict`;
+    const body = { format: "json", secret: true, schema, content: { a: 1 } };
+    expect((await h.call("PUT", path, { token: admin, body })).status).toBe(201);
+    for (const content of [
+      `{"${mark}`,
+      `{"a":"${mark}"}`,
+      `{"${mark}":1}`,
+      `{"${mark}":1,"${mark}":2}`,
+    ]) {
+      const refused = await h.call("POST", `${path}/publish`, { token: admin, body: { content } });
+      expect([refused.status, refused.body.code]).toEqual([422, "invalid-content"]);
+      expect(refused.text).not.toContain(mark);
+      expect(refused.body.errors[0].pointer).toBe("/content");
+    }
+    await h.call("DELETE", path, { token: admin });
+  });
+
   test("shows nothing of itself to those who manage it", async () => {
     await h.call("POST", `${C}/versions`, { token: admin, body: { content: "another-secret" } });
     const seen: string[] = [];
