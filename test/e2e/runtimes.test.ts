@@ -8,8 +8,18 @@ import path from "node:path";
 import { exportJWK, generateKeyPair, SignJWT } from "jose";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { startCluster } from "../../infra/cluster.mjs";
+import { routes } from "../../src/gateway/gateway.ts";
 import { attack } from "../fuzz/attacks.ts";
-import { ask, eventually, frames, persist, type Frame } from "./api.ts";
+import {
+  ask,
+  conflux,
+  eventually,
+  frames,
+  persist,
+  type Answer,
+  type Ask,
+  type Frame,
+} from "./api.ts";
 
 type Cluster = Awaited<ReturnType<typeof startCluster>>;
 
@@ -18,6 +28,7 @@ describe("Bun, Deno and Node in one cluster", () => {
   let urls: string[];
   let token: string;
   let keyFile: string;
+  const lines: string[] = [];
   const base = "/v1/tenants/shop/namespaces/app";
 
   beforeAll(async () => {
@@ -26,7 +37,9 @@ describe("Bun, Deno and Node in one cluster", () => {
     cluster = await startCluster({
       nodes: 3,
       runtimes: ["bun", "deno", "node"],
-      env: { CONFLUX_SECRET_KEY_FILE: keyFile },
+      env: { CONFLUX_SECRET_KEY_FILE: keyFile, CONFLUX_LOG: "trace" },
+      dataDir: path.join(path.dirname(keyFile), "nodes"),
+      onLine: (_node, line) => lines.push(line),
     });
     urls = cluster.nodes.map((node) => node.url);
     const made = await persist(urls, "/v1/tenants", {
@@ -287,4 +300,174 @@ describe("Bun, Deno and Node in one cluster", () => {
     const read = await persist(urls, `${base}/values/limits`, { token });
     expect(read.body).toEqual({ rate: 102 });
   });
+
+  test("a secret's text is in no answer without the scope, in no file, and in no line of a log", async () => {
+    const mark = `Zq${randomBytes(12).toString("hex")}`;
+    const canary = `Op${randomBytes(12).toString("hex")}`;
+    const T = "/v1/tenants/shop";
+    const N = `${T}/namespaces/hidden`;
+    const keyOf = async (body: object): Promise<string> =>
+      (await persist(urls, `${T}/keys`, { token, body })).body.token as string;
+    const tokens = [
+      cluster.rootToken,
+      token,
+      await keyOf({ kind: "write" }),
+      await keyOf({ kind: "read" }),
+      await keyOf({ kind: "client" }),
+      // With the scope, for another place.
+      await keyOf({ kind: "client", scopes: ["secrets"], namespaces: ["app"] }),
+    ];
+    const scoped = await keyOf({ kind: "client", scopes: ["secrets"] });
+    const seen: string[] = [];
+    const leaked: string[] = [];
+    const leaks = (of: string, text: string): void => {
+      seen.push(text);
+      const shown = text.includes(mark) || text.includes(Buffer.from(mark).toString("base64"));
+      if (shown) leaked.push(`${of}: ${text}`);
+    };
+    let turn = 0;
+    const call = async (target: string, options: Ask = {}): Promise<Answer> => {
+      const answer = await persist([urls[turn++ % urls.length] as string], target, {
+        token,
+        ...options,
+      });
+      if (options.token === scoped) return answer;
+      const shown = [JSON.stringify(answer.body), ...answer.headers].join("\n");
+      leaks(`${options.method ?? ""} ${target} ${JSON.stringify(options.body)}`, shown);
+      return answer;
+    };
+
+    const schema = {
+      type: "object",
+      additionalProperties: false,
+      properties: { password: { type: "string", maxLength: 60 }, kind: { enum: ["a"] } },
+    };
+    const good = {
+      json: `{"password": "${mark}"}`,
+      yaml: `password: ${mark}\n`,
+      toml: `password = "${mark}"\n`,
+      properties: `password=${mark}\n`,
+      text: mark,
+    };
+    for (const [format, content] of Object.entries(good)) {
+      const body = { format, content, secret: true, ...(format === "json" && { schema }) };
+      const put = await call(`${N}/configs/${format}`, { method: "PUT", body });
+      expect([format, put.status]).toEqual([format, 201]);
+    }
+    await call(`${N}/configs/open`, { method: "PUT", body: { format: "text", content: canary } });
+    await call(`${T}/namespaces/child`, { method: "PUT", body: { extends: "hidden" } });
+
+    // What is refused, on every runtime, and not in the words of its parser.
+    const bad: readonly (readonly [name: string, content: string])[] = [
+      ["json", `{"password": "${mark}`],
+      ["json", `{"password": ${mark}}`],
+      ["json", `${mark}`],
+      ["json", `{"password": "${mark}${mark}${mark}"}`],
+      ["json", `{"kind": "${mark}"}`],
+      ["json", `{"${mark}": 1}`],
+      ["json", `{"${mark}": 1, "${mark}": 2}`],
+      ["yaml", `a: [${mark}`],
+      ["yaml", `${mark}: 1\n${mark}: 2\n`],
+      ["yaml", `a: *${mark}`],
+      ["toml", `a = ${mark}`],
+      ["toml", `${mark} = 1\n${mark} = 2`],
+      ["properties", `a=\\u${mark}`],
+      ["text", mark.repeat(4_000)],
+    ];
+    for (const [name, content] of bad)
+      for (const _ of urls) {
+        const target = `${N}/configs/${name}`;
+        const { status } = await call(`${target}/publish`, { body: { content } });
+        if (name !== "properties")
+          expect([name, content.length, status >= 400]).toEqual([name, content.length, true]);
+        await call(`${target}/versions?dryRun=true`, { body: { content } });
+        const then = [{ op: "publish", namespace: "hidden", name, content }];
+        await call(`${T}/transactions`, { body: { then } });
+        await call(`${N}/configs/new`, {
+          method: "PUT",
+          body: { format: name, content, secret: true, scret: 1 },
+        });
+      }
+    for (const url of urls)
+      for (const raw of [`{"content": "${mark}`, `{"content": ${mark}}`, `${mark}`]) {
+        const headers = { authorization: `Bearer ${token}`, "content-type": "application/json" };
+        const target = `${url}${N}/configs/text/publish`;
+        const answer = await fetch(target, { method: "POST", headers, body: raw });
+        expect(answer.status).toBe(400);
+        leaks(raw, await answer.text());
+      }
+
+    const filled = (route: string): string =>
+      route
+        .replace(":tenant", "shop")
+        .replace(":namespace", "hidden")
+        .replace(":version", "1")
+        .replace(":node", "n1");
+    // That stream never ends, and says no more than that flags are to be asked for again.
+    const reads = routes.filter(
+      ({ method, path: of }) => method === "GET" && !of.endsWith("/events"),
+    );
+    expect(reads.length).toBeGreaterThan(30);
+    const targets = new Set<string>(["/metrics", "/livez", "/readyz", "/openapi.json"]);
+    for (const one of reads)
+      for (const name of ["json", "text"]) {
+        const target = filled(one.path).replace(":name", name);
+        const query = target.endsWith("/watch") ? "?wait=0s" : "";
+        targets.add(`${target}${query}`);
+        if (!target.includes("/values") && !target.endsWith("/watch")) continue;
+        const sign = query === "" ? "?" : "&";
+        for (const more of ["rules=true", "explain=true", "content=true"])
+          targets.add(`${target}${query}${sign}${more}`);
+        targets.add(`${target.replace("/hidden/", "/child/")}${query}`);
+      }
+    for (const target of targets)
+      for (const one of tokens) {
+        const headers = { authorization: `Bearer ${one}` };
+        const got = await fetch(`${urls[turn++ % urls.length]}${target}`, { headers });
+        leaks(`${got.status} ${target}`, [await got.text(), ...got.headers].join("\n"));
+      }
+    for (const one of tokens) {
+      const body = { context: { targetingKey: "x" } };
+      await call(`${N}/ofrep/v1/evaluate/flags`, { token: one, body });
+      await call(`${N}/ofrep/v1/evaluate/flags/text`, { token: one, body });
+    }
+
+    const folder = path.join(path.dirname(keyFile), "out");
+    const words = [
+      "get -n hidden",
+      "describe text -n hidden",
+      "history text -n hidden",
+      "eval text -n hidden",
+      "eval json -n hidden --explain",
+      "get text -n hidden -o yaml",
+      "audit export",
+      `export shop -f ${folder}/manifests`,
+      `diff -f ${folder}/manifests`,
+      `gen types -n hidden -f ${folder}/types.d.ts`,
+      `backup --to ${folder}/backups shop`,
+    ];
+    for (const [i, one] of words.entries()) {
+      const env = { CONFLUX_URL: urls[i % 3] as string, CONFLUX_TOKEN: token };
+      const { out, err } = await conflux(one.split(" "), env);
+      leaks(one, `${out}\n${err}`);
+    }
+
+    // Who may has it, from everywhere, and what is not secret is found in all of these places.
+    for (const url of urls) {
+      const value = await persist([url], `${N}/values/text`, { token: scoped });
+      expect([value.status, value.body]).toEqual([200, mark]);
+    }
+    expect(seen.some((text) => text.includes(canary))).toBe(true);
+    expect(leaked).toEqual([]);
+    await cluster.stop();
+    const files = readdirSync(path.dirname(keyFile), { recursive: true, withFileTypes: true })
+      .filter((one) => one.isFile())
+      .map((one) => path.join(one.parentPath, one.name));
+    const holding = (text: string): string[] =>
+      files.filter((file) => readFileSync(file).includes(text));
+    expect(holding(canary).length).toBeGreaterThan(2);
+    expect(holding(mark)).toEqual([]);
+    expect(lines.length).toBeGreaterThan(10);
+    expect(lines.filter((line) => line.includes(mark))).toEqual([]);
+  }, 180_000);
 });
