@@ -3,8 +3,9 @@
  * text), `log` (index, 8 bytes big-endian → entry) and `meta` (the host's row, and which of two databases holds the
  * state). A directory is complete in itself.
  *
- * A tenant that is awake holds an environment, not its descriptors: the LMDB behind it is opened when something is read
- * or written, and closed for another's sake, so that more tenants are awake than LMDB environments may be open.
+ * A tenant that is awake holds an environment, not its descriptors: its file is opened when something is read, by LMDB
+ * when much is read or something written, and closed for another's sake, so that more tenants are awake than environments
+ * may be open.
  *
  * What must stay true:
  * - a commit is on the disk when `done(null)` is called (`overlappingSync: false`: lmdb then syncs data and writes its
@@ -33,6 +34,7 @@ import type {
 import { assert, assertSafeInteger } from "../lib/assert.ts";
 import { syncDirectory, syncDirectorySync, writeFileDurably } from "./disk.ts";
 import { environmentCap, readProcessLimits } from "./limits.ts";
+import { LmdbFile, pageBytes } from "./lmdb_file.ts";
 
 /** Environments that may be open beyond the cap while all within it are busy: the host keeps below, but for tiny caps. */
 const busyMax = 16;
@@ -43,6 +45,9 @@ const busyMax = 16;
 const openFew = 512;
 /** By how much more may be open for each that should not have been closed. */
 const openMore = 8;
+/** Who reads more values of an environment at rest, or more of its pages (80 KB are kept), has LMDB open it. */
+const glancesMax = 128;
+const glancePagesMax = 20;
 /** A range is read in pages of at most this, so that a large one is neither held in memory nor holds a snapshot. */
 const pageRowsMax = 256;
 const pageBytesMax = 256 * 1024;
@@ -65,13 +70,11 @@ const redoKey = 4;
 /** The second one is made when a snapshot first comes in; each installation makes the other one the state. */
 const stateNames = ["state", "state2"] as const;
 
-/** Said aloud, so that a directory is the same on every machine. */
-const pageBytes = 4096;
-
 /** Rows of a commit that are encoded or queued in one turn: each costs some microseconds, and everybody else waits. */
 const rowsPerTurnDefault = 1_000;
 
 const rootOptions = {
+  // Said aloud, so that a directory is the same on every machine.
   pageSize: pageBytes,
   noSubdir: true,
   // An awaited commit is durable; with the default it would only be visible.
@@ -164,7 +167,7 @@ export class LmdbEnvironments implements Environments {
         ? null
         : { atOnce: () => this.#makeAtOnce(path), behind: () => this.#makeBehind(path) },
     });
-    if (isMade) environment.wake();
+    if (isMade) environment.look();
     this.#held.set(name, environment);
     if (isNew) this.#syncNames((error) => environment.kept(error));
     return environment;
@@ -251,7 +254,7 @@ export class LmdbEnvironments implements Environments {
     assert(!this.#held.has(name), `Environment ${name} is compacted while open`);
     const path = join(this.#path(name), dataFile);
     if (!fs.existsSync(path)) return { before: 0, after: 0 };
-    checkDataFile(path);
+    new LmdbFile(path).close();
     const aside = join(this.#directory, `${making}${name}`);
     fs.rmSync(aside, { recursive: true, force: true });
     fs.mkdirSync(aside);
@@ -262,7 +265,7 @@ export class LmdbEnvironments implements Environments {
     } finally {
       await root.close();
     }
-    checkDataFile(copy);
+    new LmdbFile(copy).close();
     const file = fs.openSync(copy, "r+");
     fs.fsyncSync(file);
     fs.closeSync(file);
@@ -356,30 +359,6 @@ function emptyEnvironment(directory: string): Uint8Array {
   return bytes;
 }
 
-/**
- * lmdb ends the process with a segmentation fault when it is given a file that is not its own (seen on Bun and Node), so
- * the two meta pages are looked at first. The layout is lmdb 1.0's: a page header of 24 bytes, magic, version, address,
- * map size, two database records of 48 bytes with the root page as their last number, last page, transaction.
- */
-function checkDataFile(path: string): void {
-  const descriptor = fs.openSync(path, "r");
-  const size = fs.fstatSync(descriptor).size;
-  const pages = Buffer.alloc(2 * pageBytes);
-  fs.readSync(descriptor, pages, 0, pages.byteLength, 0);
-  fs.closeSync(descriptor);
-  if (size < pages.byteLength) throw new Error("Data file is shorter than its two meta pages");
-  const metas = [pages.subarray(0, pageBytes), pages.subarray(pageBytes)];
-  for (const meta of metas)
-    if (meta.readUInt32LE(24) !== 0xbeefc0de || (meta.readUInt32LE(28) & 0xffff) !== 2)
-      throw new Error("Data file is not an LMDB environment of data format 2");
-  const newest = metas.sort((a, b) => Number(b.readBigUInt64LE(152) - a.readBigUInt64LE(152)))[0];
-  for (const at of [88, 136]) {
-    const root = newest?.readBigUInt64LE(at) ?? 0n;
-    if (root !== 0xffff_ffff_ffff_ffffn && (root + 1n) * BigInt(pageBytes) > BigInt(size))
-      throw new Error(`Data file was cut off: page ${root} lies behind its end of ${size} bytes`);
-  }
-}
-
 type State = Database<string, string>;
 
 interface Databases {
@@ -420,6 +399,55 @@ function closeNow(root: RootDatabase): void {
   }
 }
 
+/** A few values of a file that LMDB does not have open. */
+class Glance {
+  readonly #file: LmdbFile;
+  readonly #state: number | null;
+  readonly #log: number | null;
+  readonly #meta: number | null;
+  #left = glancesMax;
+
+  constructor(path: string) {
+    this.#file = new LmdbFile(path);
+    try {
+      this.#meta = this.#file.root("meta");
+      const holder = this.meta(holderKey)?.[0] === 1 ? 1 : 0;
+      this.#state = this.#file.root(stateNames[holder]);
+      this.#log = this.#file.root("log");
+    } catch (error) {
+      this.#file.close();
+      throw error;
+    }
+  }
+
+  /** An earlier life left something half done. */
+  get isUnsettled(): boolean {
+    return this.meta(stagedKey) !== undefined || this.meta(redoPartKey(0)) !== undefined;
+  }
+
+  get isEnough(): boolean {
+    return this.#left <= 0 || this.#file.pagesRead > glancePagesMax;
+  }
+
+  meta(key: Uint8Array): Uint8Array | undefined {
+    return this.#file.get(this.#meta, key);
+  }
+
+  row(key: string): string | undefined {
+    this.#left -= 1;
+    return this.#file.get(this.#state, Buffer.from(key))?.toString();
+  }
+
+  entry(index: number): Uint8Array | undefined {
+    this.#left -= 1;
+    return this.#file.get(this.#log, indexKey(index));
+  }
+
+  close(): void {
+    this.#file.close();
+  }
+}
+
 function openState(root: RootDatabase, holder: number): State {
   return root.openDB<string, string>(stateNames[holder] as string, { encoding: "string" });
 }
@@ -449,8 +477,10 @@ export class LmdbEnvironment implements Environment {
   readonly #making: Making;
   /** There is no data file yet, and nothing to read. */
   #isEmpty: boolean;
-  /** Null while it rests: no descriptor, no mapping, no memory of LMDB's. */
+  /** Null while it rests: no mapping, no memory of LMDB's. */
   #databases: Databases | null = null;
+  /** Never beside it: LMDB would write to the same file. */
+  #glance: Glance | null = null;
   #holder = 0;
   #state: State | null = null;
   /** The database that does not hold the state, once it was needed. */
@@ -494,7 +524,32 @@ export class LmdbEnvironment implements Environment {
   }
 
   get isOpen(): boolean {
-    return this.#databases !== null;
+    return this.#databases !== null || this.#glance !== null;
+  }
+
+  /** Opens the file to read a few values, unless LMDB has it open. Null: LMDB is to be asked. */
+  look(): Glance | null {
+    assert(!this.#closed, "Environment is closed");
+    this.used = true;
+    if (this.#databases !== null) return null;
+    if (this.#glance !== null) return this.#glance.isEnough ? null : this.#glance;
+    this.#pool.opening();
+    let glance: Glance;
+    try {
+      glance = new Glance(this.#path);
+    } catch (error) {
+      throw this.#cannotOpen(error);
+    }
+    this.#isChecked = true;
+    this.#glance = glance;
+    this.#pool.opened(this);
+    if (!glance.isUnsettled) return glance;
+    this.wake();
+    return null;
+  }
+
+  #cannotOpen(error: unknown): Error {
+    return new Error(`Cannot open environment ${dirname(this.#path)}`, { cause: error });
   }
 
   /** Opens the LMDB behind it, unless it is open. */
@@ -506,31 +561,40 @@ export class LmdbEnvironment implements Environment {
       this.#making.make?.atOnce();
       this.#isEmpty = false;
     }
-    this.#pool.opening();
+    const isCounted = this.#glance !== null;
+    this.#glance?.close();
+    this.#glance = null;
+    if (!isCounted) this.#pool.opening();
     let databases: Databases;
     try {
-      if (!this.#isChecked) checkDataFile(this.#path);
+      if (!this.#isChecked) new LmdbFile(this.#path).close();
       this.#isChecked = true;
       databases = openDatabases(this.#path);
       redo(databases);
     } catch (error) {
-      throw new Error(`Cannot open environment ${dirname(this.#path)}`, { cause: error });
+      if (isCounted) this.#pool.closed(this);
+      throw this.#cannotOpen(error);
     }
     this.#databases = databases;
     this.#holder = databases.holder;
     this.#state = databases.state;
     this.#other = null;
-    this.#pool.opened(this);
+    if (!isCounted) this.#pool.opened(this);
     // What an earlier life left half received would otherwise keep its space.
     if (databases.isStaged) this.stage().discard();
     return databases;
   }
 
   /**
-   * Closes the LMDB behind it until it is needed again.
+   * Closes what is open of it until it is needed again.
    * @returns false while something is under way in it
    */
   rest(): boolean {
+    if (this.#glance !== null) {
+      this.#glance.close();
+      this.#glance = null;
+      this.#pool.closed(this);
+    }
     if (this.#databases === null) return true;
     const isBusy = this.#committing || this.#snapshots.size > 0 || this.#staging?.busy === true;
     if (isBusy) return false;
@@ -550,15 +614,21 @@ export class LmdbEnvironment implements Environment {
   }
 
   meta(): Uint8Array | null {
-    return this.#isEmpty ? null : (copy(this.wake().meta.get(metaKey)) ?? null);
+    if (this.#isEmpty) return null;
+    const glance = this.look();
+    return copy(glance === null ? this.wake().meta.get(metaKey) : glance.meta(metaKey)) ?? null;
   }
 
   get(key: string): string | undefined {
-    return this.#isEmpty ? undefined : this.#rows().get(key);
+    if (this.#isEmpty) return undefined;
+    const glance = this.look();
+    return glance === null ? this.#rows().get(key) : glance.row(key);
   }
 
   entry(index: number): Uint8Array | undefined {
-    return this.#isEmpty ? undefined : copy(this.wake().log.get(indexKey(index)));
+    if (this.#isEmpty) return undefined;
+    const glance = this.look();
+    return copy(glance === null ? this.wake().log.get(indexKey(index)) : glance.entry(index));
   }
 
   /** Each page sees the last committed change at the time it is read. */
@@ -678,6 +748,8 @@ export class LmdbEnvironment implements Environment {
     }
     const databases = this.#databases;
     this.#databases = null;
+    this.#glance?.close();
+    this.#glance = null;
     try {
       await databases?.root.close();
       await new Promise<void>((resolve) => {
@@ -1067,7 +1139,7 @@ function nextTurn(): Promise<void> {
   });
 }
 
-/** lmdb may hand out a view of memory it uses again. */
+/** lmdb may hand out a view of memory it uses again; of a page that was read it would keep all. */
 function copy(bytes: Uint8Array | undefined): Uint8Array | undefined {
   return bytes === undefined ? undefined : Uint8Array.from(bytes);
 }

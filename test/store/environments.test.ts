@@ -444,6 +444,51 @@ describe("environments", () => {
     expect(environments.open_count).toBe(0);
   });
 
+  test("are read without LMDB where a few values are wanted, and by it from then on that more are, or something is written", async () => {
+    const data = temporary();
+    const environments = new LmdbEnvironments({ data, capMax: 4 });
+    const lock = join(data, "tenants", "acme", "data.mdb-lock");
+    const isLmdbs = (): boolean => fs.existsSync(lock);
+    let environment = environments.open("acme");
+    await commit(environment, {
+      meta: bytes("one"),
+      rows: Array.from({ length: 200 }, (_, at) => [`r${at}`, `ä${at}`.repeat(50)] as const),
+      entries: [[7, bytes("seven")]],
+    });
+    const anew = async (): Promise<void> => {
+      await environment.close();
+      fs.rmSync(lock, { force: true });
+      environment = environments.open("acme");
+    };
+    await anew();
+    expect(environment.meta()).toEqual(Uint8Array.from(bytes("one")));
+    expect(environment.get("r150")).toBe("ä150".repeat(50));
+    expect([environment.get("r200"), environment.entry(8)]).toEqual([undefined, undefined]);
+    expect(environment.entry(7)).toEqual(Uint8Array.from(bytes("seven")));
+    expect([isLmdbs(), environment.isOpen, environments.open_count]).toEqual([false, true, 1]);
+    for (let at = 0; at < 200; at++) expect(environment.get(`r${at}`)).toBe(`ä${at}`.repeat(50));
+    expect([isLmdbs(), environments.open_count]).toEqual([true, 1]);
+    await anew();
+    expect([environment.get("r1"), isLmdbs()]).toEqual(["ä1".repeat(50), false]);
+    await commit(environment, { meta: bytes("two"), rows: [["r1", "new"]] });
+    expect([isLmdbs(), environments.open_count]).toEqual([true, 1]);
+    expect(environment.get("r1")).toBe("new");
+    await anew();
+    expect([...environment.range({ gte: "r1", lt: "r10" })]).toEqual([["r1", "new"]]);
+    expect(isLmdbs()).toBe(true);
+    await anew();
+    expect(environment.get("r1")).toBe("new");
+    expect(environment.meta()).toEqual(Uint8Array.from(bytes("two")));
+    // Of those that are read so no more are open than of others.
+    const others = Array.from({ length: 9 }, (_, at) => environments.open(`t${at}`));
+    for (const other of others) await commit(other, { rows: [["k", "v"]] });
+    for (const other of others) other.rest();
+    for (const other of others) expect(other.get("k")).toBe("v");
+    expect(environments.open_count).toBeLessThanOrEqual(4);
+    for (const each of [environment, ...others]) await each.close();
+    expect(environments.open_count).toBe(0);
+  });
+
   test("stay open beyond the cap while something is under way in them, and no longer", async () => {
     const environments = new LmdbEnvironments({ data: temporary(), capMax: 2 });
     const [a, b, c, d] = ["a", "b", "c", "d"].map((name) => environments.open(name)) as [
