@@ -16,6 +16,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import type { TenantRow } from "../src/machine/rows.ts";
+import { completeEnvironment } from "../src/runtime/environment.ts";
 import { holdMallocThreshold } from "../src/runtime/memory.ts";
 import { useDigest } from "../src/model/content.ts";
 import { LmdbEnvironments } from "../src/store/environments.ts";
@@ -35,8 +36,9 @@ const { values, positionals } = parseArgs({
     write: { type: "boolean", default: false },
   },
 });
-await holdMallocThreshold();
 // As main.ts does.
+completeEnvironment();
+await holdMallocThreshold();
 useDigest((text) => hash("sha256", text, "hex"));
 const tenantsCount = Number(values.tenants);
 const seconds = Number(values.seconds);

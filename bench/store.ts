@@ -27,6 +27,7 @@ import { Turns } from "../src/host/turns.ts";
 import { Prng } from "../src/lib/prng.ts";
 import type { Command } from "../src/machine/command.ts";
 import { useDigest } from "../src/model/content.ts";
+import { completeEnvironment } from "../src/runtime/environment.ts";
 import { holdMallocThreshold } from "../src/runtime/memory.ts";
 import { LmdbEnvironments } from "../src/store/environments.ts";
 import type { NodeJournal } from "../src/store/journal.ts";
@@ -48,8 +49,9 @@ const environmentsCount = 300;
 const soakCycles = 50_000;
 const encoder = new TextEncoder();
 
-await holdMallocThreshold();
 // As main.ts does.
+completeEnvironment();
+await holdMallocThreshold();
 useDigest((text) => hash("sha256", text, "hex"));
 const { values, positionals } = parseArgs({
   allowPositionals: true,

@@ -23,6 +23,7 @@ import { LoopbackNetwork } from "../src/transport/loopback.ts";
 import type { Command } from "../src/machine/command.ts";
 import { apply } from "../src/machine/machine.ts";
 import { useDigest } from "../src/model/content.ts";
+import { completeEnvironment } from "../src/runtime/environment.ts";
 import { command, namespace, openStack } from "../test/crash/stack.ts";
 
 const writers = 64;
@@ -30,6 +31,7 @@ const writers = 64;
 const configs = 10;
 const actor = { kind: "write", keyId: "k", requestId: "r".repeat(24), address: "127.0.0.1" };
 
+completeEnvironment();
 useDigest((text) => hash("sha256", text, "hex"));
 
 let serial = 0;
