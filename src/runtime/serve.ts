@@ -335,7 +335,11 @@ async function atOnce(
   const later = new Promise<null>((resolve) => setImmediate(resolve, null));
   for (;;) {
     const next = reader.read();
-    if (chunks.length === chunksAtOnceMax) return { chunks, next };
+    if (chunks.length === chunksAtOnceMax) {
+      // It may fail while the client takes what there is: whoever reads on is told, nobody else.
+      next.catch(() => {});
+      return { chunks, next };
+    }
     const part = await Promise.race([next, later]);
     if (part === null) return { chunks, next };
     if (part.done) return { chunks, next: null };

@@ -27,7 +27,12 @@ const runtimes: readonly [string, readonly string[]][] = [
 function contract(subject: () => Subject): void {
   const at = (path: string): string => `${subject().url}${path}`;
   const state = async () =>
-    (await (await fetch(at("/state"))).json()) as { cancelled: number; produced: number };
+    (await (await fetch(at("/state"))).json()) as {
+      cancelled: number;
+      produced: number;
+      broken: number;
+      runtime: string;
+    };
   const until = async (holds: () => Promise<boolean>): Promise<void> => {
     for (let i = 0; i < 200; i++) {
       if (await holds()) return;
@@ -161,6 +166,20 @@ function contract(subject: () => Subject): void {
       socket.destroy();
       await until(async () => (await state()).cancelled > before.cancelled);
     });
+
+  test("an answer that breaks while a slow client takes it ends that connection alone", async () => {
+    const before = await state();
+    const socket = connect(subject().port, "127.0.0.1");
+    socket.on("error", () => {});
+    const closed = new Promise<void>((resolve) => socket.on("close", () => resolve()));
+    socket.write("GET /breaking HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    socket.pause();
+    // The others read on only once it was taken.
+    if (before.runtime === "node") await until(async () => (await state()).broken > before.broken);
+    socket.resume();
+    await closed;
+    expect((await fetch(at("/state"))).status).toBe(200);
+  });
 
   test("a handler that fails is a bare 500", async () => {
     const response = await fetch(at("/boom"));

@@ -9,7 +9,7 @@ import { serve } from "../../src/runtime/serve.ts";
 import { onStopSignal } from "../../src/runtime/signals.ts";
 import { openStream } from "../../src/runtime/streams.ts";
 
-const state = { cancelled: 0, produced: 0 };
+const state = { cancelled: 0, produced: 0, broken: 0 };
 const chunk = new Uint8Array(64 * 1024).fill(0x61);
 
 function ticking(): ReadableStream<Uint8Array> {
@@ -34,6 +34,19 @@ function endless(): ReadableStream<Uint8Array> {
     },
     cancel() {
       state.cancelled++;
+    },
+  });
+}
+
+/** As large as no socket takes at once, and then it breaks, while the client may not have taken a thing. */
+function breaking(): ReadableStream<Uint8Array> {
+  let pieces = 0;
+  return new ReadableStream<Uint8Array>({
+    async pull(controller) {
+      if (pieces++ < 2) return controller.enqueue(new Uint8Array(8 * 1024 * 1024));
+      await new Promise((resolve) => setImmediate(resolve));
+      state.broken++;
+      controller.error(new Error("broken"));
     },
   });
 }
@@ -97,6 +110,8 @@ export async function handle(
       return new Response(ticking(), { headers: { "content-type": "text/event-stream" } });
     case "/endless":
       return new Response(endless());
+    case "/breaking":
+      return new Response(breaking());
     case "/pushed":
       return new Response(pushed());
     case "/state":
