@@ -3,7 +3,7 @@
  * elsewhere, `_system` has as many voters as it should, and a node that holds nothing any more leaves. Runs where
  * `_system` is led, one bounded step at a time, each a replicated command, so that any successor goes on.
  */
-import type { SystemAction } from "../machine/command.ts";
+import { callBackLevel, levelFirst, type SystemAction } from "../machine/command.ts";
 import {
   isLeaving,
   isLost,
@@ -264,6 +264,17 @@ export class Reconciler {
     return present.length * 2 > voters.length;
   }
 
+  /** It was sent away, and is still there. */
+  #canComeBack(replica: PlacedReplica, row: TenantRow, node: NodeRow | undefined): boolean {
+    const level = this.#directory.system()?.level ?? levelFirst;
+    return (
+      replica.state === "leaving" &&
+      this.#hooks.supports(replica.node) &&
+      !isLost(replica, row, node) &&
+      (node?.phase !== "leaving" || level >= callBackLevel)
+    );
+  }
+
   #move(
     row: TenantRow,
     nodes: readonly NodeRow[],
@@ -284,9 +295,21 @@ export class Reconciler {
       (one) => isGood(one.node) && (stay.includes(one.node) || this.#hooks.supports(one.node)),
     );
     const chosen = chooseNodes(row.tenant, wanted.length, candidates, stay);
-    // Without enough good nodes the others are kept rather than given up for nothing.
-    const rest = wanted.filter(({ node }) => !chosen.includes(node)).map(({ node }) => node);
-    const target = [...chosen, ...rest.slice(0, wanted.length - chosen.length)];
+    // Without enough good nodes the others are kept rather than given up for nothing: those that are there, then, instead
+    // of one that may never be, who was to go for it. Else the move would wait for ever (simulation, seed 77310115).
+    const isAway = ({ node }: PlacedReplica): boolean => {
+      const known = rowOf(node);
+      if (known === undefined) return true;
+      return !this.#hooks.supports(node) && (known.phase === "leaving" || isGone(known));
+    };
+    const rest = wanted.filter(({ node }) => !chosen.includes(node));
+    const back = replicas.filter(
+      (replica) =>
+        this.#canComeBack(replica, row, rowOf(replica.node)) && !chosen.includes(replica.node),
+    );
+    const others = [...rest.filter((one) => !isAway(one)), ...back, ...rest.filter(isAway)];
+    const places = others.slice(0, wanted.length - chosen.length).map(({ node }) => node);
+    const target = [...chosen, ...places];
     const same = target.every((node) => wanted.some((replica) => replica.node === node));
     if (same && lost.length === 0) return null;
     // Without a majority nothing would come of it; when its nodes are back, it may not be needed.

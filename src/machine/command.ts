@@ -42,6 +42,7 @@ export interface Envelope {
    * 6: nothing is placed on a node that leaves, or has left. 7: while a tenant moves, the directory remembers who had a
    * vote before. 8: a commit says over how long its watchers are told, and quotas and usage know the bytes of watches.
    * 9: entity tags name the epoch, and a state that did not begin as its tenant did says so.
+   * 10: a replica that has yet to leave may be called back to a node that leaves.
    */
   readonly semantics?: number;
   /** Watchers are told of what it changes within this time, each at its own moment; absent: all at once. */
@@ -50,11 +51,13 @@ export interface Envelope {
 }
 
 /** What commands that are made now say. */
-export const semanticsNow = 9;
+export const semanticsNow = 10;
 /** From which on replicas know `Envelope.spreadMs`, the quota `watchBytesPerSecond`, and what `usage.record` says of watches. */
 export const watchesLevel = 8;
 /** From which on replicas know entity tags that name the epoch, in `Precondition.ifMatch` and in conditions. */
 export const tagsLevel = 9;
+/** From which on a node that leaves keeps what was to go from there and cannot. */
+export const callBackLevel = 10;
 /** Of clusters whose directory says nothing: the one at which it began to. */
 export const levelFirst = 6;
 

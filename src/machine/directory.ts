@@ -7,7 +7,13 @@
  */
 import { unreachable } from "../lib/assert.ts";
 import { checkKeyId, isName, isTenantName } from "../model/names.ts";
-import { levelFirst, type Action, type NodeRole, type SystemAction } from "./command.ts";
+import {
+  callBackLevel,
+  levelFirst,
+  type Action,
+  type NodeRole,
+  type SystemAction,
+} from "./command.ts";
 import { guardPrecondition, refuse } from "./draft.ts";
 import type { Draft } from "./draft.ts";
 import {
@@ -384,6 +390,7 @@ function moveTenant(draft: Draft, action: Of<"directory.move">): Done<"directory
   guardPlaces(
     draft,
     nodes.filter((node) => !staying.some((replica) => replica.node === node)),
+    before.placement.replicas.filter(({ id, state }) => state === "leaving" && !lost.includes(id)),
   );
   let nextReplica = before.nextReplica;
   const replicas = before.placement.replicas.map((replica): PlacedReplica => {
@@ -453,15 +460,21 @@ function guardNodes(nodes: readonly string[]): void {
 
 /**
  * Who placed it may not have heard yet that the node leaves; the reconciler, which takes a node out where it sees nothing
- * on it any more, would not see what comes behind it.
+ * on it any more, would not see what comes behind it. What has yet to leave is seen as long as it may be called back.
  */
-function guardPlaces(draft: Draft, nodes: readonly string[]): void {
+function guardPlaces(
+  draft: Draft,
+  nodes: readonly string[],
+  stillThere: readonly PlacedReplica[] = [],
+): void {
   const system = draft.get<SystemRow>(systemKey);
   if (draft.semantics < 6 || system === undefined) return;
   for (const node of nodes) {
     const isMember = systemReplicaOf(system, node) !== undefined;
     const row = draft.get<NodeRow>(nodeKey(node));
-    if (!isMember || row?.phase === "leaving" || row?.role === "gateway")
+    const isSeen =
+      draft.semantics >= callBackLevel && stillThere.some((replica) => replica.node === node);
+    if (!isMember || (row?.phase === "leaving" && !isSeen) || row?.role === "gateway")
       refuse(
         "conflict",
         `Look again for places: node ${node} leaves, or is no member that holds any`,

@@ -156,6 +156,51 @@ describe("a node that is gone for good", () => {
   });
 });
 
+describe("a replica whose new place is gone before it came there", () => {
+  /** n4, where it was to go instead of to stay on n3, ends with the news of it. */
+  async function withoutItsPlace(
+    phase: "draining" | "leaving",
+    tuning: Partial<Tuning>,
+  ): Promise<Cluster> {
+    const cluster = await withSpare(tuning);
+    await cluster.create("acme", INITIAL);
+    await cluster.change(cluster.node(0), "acme", publish("kept"));
+    await setPhase(cluster, "n3", phase);
+    const isMoving = (): boolean =>
+      cluster.leader(SYSTEM)?.host?.directory.moving(0, 1).length === 1;
+    await cluster.until("moves", isMoving);
+    cluster.world.crash(cluster.node(3));
+    await cluster.until("missed", () =>
+      cluster.world.alive.every(({ host }) => host?.liveness.supports("n4") === false),
+    );
+    expect(isMoving()).toBe(true);
+    return cluster;
+  }
+
+  test("stays where it is when that node leaves, until there is another place", async () => {
+    const cluster = await withoutItsPlace("leaving", { replaceAfterMs: 600_000 });
+    // Who is just away is waited for.
+    await cluster.pass(5_000);
+    expect(placed(cluster, "acme")).toEqual([]);
+    await setPhase(cluster, "n4", "leaving");
+    await untilLeft(cluster, "n4");
+    await cluster.until("settled", () => placed(cluster, "acme").join() === "n1,n2,n3");
+    // Another machine of that name.
+    cluster.world.start(cluster.node(3));
+    await cluster.until("joined", () => cluster.node(3).host?.ready === true);
+    await untilLeft(cluster, "n3");
+    expect(placed(cluster, "acme")).toEqual(["n1", "n2", "n4"]);
+    expect(await cluster.read(cluster.node(3), "acme", latest)).toBe("kept");
+  });
+
+  test("stays where it is when that node is given up, also if it comes again", async () => {
+    const cluster = await withoutItsPlace("draining", { replaceAfterMs: 2_000 });
+    await cluster.until("called back", () => placed(cluster, "acme").join() === "n1,n2,n3", 60_000);
+    cluster.world.start(cluster.node(3));
+    await cluster.until("moved", () => placed(cluster, "acme").join() === "n1,n2,n4", 60_000);
+  });
+});
+
 describe("replicas that are sent away and called back", () => {
   test("serve and count as before, until the move is settled", async () => {
     const cluster = await withSpare({ replaceAfterMs: 600_000 });

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { semanticsNow } from "../../src/machine/command.ts";
+import { callBackLevel, semanticsNow } from "../../src/machine/command.ts";
 import type { Action, Actor, Command, Content, RejectCode } from "../../src/machine/command.ts";
 import { deletedKept, releasesKept } from "../../src/machine/configs.ts";
 import {
@@ -927,15 +927,18 @@ describe("the directory", () => {
       ({ op: "directory.move", tenant: "acme", nodes, lost, generation }) as const;
     phase("leaving");
     directory.no("conflict", create("beta"), now);
-    // What is there may stay, not come back, and no other one may come.
+    // What is there may stay, and no other one may come.
     directory.no("conflict", move(0, ["n1", "n2", "n3"], [3]), now);
     directory.ok(move(0, ["n1", "n3"]), now);
     directory.ok(move(1, ["n1", "n2"]), now);
-    directory.no("conflict", move(2, ["n1", "n3"]), now);
-    phase("active");
+    // While it has yet to leave it may come back, as long as it has its disk; at the level before only to who stays.
+    directory.no("conflict", move(2, ["n1", "n3"]), { semantics: callBackLevel - 1 });
+    directory.no("conflict", move(2, ["n1", "n3"], [3]), now);
     directory.ok(move(2, ["n1", "n3"]), now);
     directory.ok(move(3, ["n1", "n2"]), now);
     directory.ok({ op: "directory.settle", tenant: "acme", generation: 4 }, now);
+    directory.no("conflict", move(4, ["n1", "n3"]), now);
+    phase("active");
     directory.ok({ op: "node.remove", node: "n3" }, now);
     directory.no("conflict", create("beta"), now);
     directory.no("conflict", move(4, ["n1", "n3"]), now);

@@ -347,7 +347,24 @@ export class Nemesis {
       if (!returns) this.#gone.add(node);
       else this.#world.after(this.#parting.between(10, 3_000), () => this.restart(node));
     }
+    for (const node of this.#gone) this.#seeOffAgain(node);
     this.#world.after(SEE_OFF_MS, () => this.#seeOff());
+  }
+
+  /** What it asked when it ended may have let it in once more; nobody comes, so it is told to leave again. */
+  #seeOffAgain(node: SimNode): void {
+    const { alive } = this.#world;
+    const isLetIn = ({ host }: SimNode): boolean => {
+      const row = host?.directory.node(node.name);
+      return row !== undefined && row.phase !== "leaving";
+    };
+    const [{ host } = { host: null }] = alive;
+    if (host === null || this.#leaving.has(node) || !alive.every(isLetIn)) return;
+    this.#leaving.set(node, host.directory.revision ?? 0);
+    const action = { op: "node.phase", node: node.name, phase: "leaving" } as const;
+    host.requests.propose("_system", this.#proposal(action), 2_000, (error) => {
+      if (error !== null) this.#leaving.delete(node);
+    });
   }
 }
 
