@@ -94,6 +94,8 @@ interface PendingProposal {
   readonly done: Done<Outcome>;
   /** Who leads, as the last one asked said. */
   hint: string | null;
+  /** How many were asked who may know who leads. */
+  asked: number;
   /** An earlier attempt may have been applied. */
   uncertain: boolean;
 }
@@ -220,6 +222,7 @@ export class Requests {
         repeatable: command.idempotency !== undefined,
         deadline,
         hint: null,
+        asked: 0,
         uncertain: false,
         done,
       });
@@ -238,7 +241,7 @@ export class Requests {
     const now = this.#clock.monotonicMs();
     if (now >= deadline) return failProposal(proposal, noQuorum(proposal.found.tenant));
     const { found } = proposal;
-    const replica = found.local ? this.#hooks.wake(found.group) : null;
+    const replica = this.#proposer(found);
     if (replica !== null) {
       replica.usedAt = now;
       if (replica.halted !== null) return failProposal(proposal, halted(found.tenant));
@@ -283,17 +286,30 @@ export class Requests {
     });
   }
 
+  /**
+   * The replica here that takes a change to its group. Of one that joins or leaves, and answers nobody who reads, only if
+   * it leads: all others send whoever asks them to it, and the change would wait until leadership is handed over, or the
+   * move has ended.
+   */
+  #proposer({ group, local }: Found): Replica | null {
+    if (local) return this.#hooks.wake(group);
+    const replica = this.#hooks.present(group);
+    return replica?.raft.isLeader === true && replica.halted === null ? replica : null;
+  }
+
   /** The leader if anybody knows it; a node without a replica asks one that has it. */
   #whereToPropose(proposal: PendingProposal, replica: Replica | null): string | null {
     const { found, hint } = proposal;
+    const isThere = (node: string): boolean =>
+      node !== this.#parts.node && this.#liveness.supports(node);
     const leader = hint ?? replica?.leaderNode ?? null;
-    if (leader !== null && leader !== this.#parts.node && this.#liveness.supports(leader))
-      return leader;
+    if (leader !== null && isThere(leader)) return leader;
     // Who is not (any more) one of those who elect it may never hear of a leader.
     if (replica?.isVoter === true) return null;
-    return (
-      found.nodes.find((node) => node !== this.#parts.node && this.#liveness.supports(node)) ?? null
-    );
+    // Another one each time: one that left its group without a word, or is stopped, would say the same for ever.
+    const known = this.#hooks.present(found.group)?.leaderNode ?? null;
+    const others = (known === null ? found.nodes : [known, ...found.nodes]).filter(isThere);
+    return others[proposal.asked++ % others.length] ?? null;
   }
 
   /** Somebody waits for a leader: where none is known that is alive, this replica asks to be one. */
