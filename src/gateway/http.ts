@@ -10,7 +10,7 @@ import { Problem, problems, type ProblemBody, type ProblemDetailError } from "..
 import { tagsLevel } from "../machine/command.ts";
 import { tagOf } from "../machine/draft.ts";
 import type { KeyKind } from "../machine/rows.ts";
-import { memberCount, parseJsonText, repeatedName, scanJson } from "../model/json.ts";
+import { memberCount, parseJsonText, placeOf, repeatedName, scanJson } from "../model/json.ts";
 import { escapePointer, shown } from "../model/names.ts";
 import type { OpenStream } from "./streams.ts";
 
@@ -302,10 +302,13 @@ export function parseJson(bytes: Uint8Array): unknown {
   const { depth, inexact, members } = survey(text);
   if (depth > jsonDepthMax)
     throw new Problem("malformed-json", `Nest JSON at most ${jsonDepthMax} levels deep`);
-  if (inexact !== null)
+  if (inexact !== null) {
+    // The place, not what stands there: it may be meant for a secret.
+    const { line, column } = placeOf(text, inexact);
     throw invalid(
-      `Send ${shown(inexact)} within a string, or the whole content as text: as a JSON number it would lose digits`,
+      `Send the integer at line ${line}, column ${column} within a string, or the whole content as text: as a JSON number it would lose digits`,
     );
+  }
   let value: unknown;
   try {
     value = parseJsonText(text);
@@ -332,8 +335,8 @@ function givenTwice(text: string): Problem {
 
 interface Survey {
   readonly depth: number;
-  /** The first integer that parsing would silently change. */
-  readonly inexact: string | null;
+  /** Where the first integer begins that parsing would silently change. */
+  readonly inexact: number | null;
   /** Of all its objects together, if it is JSON. */
   readonly members: number;
 }
@@ -344,7 +347,7 @@ function survey(text: string): Survey {
   let deepest = 0;
   let members = 0;
   let quoted = false;
-  let inexact: string | null = null;
+  let inexact: number | null = null;
   for (let i = 0; i < text.length; i++) {
     const code = text.charCodeAt(i);
     if (quoted) {
@@ -357,7 +360,8 @@ function survey(text: string): Survey {
     else if (code >= 0x30 && code <= 0x39) {
       const start = i;
       while (isOfNumber(text.charCodeAt(i + 1))) i++;
-      if (i - start >= exactDigits) inexact ??= inexactIn(text.slice(start, i + 1));
+      if (inexact === null && i - start >= exactDigits && isInexact(text.slice(start, i + 1)))
+        inexact = start;
     }
   }
   return { depth: deepest, inexact, members };
@@ -369,10 +373,9 @@ const exactDigits = 15;
 const finiteDigitsMax = 309;
 
 /** Fractions are rounded by everybody who reads JSON; whoever writes an integer means each of its digits. */
-function inexactIn(number: string): string | null {
-  if (!/^\d+$/.test(number)) return null;
-  const isExact = number.length <= finiteDigitsMax && BigInt(number) === exactly(Number(number));
-  return isExact ? null : number;
+function isInexact(number: string): boolean {
+  if (!/^\d+$/.test(number)) return false;
+  return number.length > finiteDigitsMax || BigInt(number) !== exactly(Number(number));
 }
 
 function exactly(value: number): bigint | null {
