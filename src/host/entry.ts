@@ -49,9 +49,11 @@ export class Entry {
   readonly #hooks: EntryHooks;
   readonly #startedAt: number;
   readonly #answers = new Map<string, Acquaintance>();
+  /** When the others were asked last, each by itself: one that is heard of later does not wait for its turn. */
+  readonly #askedAt = new Map<string, number>();
   #joins: boolean;
-  #asking = false;
-  #askedAt = -Infinity;
+  #joining = false;
+  #joinedAt = -Infinity;
   #turn = 0;
   #done = false;
 
@@ -67,14 +69,27 @@ export class Entry {
   round(now: number): void {
     if (this.#done) return;
     if (!this.#joins) this.#decide(now);
-    if (this.#done || now - this.#askedAt < ASK_EVERY_MS) return;
-    this.#askedAt = now;
-    if (this.#joins) return this.#join();
-    for (const peer of this.#alive()) {
-      this.#hooks.ask(peer, (answer) => {
-        if (answer !== null) this.#answers.set(peer, answer);
-      });
-    }
+    if (this.#done) return;
+    if (this.#joins) return this.#join(now);
+    for (const peer of this.#alive()) this.#ask(peer, now);
+  }
+
+  /**
+   * Call when `node` asks what this one has; it may not have been heard of yet. With the answer it may begin, and if it had
+   * a directory by the time it is asked in turn, this node could only join, and one of the first votes would be lost. So it
+   * is asked back at once (simulation, seed 270).
+   */
+  askedBy(node: string, now: number): void {
+    if (this.#done || this.#joins || !this.#peers.includes(node)) return;
+    if (!this.#answers.has(node)) this.#ask(node, now);
+  }
+
+  #ask(peer: string, now: number): void {
+    if (now - (this.#askedAt.get(peer) ?? -Infinity) < ASK_EVERY_MS) return;
+    this.#askedAt.set(peer, now);
+    this.#hooks.ask(peer, (answer) => {
+      if (answer !== null) this.#answers.set(peer, answer);
+    });
   }
 
   #alive(): string[] {
@@ -97,13 +112,15 @@ export class Entry {
     if (own !== undefined) this.#enter({ id: own.id, initial });
   }
 
-  #join(): void {
+  #join(now: number): void {
+    if (now - this.#joinedAt < ASK_EVERY_MS) return;
+    this.#joinedAt = now;
     const alive = this.#alive();
     const peer = alive[this.#turn++ % alive.length];
-    if (peer === undefined || this.#asking) return;
-    this.#asking = true;
+    if (peer === undefined || this.#joining) return;
+    this.#joining = true;
     this.#hooks.join(peer, (identity) => {
-      this.#asking = false;
+      this.#joining = false;
       if (identity !== null && !this.#done) this.#enter(identity);
     });
   }

@@ -1159,7 +1159,8 @@ export class NodeHost implements ConfigService {
   // --- calls between nodes -------------------------------------------------------------------------------------------------
 
   #serveCalls(): void {
-    this.#rpc.answer(Method.acquaintance, (_from, _question, respond) => {
+    this.#rpc.answer(Method.acquaintance, (from, _question, respond) => {
+      this.#entry?.askedBy(from, this.#clock.monotonicMs());
       const answer = this.#acquaintance();
       if (answer !== null) respond(answer);
     });

@@ -1537,6 +1537,15 @@ const ofHost: readonly Mutation[] = [
     killers: [host, sim],
   },
   {
+    id: "asked-and-not-asking-back",
+    rule: "M7",
+    breaks: "Of nodes that first start together one comes in as another one, and a voter is lost",
+    file: "src/host/node_host.ts",
+    find: `      this.#entry?.askedBy(from, this.#clock.monotonicMs());`,
+    replace: ``,
+    killers: [host, sim],
+  },
+  {
     id: "leads-without-directory",
     rule: "H4",
     breaks: "A node whose directory is damaged leads tenants that it can neither move nor leave",

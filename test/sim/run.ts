@@ -209,9 +209,24 @@ class Run {
     await this.#world.run(this.#world.now + 20_000, () => this.#check() || isReady());
     if (!isReady() && this.#isGood)
       this.#violations.push("the cluster did not become ready in calm weather");
+    if (this.#isGood) this.#demandFirstMembers();
     for (const [index, tenant] of this.#tenants.entries()) {
       if (!this.#isGood) break;
       await this.#makeTenant(tenant, this.#swarm.singleVoter && index === 0);
+    }
+  }
+
+  /**
+   * Who starts in calm weather begins as a first member of the directory. One that came in anew instead would have its old
+   * vote to lose first: the storm's lost disk would be the second one (seed 270).
+   */
+  #demandFirstMembers(): void {
+    for (const { name, host } of this.#initial) {
+      const { replicas = [] } = host?.directory.system()?.placement ?? {};
+      if (replicas.every(({ id, state }) => id <= this.#initial.length && state === undefined))
+        continue;
+      const found = JSON.stringify(replicas);
+      this.#violations.push(`not all began as first members, as ${name} knows: ${found}`);
     }
   }
 
