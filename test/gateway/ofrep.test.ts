@@ -556,10 +556,12 @@ describe("the event stream", () => {
     const status = async (token: string, path = `${N}/ofrep/v1/events`): Promise<number> =>
       (await h.call("GET", `${path}?wait=0s&token=${token}`, { token: null })).status;
     expect(await status(streamToken(valid, hash))).toBe(200);
-    expect(await status(streamToken({ ...valid, window: window - 1 }, hash))).toBe(200);
+    // The node that gave it, or this one, may be a little ahead.
+    for (const near of [window - 1, window + 1])
+      expect(await status(streamToken({ ...valid, window: near }, hash))).toBe(200);
     for (const wrong of [
       { window: window - 2 },
-      { window: window + 1 },
+      { window: window + 2 },
       { epoch: epoch - 1 },
       { tenant: "other" },
       { keyId: "unknown" },
