@@ -3,7 +3,7 @@
  * Versions that no release names, history, audit and secrets of keys stay behind.
  */
 import process from "node:process";
-import { mkdir, rename, rm, writeFile } from "node:fs/promises";
+import { mkdir, realpath, rename, rm, stat, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { parse, stringify } from "yaml";
 import type { ConfigDetailAnswer, VersionContentAnswer } from "../api/schemas.ts";
@@ -59,14 +59,21 @@ export async function writeFiles(
   }
 }
 
-/** Under its name there is all of it, or what was there before. @throws Error naming the file */
+/**
+ * Under its name there is all of it, or what was there before. A link stays one, and what is no file (a pipe, /dev/stdout)
+ * is written to and not replaced. @throws Error naming the file
+ */
 export async function writeWhole(path: string, text: string): Promise<void> {
-  const aside = `${path}.part`;
+  let aside: string | null = null;
   try {
-    await writeFile(aside, text, { flush: true });
-    await rename(aside, path);
+    const before = await stat(path).catch(() => null);
+    if (before !== null && !before.isFile()) return await writeFile(path, text);
+    const target = before === null ? path : await realpath(path);
+    aside = `${target}.part`;
+    await writeFile(aside, text, { flush: true, ...(before !== null && { mode: before.mode }) });
+    await rename(aside, target);
   } catch (error) {
-    await rm(aside, { force: true });
+    if (aside !== null) await rm(aside, { force: true });
     throw new Error(`Cannot write ${path}: ${(error as Error).message}`, { cause: error });
   }
 }

@@ -1,7 +1,16 @@
 /** A tenant, exported and applied to an empty cluster, gives every client what it got before. */
 import * as fc from "fast-check";
 import { randomBytes } from "node:crypto";
-import { mkdtemp, rm } from "node:fs/promises";
+import {
+  mkdtemp,
+  readdir,
+  readFile,
+  readlink,
+  rm,
+  stat,
+  symlink,
+  writeFile,
+} from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
@@ -182,6 +191,27 @@ async function exported(h: Harness): Promise<{ files: Map<string, string>; manif
     return { files, manifest: manifest as Manifest };
   });
 }
+
+test("a file that is there is replaced by all of the new one; a link stays, a device is written to", () =>
+  inFolder(async (folder) => {
+    const at = (name: string): string => join(folder, name);
+    await writeFile(at("file"), "before", { mode: 0o600 });
+    await symlink(at("file"), at("link"));
+    await symlink("/dev/null", at("device"));
+    await writeFiles(
+      folder,
+      new Map([
+        ["link", "after"],
+        ["device", "nowhere"],
+        ["new", "new"],
+      ]),
+    );
+    expect(await readlink(at("link"))).toBe(at("file"));
+    expect(await readFile(at("file"), "utf8")).toBe("after");
+    expect((await stat(at("file"))).mode & 0o777).toBe(0o600);
+    expect(await readlink(at("device"))).toBe("/dev/null");
+    expect((await readdir(folder)).sort()).toEqual(["device", "file", "link", "new"]);
+  }));
 
 describe("export → apply on an empty cluster", () => {
   test("gives the same effective values, and applying again changes nothing", async () => {
