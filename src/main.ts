@@ -324,7 +324,7 @@ async function main(args: readonly string[]): Promise<void> {
   await whenReady(host, log, settings);
   const change = async (action: Action): Promise<void> => {
     const outcome = await host.propose(SYSTEM_TENANT, {
-      at: Date.now(),
+      at: host.nowMs(),
       actor: { kind: "system", keyId: node },
       semantics: host.semantics,
       action,
