@@ -747,6 +747,8 @@ class Opening {
     try {
       run();
     } catch (error) {
+      // What was to be done with what was read is not this one's failure, and must not end in silence.
+      if (this.#ended) throw error;
       this.#end(error as Error, null);
     }
   }

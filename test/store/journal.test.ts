@@ -92,6 +92,15 @@ describe("open()", () => {
       expect(disk.list()).toEqual(names);
     }
   });
+
+  test("is loud about what fails once all is read: nobody else would hear of it", () => {
+    const { disk, journal, told } = unopened();
+    disk.create = () => {
+      throw new Error("This system has no O_DSYNC");
+    };
+    journal.open((error, found) => told.push(error ?? found));
+    expect(() => disk.run()).toThrow("O_DSYNC");
+  });
 });
 
 describe("append()", () => {
