@@ -13,6 +13,10 @@ import type { DiskDone, JournalDisk, JournalFile } from "./journal.ts";
 const growthBytes = 1024 * 1024;
 const readBytesMax = 1024 * 1024;
 const descriptorWaitMs = 50;
+/** Descriptors that are kept for files, so that sockets cannot have them all: an environment takes three. */
+const sparesMax = 32;
+/** Given back at a time. */
+const sparesAtOnce = 4;
 
 export interface JournalDiskHooks {
   /** A file takes more of the disk. */
@@ -26,9 +30,11 @@ export function openJournalDisk(directory: string, hooks: JournalDiskHooks = {})
   fs.mkdirSync(directory, { recursive: true });
   syncDirectorySync(join(directory, ".."));
   return {
-    list: () => fs.readdirSync(directory),
+    list: () => namesIn(directory),
     read(name) {
-      const { buffer, byteOffset, byteLength } = fs.readFileSync(join(directory, name));
+      const { buffer, byteOffset, byteLength } = withDescriptors(() =>
+        fs.readFileSync(join(directory, name)),
+      );
       // Not as a Buffer: its slice() would be a view where everybody else's is a copy.
       return new Uint8Array(buffer, byteOffset, byteLength);
     },
@@ -50,11 +56,15 @@ export function openJournalDisk(directory: string, hooks: JournalDiskHooks = {})
       if (O_DSYNC === undefined) throw new Error("This system has no O_DSYNC");
       const flags = O_CREAT | O_EXCL | O_WRONLY | O_DSYNC;
       const end = begin();
-      fs.open(join(directory, name), flags, 0o600, (error, descriptor) => {
-        end();
-        if (error) done(error, null);
-        else done(null, new DiskFile(descriptor, onGrowth, begin));
-      });
+      const open = (): void =>
+        fs.open(join(directory, name), flags, 0o600, (error, descriptor) => {
+          if (error && isOutOfDescriptors(error)) return onceThereIsOne(open);
+          end();
+          keepSpares();
+          if (error) done(error, null);
+          else done(null, new DiskFile(descriptor, onGrowth, begin));
+        });
+      open();
     },
     remove(name, removed) {
       const done = ended(begin(), removed);
@@ -107,24 +117,69 @@ export function syncDirectory(directory: string, done: (error: Error | null) => 
   try {
     descriptor = fs.openSync(directory, "r");
   } catch (error) {
-    // Nothing was asked of the disk yet: sockets have all descriptors just now, and some will be closed. Who asked counts
-    // it as a write that has not ended.
-    if (isOutOfDescriptors(error))
-      setTimeout(() => syncDirectory(directory, done), descriptorWaitMs);
+    if (isOutOfDescriptors(error)) onceThereIsOne(() => syncDirectory(directory, done));
     else queueMicrotask(() => done(error as Error));
     return;
   }
   fs.fsync(descriptor, (error) => closed(descriptor, error ?? null, done));
 }
 
-function isOutOfDescriptors(error: unknown): boolean {
+// --- descriptors -------------------------------------------------------------------------------------------------
+
+const spares: number[] = [];
+
+/** Takes back what was given, as far as it goes. To be called where descriptors become free. */
+export function keepSpares(): void {
+  try {
+    while (spares.length < sparesMax) spares.push(fs.openSync("/dev/null", "r"));
+  } catch {
+    // Sockets have all descriptors just now.
+  }
+}
+
+/** @returns whether there were any: what failed for want of a descriptor may be tried again at once */
+export function giveSpares(): boolean {
+  const given = spares.splice(-sparesAtOnce);
+  for (const descriptor of given) fs.closeSync(descriptor);
+  return given.length > 0;
+}
+
+export function isOutOfDescriptors(error: unknown): boolean {
   const { code } = error as NodeJS.ErrnoException;
   return code === "EMFILE" || code === "ENFILE";
 }
 
+/** For what leaves nothing open behind it. */
+function withDescriptors<T>(run: () => T): T {
+  try {
+    return run();
+  } catch (error) {
+    if (!isOutOfDescriptors(error) || !giveSpares()) throw error;
+    try {
+      return run();
+    } finally {
+      keepSpares();
+    }
+  }
+}
+
+/**
+ * Nothing was asked of the disk yet: sockets have all descriptors just now, and some will be closed. Who asked counts it as
+ * a write that has not ended.
+ */
+function onceThereIsOne(again: () => void): void {
+  if (giveSpares()) again();
+  else setTimeout(again, descriptorWaitMs);
+}
+
+/** Names in a directory. */
+export function namesIn(directory: string): string[] {
+  return withDescriptors(() => fs.readdirSync(directory));
+}
+
 /** Makes a name that was created, renamed or removed in this directory durable. */
 export function syncDirectorySync(directory: string): void {
-  const descriptor = fs.openSync(directory, "r");
+  const descriptor = withDescriptors(() => fs.openSync(directory, "r"));
   try {
     fs.fsyncSync(descriptor);
   } finally {
@@ -135,7 +190,7 @@ export function syncDirectorySync(directory: string): void {
 /** The file's bytes are on the disk when it returns; its name is not yet (`syncDirectorySync`). */
 export function writeFileDurably(path: string, bytes: Uint8Array | string): void {
   // Not by the `flush` option of writeFileSync: not every runtime has it, and none says so.
-  const descriptor = fs.openSync(path, "w", 0o600);
+  const descriptor = withDescriptors(() => fs.openSync(path, "w", 0o600));
   try {
     fs.writeFileSync(descriptor, bytes);
     fs.fsyncSync(descriptor);

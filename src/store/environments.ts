@@ -32,8 +32,16 @@ import type {
   Staging,
 } from "../host/ports.ts";
 import { assert, assertSafeInteger } from "../lib/assert.ts";
-import { syncDirectory, syncDirectorySync, writeFileDurably } from "./disk.ts";
-import { environmentCap, readProcessLimits } from "./limits.ts";
+import {
+  giveSpares,
+  isOutOfDescriptors,
+  keepSpares,
+  namesIn,
+  syncDirectory,
+  syncDirectorySync,
+  writeFileDurably,
+} from "./disk.ts";
+import { descriptorsPerEnvironment, environmentCap, readProcessLimits } from "./limits.ts";
 import { LmdbFile, pageBytes } from "./lmdb_file.ts";
 
 /** Environments that may be open beyond the cap while all within it are busy: the host keeps below, but for tiny caps. */
@@ -112,6 +120,7 @@ export class LmdbEnvironments implements Environments {
   readonly #pool: Pool = {
     begin: () => this.#begin(),
     opening: () => this.#makeRoom(),
+    spare: () => this.#spare(),
     opened: (environment) => this.#opened(environment),
     closed: (environment) => this.#closed(environment),
   };
@@ -149,6 +158,7 @@ export class LmdbEnvironments implements Environments {
     this.#listed = names;
     syncDirectorySync(this.#directory);
     syncDirectorySync(options.data);
+    keepSpares();
   }
 
   open(name: string): LmdbEnvironment {
@@ -214,6 +224,13 @@ export class LmdbEnvironments implements Environments {
       );
   }
 
+  /** Where sockets have all descriptors: gives some that were kept, or those of an environment that may rest. */
+  #spare(): boolean {
+    if (giveSpares()) return true;
+    for (const environment of this.#open) if (environment.isOpen && environment.rest()) return true;
+    return false;
+  }
+
   #opened(environment: LmdbEnvironment): void {
     this.#openings += 1;
     // With all that the cap allows it would be open still: of these, more are kept. Of others it makes no difference.
@@ -227,6 +244,7 @@ export class LmdbEnvironments implements Environments {
   #closed(environment: LmdbEnvironment): void {
     environment.closedAt = this.#openings;
     this.#open.delete(environment);
+    keepSpares();
   }
 
   exists(name: string): boolean {
@@ -279,7 +297,7 @@ export class LmdbEnvironments implements Environments {
   /** Names on the disk, open or not. O(tenants): for tools, never at start. */
   names(): string[] {
     // A start asks for them right after this has read them: of 100,000 that takes a tenth of a second.
-    const names = this.#listed ?? fs.readdirSync(this.#directory);
+    const names = this.#listed ?? namesIn(this.#directory);
     this.#listed = null;
     return names.filter((name) => nameGrammar.test(name));
   }
@@ -372,6 +390,16 @@ interface Databases {
   readonly meta: Database<Uint8Array, Uint8Array>;
 }
 
+/** Where LMDB finds no descriptor it ends the process. @throws what the system says where there are too few */
+function assertDescriptors(path: string): void {
+  const held: number[] = [];
+  try {
+    while (held.length < descriptorsPerEnvironment) held.push(fs.openSync(path, "r"));
+  } finally {
+    for (const descriptor of held) fs.closeSync(descriptor);
+  }
+}
+
 function openDatabases(path: string): Databases {
   const root = open({ path, ...rootOptions });
   const binary = { encoding: "binary", keyEncoding: "binary" } as const;
@@ -405,6 +433,8 @@ class Glance {
   readonly #state: number | null;
   readonly #log: number | null;
   readonly #meta: number | null;
+  /** An earlier life left something half done. */
+  readonly isUnsettled: boolean;
   #left = glancesMax;
 
   constructor(path: string) {
@@ -414,15 +444,11 @@ class Glance {
       const holder = this.meta(holderKey)?.[0] === 1 ? 1 : 0;
       this.#state = this.#file.root(stateNames[holder]);
       this.#log = this.#file.root("log");
+      this.isUnsettled = [stagedKey, redoPartKey(0)].some((key) => this.meta(key) !== undefined);
     } catch (error) {
       this.#file.close();
       throw error;
     }
-  }
-
-  /** An earlier life left something half done. */
-  get isUnsettled(): boolean {
-    return this.meta(stagedKey) !== undefined || this.meta(redoPartKey(0)) !== undefined;
   }
 
   get isEnough(): boolean {
@@ -465,6 +491,8 @@ interface Making {
 interface Pool {
   begin(): () => void;
   opening(): void;
+  /** @returns whether descriptors were made free */
+  spare(): boolean;
   opened(environment: LmdbEnvironment): void;
   closed(environment: LmdbEnvironment): void;
 }
@@ -534,12 +562,7 @@ export class LmdbEnvironment implements Environment {
     if (this.#databases !== null) return null;
     if (this.#glance !== null) return this.#glance.isEnough ? null : this.#glance;
     this.#pool.opening();
-    let glance: Glance;
-    try {
-      glance = new Glance(this.#path);
-    } catch (error) {
-      throw this.#cannotOpen(error);
-    }
+    const glance = this.#opened(() => new Glance(this.#path));
     this.#isChecked = true;
     this.#glance = glance;
     this.#pool.opened(this);
@@ -548,8 +571,23 @@ export class LmdbEnvironment implements Environment {
     return null;
   }
 
-  #cannotOpen(error: unknown): Error {
-    return new Error(`Cannot open environment ${dirname(this.#path)}`, { cause: error });
+  #opened<T>(open: () => T): T {
+    for (let tries = 0; ; tries++) {
+      try {
+        const opened = open();
+        if (tries > 0) keepSpares();
+        return opened;
+      } catch (cause) {
+        if (!isOutOfDescriptors(cause))
+          throw new Error(`Cannot open environment ${dirname(this.#path)}`, { cause });
+        if (this.#pool.spare()) continue;
+        throw new Problem(
+          "overloaded",
+          "Connections have all files that this node may have open: close some, or raise the limit of open files (ulimit -n)",
+          { cause },
+        );
+      }
+    }
   }
 
   /** Opens the LMDB behind it, unless it is open. */
@@ -567,13 +605,17 @@ export class LmdbEnvironment implements Environment {
     if (!isCounted) this.#pool.opening();
     let databases: Databases;
     try {
-      if (!this.#isChecked) new LmdbFile(this.#path).close();
-      this.#isChecked = true;
-      databases = openDatabases(this.#path);
-      redo(databases);
+      databases = this.#opened(() => {
+        assertDescriptors(this.#path);
+        if (!this.#isChecked) new LmdbFile(this.#path).close();
+        this.#isChecked = true;
+        const all = openDatabases(this.#path);
+        redo(all);
+        return all;
+      });
     } catch (error) {
       if (isCounted) this.#pool.closed(this);
-      throw this.#cannotOpen(error);
+      throw error;
     }
     this.#databases = databases;
     this.#holder = databases.holder;

@@ -5,7 +5,7 @@
  */
 import { readFileSync } from "node:fs";
 
-const descriptorsPerEnvironment = 3;
+export const descriptorsPerEnvironment = 3;
 const mappingsPerEnvironment = 4;
 /** What a runtime with its threads, code and heap maps by itself; Deno and Node stay below 2,000. */
 const mappingsReserved = 8192;
