@@ -72,6 +72,8 @@ export class Elections {
   /** The last one of each group, the oldest group first. */
   readonly #early = new Map<number, EarlyRequest>();
   #campaignsDeferred = false;
+  /** Elections begun since the last pulse. */
+  #started = 0;
 
   constructor({ clock, prng, liveness, leases }: ElectionsParts, hooks: ElectionsHooks) {
     this.#clock = clock;
@@ -125,7 +127,7 @@ export class Elections {
   runDeferred(): void {
     if (!this.#campaignsDeferred) return;
     this.#campaignsDeferred = false;
-    this.round(this.#clock.monotonicMs());
+    this.#begin(this.#clock.monotonicMs());
   }
 
   /**
@@ -210,10 +212,14 @@ export class Elections {
 
   /** Call with each pulse. */
   round(now: number): void {
-    let started = 0;
+    this.#started = 0;
+    this.#begin(now);
+  }
+
+  #begin(now: number): void {
     for (const [replica, { due, tries }] of this.#campaigns) {
+      if (this.#started >= CAMPAIGNS_PER_PULSE) return;
       if (due > now) continue;
-      if (started >= CAMPAIGNS_PER_PULSE) return;
       this.#campaigns.delete(replica);
       const { raft } = replica;
       if (raft.isBarred && replica.halted === null) {
@@ -225,7 +231,7 @@ export class Elections {
       const settled = raft.isLeader || (leader !== null && this.#liveness.supports(leader));
       if (replica.halted !== null || settled || this.#hooks.present(replica.group) !== replica)
         continue;
-      started += 1;
+      this.#started += 1;
       // A tenant's group without a term has no leader to be disturbed. At a cluster's beginning there is no hurry: what
       // the nodes know of each other by then decides at which level it begins.
       const isFirst = raft.term === 0 && replica.group !== SYSTEM_GROUP;

@@ -4,6 +4,8 @@
  */
 import { expect, test } from "vitest";
 import { frameItems, ItemKind, parseRaftItem } from "../../src/host/codec.ts";
+import { SYSTEM_GROUP } from "../../src/host/directory.ts";
+import { CAMPAIGNS_PER_PULSE } from "../../src/host/elections.ts";
 import type { Command, Outcome } from "../../src/machine/command.ts";
 import type { TenantView } from "../../src/host/ports.ts";
 import { apply } from "../../src/machine/machine.ts";
@@ -133,6 +135,30 @@ test("a tenant's beginning costs three journal writes per node: its row, its fir
   expect(cost.messages.get("appendEntries")).toBe(8);
   // The directory's leader is asked nothing.
   expect(cost.messages.get("readIndex") ?? 0).toBe(0);
+});
+
+test("of many tenants made in a few turns no more begin between two pulses than one pulse may", async () => {
+  const world = await threeNodes();
+  const [first] = world.nodes as [SimNode];
+  const names = Array.from({ length: 160 }, (_, at) => `t${at}`);
+  const asked: number[] = [];
+  world.onSent = (_lane, bytes) => {
+    for (const { kind, item } of frameItems(bytes)) {
+      if (kind !== ItemKind.raft) continue;
+      const { message, group } = parseRaftItem(item);
+      const isFirst = message.type === MessageType.requestVote && message.to === 2;
+      if (isFirst && group !== SYSTEM_GROUP) asked.push(world.now);
+    }
+  };
+  const nodes = ["n1", "n2", "n3"];
+  const creates = names.map((name) => ["_system", command(createTenant(name, nodes))] as const);
+  for (let at = 0; at < creates.length; at += 20)
+    await changeAll(world, first, creates.slice(at, at + 20));
+  await until(world, () => asked.length >= names.length);
+  // A pulse may be within such a span, and as many begin behind it as before it.
+  const within = asked.map((at) => asked.filter((other) => other >= at && other < at + 20).length);
+  expect(Math.max(...within)).toBeLessThanOrEqual(2 * CAMPAIGNS_PER_PULSE);
+  expect(asked).toHaveLength(names.length);
 });
 
 test("the first write of a tenant that nobody leads yet goes out with its beginning: two exchanges, two journal writes per node", async () => {
