@@ -107,7 +107,8 @@ export function nextStep(
     })),
   ];
   if (promotions.length + others.length === 0) {
-    return target.learners.every(({ id }) => isMember(id)) ? { kind: "settled" } : wait;
+    // A learner that is not there has nothing to vote on, and is added whenever it comes: nobody's vote waits for it.
+    return { kind: "settled" };
   }
   // Into a configuration that could not act there is no way back. Its node says nothing of a replica that was stopped.
   const able = target.voters.filter(
@@ -293,7 +294,7 @@ export class Membership {
     takeStep(replica, targetOf(placement), this.#hooks, EVER, () => {
       if (replicas.some((each) => each.state === "joining" || isLeaving(each)))
         this.#whenKnown(replica, generation, { op: "system.settle", generation });
-      else this.#systemStill = { conf, revision };
+      else if (hasAll(conf, replicas)) this.#systemStill = { conf, revision };
     });
   }
 
@@ -364,6 +365,11 @@ interface Mark {
   readonly generation: number;
   readonly term: number;
   readonly index: number;
+}
+
+/** A learner may be away still, and is looked for until it is a member. */
+function hasAll({ voters, learners }: ConfState, replicas: readonly PlacedReplica[]): boolean {
+  return replicas.every(({ id }) => voters.includes(id) || learners.includes(id));
 }
 
 /** One number of many, in their order: FNV-1a over whole numbers. */

@@ -117,22 +117,28 @@ export class Reconciler {
    * The largest odd number of voters up to five that there are nodes for, those who have a vote already first. A node that
    * is gone, or leaves and may never be done with it, or has yet to register, keeps its vote until another can take it:
    * with fewer voters fewer losses would be survived (simulation, seed 7340053: the first one to register was the only
-   * voter for a moment, and its disk was wiped).
+   * voter for a moment, and its disk was wiped). What is under way ends first, but for a vote whose node will not take it:
+   * that one goes to another.
    */
   #system(nodes: readonly NodeRow[], isGone: (node: NodeRow) => boolean): SystemAction | null {
     const placement = this.#directory.system()?.placement;
     if (placement === undefined) return null;
     const { replicas, generation = 0 } = placement;
-    if (replicas.some((replica) => replica.state === "joining" || isLeaving(replica))) return null;
     const rowOf = ({ node }: PlacedReplica): NodeRow | undefined =>
       nodes.find((other) => other.node === node);
-    const members = replicas.filter((replica) => {
+    const isStuck = replicas.some(
+      (replica) => replica.state === "joining" && this.#isAway(replica, rowOf(replica), isGone),
+    );
+    if (!isStuck && replicas.some((one) => one.state === "joining" || isLeaving(one))) return null;
+    const staying = replicas.filter((replica) => !isLeaving(replica));
+    const members = staying.filter((replica) => {
       const row = rowOf(replica);
       if (row === undefined) return replica.state !== "learner";
       return !this.#emptied.has(row.node) && row.role !== "gateway";
     });
     const gone = members.filter((replica) => {
       const row = rowOf(replica);
+      if (replica.state === "joining") return this.#isAway(replica, row, isGone);
       return row === undefined || isGone(row);
     });
     // Who is just away keeps a vote; a learner that is away gets none.
@@ -145,7 +151,7 @@ export class Reconciler {
     if (odd < 1) return null;
     const zoneOf = (node: string): string | null =>
       nodes.find((other) => other.node === node)?.zone ?? null;
-    const voting = replicas.filter(({ state }) => state !== "learner");
+    const voting = staying.filter(({ state }) => state !== "learner");
     const candidates = able.map(({ node }) => ({ node, zone: zoneOf(node) }));
     const isDraining = ({ node }: Candidate): boolean =>
       nodes.find((other) => other.node === node)?.phase !== undefined;
@@ -160,9 +166,12 @@ export class Reconciler {
     const rest = candidates.filter(isDraining);
     const chosen = [...best, ...chooseNodes("_system", odd - best.length, rest, keep)];
     for (const { node, state } of gone)
-      if (chosen.length < odd && state !== "learner") chosen.push(node);
+      if (chosen.length < odd && state !== "learner" && state !== "joining") chosen.push(node);
     chosen.length = largestOdd(chosen.length);
     if (chosen.length === 0) return null;
+    // Who has the votes is not told by a row that never came true: no vote is taken for want of another place.
+    if (isStuck && chosen.length < staying.filter(({ node }) => this.#hooks.votes(node)).length)
+      return null;
     const voters = members.filter(({ node }) => chosen.includes(node)).map(({ id }) => id);
     const isSame = voters.length === voting.length && voting.every(({ id }) => voters.includes(id));
     return isSame ? null : { op: "system.place", voters, generation };
@@ -264,6 +273,16 @@ export class Reconciler {
     return present.length * 2 > voters.length;
   }
 
+  /** Its node is not there, and may never be again. */
+  #isAway(
+    { node }: PlacedReplica,
+    row: NodeRow | undefined,
+    isGone: (row: NodeRow) => boolean,
+  ): boolean {
+    if (row === undefined) return true;
+    return !this.#hooks.supports(node) && (row.phase === "leaving" || isGone(row));
+  }
+
   /** It was sent away, and is still there. */
   #canComeBack(replica: PlacedReplica, row: TenantRow, node: NodeRow | undefined): boolean {
     const level = this.#directory.system()?.level ?? levelFirst;
@@ -297,11 +316,8 @@ export class Reconciler {
     const chosen = chooseNodes(row.tenant, wanted.length, candidates, stay);
     // Without enough good nodes the others are kept rather than given up for nothing: those that are there, then, instead
     // of one that may never be, who was to go for it. Else the move would wait for ever (simulation, seed 77310115).
-    const isAway = ({ node }: PlacedReplica): boolean => {
-      const known = rowOf(node);
-      if (known === undefined) return true;
-      return !this.#hooks.supports(node) && (known.phase === "leaving" || isGone(known));
-    };
+    const isAway = (replica: PlacedReplica): boolean =>
+      this.#isAway(replica, rowOf(replica.node), isGone);
     const rest = wanted.filter(({ node }) => !chosen.includes(node));
     const back = replicas.filter(
       (replica) =>

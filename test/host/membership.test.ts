@@ -64,6 +64,8 @@ describe("the next step", () => {
     expect(step(conf([1, 2, 3]), target([1, 2, 3]))).toEqual({ kind: "settled" });
     expect(step(conf([1, 2, 3]), target([1, 2, 3], [7]))).toEqual({ kind: "settled" });
     expect(step(conf([1], [4]), target([1], [], [4]))).toEqual({ kind: "settled" });
+    // A learner that is away is added when it comes.
+    expect(step(conf([1, 2]), target([1, 2], [7], [4]), [], ["n4"])).toEqual({ kind: "settled" });
   });
   test("adds who is alive as a learner, one at a time", () => {
     expect(step(conf([1]), target([1, 4, 5]), [], ["n4"])).toEqual({

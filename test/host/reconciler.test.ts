@@ -201,6 +201,69 @@ describe("a replica whose new place is gone before it came there", () => {
   });
 });
 
+describe("a vote of `_system` whose new place is gone before it had it", () => {
+  test("goes to another one that is there", async () => {
+    const cluster = await withSpare({ replaceAfterMs: 2_000 });
+    await setPhase(cluster, "n3", "draining");
+    const replicas = () =>
+      cluster.leader(SYSTEM)?.host?.directory.system()?.placement.replicas ?? [];
+    await cluster.until("moves", () =>
+      replicas().some(({ node, state }) => node === "n4" && state === "joining"),
+    );
+    cluster.world.crash(cluster.node(3));
+    await cluster.until(
+      "settled",
+      () =>
+        cluster.leader(SYSTEM) !== null &&
+        replicas().every(({ state }) => state === undefined || state === "learner"),
+      60_000,
+    );
+    expect(systemConf(cluster)?.voters).toEqual([1, 2, 3]);
+  });
+
+  test.each([
+    ["and chosen for another", true],
+    ["and not yet made a member", false],
+  ])("waits for no node that was let in %s before it was gone", async (_, isHeard) => {
+    const cluster = await ready({ nodes: 3, spares: 2, tuning: { replaceAfterMs: 2_000 } });
+    const [fourth, fifth] = [cluster.node(3), cluster.node(4)];
+    cluster.world.start(fourth);
+    await cluster.until("joined", () => fourth.host?.ready === true);
+    const leader = cluster.leader(SYSTEM) as SimNode;
+    if (!isHeard) {
+      cluster.world.cut(fifth, leader);
+      cluster.world.cut(leader, fifth);
+    }
+    cluster.world.start(fifth);
+    const isLetIn = (): boolean =>
+      cluster.leader(SYSTEM)?.host?.directory.node(fifth.name) !== undefined;
+    await cluster.until("let in", isLetIn);
+    cluster.world.crash(fifth);
+    cluster.world.heal();
+    await cluster.until("missed", () =>
+      cluster.world.alive.every(({ host }) => host?.liveness.supports(fifth.name) === false),
+    );
+    const members = [
+      ...(systemConf(cluster)?.voters ?? []),
+      ...(systemConf(cluster)?.learners ?? []),
+    ];
+    expect(members.includes(5)).toBe(isHeard);
+    await setPhase(cluster, "n1", "leaving");
+    await untilLeft(cluster, "n1");
+    const isSettled = (): boolean => {
+      const system = cluster.leader(SYSTEM)?.host?.directory.system();
+      return (
+        system?.placement.replicas.every(({ state }) => state?.endsWith("ing") !== true) === true
+      );
+    };
+    await cluster.until("settled", isSettled, 30_000);
+    expect(systemConf(cluster)?.voters).toEqual([2, 3, 4]);
+    cluster.world.start(fifth);
+    await cluster.until("a member", () => fifth.host?.ready === true);
+    await cluster.until("in fact", () => systemConf(cluster)?.learners.length === 1);
+  });
+});
+
 describe("replicas that are sent away and called back", () => {
   test("serve and count as before, until the move is settled", async () => {
     const cluster = await withSpare({ replaceAfterMs: 600_000 });
