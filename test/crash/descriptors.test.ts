@@ -18,11 +18,13 @@ async function connected(url: URL): Promise<Socket> {
   return socket;
 }
 
-/** @returns the status line of the answer, or none when the connection ended */
+/** @returns the status line of the answer, or what came instead of one */
 function say(socket: Socket, method: string, path: string, body = ""): Promise<string> {
   return new Promise((resolve) => {
+    if (socket.destroyed) return resolve("ended before");
+    setTimeout(() => resolve("no answer"), 15_000).unref();
     socket.once("data", (data) => resolve(data.toString().split("\r\n", 1)[0] as string));
-    socket.once("close", () => resolve(""));
+    socket.once("close", () => resolve("ended"));
     socket.write(
       `${method} ${path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer ${rootToken}\r\n` +
         `Content-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n${body}`,
