@@ -3,8 +3,8 @@
  *
  * Token buckets: each holds what a few seconds may take, and fills at the rate of the quota. They are this node's own, so
  * a tenant that is served by several nodes gets its rates on each. Requests are admitted where they are answered, which
- * is at a replica, so gateways add none; watches are limited by the node that sends to the client. What is counted is told to the tenant's replicated
- * state once in a while, in one command, so that it outlives leaders and nodes.
+ * is at a replica, so gateways add none; watches are limited by the node that sends to the client. What is counted is
+ * told to the tenant's replicated state once in a while, in one command, so that it outlives leaders and nodes.
  *
  * What must stay true: a request without limits costs two lookups and no promise; everything kept here is bounded by the
  * tenants and keys that were active within the last interval.

@@ -189,10 +189,27 @@ function failed<T>(value: T, errorCode: string, errorMessage: string): FlagDetai
   return { value, reason: "ERROR", errorCode: errorCode as never, errorMessage };
 }
 
-/** What a server would be sent of it: a Date as its text, nothing that is undefined. Then both give the same. */
+/**
+ * What a server would be sent of it: a Date as its text, nothing that is undefined. Then both give the same. What JSON
+ * cannot write (a circle, a bigint) is left out: one such attribute must not cost every flag its value.
+ */
 function asSent(context: FlagContext): FlagContext {
-  return isAsParsed(context) ? context : (JSON.parse(JSON.stringify(context)) as FlagContext);
+  if (isAsParsed(context)) return context;
+  const sent: FlagContext = {};
+  for (const [name, value] of Object.entries(context)) {
+    let text: string | undefined;
+    try {
+      text = JSON.stringify(value);
+    } catch {
+      continue;
+    }
+    if (text !== undefined)
+      Object.defineProperty(sent, name, { ...ownProperty, value: JSON.parse(text) as unknown });
+  }
+  return sent;
 }
+
+const ownProperty = { enumerable: true, configurable: true, writable: true };
 
 /** Labels that can travel in an address. */
 function sentLabels(context: FlagContext, names: readonly string[]): Labels {

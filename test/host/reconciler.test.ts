@@ -129,8 +129,10 @@ test("initial nodes that have yet to register have their votes, from the first m
     least = Math.min(least, fewest());
     return done;
   };
-  await cluster.until("two are ready", () =>
-    watch(cluster.world.alive.every(({ host }) => host?.ready === true)),
+  await cluster.until(
+    "two are ready",
+    () => watch(cluster.world.alive.every(({ host }) => host?.ready === true)),
+    15_000,
   );
   const end = cluster.world.now + 5_000;
   await cluster.world.run(end, () => watch(false));

@@ -119,6 +119,14 @@ describe("on a server", () => {
       value: "hello",
       variant: "v1",
     });
+    // What JSON cannot write is not seen, and costs no other attribute.
+    const circle: { self?: unknown } = {};
+    circle.self = circle;
+    const odd = { plan: "pro", tier: "beta", circle, id: 1n } as never;
+    expect(await flags.getBooleanDetails("checkout", false, odd)).toMatchObject({
+      value: true,
+      reason: "TARGETING_MATCH",
+    });
   });
 
   test("gives what the platform gives by OFREP, whatever the context", async () => {
