@@ -139,7 +139,7 @@ function attribute(attributes, name) {
 const entities = new Map(Object.entries({ amp: "&", lt: "<", gt: ">", quot: '"', apos: "'" }));
 
 /** Seeds of the simulator that every change passes, in parts that fill what the suites leave free. */
-const seedsEach = 500;
+const seedsEach = 400;
 const simulators = 4;
 
 /** @param {number} part @param {string} log @returns {Promise<Outcome>} */

@@ -174,8 +174,10 @@ async function main(args: readonly string[]): Promise<void> {
   const fatal = (error: Error): void => {
     try {
       log.fatal({ err: error }, "node.fatal");
+      // A file that is not there any more says less than that all of them are not.
+      const { message } = directory.lost() ?? error;
       // Not by process.stderr, which may still hold it when the process is gone.
-      writeSync(2, `conflux: ${error.message}\n`);
+      writeSync(2, `conflux: ${message}\n`);
     } finally {
       // Nothing may be acknowledged any more, and nothing that is open can be trusted to close; also when nobody reads
       // what it says (a full pipe refuses it).

@@ -51,6 +51,8 @@ export interface DataDirectory {
    * on writing into files that were removed, and everything it acknowledges is gone with it. Call once all is open.
    */
   watch(onLost: (error: DataDirectoryError) => void): void;
+  /** The same, looked at now: what may stand behind another error of a file in it. Null: nothing is lost that is watched. */
+  lost(): DataDirectoryError | null;
   /** Lets the next process have it. */
   close(): void;
 }
@@ -92,6 +94,12 @@ export async function openDataDirectory(options: DataDirectoryOptions): Promise<
       );
     const identity: Identity = { ...before, format: dataFormat, boot: before.boot + 1 };
     writeIdentity(path, identity);
+    const names = [lock.path, join(path, "journal"), join(path, "tenants")];
+    const lossOf = (lost: string): DataDirectoryError =>
+      new DataDirectoryError(
+        `Data directory ${path} was removed or replaced while the node ran (${lost} is not what it was): nothing more can be kept; put it back, or start with an empty directory as a new node`,
+      );
+    let inodes = new Map<string, number>();
     let stopWatching = (): void => undefined;
     return {
       path,
@@ -99,16 +107,17 @@ export async function openDataDirectory(options: DataDirectoryOptions): Promise<
       boot: identity.boot,
       disk: identity.disk,
       watch(onLost) {
-        stopWatching = watchPaths(
-          [lock.path, join(path, "journal"), join(path, "tenants")],
-          (lost) => {
-            onLost(
-              new DataDirectoryError(
-                `Data directory ${path} was removed or replaced while the node ran (${lost} is not what it was): nothing more can be kept; put it back, or start with an empty directory as a new node`,
-              ),
-            );
-          },
-        );
+        inodes = new Map(names.map((name) => [name, fs.statSync(name).ino]));
+        stopWatching = watchPaths(inodes, (name) => onLost(lossOf(name)));
+      },
+      lost: () => {
+        try {
+          for (const [name, inode] of inodes)
+            if (fs.statSync(name, { throwIfNoEntry: false })?.ino !== inode) return lossOf(name);
+        } catch {
+          // It cannot be asked.
+        }
+        return null;
       },
       close: () => {
         stopWatching();
@@ -122,13 +131,15 @@ export async function openDataDirectory(options: DataDirectoryOptions): Promise<
 }
 
 /** @returns a function that ends it; it ends by itself with the first loss */
-function watchPaths(paths: readonly string[], onLost: (path: string) => void): () => void {
-  const inodes = paths.map((path) => fs.statSync(path).ino);
+function watchPaths(
+  inodes: ReadonlyMap<string, number>,
+  onLost: (path: string) => void,
+): () => void {
   const timer = setInterval(() => {
-    for (const [at, path] of paths.entries())
+    for (const [path, inode] of inodes)
       fs.stat(path, (error, stats) => {
         // What cannot be asked now is no loss: only a name that leads nowhere, or elsewhere, is.
-        const isGone = error ? error.code === "ENOENT" : stats.ino !== inodes[at];
+        const isGone = error ? error.code === "ENOENT" : stats.ino !== inode;
         if (!isGone || ended) return;
         end();
         onLost(path);

@@ -67,7 +67,11 @@ test.skipIf(!fs.existsSync("/proc/self/fd"))(
     sockets.push(...early);
     for (let n = 0; n < descriptors; n++) sockets.push(await connected(at));
     const held = (): number => fs.readdirSync(`/proc/${node.pid}/fd`).length;
-    for (let n = 0; n < 500 && held() < descriptors; n++) await sleep(20);
+    for (let n = 0; n < 500 && held() < descriptors; n++) {
+      await sleep(20);
+      // A connection that says nothing for ten seconds is closed.
+      if (n % 100 === 0) for (const socket of early) await say(socket, "GET", "/livez");
+    }
     expect(held()).toBeGreaterThanOrEqual(descriptors);
     for (const [n, id] of tenants.entries()) {
       const path = `/v1/tenants/${id}/namespaces/default`;
