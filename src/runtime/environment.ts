@@ -4,6 +4,7 @@
  * the same process: its id, its parent and its standard streams stay. What the operator set wins.
  */
 import process from "node:process";
+import { mallocThresholdBytes, mallocVariable } from "./memory.ts";
 import { bun, runtime, type RuntimeName } from "./runtime.ts";
 
 /** By runtime; the reasons are in docs/adr/0017. */
@@ -16,7 +17,7 @@ export const runtimeVariables: Readonly<Record<RuntimeName, Readonly<Record<stri
   },
   deno: {},
   // Memory of closed environments goes back to the system: memory.ts, which tells Bun and Deno while they run.
-  node: { MALLOC_MMAP_THRESHOLD_: "262144" },
+  node: { [mallocVariable]: String(mallocThresholdBytes) },
 };
 
 /** Bun ends with an error where it does not know an option of its engine, and says that they may change. */

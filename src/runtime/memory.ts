@@ -13,9 +13,10 @@ import { bun, deno } from "./runtime.ts";
 
 // --- closed environments --------------------------------------------------------------------------------------------------
 
-const variable = "MALLOC_MMAP_THRESHOLD_";
+/** What glibc reads when a process begins (mallopt(3)). */
+export const mallocVariable = "MALLOC_MMAP_THRESHOLD_";
 /** Below LMDB's smallest large list, above what a runtime allocates often. */
-const thresholdBytes = 256 * 1024;
+export const mallocThresholdBytes = 256 * 1024;
 /** M_MMAP_THRESHOLD of malloc.h. */
 const parameter = -3;
 const library = "libc.so.6";
@@ -36,7 +37,7 @@ interface DenoFfi {
 
 /** Call before anything large is allocated. Elsewhere than on Linux with glibc it does nothing. */
 export async function holdMallocThreshold(): Promise<void> {
-  if (process.platform !== "linux" || process.env[variable] !== undefined) return;
+  if (process.platform !== "linux" || process.env[mallocVariable] !== undefined) return;
   try {
     if (bun !== undefined) {
       const module = "bun:ffi";
@@ -44,12 +45,12 @@ export async function holdMallocThreshold(): Promise<void> {
       const { symbols } = ffi.dlopen(library, {
         mallopt: { args: ["i32", "i32"], returns: "i32" },
       });
-      symbols.mallopt(parameter, thresholdBytes);
+      symbols.mallopt(parameter, mallocThresholdBytes);
     } else if (deno !== undefined) {
       const { symbols } = (deno as unknown as DenoFfi).dlopen(library, {
         mallopt: { parameters: ["i32", "i32"], result: "i32" },
       });
-      symbols.mallopt(parameter, thresholdBytes);
+      symbols.mallopt(parameter, mallocThresholdBytes);
     }
   } catch {
     // Another C library, whose threshold does not move, or no right to ask: memory is the only price.
